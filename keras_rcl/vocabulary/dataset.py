@@ -1,0 +1,87 @@
+"""Which images, and how they are varied: data sets and augmentation policies as values."""
+
+import dataclasses
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+
+from keras_rcl.vocabulary.word import word
+
+
+@word
+class NoAugmentation:
+    """The image as it is."""
+
+    name: Literal["none"] = "none"
+
+
+@word
+class CropFlip:
+    """Pad by `padding` zeros, crop back to size at a random place, flip left-right half of the time."""
+
+    name: Literal["crop_flip"] = "crop_flip"
+    padding: NonNegativeInt = 4
+    flip: bool = True
+
+
+@word
+class SimCLR:
+    """Random resized crop, flip, colour jitter, greyscale (Chen et al. 2020; Khosla et al. 2020 for the numbers)."""
+
+    name: Literal["simclr"] = "simclr"
+    min_area: Annotated[float, Field(gt=0, le=1)] = 0.2
+    flip: bool = True
+    jitter_probability: Annotated[float, Field(ge=0, le=1)] = 0.8
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.4
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.4
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    greyscale_probability: Annotated[float, Field(ge=0, le=1)] = 0.2
+
+
+@word
+class LayerAugmentation:
+    """Any Keras or KerasCV augmentation layer, by class name and arguments."""
+
+    name: Literal["layer"] = "layer"
+    layer: str
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+
+def _by_name(value: object) -> object:
+    """`"simclr"` is short for `{"name": "simclr"}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Policy = Annotated[
+    Union[NoAugmentation, CropFlip, SimCLR, LayerAugmentation], Field(discriminator="name"), BeforeValidator(_by_name)
+]
+"""An augmentation policy: a name, or a mapping with the name and its arguments."""
+
+
+@word
+class Dataset:
+    """A labelled image data set and its fixed, seeded, stratified parts.
+
+    Fields:
+        name: `digits` (ships with scikit-learn), any TFDS image-classification data set, or `folder`.
+        folder: for `folder`: a folder of images, one sub-folder a class.
+        data_dir: where TFDS finds or puts prepared data sets; `TFDS_DATA_DIR` when not given.
+        image_size: height and width to which images are resized; needed where their sizes differ.
+        validation_fraction: the share of the training images held out to choose checkpoints and settings
+            (0.2 is Cusin's 80/20 split; 0 holds nothing out).
+        test_fraction: the share held out as the test part, where the data set has no test part of its own.
+        limit: at most so many images in each part, with the class balance kept.
+        split_seed: the seed of the parts, apart from the run's own seed, so that runs with other seeds share them.
+        balanced_batches: draw every class equally often in each training batch.
+    """
+
+    name: str = "digits"
+    folder: str | None = None
+    data_dir: str | None = None
+    image_size: PositiveInt | None = None
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    limit: PositiveInt | None = None
+    split_seed: NonNegativeInt = 0
+    balanced_batches: bool = False

@@ -1,0 +1,158 @@
+"""A method is a list of phases. A phase says which parts train, which views are in the batch, which losses are weighed."""
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
+from keras_rcl.vocabulary.network import Part
+from keras_rcl.vocabulary.word import word
+
+Weight = NonNegativeFloat
+Kind = Literal["clean", "augmented", "adversarial"]
+
+
+@word
+class Clean:
+    """The images as they are."""
+
+    kind: Literal["clean"] = "clean"
+
+
+@word
+class Augmented:
+    """A random variation of each image, drawn anew for each view."""
+
+    kind: Literal["augmented"] = "augmented"
+    policy: Policy
+
+
+@word
+class Adversarial:
+    """The images of another view, attacked through the classifier with the network in inference mode."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    attack: Attack
+    of: Clean | Augmented = Clean()
+
+
+View = Annotated[Union[Clean, Augmented, Adversarial], Field(discriminator="kind")]
+
+
+def view_of(policy: Policy) -> Clean | Augmented:
+    """The view that a policy makes: `none` is the clean image."""
+    return Clean() if isinstance(policy, NoAugmentation) else Augmented(policy=policy)
+
+
+@word
+class CrossEntropy:
+    """Cross-entropy of the logits, on the views of one kind, or on all."""
+
+    term: Literal["cross_entropy"] = "cross_entropy"
+    weight: Weight = 1.0
+    on: Kind | None = None
+
+
+@word
+class SupCon:
+    """Supervised contrastive loss over all views (Khosla et al. 2020; CLAF eq. 2).
+
+    `normalized=False` takes the projections before they are brought to unit length, as CLAF's published code does in
+    its first stage.
+    """
+
+    term: Literal["supcon"] = "supcon"
+    weight: Weight = 1.0
+    temperature: PositiveFloat = 0.07
+    reduction: Literal["mean", "sum"] = "mean"
+    normalized: bool = True
+
+
+@word
+class MarginContrastive:
+    """Margin contrastive loss over all views (Wang eq. 4)."""
+
+    term: Literal["margin_contrastive"] = "margin_contrastive"
+    weight: Weight = 1.0
+    positive_margin: float = 0.5
+    negative_margin: float = 0.1
+
+
+@word
+class KLToClean:
+    """KL(p(clean) || p(adversarial)), the regulariser of TRADES: one clean and one adversarial view of each image."""
+
+    term: Literal["kl_to_clean"] = "kl_to_clean"
+    weight: Weight = 6.0
+
+
+Term = Annotated[Union[CrossEntropy, SupCon, MarginContrastive, KLToClean], Field(discriminator="term")]
+
+
+@word
+class Adam:
+    """Adam (Kingma and Ba 2015). `schedule="cosine"` decays the learning rate to 0 over the phase."""
+
+    name: Literal["adam"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: NonNegativeFloat = 0.0
+
+
+@word
+class SGD:
+    """Stochastic gradient descent, with momentum where asked for."""
+
+    name: Literal["sgd"] = "sgd"
+    learning_rate: PositiveFloat = 0.1
+    schedule: Literal["constant", "cosine"] = "constant"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 0.0
+
+
+Optimizer = Annotated[Union[Adam, SGD], Field(discriminator="name")]
+
+
+@word
+class Phase:
+    """One stage of a method.
+
+    Fields:
+        name: what progress bars and TensorBoard call it.
+        epochs: passes over the training images.
+        trains: the parts that move; all else is frozen, BatchNorm statistics included.
+        views: what a batch is made of, V views of each image.
+        terms: the weighted losses, summed.
+        refresh: phases run before each epoch of this one (CLAF's inner classifier epochs).
+        reinitialize: parts drawn anew before the phase starts; as a refresh, before each of its runs.
+        fresh_optimizer: for a refresh: start its optimizer anew at each run, as CLAF's published code does.
+        detach_classifier: the classifier trains, but its gradient stops at the embedding (an online head).
+        frozen_statistics: False lets a frozen encoder's BatchNorm statistics move, as CLAF's published code does.
+    """
+
+    name: str
+    epochs: NonNegativeInt
+    trains: tuple[Part, ...]
+    views: Annotated[tuple[View, ...], Field(min_length=1)]
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    optimizer: Optimizer = Adam()
+    batch_size: PositiveInt = 128
+    refresh: tuple["Phase", ...] = ()
+    reinitialize: tuple[Part, ...] = ()
+    fresh_optimizer: bool = False
+    detach_classifier: bool = False
+    frozen_statistics: bool = True
+
+    def __post_init__(self):
+        kinds = [view.kind for view in self.views]
+        for term in self.terms:
+            if isinstance(term, KLToClean) and sorted(kinds) != ["adversarial", "clean"]:
+                raise ValueError(f"phase {self.name!r}: kl_to_clean needs one clean and one adversarial view")
+            if isinstance(term, CrossEntropy) and term.on is not None and term.on not in kinds:
+                raise ValueError(f"phase {self.name!r}: no {term.on} view for its cross_entropy; it has {kinds}")
+
+    @property
+    def total_epochs(self) -> int:
+        """Passes over the training images, those of the refreshes included."""
+        return self.epochs * (1 + sum(inner.total_epochs for inner in self.refresh))
