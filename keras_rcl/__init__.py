@@ -1,1 +1,47 @@
-"""keras_rcl: robust contrastive learning in Keras 3 on TensorFlow."""
+"""keras_rcl: robust contrastive learning in Keras 3 on TensorFlow.
+
+The public names, imported when they are first asked for, so that `import keras_rcl` costs nothing.
+"""
+
+import importlib
+
+_HOMES = {
+    "keras_rcl.attacks": ("craft",),
+    "keras_rcl.classifier": ("Classifier", "load_classifier"),
+    "keras_rcl.config": ("Experiment", "Evaluation"),
+    "keras_rcl.evaluation.robustness": ("Evaluator", "Survival"),
+    "keras_rcl.experiment": ("attack", "fit", "predict"),
+    "keras_rcl.export": ("export",),
+    "keras_rcl.methods": ("AT", "Baseline", "CLAFS", "VARIANTS"),
+    "keras_rcl.networks.two_headed": ("UnitNorm", "build_network"),
+    "keras_rcl.objectives.classification": ("CrossEntropy", "KLToClean", "cross_entropy", "kl_to_clean"),
+    "keras_rcl.objectives.contrastive": (
+        "MarginContrastive",
+        "SupervisedContrastive",
+        "collapse_value",
+        "margin_contrastive",
+        "supervised_contrastive",
+    ),
+    "keras_rcl.vocabulary.attack": ("BIM", "FGSM", "PGD"),
+    "keras_rcl.vocabulary.dataset": ("Dataset",),
+    "keras_rcl.vocabulary.network": ("Network",),
+    "keras_rcl.vocabulary.threat": ("ThreatModel",),
+    "keras_rcl.vocabulary.word": ("Refused",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'keras_rcl' has no attribute {name!r}")
+    if _HOME_OF[name].split(".")[1] not in ("config", "methods", "vocabulary"):
+        from keras_rcl.runtime import start_tensorflow
+
+        start_tensorflow()
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__():
+    return __all__

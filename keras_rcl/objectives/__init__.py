@@ -1,1 +1,26 @@
-""""""
+"""Objectives: functions over tensors, one value per anchor or image, and thin Keras losses around them."""
+
+from keras_rcl.objectives.classification import CrossEntropy, KLToClean, cross_entropy, kl_to_clean
+from keras_rcl.objectives.contrastive import (
+    MarginContrastive,
+    SupervisedContrastive,
+    collapse_value,
+    has_positive,
+    margin_contrastive,
+    mean_over_anchors,
+    supervised_contrastive,
+)
+
+__all__ = [
+    "CrossEntropy",
+    "KLToClean",
+    "MarginContrastive",
+    "SupervisedContrastive",
+    "collapse_value",
+    "cross_entropy",
+    "has_positive",
+    "kl_to_clean",
+    "margin_contrastive",
+    "mean_over_anchors",
+    "supervised_contrastive",
+]

@@ -1,4 +1,4 @@
-"""Attacks as values: the hyper-parameters of an attack, under the field's names. `keras_rcl.attacks.craft` runs them."""
+"""Attacks as values: their hyper-parameters under the field's names. `keras_rcl.attacks.craft` runs them."""
 
 import dataclasses
 from typing import Annotated, Literal, Union, get_args

@@ -1,4 +1,4 @@
-"""A method is a list of phases. A phase says which parts train, which views are in the batch, which losses are weighed."""
+"""A method is a list of phases: each says which parts train, which views are in the batch, which losses are weighed."""
 
 from typing import Annotated, Literal, Union
 

@@ -4,6 +4,8 @@ The same value serves YAML, Python and tests, and is checked in all three. Being
 argument of a traced function.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import dataclass_transform
 
 from pydantic import ConfigDict, ValidationError
@@ -20,8 +22,10 @@ def word(cls):
     return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
 
 
-def first_line(error: ValidationError) -> str:
-    """All that pydantic found wrong, in one line: `path: what (got value)`."""
+def first_line(error: ValueError) -> str:
+    """All that is wrong, in one line: `path: what (got value)` for what pydantic found, else the error's own text."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     found = []
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"])
@@ -32,3 +36,9 @@ def first_line(error: ValidationError) -> str:
         shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool)) and repr(got) not in message else ""
         found.append(f"{path}: {message}{shown}" if path else f"{message}{shown}")
     return "; ".join(found)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'clafs'?` where a known name is close, else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,5 @@
+"""`python cli.py --help`."""
+
+from keras_rcl.commands import cli
+
+cli()

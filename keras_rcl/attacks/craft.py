@@ -1,0 +1,98 @@
+"""`craft`: the one public verb, used by training and by evaluation alike."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.attacks.gradient_ascent import Crafted, ascend
+from keras_rcl.attacks.surrogates import SURROGATES, unit_gradient
+from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.word import Refused
+
+
+def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -> tf.Tensor:
+    """Adversarial examples of x.
+
+    Args:
+        attack: the hyper-parameters, such as `PGD(epsilon="8/255", num_steps=20)`.
+        logits_fn: any callable, images [N, H, W, C] -> logits [N, K], in inference mode. Its weights do not move.
+        x: float32 images in [0, 1], [N, H, W, C].
+        labels: [N], the true classes; for a targeted attack the classes to reach.
+        seed: an int, or two ints [2]. Each example's random numbers depend on this seed and on its own pixels alone,
+            so that neither its neighbours nor its place in the batch matter.
+
+    Returns:
+        Images [N, H, W, C] within the ball around x and within [0, 1], in the order of x, cut off from any tape.
+
+    Raises:
+        Refused: if x is not a batch of images in [0, 1], or no gradient reaches the pixels.
+    """
+    return craft_and_count(attack, logits_fn, x, labels, seed=seed).images
+
+
+def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -> Crafted:
+    """`craft`, together with each example's share of zero gradients (averaged over steps and restarts)."""
+    x = tf.convert_to_tensor(x, tf.float32)
+    labels = tf.cast(labels, tf.int32)
+    if tf.executing_eagerly():
+        _check(x)
+    surrogate = SURROGATES[attack.loss]
+    direction = -1.0 if attack.targeted else 1.0
+
+    def logits_of(images):
+        return tf.cast(logits_fn(images), tf.float32)
+
+    def loss_fn(images):
+        return direction * surrogate(labels, unit_gradient(logits_of(images)))
+
+    seeds = _example_seeds(x, seed)
+    if attack.num_restarts == 1:
+        return ascend(loss_fn, x, attack, seeds)
+
+    def restart(number, best, best_rank, zeros):
+        crafted = ascend(loss_fn, x, attack, seeds + tf.cast([0, number], tf.int64))
+        logits = logits_of(crafted.images)
+        reached = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
+        fooled = reached if attack.targeted else ~reached
+        # Fooled before not fooled; among equals the higher loss.
+        rank = tf.stack([tf.cast(fooled, tf.float32), direction * surrogate(labels, logits)], axis=1)
+        better = (rank[:, 0] > best_rank[:, 0]) | ((rank[:, 0] == best_rank[:, 0]) & (rank[:, 1] > best_rank[:, 1]))
+        best = tf.where(better[:, None, None, None], crafted.images, best)
+        return number + 1, best, tf.where(better[:, None], rank, best_rank), zeros + crafted.zero_gradients
+
+    nothing = tf.fill([tf.shape(x)[0], 2], -np.inf)
+    _, best, _, zeros = tf.while_loop(
+        lambda number, *_: number < attack.num_restarts,
+        restart,
+        (0, x, nothing, tf.zeros_like(x[:, 0, 0, 0])),
+        maximum_iterations=attack.num_restarts,
+        shape_invariants=(
+            tf.TensorShape([]),
+            x.shape,
+            tf.TensorShape([x.shape[0], 2]),
+            tf.TensorShape([x.shape[0]]),
+        ),
+    )
+    return Crafted(best, zeros / attack.num_restarts)
+
+
+def _example_seeds(x: tf.Tensor, seed) -> tf.Tensor:
+    """[N, 2] stateless seeds, a function of the seed and of each image's own bits: independent of batch and order."""
+    base = tf.cast(tf.reshape(tf.stack([0, seed]) if np.ndim(seed) == 0 else seed, [2]), tf.int64)
+    bits = tf.cast(tf.reshape(tf.bitcast(x, tf.int32), [tf.shape(x)[0], -1]), tf.int64)
+    # A fixed random linear form over the integers modulo 2^64: exact, so the same in whatever order it is summed.
+    form = np.random.default_rng(0).integers(1, 2**62, size=int(np.prod(x.shape[1:])), dtype=np.int64)
+    digest = tf.reduce_sum(bits * form, axis=1)
+    return tf.stack([digest + base[0], tf.zeros_like(digest) + base[1]], axis=1)
+
+
+def _check(x: tf.Tensor) -> None:
+    if x.shape.rank != 4:
+        raise Refused(f"images have shape {tuple(x.shape)}; give a batch [N, H, W, C]")
+    low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x)) if x.shape[0] else 0.0
+    if not (low >= 0 and high <= 1):
+        raise Refused(
+            f"images span [{low:g}, {high:g}]; attacks run in pixels, [0, 1]: "
+            "divide 0-255 by 255, and put mean/std normalisation inside the model"
+        )

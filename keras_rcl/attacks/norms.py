@@ -1,0 +1,60 @@
+"""Ball geometry for L-inf and L2, per example, and the pixel box [0, 1]."""
+
+import tensorflow as tf
+
+from keras_rcl.vocabulary.threat import Norm
+
+
+def length(delta: tf.Tensor, norm: Norm) -> tf.Tensor:
+    """The size of each example's change: [N, ...] -> [N], max |delta_i| (linf) or sqrt(sum delta_i^2) (l2)."""
+    flat = tf.reshape(delta, [tf.shape(delta)[0], -1])
+    if norm == "linf":
+        return tf.reduce_max(tf.abs(flat), axis=1)
+    return tf.norm(flat, axis=1)
+
+
+def steepest_step(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
+    """The direction of unit length that climbs fastest: sign(g) for linf, g / ||g||_2 for l2 (0 where g is 0)."""
+    if norm == "linf":
+        return tf.sign(gradient)
+    # Scaled by its largest entry first, so that a tiny gradient's squares do not underflow.
+    gradient = tf.math.divide_no_nan(gradient, _per_example(length(gradient, "linf"), gradient))
+    return tf.math.divide_no_nan(gradient, _per_example(length(gradient, "l2"), gradient))
+
+
+def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm) -> tf.Tensor:
+    """The nearest point of the ball around x, then of the pixel box; the box never leaves the ball, as x is in it."""
+    if norm == "linf":
+        x_adv = tf.clip_by_value(x_adv, x - epsilon, x + epsilon)
+    else:
+        delta = x_adv - x
+        size = _per_example(length(delta, norm), delta)
+        x_adv = tf.where(size > epsilon, x + delta * tf.math.divide_no_nan(epsilon, size), x_adv)
+    return tf.clip_by_value(x_adv, 0.0, 1.0)
+
+
+def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
+    """A point drawn uniformly from each example's ball, cut to the pixel box.
+
+    Args:
+        x: [N, H, W, C].
+        epsilon: radius in pixels.
+        norm: `linf` or `l2`.
+        seeds: [N, 2], one stateless seed an example. Philox, so that XLA draws the same values.
+    """
+    shape = x.shape[1:]
+
+    def draw(seed):
+        if norm == "linf":
+            return tf.random.stateless_uniform(shape, seed, -1.0, 1.0, alg="philox")
+        direction = tf.random.stateless_normal(shape, seed, alg="philox")
+        radius = tf.random.stateless_uniform([], seed + 1, alg="philox") ** (1 / shape.num_elements())
+        return direction * radius / tf.norm(direction)
+
+    noise = tf.map_fn(draw, seeds, fn_output_signature=tf.float32)
+    return project(x + epsilon * noise, x, epsilon, norm)
+
+
+def _per_example(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """[N] -> [N, 1, 1, 1], to broadcast against `like`."""
+    return tf.reshape(values, [-1] + [1] * (like.shape.rank - 1))

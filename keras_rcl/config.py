@@ -1,0 +1,158 @@
+"""YAML, `--variant` and `--set` -> one validated `Experiment`; and back to YAML."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from keras_rcl.methods import VARIANTS, Method
+from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
+from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.network import Network, Precision
+from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_CONFIG = CONFIGS / "digits.yaml"
+
+
+@word
+class Evaluation:
+    """How a trained classifier is measured.
+
+    Fields:
+        attacks: run on the test part at the end, in the pixel protocol.
+        limit: at most so many test images, with the class balance kept; all where not given.
+        batch_size: images attacked at once; changes speed, never results.
+        validation_attack: its robust accuracy on the validation part, after each epoch of the last phase, chooses the
+            best checkpoint.
+        validation_limit: at most so many validation images for that.
+    """
+
+    attacks: tuple[Attack, ...] = (FGSM(), PGD(num_steps=40))
+    limit: PositiveInt | None = None
+    batch_size: PositiveInt = 250
+    validation_attack: Attack = PGD(num_steps=10)
+    validation_limit: PositiveInt | None = 500
+
+
+@word
+class Experiment:
+    """Everything that a run is, in one value; it is written beside every checkpoint and result.
+
+    Fields:
+        seed: of weights, batches, augmentations and attacks.
+        precision: the dtype policy of training; evaluation and export are float32.
+        jit: compile steps with XLA (pays on a GPU; several times slower on a CPU).
+        compare: variants trained and attacked beside this one, for the table that `fit` prints.
+    """
+
+    method: Method
+    seed: NonNegativeInt = 0
+    dataset: Dataset = Dataset()
+    network: Network = Network()
+    evaluation: Evaluation = Evaluation()
+    precision: Precision = "float32"
+    jit: bool = False
+    compare: tuple[str, ...] = ()
+
+
+_EXPERIMENT = TypeAdapter(Experiment)
+
+
+def load(path: Path | None = None, variant: str | None = None, settings: Iterable[str] = ()) -> Experiment:
+    """Resolve an experiment: the file, then the variant, then the settings; one order, one place.
+
+    Args:
+        path: a YAML file in `configs/` form; `configs/digits.yaml` where not given. Besides the fields of
+            `Experiment` it may hold `variant`, its default, and `methods`, settings for each variant at its scale.
+        variant: a name of `VARIANTS`, in place of the file's.
+        settings: `a.b=value` texts; values are read as YAML.
+
+    Raises:
+        Refused: in one line that names every offending key and value.
+    """
+    source = Path(path or DEFAULT_CONFIG)
+    raw = _read(source)
+    methods = raw.pop("methods", None) or {}
+    chosen = variant or raw.pop("variant", None)
+    raw.pop("variant", None)
+    if not isinstance(methods, dict):
+        raise Refused(f"{source}: methods must map variants to their settings, not {methods!r}")
+    for name in [*methods, *([chosen] if chosen else [])]:
+        if name not in VARIANTS:
+            raise Refused(f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}; see `python cli.py variants`")
+    if "method" not in raw:
+        if not chosen:
+            raise Refused(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
+        raw["method"] = {"name": chosen, **(methods.get(chosen) or {})}
+    elif chosen and raw["method"].get("name") != chosen:
+        raw["method"] = {"name": chosen}
+    for setting in settings:
+        _set(raw, setting)
+    return parse(raw, str(source))
+
+
+def parse(raw: dict[str, Any], source: str) -> Experiment:
+    """Validate a mapping into an `Experiment`; `source` is named in the refusal."""
+    try:
+        return _EXPERIMENT.validate_python(raw)
+    except ValidationError as error:
+        raise Refused(f"{source}: {first_line(error)}") from None
+
+
+def with_variant(experiment: Experiment, path: Path | None, variant: str) -> Experiment:
+    """The same experiment with another variant, at the settings that the file has for it."""
+    return dataclasses.replace(experiment, method=load(path, variant).method)
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The resolved experiment as plain JSON values; `parse` reads it back to an equal one."""
+    return _EXPERIMENT.dump_python(experiment, mode="json")
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """The resolved experiment as YAML, which `load` reads back."""
+    return yaml.safe_dump(to_dict(experiment), sort_keys=False, width=110)
+
+
+def json_schema() -> dict[str, Any]:
+    """For completion in an editor."""
+    return _EXPERIMENT.json_schema()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(p.name for p in CONFIGS.glob("**/*.yaml")))
+        raise Refused(f"no configuration file {str(path)!r}; configs/ holds {shipped}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"cannot read the configuration {str(path)!r}: {error}") from None
+    except yaml.YAMLError as error:
+        raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise Refused(f"{path} holds no mapping of settings; see configs/digits.yaml")
+    return raw
+
+
+def _set(raw: dict[str, Any], setting: str) -> None:
+    """Apply `a.b=value` in place."""
+    path, equals, text = setting.partition("=")
+    if not equals:
+        raise Refused(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise Refused(f"--set {setting!r}: {text!r} is not a YAML value") from None
+    *parents, last = path.strip().split(".")
+    for key in parents:
+        inner = raw.setdefault(key, {})
+        if isinstance(inner, str):  # the short form of a tagged value, such as augmentation: crop_flip
+            inner = raw[key] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise Refused(f"--set {setting!r}: {key!r} has no fields")
+        raw = inner
+    raw[last] = value

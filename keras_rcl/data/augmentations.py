@@ -1,0 +1,236 @@
+"""Augmentation policies: stateless functions of a batch and a seed, with a draw of its own for each image.
+
+The same seed gives the same images, however many run in parallel and on whatever machine.
+"""
+
+import functools
+import importlib
+import inspect
+import math
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, NoAugmentation, Policy, SimCLR
+from keras_rcl.vocabulary.word import Refused
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601, the Y of YIQ
+_RGB_TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+# A rotation of the IQ plane by a, seen from RGB: luma + cos(a) (rgb - luma) + sin(a) (QUARTER_TURN rgb).
+QUARTER_TURN = (np.linalg.inv(_RGB_TO_YIQ) @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ _RGB_TO_YIQ).astype(
+    "float32"
+)
+
+split = tf.random.experimental.stateless_split
+
+
+def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Vary each image of a batch.
+
+    Args:
+        policy: what is drawn.
+        images: float32 [N, H, W, C] in [0, 1], of static shape.
+        seed: int32 [2].
+
+    Returns:
+        float32 [N, H, W, C] in [0, 1].
+
+    Raises:
+        Refused: a `layer` policy whose layer is unknown, takes other arguments, or changes the shape of images.
+    """
+    match policy:
+        case NoAugmentation():
+            return images
+        case CropFlip():
+            return _crop_flip(policy, images, seed)
+        case SimCLR():
+            return _simclr(policy, images, seed)
+        case LayerAugmentation():
+            return _layer(policy, images, seed)
+
+
+def _uniform(seed: tf.Tensor, shape: list[int], low: float = 0.0, high: float = 1.0) -> tf.Tensor:
+    """Uniform draws in [low, high), the same on every device."""
+    return tf.random.stateless_uniform(shape, seed, low, high, alg="philox")
+
+
+def _crop_flip(policy: CropFlip, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Crop the padded images at random places; a flip reads the columns backwards."""
+    count, height, width, _ = images.shape
+    pad, (crop_seed, flip_seed) = policy.padding, tf.unstack(split(seed))
+    offsets = tf.random.stateless_uniform([count, 2], crop_seed, 0, 2 * pad + 1, tf.int32, alg="philox")
+    rows, columns = offsets[:, :1] + tf.range(height), offsets[:, 1:] + tf.range(width)
+    if policy.flip:
+        columns = tf.where(_uniform(flip_seed, [count, 1]) < 0.5, columns[:, ::-1], columns)
+    padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
+    return tf.gather(tf.gather(padded, rows, batch_dims=1), columns, axis=2, batch_dims=1)
+
+
+def _simclr(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Random resized crop, flip, colour jitter, greyscale (Chen et al. 2020, appendix A). Grey images keep their hue."""
+    crop_seed, flip_seed, jitter_seed, grey_seed = tf.unstack(split(seed, num=4))
+    images = _random_resized_crop(images, crop_seed, policy.min_area)
+    if policy.flip:
+        images = _sometimes(0.5, images[:, :, ::-1], images, flip_seed)
+    apply_seed, jitter_seed = tf.unstack(split(jitter_seed))
+    images = _sometimes(policy.jitter_probability, _colour_jitter(policy, images, jitter_seed), images, apply_seed)
+    if images.shape[-1] == 3:
+        grey = tf.broadcast_to(_luma(images), images.shape)
+        images = _sometimes(policy.greyscale_probability, grey, images, grey_seed)
+    return images
+
+
+def _sometimes(probability: float, changed: tf.Tensor, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Take each image from `changed` with a probability, else from `images`."""
+    return tf.where(_uniform(seed, [images.shape[0], 1, 1, 1]) < probability, changed, images)
+
+
+def _random_resized_crop(images: tf.Tensor, seed: tf.Tensor, min_area: float) -> tf.Tensor:
+    """Resize a random box of each image to the image's own size, bilinearly.
+
+    The box has an area in [min_area, 1] and an aspect ratio in [3/4, 4/3], both relative to the image. Where a side would
+    exceed the image it is shortened and the other one lengthened, which keeps the area and moves the ratio toward 1.
+    """
+    count, height, width, _ = images.shape
+    area_seed, ratio_seed, place_seed = tf.unstack(split(seed, num=3))
+    area = _uniform(area_seed, [count], min_area, 1.0)
+    ratio = tf.exp(_uniform(ratio_seed, [count], -math.log(4 / 3), math.log(4 / 3)))
+    box_width = tf.clip_by_value(tf.sqrt(area * ratio), area, 1.0)
+    size = tf.stack([area / box_width, box_width], axis=1)
+    start = _uniform(place_seed, [count, 2]) * (1 - size)
+    boxes = tf.concat([start, start + size], axis=1)
+    return tf.clip_by_value(tf.image.crop_and_resize(images, boxes, tf.range(count), [height, width]), 0.0, 1.0)
+
+
+def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Brightness, contrast, saturation and hue, in this order, each with its own draw for each image."""
+    brightness, contrast, saturation, hue = tf.unstack(split(seed, num=4))
+
+    def factor(draw_seed: tf.Tensor, strength: float) -> tf.Tensor:
+        return _uniform(draw_seed, [images.shape[0], 1, 1, 1], 1 - strength, 1 + strength)
+
+    images = _blend(images, tf.zeros([]), factor(brightness, policy.brightness))
+    mean = tf.reduce_mean(_luma(images), axis=[1, 2], keepdims=True)
+    images = _blend(images, mean, factor(contrast, policy.contrast))
+    if images.shape[-1] == 3:
+        images = _blend(images, _luma(images), factor(saturation, policy.saturation))
+        images = _rotate_hue(images, 2 * math.pi * (factor(hue, policy.hue) - 1))
+    return images
+
+
+def _blend(images: tf.Tensor, other: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """factor * images + (1 - factor) * other, clipped to [0, 1]."""
+    return tf.clip_by_value(factor * images + (1 - factor) * other, 0.0, 1.0)
+
+
+def _rotate_hue(images: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
+    """Rotate the IQ plane of YIQ by an angle [N, 1, 1, 1] for each image; brightness (luma) stays."""
+    luma, turned = _luma(images), tf.einsum("nhwc,dc->nhwd", images, QUARTER_TURN)
+    return tf.clip_by_value(luma + tf.cos(angle) * (images - luma) + tf.sin(angle) * turned, 0.0, 1.0)
+
+
+def _luma(images: tf.Tensor) -> tf.Tensor:
+    """Brightness [N, H, W, 1]; that of a single channel is itself."""
+    return tf.reduce_sum(images * LUMA, axis=-1, keepdims=True) if images.shape[-1] == 3 else images
+
+
+def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Run a Keras or KerasCV layer on one image after another: some draw only once for a whole batch.
+
+    Each image has its own seed. What the layer draws while it is traced comes from that seed, so that it is as
+    reproducible as our own policies although neither library's layers are.
+    """
+    with tf.init_scope():
+        layer, draws = _build(policy)
+
+    @tf.autograph.experimental.do_not_convert
+    def one(element: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        image, image_seed = element
+        try:
+            with draws.seeded(image_seed):
+                changed = layer(image[None], training=True)[0]
+        except Exception as error:  # whatever a third party's layer raises
+            raise Refused(f"augmentation layer {policy.layer}: {_line(error)}; change its arguments") from None
+        if changed.shape != image.shape:
+            shapes = f"{list(image.shape)} to {list(changed.shape)}"
+            raise Refused(f"augmentation layer {policy.layer} changes images from {shapes}: views keep their shape")
+        return tf.clip_by_value(changed, 0.0, 1.0)
+
+    seeds = split(seed, num=images.shape[0])
+    return tf.map_fn(one, (images, seeds), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32))
+
+
+class _Draws:
+    """Stateless stand-in for Keras' SeedGenerator, for tf.random.Generator and for what KerasCV takes from tf.random."""
+
+    @staticmethod
+    def into(layer: keras.layers.Layer) -> "_Draws":
+        """Give a layer and those inside it one stand-in for all their generators."""
+        draws = _Draws()
+        for inner in layer._flatten_layers():
+            if hasattr(inner, "_random_generator"):
+                inner._random_generator = draws
+            for value in vars(inner).values():
+                if isinstance(value, keras.random.SeedGenerator):
+                    value.next = draws.next
+        return draws
+
+    def seeded(self, seed: tf.Tensor):
+        """Context: the n-th draw is that of fold_in(seed, n), also of the ops that KerasCV calls in tf.random."""
+        self._seed, self._count = seed, 0
+        names = ("uniform", "normal", "gamma", "shuffle")
+        return mock.patch.multiple(tf.random, **{name: getattr(self, name) for name in names})
+
+    def next(self, ordered: bool = True) -> tf.Tensor:
+        """The seed of the next draw."""
+        self._count += 1
+        return tf.random.experimental.stateless_fold_in(self._seed, self._count)
+
+    def uniform(self, shape, minval=0, maxval=None, dtype=tf.float32, seed=None, name=None):
+        """As tf.random.uniform."""
+        return tf.random.stateless_uniform(shape, self.next(), minval, maxval, dtype, name, alg="philox")
+
+    def normal(self, shape, mean=0.0, stddev=1.0, dtype=tf.float32, seed=None, name=None):
+        """As tf.random.normal."""
+        return tf.random.stateless_normal(shape, self.next(), mean, stddev, dtype, name, alg="philox")
+
+    def gamma(self, shape, alpha, beta=None, dtype=tf.float32, seed=None, name=None):
+        """As tf.random.gamma."""
+        alpha = tf.convert_to_tensor(alpha, dtype)
+        shape = tf.concat([tf.convert_to_tensor(shape, tf.int32), tf.shape(alpha)], axis=0)
+        return tf.random.stateless_gamma(shape, self.next(), alpha, beta, dtype, name)
+
+    def shuffle(self, value, seed=None, name=None):
+        """As tf.random.shuffle."""
+        return tf.random.experimental.stateless_shuffle(value, self.next(), "philox", name)
+
+
+@functools.lru_cache
+def _build(policy: LayerAugmentation) -> tuple[keras.layers.Layer, _Draws]:
+    """The layer that a policy names, once, and the stand-in it draws from."""
+    kind = _layer_class(policy.layer)
+    arguments = {"dtype": "float32", **policy.arguments}
+    if "value_range" in inspect.signature(kind).parameters:
+        arguments.setdefault("value_range", (0, 1))
+    try:
+        layer = kind(**arguments)
+    except Exception as error:  # whatever a third party's layer raises
+        raise Refused(f"augmentation layer {policy.layer}({policy.arguments}): {_line(error)}") from None
+    return layer, _Draws.into(layer)
+
+
+def _layer_class(name: str) -> type:
+    """The layer class of this name in keras.layers, else in keras_cv.layers."""
+    kind = getattr(keras.layers, name, None) or getattr(importlib.import_module("keras_cv.layers"), name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, keras.layers.Layer)):
+        raise Refused(
+            f"augmentation layer {name!r} is neither in keras.layers nor in keras_cv.layers: name one of them"
+        )
+    return kind
+
+
+def _line(error: Exception) -> str:
+    """What an error says first, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

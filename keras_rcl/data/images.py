@@ -1,0 +1,190 @@
+"""Images from files and arrays, as float32 [N, H, W, C] in [0, 1].
+
+Pixels are the unit everywhere: what is not plainly 8-bit or already in [0, 1] is refused, never guessed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from keras_rcl.vocabulary.word import Refused
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+ARRAY_SUFFIXES = (".npy", ".npz")
+_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP")  # MPO: a JPEG with further pictures behind the first
+_GREYSCALE_MODES = ("1", "L", "LA")
+
+
+def read_images(
+    paths: list[Path], image_shape: tuple[int, int, int], resize: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """Read image files, folders of them (sorted, not recursive) and `.npy` / `.npz` arrays.
+
+    Args:
+        paths: files and folders, in the order of the result.
+        image_shape: (H, W, C) that every image must have; the channels of image files are converted.
+        resize: resize image files of another size (bilinear, antialiased) instead of refusing them.
+
+    Returns:
+        Images float32 [N, H, W, C] in [0, 1], and N names: the path, with `[i]` behind it for arrays.
+
+    Raises:
+        Refused: a missing, empty, corrupt, animated or 16-bit file, or an image of another size.
+    """
+    images, names = [], []
+    for path in _expand(paths):
+        if path.suffix.lower() in ARRAY_SUFFIXES:
+            found = _named(path, check_images, _read_array(path), image_shape)
+            names += [f"{path}[{i}]" for i in range(len(found))]
+        else:
+            found = check_images(_read_one(path, image_shape, resize)[None])
+            names.append(str(path))
+        images.append(found)
+    if not images:
+        raise Refused("no images given: name image files, folders of them, or .npy / .npz arrays")
+    return np.concatenate(images), names
+
+
+def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Refuse what is not a batch of images, and bring the rest to one type.
+
+    Args:
+        images: [N, H, W, C], uint8, or floating point in [0, 1].
+        image_shape: (H, W, C) that the images must have; any when None.
+
+    Returns:
+        The images, float32 [N, H, W, C] in [0, 1].
+
+    Raises:
+        Refused: another rank, shape, type or range, or a value that is not finite.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4:
+        raise Refused(f"images have shape {list(images.shape)}: give [N, H, W, C]")
+    if not images.size:
+        raise Refused(f"images have shape {list(images.shape)}, which is empty: give at least one image")
+    if image_shape is not None and images.shape[1:] != tuple(image_shape):
+        raise Refused(f"images are {_by(images.shape[1:])}, expected {_by(image_shape)}: resize them first")
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise Refused(f"images are {images.dtype}: give floats in [0, 1] or uint8")
+    if not np.isfinite(images).all():
+        raise Refused("images have values that are not finite (NaN or infinity): images are floats in [0, 1] or uint8")
+    lowest, highest = float(images.min()), float(images.max())
+    if highest > 1:
+        cure = "divide by 255" if lowest >= 0 else "give pixels before any mean/std normalisation"
+        raise Refused(f"images have values up to {highest:g}; images are floats in [0, 1] or uint8: {cure}")
+    if lowest < 0:
+        raise Refused(
+            f"images have values down to {lowest:g}; images are floats in [0, 1] or uint8: "
+            "give pixels before any mean/std normalisation"
+        )
+    return images.astype(np.float32)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image file, of which only the header has been read.
+
+    Raises:
+        Refused: a file that is missing, no image, animated, or of more than 8 bits a channel.
+    """
+    try:
+        image = Image.open(path, formats=_FORMATS)
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except FileNotFoundError:
+        raise Refused(f"{path} does not exist") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise Refused(f"{path} is not a readable PNG, JPEG, BMP or WebP image: repair or remove it") from None
+    if frames > 1:
+        raise Refused(f"{path} is animated ({frames} frames): give one image")
+    if image.mode[0] in "IF" or any(";16" in str(tile) for tile in image.tile):
+        raise Refused(f"{path} has more than 8 bits a channel: save it as 8-bit")
+    return image
+
+
+def is_greyscale(image: Image.Image) -> bool:
+    """Whether an opened image is stored without colour (a palette counts as colour)."""
+    return image.mode in _GREYSCALE_MODES
+
+
+def decode(image: Image.Image, path: Path, channels: int) -> np.ndarray:
+    """Decode an opened image to uint8 [H, W, C], C = 1 greyscale or 3 RGB; transparency is dropped.
+
+    Raises:
+        Refused: a truncated or corrupt file, named by `path`.
+    """
+    try:
+        with image:
+            converted = image.convert("RGBA") if image.mode == "P" else image
+            pixels = np.asarray(converted.convert("L" if channels == 1 else "RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise Refused(f"{path} is truncated or corrupt: repair or remove it") from None
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize one image uint8 [H, W, C] to uint8 [height, width, C]: bilinear, antialiased, aspect not kept."""
+    if image.shape[:2] == (height, width):
+        return image
+    plain = image[..., 0] if image.shape[-1] == 1 else image
+    pixels = np.asarray(Image.fromarray(plain).resize((width, height), Image.Resampling.BILINEAR))
+    return pixels.reshape(height, width, image.shape[-1])
+
+
+def _expand(paths: list[Path]) -> list[Path]:
+    """Replace each folder by its image and array files, sorted by name."""
+    files = []
+    for path in (Path(path).expanduser() for path in paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES + ARRAY_SUFFIXES)
+            if not inside:
+                raise Refused(f"{path} holds no PNG, JPEG, BMP, WebP, .npy or .npz file: name another folder")
+            files += inside
+        else:
+            files.append(path)
+    return files
+
+
+def _read_one(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np.ndarray:
+    """One image file as uint8 [H, W, C]."""
+    height, width, channels = image_shape
+    pixels = decode(open_image(path), path, channels)
+    if resize:
+        return resized(pixels, height, width)
+    if pixels.shape[:2] != (height, width):
+        raise Refused(f"{path} is {_by(pixels.shape[:2])}, expected {_by((height, width))}: resize it first")
+    return pixels
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """The array of a `.npy` file; of a `.npz` file `images`, or its only array."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            key = loaded.files[0] if len(loaded.files) == 1 else "images"
+            if key not in loaded.files:
+                raise Refused(f"{path} holds the arrays {loaded.files}: name the images `images`")
+            return loaded[key]
+    except FileNotFoundError:
+        raise Refused(f"{path} does not exist") from None
+    except Refused:
+        raise
+    except Exception:  # np.load raises EOFError, ValueError, BadZipFile, OSError ... on corrupt files
+        raise Refused(f"{path} is not a readable NumPy array (arrays of objects are never loaded)") from None
+
+
+def _named(path: Path, function, *arguments):
+    """Call a function, and put the path before what it refuses."""
+    try:
+        return function(*arguments)
+    except Refused as refused:
+        raise Refused(f"{path}: {refused}") from None
+
+
+def _by(shape) -> str:
+    """A shape as the field writes it: 32x32x3."""
+    return "x".join(str(size) for size in shape)

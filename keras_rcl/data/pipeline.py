@@ -1,0 +1,111 @@
+"""Views asked for by a phase -> batches, as a pure function of (seed, epoch, step)."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.data.augmentations import augment
+from keras_rcl.data.sources import Part
+from keras_rcl.vocabulary.phase import Adversarial, Augmented, View
+from keras_rcl.vocabulary.word import Refused
+
+fold_in, split = tf.random.experimental.stateless_fold_in, tf.random.experimental.stateless_split
+
+
+class Batches:
+    """Batches of views for one phase. Built and traced once; each epoch is another, and depends on nothing but its number.
+
+    Attributes:
+        batch_size: N, at most the number of images.
+        steps_per_epoch: batches an epoch; the remainder of each epoch's permutation is dropped.
+        dataset: one epoch an iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
+            seed int32 [2]). An adversarial view holds the images at which its attack starts; `seed` is for that attack.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        views: tuple[View, ...],
+        batch_size: int,
+        seed: int | tuple[int, ...],
+        *,
+        balanced: bool = False,
+    ):
+        """Build the dataset.
+
+        Args:
+            part: the images to draw from.
+            views: the V views of each image, in order.
+            batch_size: N.
+            seed: one or more non-negative integers.
+            balanced: every class of the part equally often in every batch (up to rounding), cycling through its images.
+
+        Raises:
+            Refused: the part is empty.
+        """
+        if not len(part.labels):
+            raise Refused("no images to make batches of: lower dataset.validation_fraction, or raise dataset.limit")
+        self.batch_size = min(batch_size, len(part.labels))
+        self.steps_per_epoch = len(part.labels) // self.batch_size
+        self._views = tuple(views)
+        self._order = self._balanced_order if balanced else self._shuffled_order
+        self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
+        with tf.device("CPU"):
+            self._images = tf.constant(part.images)
+            self._labels = tf.constant(part.labels, tf.int32)
+            self._epoch = tf.Variable(0, trainable=False, name="epoch")
+        self.dataset = (
+            tf.data.Dataset.from_tensors(0)
+            .flat_map(self._steps)
+            .apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
+            .map(self._batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+    def start_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration of `dataset` gives."""
+        self._epoch.assign(epoch)
+
+    @tf.autograph.experimental.do_not_convert
+    def _steps(self, _) -> tf.data.Dataset:
+        """The indices int32 [N] and the seed int32 [2] of each step of the epoch."""
+        order_seed, steps_seed = tf.unstack(split(fold_in(self._seed, self._epoch.read_value())))
+        used = self.steps_per_epoch * self.batch_size
+        indices = tf.reshape(self._order(order_seed, used), [self.steps_per_epoch, self.batch_size])
+        return (
+            tf.data.Dataset.from_tensor_slices(indices)
+            .enumerate()
+            .map(lambda step, chosen: (chosen, fold_in(steps_seed, tf.cast(step, tf.int32))))
+        )
+
+    def _shuffled_order(self, seed: tf.Tensor, used: int) -> tf.Tensor:
+        """The first `used` of a permutation of all images."""
+        return self._permutation(seed)[:used]
+
+    def _balanced_order(self, seed: tf.Tensor, used: int) -> tf.Tensor:
+        """The classes in turn, each giving the next image of its own permutation, over and over."""
+        permutation_seed, class_seed = tf.unstack(split(seed))
+        permutation = self._permutation(permutation_seed)
+        by_class = tf.gather(permutation, tf.argsort(tf.gather(self._labels, permutation), stable=True))
+        counts = np.unique(self._labels.numpy(), return_counts=True)[1].astype(np.int32)
+        starts = np.cumsum(counts) - counts
+        turn, occurrence = tf.range(used) % len(counts), tf.range(used) // len(counts)
+        classes = tf.gather(tf.random.experimental.stateless_shuffle(tf.range(len(counts)), class_seed), turn)
+        return tf.gather(by_class, tf.gather(starts, classes) + occurrence % tf.gather(counts, classes))
+
+    def _permutation(self, seed: tf.Tensor) -> tf.Tensor:
+        """All image indices, int32, in a random order."""
+        return tf.random.experimental.stateless_shuffle(tf.range(len(self._labels)), seed, alg="philox")
+
+    @tf.autograph.experimental.do_not_convert
+    def _batch(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The element of one step: images [V, N, H, W, C], labels [N], seed [2]."""
+        seeds = tf.unstack(split(seed, num=len(self._views) + 1))
+        clean = tf.cast(tf.gather(self._images, indices), tf.float32) / 255
+        views = [_view(view, clean, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
+        return tf.stack(views), tf.gather(self._labels, indices), seeds[0]
+
+
+def _view(view: View, clean: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """One view, [N, H, W, C], of the clean images [N, H, W, C]."""
+    source = view.of if isinstance(view, Adversarial) else view
+    return augment(source.policy, clean, seed) if isinstance(source, Augmented) else clean

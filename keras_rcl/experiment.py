@@ -1,0 +1,426 @@
+"""The composition point: an `Experiment` becomes network, data, phases, evaluation and record."""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from pydantic import ValidationError
+
+from keras_rcl import config
+from keras_rcl.classifier import Classifier, load_classifier
+from keras_rcl.config import Experiment
+from keras_rcl.data import sources
+from keras_rcl.data.images import read_images
+from keras_rcl.evaluation.record import command_line, make_record, versions
+from keras_rcl.evaluation.robustness import Evaluator, Survival
+from keras_rcl.export import export as write_export
+from keras_rcl.networks.two_headed import build_network
+from keras_rcl.progress import Progress, Silent
+from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
+from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.run_phases import run_phases
+from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
+from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.files import atomic_folder, atomic_path, check_writable, write_json
+from keras_rcl.vocabulary.word import Refused, first_line
+
+PROJECTED_IMAGES = 500
+PICTURED_IMAGES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What `fit` leaves: the record of the test part under attack, and where everything lies."""
+
+    experiment: Experiment
+    record: dict[str, Any]
+    run: Path
+    saved_model: Path
+
+
+def fit(
+    experiment: Experiment,
+    *,
+    name: str | None = None,
+    runs: Path = Path("runs"),
+    saved_models: Path = Path("saved_models"),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train a variant, attack it on the test part, export it.
+
+    Args:
+        experiment: what to do.
+        name: of the run and of its export; `<data set>-<variant>`, numbered where that is taken, if not given.
+        runs: the folder of runs: receives `<name>/` with the resolved config, environment, metrics, checkpoints,
+            TensorBoard and the record.
+        saved_models: the folder of exports: receives `<name>/`.
+        overwrite: replace a run and an export of that name.
+        progress: where progress is shown.
+
+    Raises:
+        Refused: if the data is missing, the name is taken, or a folder cannot be written.
+    """
+    progress = progress or Silent()
+    data = sources.load(experiment.dataset)
+    name = _claim_name(name, f"{experiment.dataset.name}-{experiment.method.name}", (runs, saved_models), overwrite)
+    check_writable(saved_models)
+    network = build(experiment, data)
+    started = time.perf_counter()
+    with atomic_folder(runs / name, overwrite=overwrite) as run:
+        pass
+    run = runs / name
+    write_json(run / "environment.json", environment(experiment))
+    _write_text(run / "config.yaml", config.to_yaml(experiment))
+
+    served = network if experiment.precision == "float32" else build(experiment, data, precision="float32")
+
+    def sync():
+        if served is not network:
+            served.set_weights(network.get_weights())
+
+    evaluation = experiment.evaluation
+    measure = dict(batch_size=evaluation.batch_size, seed=experiment.seed, jit=experiment.jit)
+    with TensorBoardWriter(run) as writer:
+        validation = run_phases(
+            network,
+            experiment.method.phases(),
+            data,
+            run,
+            writer=writer,
+            monitored_attack=evaluation.validation_attack,
+            validate=_validator(served, sync, data, experiment),
+            seed=experiment.seed,
+            precision=experiment.precision,
+            jit=experiment.jit,
+            balanced=experiment.dataset.balanced_batches,
+            progress=progress,
+        )
+        sync()
+        seconds = time.perf_counter() - started
+        test = _limited(data.test, evaluation.limit)
+        evaluator = Evaluator(_logits_of(served), evaluation.attacks, **measure)
+        survival = evaluator(_pixels(test.images), test.labels, progress=progress)
+        record = make_record(
+            survival,
+            model={"name": name, "variant": experiment.method.name, "training_seconds": round(seconds, 1)},
+            data={"name": data.name, "part": "test", "indices": test.indices},
+            seed=experiment.seed,
+        )
+        record["config"] = config.to_dict(experiment)
+        record["validation"] = validation
+        final = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
+        writer.hparams(flatten(config.to_dict(experiment)), {"clean accuracy": survival.clean_accuracy, **final})
+        shown = _limited(data.test, PROJECTED_IMAGES)
+        embeddings = served.predict(_pixels(shown.images), verbose=0)["embedding"]
+        writer.projector(embeddings, shown.labels, data.class_names, _pixels(shown.images))
+    saved = write_export(served, saved_models / name, contract(experiment, data, record), overwrite=overwrite)
+    record["model"]["hash"] = json.loads((saved / "model.json").read_text())["model_hash"]
+    write_json(run / "record.json", record)
+    return Fitted(experiment, record, run, saved)
+
+
+def build(experiment: Experiment, data: sources.ImageData, precision: str | None = None) -> keras.Model:
+    """The experiment's network for its data, freshly initialised from the seed."""
+    mean, std = data.mean_std()
+    return build_network(
+        experiment.network,
+        data.image_shape,
+        data.num_classes,
+        mean=mean,
+        std=std,
+        seed=experiment.seed,
+        precision=precision or experiment.precision,
+    )
+
+
+def contract(experiment: Experiment, data: sources.ImageData, record: dict[str, Any]) -> dict[str, Any]:
+    """What `model.json` says of an export, besides what the export works out itself."""
+    attacks = [view.attack for phase in experiment.method.phases() for view in phase.views if hasattr(view, "attack")]
+    trained_for = {"norm": attacks[-1].norm, "epsilon": attacks[-1].epsilon} if attacks else None
+    return {
+        "name": record["model"]["name"],
+        "variant": experiment.method.name,
+        "data_set": data.name,
+        "class_names": list(data.class_names),
+        "threat_model": trained_for,
+        "config": config.to_dict(experiment),
+        "metrics": {"clean_accuracy": record["clean_accuracy"], "rows": record["rows"]},
+        "versions": versions(),
+    }
+
+
+def attack(
+    path: Path,
+    attacks: Sequence[Attack],
+    *,
+    dataset: dict[str, Any] | None = None,
+    part: str = "test",
+    output_dir: Path | None = None,
+    input_range: str = "0..1",
+    model_output: str | None = None,
+    endpoint: str | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    save_images: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Attack a SavedModel or `.keras` on a data set.
+
+    Args:
+        path: a folder that `export` made, or any SavedModel or `.keras` from images to logits or probabilities.
+        attacks: each is run on every image that the model classifies correctly.
+        dataset: fields of `Dataset`: which images. Without a `name` they change the data set that the model was trained
+            with, which its `model.json` names.
+        part: `test`, `validation` or `train`.
+        output_dir: the folder for the record and the pictures; `attacks/<model>`, numbered, where not given.
+        input_range, model_output, endpoint: of a foreign model, see `load_classifier`.
+        batch_size: images attacked at once.
+        seed: of the attacks.
+        save_images: also write `adversarial.npz`.
+        overwrite: replace the output folder.
+        progress: where progress is shown.
+
+    Returns:
+        The record, and the folder that holds it.
+    """
+    classifier = load_classifier(path, input_range=input_range, output=model_output, endpoint=endpoint)
+    data = sources.load(_dataset_of(classifier, dataset or {}))
+    _check_fit(classifier, data)
+    chosen = getattr(data, part)
+    if not len(chosen.labels):
+        raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
+    default = Path("attacks") / _claim_name(None, path.stem, (Path("attacks"),), False)
+    output_dir = default if output_dir is None else output_dir
+    if output_dir.exists() and not overwrite:
+        raise Refused(f"{output_dir} already exists; choose another --output-dir or give --overwrite")
+    check_writable(output_dir.parent)
+    images = _pixels(chosen.images)
+    evaluator = Evaluator(classifier.logits, attacks, batch_size=min(batch_size, len(images)), seed=seed)
+    survival = evaluator(images, chosen.labels, keep_images=save_images, progress=progress)
+    record = make_record(
+        survival,
+        model={"name": classifier.contract.get("name", path.stem), "hash": classifier.model_hash},
+        data={"name": data.name, "part": part, "indices": chosen.indices},
+        seed=seed,
+    )
+    class_names = classifier.class_names or data.class_names
+    with atomic_folder(output_dir, overwrite=overwrite) as folder:
+        write_json(folder / "record.json", record)
+        _draw(evaluator, survival, images, class_names, record["model"]["name"], folder)
+        if save_images:
+            np.savez_compressed(
+                folder / "adversarial.npz",
+                images=survival.adversarial,
+                labels=survival.labels,
+                indices=chosen.indices,
+                attacks=np.array([describe(word) for word in survival.attacks]),
+            )
+    return record, output_dir
+
+
+def predict(path: Path, inputs: Sequence[Path], *, resize: bool = False, **foreign) -> list[dict[str, Any]]:
+    """Classify image files, folders of them, or arrays: one entry an image, with its class and probability."""
+    classifier = load_classifier(path, **foreign)
+    images, names = read_images(list(inputs), classifier.image_shape, resize=resize)
+    evaluated = [classifier.logits(images[start : start + 250]) for start in range(0, len(images), 250)]
+    probabilities = np.asarray(keras.ops.softmax(keras.ops.concatenate(evaluated, axis=0)))
+    class_names = classifier.class_names or tuple(str(index) for index in range(classifier.num_classes))
+    return [
+        {
+            "image": name,
+            "class": int(row.argmax()),
+            "class_name": class_names[int(row.argmax())],
+            "probability": float(row.max()),
+        }
+        for name, row in zip(names, probabilities, strict=True)
+    ]
+
+
+def export_run(
+    run: Path,
+    *,
+    checkpoint: str = "best",
+    saved_models: Path = Path("saved_models"),
+    name: str | None = None,
+    **options,
+) -> Path:
+    """Export a run's checkpoint (`best`, `last`, or a phase's) as a SavedModel.
+
+    Raises:
+        Refused: if `run` is no run, or holds no such checkpoint.
+    """
+    run = Path(run)
+    if not (run / "config.yaml").is_file():
+        raise Refused(f"{run} is not the folder of a run: it has no config.yaml; give runs/<name>")
+    experiment = config.load(run / "config.yaml")
+    checkpoints = Checkpoints(run / "checkpoints")
+    if checkpoint == "best" and "best" not in checkpoints.names():
+        checkpoint = "last"
+    data = sources.load(experiment.dataset)
+    network = build(experiment, data, precision="float32")
+    checkpoints.load(network, checkpoint)
+    test = _limited(data.test, experiment.evaluation.limit)
+    evaluator = Evaluator(_logits_of(network), (), batch_size=experiment.evaluation.batch_size)
+    name = _claim_name(name, f"{run.name}-{checkpoint}", (saved_models,), options.get("overwrite", False))
+    record = make_record(
+        evaluator(_pixels(test.images), test.labels),
+        model={"name": name, "variant": experiment.method.name, "checkpoint": checkpoint},
+        data={"name": data.name, "part": "test", "indices": test.indices},
+        seed=experiment.seed,
+    )
+    return write_export(network, saved_models / name, contract(experiment, data, record), **options)
+
+
+def environment(experiment: Experiment) -> dict[str, Any]:
+    """Where and from what a run was made."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "command": command_line(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seed": experiment.seed,
+        "commit": commit,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+    }
+
+
+def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
+    """Clean and robust accuracy on the held-out part; none where nothing is held out."""
+    evaluation = experiment.evaluation
+    held_out = _limited(data.validation, evaluation.validation_limit)
+    if not len(held_out.labels):
+        return None
+    evaluator = Evaluator(
+        _logits_of(served),
+        (evaluation.validation_attack,),
+        batch_size=min(evaluation.batch_size, len(held_out.labels)),
+        seed=experiment.seed,
+        jit=experiment.jit,
+    )
+    images = _pixels(held_out.images)
+
+    def validate() -> dict[str, float]:
+        sync()
+        survival = evaluator(images, held_out.labels)
+        return {
+            "clean_accuracy": survival.clean_accuracy,
+            "robust_accuracy": survival.rows()[0]["robust_accuracy"],
+        }
+
+    return validate
+
+
+def _logits_of(network: keras.Model):
+    return lambda x: network(x, training=False)["logits"]
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / 255
+
+
+def _limited(part: sources.Part, limit: int | None) -> sources.Part:
+    return part if limit is None else sources.limit_part(part, limit)
+
+
+def _claim_name(name: str | None, default: str, folders: Sequence[Path], overwrite: bool) -> str:
+    """The name given, refused where it is taken; or the default, numbered where it is taken."""
+    if name is not None:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise Refused(f"name {name!r} must be one plain word; folders go to --output")
+        taken = [str(folder / name) for folder in folders if (folder / name).exists()]
+        if taken and not overwrite:
+            raise Refused(f"{taken[0]} already exists; choose another --name or give --overwrite")
+        return name
+    if overwrite:
+        return default
+    number, candidate = 1, default
+    while any((folder / candidate).exists() for folder in folders):
+        number += 1
+        candidate = f"{default}-{number}"
+    return candidate
+
+
+def _dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
+    """The data set that `fields` name; or the one that the model was trained with, with these fields changed."""
+    if "name" not in fields:
+        settings = classifier.contract.get("config")
+        if settings is None:
+            raise Refused(f"{classifier.path} has no model.json that names its data set; give --dataset")
+        fields = {**settings["dataset"], **fields}
+    try:
+        return Dataset(**fields)
+    except ValidationError as error:
+        raise Refused(f"data set: {first_line(error)}") from None
+
+
+def _check_fit(classifier: Classifier, data: sources.ImageData) -> None:
+    shape = tuple(classifier.image_shape)
+    if any(want is not None and want != have for want, have in zip(shape, data.image_shape, strict=True)):
+        raise Refused(
+            f"{classifier.path} takes images of shape {shape}, but {data.name} has {data.image_shape}; "
+            "give --dataset, or --image-size to resize"
+        )
+    if classifier.num_classes != data.num_classes:
+        raise Refused(
+            f"{classifier.path} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
+            "give the --dataset that it was trained on"
+        )
+
+
+def _draw(
+    evaluator: Evaluator,
+    survival: Survival,
+    images: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+    folder: Path,
+) -> None:
+    """The accuracy-epsilon plot, one a norm, and pictures of the strongest attack."""
+    rows = survival.rows()
+    for norm in dict.fromkeys(row["norm"] for row in rows):
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            if row["norm"] == norm:
+                curve = row["attack"].split(f" {norm}")[0]
+                curves.setdefault(curve, [(0.0, survival.clean_accuracy)]).append(
+                    (row["epsilon"], row["robust_accuracy"])
+                )
+        accuracy_epsilon_plot(curves, folder / f"accuracy_epsilon_{norm}.png", norm=norm, title=title)
+    strongest = int(np.argmin(survival.survived.mean(axis=1)))
+    fell = np.flatnonzero(survival.clean & ~survival.survived[strongest])
+    stood = np.flatnonzero(survival.survived[strongest])
+    chosen = np.concatenate([fell, stood])[:PICTURED_IMAGES]
+    if len(chosen):
+        attack_pictures(
+            images[chosen],
+            evaluator.craft(strongest, images[chosen], survival.labels[chosen]),
+            survival.labels[chosen],
+            survival.clean_predictions[chosen],
+            survival.predictions[strongest][chosen],
+            class_names,
+            folder / "pictures.png",
+            epsilon_text=describe(survival.attacks[strongest]),
+        )
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

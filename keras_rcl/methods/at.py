@@ -1,0 +1,39 @@
+"""Madry adversarial training."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from keras_rcl.vocabulary.attack import PGD, Attack
+from keras_rcl.vocabulary.dataset import CropFlip, Policy
+from keras_rcl.vocabulary.phase import SGD, Adversarial, CrossEntropy, Optimizer, Phase, view_of
+from keras_rcl.vocabulary.word import word
+
+
+@word
+class AT:
+    """Adversarial training (Madry et al. 2018): cross-entropy on PGD examples alone.
+
+    The defaults are the field's for CIFAR-10 and ResNet-18 (Rice et al. 2020): PGD-10 at 8/255 with steps of 2/255,
+    crop and flip, SGD 0.1 with momentum, batch 128.
+    """
+
+    name: Literal["at"] = "at"
+    epochs: NonNegativeInt = 100
+    batch_size: PositiveInt = 128
+    optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
+    augmentation: Policy = CropFlip()
+    attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase(
+                name="adversarial training",
+                epochs=self.epochs,
+                trains=("encoder", "classifier"),
+                views=(Adversarial(attack=self.attack, of=view_of(self.augmentation)),),
+                terms=(CrossEntropy(),),
+                optimizer=self.optimizer,
+                batch_size=self.batch_size,
+            ),
+        )

@@ -1,0 +1,33 @@
+"""The plain classifier."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
+from keras_rcl.vocabulary.phase import Adam, CrossEntropy, Optimizer, Phase, view_of
+from keras_rcl.vocabulary.word import word
+
+
+@word
+class Baseline:
+    """Cross-entropy on clean or augmented images (Wang 2024: Adam 1e-3, batch 128, 10 epochs)."""
+
+    name: Literal["baseline"] = "baseline"
+    epochs: NonNegativeInt = 10
+    batch_size: PositiveInt = 128
+    optimizer: Optimizer = Adam(learning_rate=1e-3)
+    augmentation: Policy = NoAugmentation()
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase(
+                name="train",
+                epochs=self.epochs,
+                trains=("encoder", "classifier"),
+                views=(view_of(self.augmentation),),
+                terms=(CrossEntropy(),),
+                optimizer=self.optimizer,
+                batch_size=self.batch_size,
+            ),
+        )

@@ -1,0 +1,127 @@
+"""CLAF, supervised: adversarial examples as positives of the supervised contrastive loss."""
+
+import dataclasses
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from keras_rcl.vocabulary.attack import PGD, Attack
+from keras_rcl.vocabulary.dataset import Policy, SimCLR
+from keras_rcl.vocabulary.phase import (
+    Adam,
+    Adversarial,
+    Augmented,
+    Clean,
+    CrossEntropy,
+    Optimizer,
+    Phase,
+    SupCon,
+)
+from keras_rcl.vocabulary.word import word
+
+
+@word
+class CLAFS:
+    """Contrastive Learning with Adversarial Features (Rahamim and Naeh 2022, arXiv:2203.08959, Algorithm 1).
+
+    Fields under the paper's hyper-parameters:
+        warmup_epochs, adversarial_epochs, linear_epochs: the three stages, 60 + 140 + 100.
+        inner_epochs: N of Algorithm 1, the classifier's epochs before each epoch of the second stage.
+        temperature: tau of eq. 2 (the value is the authors' code's).
+        attack: how the adversarial positive is crafted, through c(f(x)).
+        optimizer, inner_optimizer, linear_optimizer: of f and g; of c in the second stage; of the final c.
+
+    The paper's ablations, one switch each (the defaults are its Algorithm 1):
+        inner_classifier: c learns from `adversarial` or `natural` images (Table 2).
+        linear_evaluation: the final c learns from `natural` or `adversarial` images (Table 4).
+        inner_start: each epoch c is `continued` or `reinitialized` (Table 5).
+        final_start: the final c is `reinitialized` or `continued` from the inner one (Table 6).
+
+    Where the authors' published code leaves the text, one option each:
+        projection_normalized: False feeds the first stage un-normalised projections.
+        positive_of: the adversarial positive starts from the `clean` image or from a third random `crop`.
+        batchnorm_statistics: of the frozen encoder, `frozen` or `moving` while a classifier trains.
+        inner_optimizer_state: `kept` from epoch to epoch, or `anew`.
+        reduction: of the contrastive loss over anchors, `mean`, or `sum` as eq. 2 has it.
+
+    Ours:
+        head: `inner_epochs` is Algorithm 1; `online` trains c in the same step as f and g, behind a stop-gradient,
+            and drops the inner epochs.
+    """
+
+    name: Literal["clafs"] = "clafs"
+    warmup_epochs: NonNegativeInt = 60
+    adversarial_epochs: NonNegativeInt = 140
+    inner_epochs: NonNegativeInt = 5
+    linear_epochs: NonNegativeInt = 100
+    batch_size: PositiveInt = 256
+    temperature: PositiveFloat = 0.07
+    augmentation: Policy = SimCLR()
+    attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=5)
+    optimizer: Optimizer = Adam(learning_rate=0.05, schedule="cosine")
+    inner_optimizer: Optimizer = Adam(learning_rate=1e-3)
+    linear_optimizer: Optimizer = Adam(learning_rate=1e-3, schedule="cosine")
+
+    inner_classifier: Literal["adversarial", "natural"] = "adversarial"
+    linear_evaluation: Literal["natural", "adversarial"] = "natural"
+    inner_start: Literal["continued", "reinitialized"] = "continued"
+    final_start: Literal["reinitialized", "continued"] = "reinitialized"
+
+    projection_normalized: bool = True
+    positive_of: Literal["clean", "crop"] = "clean"
+    batchnorm_statistics: Literal["frozen", "moving"] = "frozen"
+    inner_optimizer_state: Literal["kept", "anew"] = "kept"
+    reduction: Literal["mean", "sum"] = "mean"
+
+    head: Literal["inner_epochs", "online"] = "inner_epochs"
+
+    def phases(self) -> tuple[Phase, ...]:
+        crop = Augmented(policy=self.augmentation)
+        attacked = Adversarial(attack=self.attack, of=Clean())
+        positive = Adversarial(attack=self.attack, of=crop) if self.positive_of == "crop" else attacked
+        online = self.head == "online"
+        contrast = SupCon(temperature=self.temperature, reduction=self.reduction)
+        features = dict(batch_size=self.batch_size, optimizer=self.optimizer)
+        head = dict(
+            trains=("classifier",),
+            terms=(CrossEntropy(),),
+            batch_size=self.batch_size,
+            frozen_statistics=self.batchnorm_statistics == "frozen",
+        )
+        inner = Phase(
+            name="inner classifier",
+            epochs=self.inner_epochs,
+            views=(attacked if self.inner_classifier == "adversarial" else Clean(),),
+            optimizer=self.inner_optimizer,
+            reinitialize=("classifier",) if self.inner_start == "reinitialized" else (),
+            fresh_optimizer=self.inner_optimizer_state == "anew",
+            **head,
+        )
+        return (
+            Phase(
+                name="warm-up",
+                epochs=self.warmup_epochs,
+                trains=("encoder", "projector"),
+                views=(crop, crop),
+                terms=(dataclasses.replace(contrast, normalized=self.projection_normalized),),
+                **features,
+            ),
+            Phase(
+                name="adversarial positives",
+                epochs=self.adversarial_epochs,
+                trains=("encoder", "projector", "classifier") if online else ("encoder", "projector"),
+                views=(crop, crop, positive),
+                terms=(contrast, CrossEntropy(on="adversarial")) if online else (contrast,),
+                refresh=() if online else (inner,),
+                detach_classifier=online,
+                **features,
+            ),
+            Phase(
+                name="linear evaluation",
+                epochs=self.linear_epochs,
+                views=(attacked if self.linear_evaluation == "adversarial" else Clean(),),
+                optimizer=self.linear_optimizer,
+                reinitialize=("classifier",) if self.final_start == "reinitialized" else (),
+                **head,
+            ),
+        )

@@ -1,0 +1,212 @@
+"""Encoders: normalised image [N, H, W, C] -> embedding [N, E]. Two plain CNNs and one residual block with four tables.
+
+Every stride is taken with a symmetric, explicit padding and every BatchNorm has PyTorch's momentum and epsilon, as in
+the papers' code; `same` padding at stride 2 and Keras' defaults would be other networks.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import keras
+
+from keras_rcl.vocabulary.network import Encoder
+from keras_rcl.vocabulary.word import Refused
+
+SMALLEST_IMAGE = 8
+"""Pixels a side below which three halvings leave nothing to convolve."""
+
+LARGEST_CIFAR_IMAGE = 64
+"""Pixels a side up to which a residual network has the CIFAR stem; larger images get ImageNet's."""
+
+
+def layer_seed(seed: int, name: str) -> int:
+    """The seed of one layer's initialisers: depends on the run's seed and the layer's name, and on nothing else."""
+    return zlib.crc32(f"{seed}/{name}".encode())
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers that every network here is made of, under one dtype policy and one seed.
+
+    Fields:
+        policy: the dtype policy of every layer, given explicitly; the global policy is neither read nor set.
+        seed: the run's seed; each layer's own is `layer_seed(seed, name)`.
+    """
+
+    policy: str = "float32"
+    seed: int = 0
+
+    def conv(self, x, filters: int, kernel: int, stride: int, name: str, *, use_bias: bool = False):
+        """Convolution with symmetric padding of `kernel // 2`, He-normal (He et al. 2015)."""
+        padding = "same" if stride == 1 else "valid"
+        if stride > 1 and kernel > 1:
+            x = keras.layers.ZeroPadding2D(kernel // 2, dtype=self._policy(), name=f"{name}_pad")(x)
+        return keras.layers.Conv2D(
+            filters,
+            kernel,
+            strides=stride,
+            padding=padding,
+            use_bias=use_bias,
+            kernel_initializer=keras.initializers.HeNormal(seed=layer_seed(self.seed, name)),
+            dtype=self._policy(),
+            name=name,
+        )(x)
+
+    def norm(self, x, name: str):
+        """BatchNorm with PyTorch's momentum (0.1 of the new, so 0.9 of the old) and epsilon."""
+        return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=self._policy(), name=name)(x)
+
+    def relu(self, x, name: str):
+        return keras.layers.ReLU(dtype=self._policy(), name=name)(x)
+
+    def dense(self, x, units: int, name: str):
+        """Fully connected layer, He-normal."""
+        return keras.layers.Dense(
+            units,
+            kernel_initializer=keras.initializers.HeNormal(seed=layer_seed(self.seed, name)),
+            dtype=self._policy(),
+            name=name,
+        )(x)
+
+    def add(self, inputs, name: str):
+        return keras.layers.Add(dtype=self._policy(), name=name)(inputs)
+
+    def max_pool(self, x, name: str):
+        """3x3 maximum at stride 2 with symmetric padding (of zeros: its input is not negative after a ReLU)."""
+        x = keras.layers.ZeroPadding2D(1, dtype=self._policy(), name=f"{name}_pad")(x)
+        return keras.layers.MaxPooling2D(3, strides=2, dtype=self._policy(), name=name)(x)
+
+    def average(self, x, name: str):
+        return keras.layers.GlobalAveragePooling2D(dtype=self._policy(), name=name)(x)
+
+    def flatten(self, x, name: str):
+        return keras.layers.Flatten(dtype=self._policy(), name=name)(x)
+
+    def _policy(self) -> keras.DTypePolicy:
+        return keras.DTypePolicy(self.policy)
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A plain CNN: 3x3 convolutions of stride 2 in place of pooling, then fully connected layers.
+
+    Fields:
+        convs: filters of each convolution; each is followed by BatchNorm and ReLU.
+        denses: widths of the fully connected layers; ReLU between them, BatchNorm after the last.
+    """
+
+    convs: tuple[int, ...]
+    denses: tuple[int, ...]
+
+    def __call__(self, layers: Layers, x):
+        for index, filters in enumerate(self.convs, 1):
+            x = layers.conv(x, filters, 3, 2, f"conv{index}", use_bias=True)
+            x = layers.relu(layers.norm(x, f"conv{index}_norm"), f"conv{index}_relu")
+        x = layers.flatten(x, "flatten")
+        *hidden, last = self.denses
+        for index, units in enumerate(hidden, 1):
+            x = layers.relu(layers.dense(x, units, f"dense{index}"), f"dense{index}_relu")
+        return layers.norm(layers.dense(x, last, f"dense{len(self.denses)}"), "embedding_norm")
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A residual network: a stem, stages of residual blocks (the first block of a later stage halves), an average.
+
+    Fields:
+        stem: filters of the stem.
+        widths: filters of each stage.
+        depths: blocks of each stage.
+        bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, four times as wide at their end, in place of two 3x3.
+        preactivation: BatchNorm and ReLU before each convolution (He et al. 2016b, "Identity mappings"), not after.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    stem: int = 64
+    bottleneck: bool = False
+    preactivation: bool = False
+
+    def __call__(self, layers: Layers, x):
+        imagenet = max(x.shape[1:3]) > LARGEST_CIFAR_IMAGE
+        x = layers.conv(x, self.stem, 7, 2, "stem_conv") if imagenet else layers.conv(x, self.stem, 3, 1, "stem_conv")
+        if not self.preactivation:
+            x = layers.relu(layers.norm(x, "stem_norm"), "stem_relu")
+        if imagenet:
+            x = layers.max_pool(x, "stem_pool")
+        for stage, (filters, depth) in enumerate(zip(self.widths, self.depths, strict=True), 1):
+            for block in range(1, depth + 1):
+                stride = 2 if stage > 1 and block == 1 else 1
+                x = self.block(layers, x, filters, stride, f"stage{stage}_block{block}")
+        if self.preactivation:
+            x = layers.relu(layers.norm(x, "final_norm"), "final_relu")
+        return layers.average(x, "average")
+
+    def block(self, layers: Layers, x, filters: int, stride: int, name: str):
+        """shortcut(x) + branch(x), with a 1x1 convolution as the shortcut where the shape changes."""
+        convs = ((filters, 3, stride), (filters, 3, 1))
+        if self.bottleneck:
+            convs = ((filters, 1, 1), (filters, 3, stride), (4 * filters, 1, 1))
+        width = convs[-1][0]
+        reshapes = stride != 1 or x.shape[-1] != width
+
+        def norm_relu(x, index: int):
+            return layers.relu(layers.norm(x, f"{name}_norm{index}"), f"{name}_relu{index}")
+
+        shortcut = x
+        if self.preactivation:
+            x = norm_relu(x, 0)
+        if reshapes:
+            shortcut = layers.conv(x, width, 1, stride, f"{name}_shortcut")
+        if reshapes and not self.preactivation:
+            shortcut = layers.norm(shortcut, f"{name}_shortcut_norm")
+        for index, (filters, kernel, stride) in enumerate(convs):
+            x = norm_relu(x, index) if index else x
+            x = layers.conv(x, filters, kernel, stride, f"{name}_conv{index + 1}")
+        if self.preactivation:
+            return layers.add([shortcut, x], f"{name}_add")
+        x = layers.norm(x, f"{name}_norm{len(convs)}")
+        return layers.relu(layers.add([shortcut, x], f"{name}_add"), f"{name}_relu{len(convs)}")
+
+
+ENCODERS: dict[str, Strided | Residual] = {
+    "small_cnn": Strided(convs=(32, 64), denses=(64,)),
+    "strided_cnn": Strided(convs=(32, 64, 128), denses=(256, 128)),
+    "resnet18": Residual(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2)),
+    "preact_resnet18": Residual(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), preactivation=True),
+    "wide_resnet_28_10": Residual(stem=16, widths=(160, 320, 640), depths=(4, 4, 4), preactivation=True),
+    "resnet50": Residual(widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), bottleneck=True),
+}
+"""`small_cnn`: for 8x8 digits, 64-d. `strided_cnn`: Cusin's, 128-d. `resnet18`, `resnet50`: He et al. 2016, 512-d and
+2048-d. `preact_resnet18`: He et al. 2016b with its closing BatchNorm and ReLU, 512-d. `wide_resnet_28_10`: Zagoruyko
+and Komodakis 2016, without dropout, 640-d."""
+
+
+def build_encoder(
+    name: Encoder, input_shape: Sequence[int], *, seed: int = 0, precision: str = "float32"
+) -> keras.Model:
+    """The functional model `encoder`: normalised image [N, H, W, C] -> embedding [N, E] in the policy's compute dtype.
+
+    Args:
+        name: one of `ENCODERS`.
+        input_shape: (H, W, C).
+        seed: seeds every initialiser; the same seed gives the same weights.
+        precision: the dtype policy of its layers: `float32`, `mixed_float16` or `mixed_bfloat16`.
+
+    Raises:
+        Refused: if there is no such encoder, or the image has not three dimensions or is too small.
+    """
+    if name not in get_args(Encoder):
+        raise Refused(f"unknown encoder {name!r}; choose from {', '.join(get_args(Encoder))}")
+    if len(input_shape) != 3 or None in input_shape:
+        raise Refused(f"image shape {tuple(input_shape)} is not (height, width, channels); give all three")
+    if min(input_shape[:2]) < SMALLEST_IMAGE:
+        height, width = input_shape[:2]
+        raise Refused(
+            f"a {height}x{width} image is too small for {name}; resize it to {SMALLEST_IMAGE}x{SMALLEST_IMAGE} or more"
+        )
+    image = keras.Input(tuple(input_shape), dtype="float32", name="normalized_image")
+    embedding = ENCODERS[name](Layers(policy=precision, seed=seed), image)
+    return keras.Model(image, embedding, name="encoder")

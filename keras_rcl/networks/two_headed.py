@@ -1,0 +1,145 @@
+"""image -> normalize -> encoder -> {embedding, projection, logits}: the network that is trained, attacked, served."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import keras
+from keras import ops
+
+from keras_rcl.networks.backbones import Layers, build_encoder, layer_seed
+from keras_rcl.vocabulary.network import Network, Part, Precision
+from keras_rcl.vocabulary.word import Refused
+
+SMALLEST_NORM = 1e-6
+"""Below this length a projection is scaled by its inverse, not brought to unit length: the gradient stays finite."""
+
+
+@keras.saving.register_keras_serializable(package="keras_rcl")
+class UnitNorm(keras.layers.Layer):
+    """z / max(||z||, SMALLEST_NORM) along the last axis: projection [N, D] of unit Euclidean length."""
+
+    def call(self, z):
+        squared = ops.sum(ops.square(z), axis=-1, keepdims=True)
+        return z / ops.sqrt(ops.maximum(squared, SMALLEST_NORM**2))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def build_network(
+    network: Network,
+    image_shape: Sequence[int],
+    num_classes: int,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+    precision: Precision = "float32",
+) -> keras.Model:
+    """The functional model `two_headed`: image [N, H, W, C] in [0, 1] -> dict of float32 outputs.
+
+    Outputs: `embedding` [N, E] of the encoder, `unnormalized_projection` [N, D] of the projector, `projection` [N, D]
+    the same at unit length, `logits` [N, K] of the classifier on the embedding. They are float32 under every policy:
+    only the encoder computes in half precision. The weights are the same, so they carry over between policies. The
+    model's own `dtype_policy` is `precision`, by which Keras' `compile` knows to scale the loss under mixed_float16;
+    a `.keras` file keeps the policy of every layer but not this one, so set it anew before training a loaded model on.
+
+    Args:
+        network: which encoder, which projection head, which normalisation.
+        image_shape: (H, W, C).
+        num_classes: K.
+        mean: of the training images per channel, pixels in [0, 1]; read under `normalization="mean_std"` only.
+        std: likewise the standard deviation.
+        seed: seeds every initialiser; the same seed gives the same weights.
+        precision: the dtype policy of the encoder.
+
+    Raises:
+        Refused: if the image is too small, `mean` or `std` is missing, has another number of channels or is no
+            deviation, there are no two classes, or the policy is unknown.
+    """
+    if precision not in get_args(Precision):
+        raise Refused(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
+    if num_classes < 2:
+        raise Refused(f"num_classes {num_classes} leaves nothing to classify; give at least 2")
+    encoder = build_encoder(network.encoder, image_shape, seed=seed, precision=precision)
+    width = encoder.output_shape[-1]
+
+    image = keras.Input(tuple(image_shape), dtype="float32", name="image")
+    x = image
+    if network.normalization != "none":
+        mean, std = _channel_statistics(network, image_shape[-1], mean, std)
+        variance = [deviation**2 for deviation in std]
+        x = keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name="normalize")(x)
+    embedding = keras.layers.Activation("linear", dtype="float32", name="embedding")(encoder(x))
+    unnormalized = _projector(network, width, seed)(embedding)
+    model = keras.Model(
+        image,
+        {
+            "embedding": embedding,
+            "unnormalized_projection": unnormalized,
+            "projection": UnitNorm(dtype="float32", name="projection")(unnormalized),
+            "logits": _classifier(width, num_classes, seed)(embedding),
+        },
+        name="two_headed",
+    )
+    model.dtype_policy = keras.DTypePolicy(precision)
+    return model
+
+
+def parts(network: keras.Model) -> dict[Part, keras.Model]:
+    """The parts that phases train and freeze: `encoder`, `projector`, `classifier`."""
+    return {name: network.get_layer(name) for name in get_args(Part)}
+
+
+def reinitialize(part: keras.Model, seed: int) -> None:
+    """Draw a part's weights anew, in place; the result equals the part of a network built with this seed.
+
+    BatchNorm returns to gamma 1, beta 0 and fresh moving statistics.
+
+    Args:
+        part: one of `parts(network)`.
+        seed: seeds the draw.
+    """
+    for layer in part.layers:
+        for variable in layer.weights:
+            initializer = getattr(layer, f"{variable.name}_initializer")
+            config = initializer.get_config()
+            if "seed" in config:
+                initializer = type(initializer).from_config({**config, "seed": layer_seed(seed, layer.name)})
+            variable.assign(initializer(variable.shape, dtype=variable.dtype))
+
+
+def _projector(network: Network, width: int, seed: int) -> keras.Model:
+    """embedding [N, E] -> unnormalised projection [N, D]; the identity where the network has no projection head."""
+    layers = Layers(seed=seed)
+    embedding = keras.Input((width,), dtype="float32", name="embedding")
+    x = embedding
+    if network.projection_dim is None:
+        x = keras.layers.Activation("linear", dtype="float32", name="projection_identity")(x)
+    else:
+        if network.projection_hidden is not None:
+            x = layers.relu(layers.dense(x, network.projection_hidden, "projection_hidden"), "projection_relu")
+        x = layers.dense(x, network.projection_dim, "projection_output")
+    return keras.Model(embedding, x, name="projector")
+
+
+def _classifier(width: int, num_classes: int, seed: int) -> keras.Model:
+    """embedding [N, E] -> logits [N, K], linear."""
+    embedding = keras.Input((width,), dtype="float32", name="embedding")
+    return keras.Model(embedding, Layers(seed=seed).dense(embedding, num_classes, "logits"), name="classifier")
+
+
+def _channel_statistics(network, channels: int, mean, std) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel, as the normalisation says; refused where they do not fit the image."""
+    if network.normalization == "minus1to1":
+        return [0.5] * channels, [0.5] * channels
+    if mean is None or std is None:
+        raise Refused(
+            "normalization mean_std needs mean and std of the training images; give both, or choose minus1to1"
+        )
+    mean, std = [float(value) for value in mean], [float(value) for value in std]
+    if len(mean) != channels or len(std) != channels:
+        raise Refused(f"mean {mean} and std {std} do not fit images of {channels} channels; give one value a channel")
+    if min(std) <= 0:
+        raise Refused(f"std {std} has a channel that never varies; drop the channel or choose minus1to1")
+    return mean, std

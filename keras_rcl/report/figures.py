@@ -1,0 +1,128 @@
+"""Figures of a report: accuracy against epsilon, and what an attack did to some images. PNG, 150 dots an inch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from keras_rcl.training.tensorboard import GAP, picture_grid
+from keras_rcl.vocabulary.files import atomic_path
+from keras_rcl.vocabulary.threat import Norm, format_pixels
+
+WORST_CASE = "worst case"
+"""The name of the curve that is drawn as the verdict: black and thick."""
+
+# Okabe and Ito's colours, told apart by the colour-blind.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+RIGHT, WRONG = "#0072B2", "#D55E00"
+MARKERS = "os^Dv<>"
+COLUMNS = 8
+NAME_LENGTH = 14
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def accuracy_epsilon_plot(
+    curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, *, norm: Norm = "linf", title: str = ""
+) -> None:
+    """Robust accuracy against epsilon, one line an attack; the curve called `worst case` is drawn over the others.
+
+    Args:
+        curves: attack -> (epsilon in pixel units, accuracy in [0, 1]); epsilon 0 is the clean accuracy.
+        path: the PNG to write; its folder is made when absent.
+        norm: the ball's norm; epsilons of `linf` are written as fractions of 255.
+        title: written above.
+
+    Raises:
+        Refused: if the file cannot be written.
+    """
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, points) in enumerate(curves.items()):
+        epsilons, accuracies = zip(*sorted(points), strict=True)
+        if name == WORST_CASE:
+            style = dict(color="black", linewidth=2.2, linestyle="--", zorder=3)
+        else:
+            style = dict(color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], markersize=5)
+        axes.plot(epsilons, 100 * np.asarray(accuracies), label=name, clip_on=False, **style)
+
+    ticks = sorted({epsilon for points in curves.values() for epsilon, _ in points})
+    labels = [format_pixels(tick) if norm == "linf" else f"{tick:g}" for tick in ticks]
+    axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_xlim(0, ticks[-1] or 1)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("$\\epsilon$ ($\\ell_\\infty$)" if norm == "linf" else "$\\epsilon$ ($\\ell_2$)")
+    axes.set_ylabel("robust accuracy (%)")
+    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def attack_pictures(
+    clean: np.ndarray,
+    adversarial: np.ndarray,
+    labels: np.ndarray,
+    clean_predictions: np.ndarray,
+    adversarial_predictions: np.ndarray,
+    class_names: Sequence[str],
+    path: str | Path,
+    *,
+    epsilon_text: str,
+) -> None:
+    """Clean images, adversarial images and amplified perturbations, with the true and the predicted classes above.
+
+    A prediction is blue where it is right, orange where it is wrong.
+
+    Args:
+        clean: [N, H, W, C] in [0, 1].
+        adversarial: [N, H, W, C] in [0, 1], of the same images.
+        labels: true classes, integers [N].
+        clean_predictions: classes of the clean images, integers [N].
+        adversarial_predictions: classes of the adversarial images, integers [N].
+        class_names: name of each class.
+        path: the PNG to write; its folder is made when absent.
+        epsilon_text: the attack, for the title, such as `PGD-40 linf 8/255`.
+
+    Raises:
+        Refused: if the file cannot be written.
+    """
+    starts = range(0, len(clean), COLUMNS)
+    columns = max(min(len(clean), COLUMNS), 4)  # room for the title
+    figure = Figure(figsize=(1.1 + 1.05 * columns, 0.4 + 3.75 * len(starts)), layout="constrained")
+    figure.suptitle(epsilon_text, fontsize=10, parse_math=False)
+    for start, axes in zip(starts, figure.subplots(len(starts), squeeze=False).flat, strict=True):
+        chosen = slice(start, start + COLUMNS)
+        grid = picture_grid(clean[chosen], adversarial[chosen], columns=COLUMNS)
+        tile_height, tile_width = (grid.shape[0] + GAP) / 3, (grid.shape[1] + GAP) / len(clean[chosen])
+        axes.imshow(grid, interpolation="nearest")
+        axes.set_xlim(-0.5, tile_width * columns - GAP - 0.5)
+        axes.set_yticks(tile_height * (np.arange(3) + 0.5), ["clean", "adversarial", "perturbation"], fontsize=8)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        predicted = zip(labels[chosen], clean_predictions[chosen], adversarial_predictions[chosen], strict=True)
+        for column, (label, before, after) in enumerate(predicted):
+            lines = (("true", label, "black"), ("clean", before, None), ("adv.", after, None))
+            for row, (head, value, colour) in enumerate(lines):
+                axes.annotate(
+                    f"{head} {_short(class_names[value])}",
+                    (tile_width * (column + 0.5), 0),
+                    xytext=(0, 4 + 9 * (2 - row)),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=6.5,
+                    color=colour or (RIGHT if value == label else WRONG),
+                    parse_math=False,
+                )
+    _save(figure, path)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"

@@ -1,0 +1,40 @@
+"""Weights on disk: written whole or not at all."""
+
+from pathlib import Path
+
+import keras
+
+from keras_rcl.vocabulary.files import atomic_path
+from keras_rcl.vocabulary.word import Refused, did_you_mean
+
+
+class Checkpoints:
+    """The named checkpoints of one run: one a phase, `last`, and `best` by robust accuracy on the held-out part."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.weights.h5"
+
+    def save(self, network: keras.Model, name: str) -> None:
+        """Write the network's weights and statistics under a name, replacing what stood there only when complete."""
+        with atomic_path(self.path(name)) as temporary:
+            network.save_weights(temporary)
+
+    def names(self) -> list[str]:
+        return sorted(path.name.removesuffix(".weights.h5") for path in self.folder.glob("*.weights.h5"))
+
+    def load(self, network: keras.Model, name: str) -> None:
+        """Read weights into a network of the same architecture.
+
+        Raises:
+            Refused: if there is no such checkpoint, or it does not fit or cannot be read.
+        """
+        if name not in self.names():
+            held = ", ".join(self.names()) or "none"
+            raise Refused(f"no checkpoint {name!r} in {self.folder}{did_you_mean(name, self.names())}; it holds {held}")
+        try:
+            network.load_weights(self.path(name))
+        except (OSError, ValueError, KeyError) as error:
+            raise Refused(f"checkpoint {self.path(name)} cannot be read: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,102 @@
+"""Term word -> function over the stacked outputs: what a phase weighs."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_rcl.objectives.classification import cross_entropy, kl_to_clean
+from keras_rcl.objectives.contrastive import (
+    collapse_value,
+    has_positive,
+    margin_contrastive,
+    mean_over_anchors,
+    supervised_contrastive,
+)
+from keras_rcl.vocabulary.phase import CrossEntropy, KLToClean, MarginContrastive, Phase, SupCon, Term
+
+
+class Batch(NamedTuple):
+    """The outputs of one forward pass over V views of N images, stacked view by view.
+
+    labels: [V * N]; outputs: each [V * N, ...]; kinds: the kind of each of the V views.
+    """
+
+    labels: object
+    outputs: dict
+    kinds: tuple[str, ...]
+
+    def view(self, name: str, kind: str):
+        """The output `name` on the views of one kind: [number of such views * N, ...]."""
+        stacked = self.labels if name == "labels" else self.outputs[name]
+        views = ops.split(stacked, len(self.kinds), axis=0)
+        return ops.concatenate([v for v, k in zip(views, self.kinds, strict=True) if k == kind], axis=0)
+
+
+def _cross_entropy(term: CrossEntropy, batch: Batch):
+    if term.on is None:
+        return ops.mean(cross_entropy(batch.labels, batch.outputs["logits"]))
+    return ops.mean(cross_entropy(batch.view("labels", term.on), batch.view("logits", term.on)))
+
+
+def _supcon(term: SupCon, batch: Batch):
+    projection = batch.outputs["projection" if term.normalized else "unnormalized_projection"]
+    values = supervised_contrastive(batch.labels, projection, temperature=term.temperature)
+    return ops.sum(values) if term.reduction == "sum" else mean_over_anchors(values, batch.labels)
+
+
+def _margin_contrastive(term: MarginContrastive, batch: Batch):
+    return ops.mean(
+        margin_contrastive(
+            batch.labels,
+            batch.outputs["projection"],
+            positive_margin=term.positive_margin,
+            negative_margin=term.negative_margin,
+        )
+    )
+
+
+def _kl_to_clean(term: KLToClean, batch: Batch):
+    return ops.mean(kl_to_clean(batch.view("logits", "clean"), batch.view("logits", "adversarial")))
+
+
+TERMS: dict[str, Callable[[Term, Batch], object]] = {
+    "cross_entropy": _cross_entropy,
+    "supcon": _supcon,
+    "margin_contrastive": _margin_contrastive,
+    "kl_to_clean": _kl_to_clean,
+}
+
+
+def term_names(phase: Phase) -> tuple[str, ...]:
+    """What each term is called in logs: its own name, with the view it is on where it is on one."""
+    return tuple(
+        f"{term.term}_{term.on}" if isinstance(term, CrossEntropy) and term.on else term.term for term in phase.terms
+    )
+
+
+def evaluate_terms(phase: Phase, batch: Batch) -> dict[str, keras.KerasTensor]:
+    """Each term's value, unweighted, under its name."""
+    return {name: TERMS[term.term](term, batch) for name, term in zip(term_names(phase), phase.terms, strict=True)}
+
+
+def weigh(phase: Phase, values: dict):
+    """The total loss: sum of weight * value."""
+    return sum(term.weight * values[name] for name, term in zip(term_names(phase), phase.terms, strict=True))
+
+
+def is_contrastive(phase: Phase) -> bool:
+    """Whether any of the terms compares projections."""
+    return any(isinstance(term, (SupCon, MarginContrastive)) for term in phase.terms)
+
+
+def share_without_positives(labels):
+    """The share of anchors that have no positive in the batch."""
+    return 1.0 - ops.mean(ops.cast(has_positive(labels), "float32"))
+
+
+def phase_collapse_value(phase: Phase, batch_size: int) -> float:
+    """ln(V * N - 1): a SupCon that sits here has collapsed embeddings."""
+    return collapse_value(max(2, len(phase.views) * batch_size)) if is_contrastive(phase) else math.nan

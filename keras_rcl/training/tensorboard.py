@@ -1,0 +1,178 @@
+"""What a run leaves for TensorBoard: scalars, picture grids, texts, hyper-parameters, the embedding projector."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tensorboard.plugins import projector
+from tensorboard.plugins.hparams import api as hparams_api
+
+from keras_rcl.vocabulary.files import atomic_path
+from keras_rcl.vocabulary.word import Refused
+
+Scalar = bool | int | float | str
+
+TILE = 48
+"""The least side of a tile in a picture grid, in screen pixels."""
+GAP = 2
+"""The white line between two tiles, in screen pixels."""
+SPRITE_SIDE = 8192
+"""The largest sprite that the projector's WebGL takes, in screen pixels a side."""
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, C] in [0, 1], C = 1 or 3, as uint8 RGB [N, H, W, 3].
+
+    Raises:
+        Refused: if C is neither 1 nor 3.
+    """
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise Refused(f"images of shape {images.shape} cannot be shown; they must be [N, H, W, 1] or [N, H, W, 3]")
+    pixels = np.round(np.clip(images, 0.0, 1.0) * 255).astype(np.uint8)
+    return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
+
+
+def amplify(perturbation: np.ndarray) -> np.ndarray:
+    """A perturbation [N, H, W, C] made visible: grey where it is 0, black and white at each image's own extreme."""
+    extreme = np.abs(perturbation).max(axis=(1, 2, 3), keepdims=True)
+    return 0.5 + perturbation / np.where(extreme > 0, 2 * extreme, 1.0)
+
+
+def picture_grid(
+    clean: np.ndarray, adversarial: np.ndarray, *, columns: int = 8, scale: int | None = None
+) -> np.ndarray:
+    """Clean images, their adversarial versions and the amplified perturbations, one below the other.
+
+    Args:
+        clean: [N, H, W, C] in [0, 1].
+        adversarial: [N, H, W, C] in [0, 1], of the same images.
+        columns: images side by side; more images follow below, three rows each time.
+        scale: screen pixels a pixel, nearest-neighbour; the least that makes a tile 48 wide and high when not given.
+
+    Returns:
+        uint8 RGB [h, w, 3], white between the tiles.
+
+    Raises:
+        Refused: if C is neither 1 nor 3.
+    """
+    count, height, width, _ = clean.shape
+    columns = min(columns, count)
+    blocks = -(-count // columns)
+    scale = scale or max(1, -(-TILE // min(height, width)))
+    rows = np.stack([to_rgb(clean), to_rgb(adversarial), to_rgb(amplify(adversarial - clean))])
+    tiles = rows.repeat(scale, axis=2).repeat(scale, axis=3)  # [3, N, H', W', 3]
+    missing = blocks * columns - count
+    tiles = np.pad(tiles, ((0, 0), (0, missing), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
+    tiles[:, count:] = 255
+    _, _, height, width, _ = tiles.shape
+    grid = tiles.reshape(3, blocks, columns, height, width, 3).transpose(1, 0, 3, 2, 4, 5)
+    return grid.reshape(blocks * 3 * height, columns * width, 3)[:-GAP, :-GAP]
+
+
+def flatten(config: Mapping) -> dict[str, Scalar]:
+    """A nested configuration as hyper-parameters: dotted names; lists and nulls as JSON.
+
+    >>> flatten({"method": {"name": "clafs", "views": [1, 2]}, "seed": 0})
+    {'method.name': 'clafs', 'method.views': '[1, 2]', 'seed': 0}
+    """
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": scalar for inner, scalar in flatten(value).items()}
+        else:
+            flat[name] = value if isinstance(value, Scalar) else json.dumps(value)
+    return flat
+
+
+class TensorBoardWriter:
+    """Writes a run's event file and projector to `folder/tensorboard`; to be closed, or used in a `with`.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder) / "tensorboard"
+        self._writer = tf.summary.create_file_writer(str(self.folder), flush_millis=10_000)
+
+    def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
+        """One value for each curve `phase/name`."""
+        with self._writer.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(f"{phase}/{name}", float(value))
+
+    def images(self, phase: str, name: str, grid: np.ndarray, step: int) -> None:
+        """A picture `phase/name`: uint8 RGB [h, w, 3]."""
+        with self._writer.as_default(step=step):
+            tf.summary.image(f"{phase}/{name}", grid[None])
+
+    def text(self, name: str, markdown: str) -> None:
+        """A page in the Text tab."""
+        with self._writer.as_default(step=0):
+            tf.summary.text(name, markdown)
+
+    def hparams(self, hparams: Mapping[str, Scalar], metrics: Mapping[str, float]) -> None:
+        """The run's row in the HParams tab: its hyper-parameters and, as curves `final/name`, its final metrics.
+
+        No experiment summary is written: TensorBoard takes only one for a whole log folder, and without it shows the
+        hyper-parameters of every variant.
+        """
+        with self._writer.as_default(step=0):
+            hparams_api.hparams(dict(hparams))
+        self.scalars("final", metrics, step=0)
+
+    def projector(
+        self, embeddings: np.ndarray, labels: np.ndarray, class_names: Sequence[str], images: np.ndarray
+    ) -> None:
+        """The Projector tab: points coloured by label and drawn as their images.
+
+        The metadata has the class name, which TensorBoard offers as a colour up to 50 classes, and the class number,
+        which it offers always.
+
+        Args:
+            embeddings: [N, E].
+            labels: integers [N].
+            class_names: name of each class.
+            images: [N, H, W, C] in [0, 1], thinned out where their sprite would be too large to be shown.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.folder / "embeddings.tsv") as path:
+            np.savetxt(path, embeddings, fmt="%.6g", delimiter="\t")
+        rows = [f"{' '.join(class_names[label].split())}\t{label}" for label in labels]
+        with atomic_path(self.folder / "metadata.tsv") as path:
+            path.write_text("\n".join(["label\tclass", *rows]) + "\n", encoding="utf-8")
+        pixels, height, width = _sprite(images)
+        with atomic_path(self.folder / "sprite.png") as path:
+            Image.fromarray(pixels).save(path)
+
+        config = projector.ProjectorConfig()
+        entry = config.embeddings.add(tensor_name="embeddings", tensor_path="embeddings.tsv")
+        entry.tensor_shape.extend(embeddings.shape)
+        entry.metadata_path = "metadata.tsv"
+        entry.sprite.image_path = "sprite.png"
+        entry.sprite.single_image_dim.extend([width, height])
+        projector.visualize_embeddings(str(self.folder), config)
+
+    def close(self) -> None:
+        """Write what is still held back, and close the event file."""
+        self._writer.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def _sprite(images: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Images [N, H, W, C] row by row in a square of squares: uint8 RGB, with the height and width of one of them."""
+    side = int(np.ceil(np.sqrt(len(images))))
+    stride = -(-side * max(images.shape[1:3]) // SPRITE_SIDE)
+    tiles = to_rgb(images[:, ::stride, ::stride])
+    count, height, width, _ = tiles.shape
+    tiles = np.pad(tiles, ((0, side * side - count), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    square = tiles.reshape(side, side, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return square.reshape(side * height, side * width, 3), height, width

@@ -1,0 +1,206 @@
+"""The contrastive objectives against the papers' loops, and the properties that the equations promise."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import objectives as reference
+
+from keras_rcl.objectives import (
+    MarginContrastive,
+    SupervisedContrastive,
+    collapse_value,
+    has_positive,
+    margin_contrastive,
+    mean_over_anchors,
+    supervised_contrastive,
+)
+from keras_rcl.vocabulary.word import Refused
+
+TEMPERATURES = (0.01, 0.07, 0.1, 1.0)
+quick = settings(deadline=None, max_examples=30, derandomize=True, database=None)
+
+
+def unit(rng, *shape):
+    """Float32 rows of unit length."""
+    z = rng.normal(size=shape)
+    return (z / np.linalg.norm(z, axis=-1, keepdims=True)).astype("float32")
+
+
+@st.composite
+def batches(draw):
+    """Labels [M] and unit projections [M, D]: with one class to one an anchor, and with duplicated rows."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    num_anchors = draw(st.integers(1, 14))
+    labels = rng.integers(0, draw(st.integers(1, num_anchors)), num_anchors)
+    projection = unit(rng, num_anchors, draw(st.sampled_from((1, 3, 16))))
+    duplicated = draw(st.integers(0, num_anchors - 1))
+    projection[:duplicated] = projection[duplicated]
+    return labels, projection
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(np.array(actual), expected, rtol=1e-6, atol=1e-6)
+
+
+def gradient(loss, projection):
+    z = tf.constant(projection)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        value = loss(z)
+    return tape.gradient(value, z).numpy()
+
+
+@quick
+@given(batches(), st.sampled_from(TEMPERATURES))
+def test_supcon_is_the_papers_loop(batch, temperature):
+    labels, projection = batch
+    values = supervised_contrastive(labels, projection, temperature=temperature)
+    close(values, reference.supcon(labels, projection, temperature))
+    close(mean_over_anchors(values, labels), reference.supcon_mean(labels, projection, temperature))
+
+
+@quick
+@given(batches(), st.sampled_from(((0.5, 0.1), (0.9, -0.3), (1.0, 0.0))))
+def test_margin_is_the_papers_loop(batch, margins):
+    labels, projection = batch
+    values = margin_contrastive(labels, projection, positive_margin=margins[0], negative_margin=margins[1])
+    close(values, reference.margin(labels, projection, *margins))
+
+
+@quick
+@given(batches(), st.randoms(use_true_random=False))
+def test_order_of_the_batch_does_not_matter(batch, random):
+    labels, projection = batch
+    order = list(range(len(labels)))
+    random.shuffle(order)
+    for objective in (lambda y, z: supervised_contrastive(y, z, temperature=0.1), margin_contrastive):
+        np.testing.assert_allclose(
+            np.array(objective(labels, projection))[order], objective(labels[order], projection[order]), atol=1e-5
+        )
+
+
+@quick
+@given(batches(), st.sampled_from(TEMPERATURES))
+def test_gradients_are_finite(batch, temperature):
+    labels, projection = batch
+    for dtype in ("float32", "float16"):
+        z = projection.astype(dtype)
+        supcon = gradient(lambda z: tf.reduce_sum(supervised_contrastive(labels, z, temperature=temperature)), z)
+        margin = gradient(lambda z: tf.reduce_sum(margin_contrastive(labels, z)), z)
+        assert supcon.dtype == margin.dtype == dtype
+        assert np.isfinite(supcon).all() and np.isfinite(margin).all()
+
+
+@pytest.mark.parametrize("num_anchors", [2, 3, 50])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_equal_embeddings_have_the_collapse_value(num_anchors, temperature):
+    projection = np.tile(unit(np.random.default_rng(0), 1, 8), (num_anchors, 1))
+    values = supervised_contrastive(np.zeros(num_anchors, int), projection, temperature=temperature)
+    np.testing.assert_allclose(values, math.log(num_anchors - 1), rtol=1e-6)
+    assert collapse_value(num_anchors) == math.log(num_anchors - 1)
+
+
+@pytest.mark.parametrize("num_anchors", [1, 2, 7])
+def test_batch_without_any_positive_is_zero_with_zero_gradient(num_anchors):
+    labels, projection = np.arange(num_anchors), unit(np.random.default_rng(1), num_anchors, 4)
+    slope = gradient(
+        lambda z: mean_over_anchors(supervised_contrastive(labels, z, temperature=0.07), labels), projection
+    )
+    assert not slope.any()
+    loss = SupervisedContrastive(temperature=0.07)
+    assert float(loss(labels, projection)) == 0.0
+    assert not gradient(lambda z: loss(labels, z), projection).any()
+    assert not np.array(has_positive(labels)).any()
+
+
+def test_perfectly_separated_batch_is_the_best_there_is():
+    """Two classes at opposite poles: the loss of each anchor is ln(|P|) in the limit of a low temperature."""
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    projection = np.where(labels[:, None] == 0, 1.0, -1.0).astype("float32")
+    np.testing.assert_allclose(supervised_contrastive(labels, projection, temperature=0.01), math.log(2), rtol=1e-6)
+    np.testing.assert_array_equal(margin_contrastive(labels, projection), 0.0)
+
+
+def test_anchor_without_positive_leaves_supcon_and_stays_in_margin():
+    labels, projection = np.array([0, 0, 1]), np.ones((3, 1), "float32")
+    np.testing.assert_array_equal(has_positive(labels), [True, True, False])
+    supcon = supervised_contrastive(labels, projection, temperature=1.0)
+    close(supcon, [math.log(2), math.log(2), 0.0])
+    close(mean_over_anchors(supcon, labels), math.log(2))
+    close(margin_contrastive(labels, projection), [0.9, 0.9, 0.9])
+
+
+def test_half_precision_projection_is_computed_in_float32():
+    rng = np.random.default_rng(2)
+    labels, projection = rng.integers(0, 3, 12), unit(rng, 12, 8).astype("float16")
+    values = supervised_contrastive(labels, projection, temperature=0.01)
+    assert values.dtype == margin_contrastive(labels, projection).dtype == "float32"
+    close(values, reference.supcon(labels, projection, 0.01))
+
+
+@pytest.mark.parametrize("labels", [np.array([0, 1, 0, 1, 2], dtype) for dtype in ("int32", "int64", "uint8")])
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("num_views", [None, 1, 2, 3])
+def test_loss_classes_take_views_and_equal_the_functions(labels, column, num_views):
+    shape = (5, 6) if num_views is None else (5, num_views, 6)
+    projection = unit(np.random.default_rng(3), *shape)
+    y_true = labels[:, None] if column else labels
+    stacked, repeated = projection.reshape(-1, 6), np.repeat(labels, num_views or 1)
+    supcon = reference.supcon(repeated, stacked, 0.1)
+    margin = reference.margin(repeated, stacked, 0.5, 0.1)
+    close(SupervisedContrastive(0.1)(y_true, projection), reference.supcon_mean(repeated, stacked, 0.1))
+    close(SupervisedContrastive(0.1, reduction="sum")(y_true, projection), supcon.sum())
+    close(MarginContrastive()(y_true, projection), margin.mean())
+    close(MarginContrastive(reduction="sum")(y_true, projection), margin.sum())
+    close(SupervisedContrastive(0.1, reduction=None)(y_true, projection), supcon.reshape(5, -1).mean(axis=1))
+
+
+@pytest.mark.parametrize("loss", [SupervisedContrastive(0.2, "sum", "one"), MarginContrastive(0.4, 0.2, "sum", "two")])
+def test_loss_classes_survive_serialisation(loss):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(again) is type(loss) and again.get_config() == loss.get_config()
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("loss", [SupervisedContrastive(0.01), MarginContrastive()])
+def test_anybodys_model_trains_on_them(precision, loss):
+    """`compile(loss=...)` on a model whose projections come in half precision: the weights move and stay finite.
+
+    At temperature 0.01 the first scaled gradients overflow float16; Keras skips those steps and halves the scale.
+    """
+    keras.utils.set_random_seed(0)
+    policy = keras.DTypePolicy(precision)
+    image = keras.Input((4,))
+    model = keras.Model(image, keras.layers.Dense(3, activation="tanh", dtype=policy)(image))
+    model.dtype_policy = policy
+    model.compile(keras.optimizers.SGD(0.01), loss=loss, jit_compile=False)
+    assert model.output.dtype == policy.compute_dtype
+    before = model.get_weights()[0]
+    rng = np.random.default_rng(0)
+    history = model.fit(rng.normal(size=(16, 4)), rng.integers(0, 3, 16), batch_size=8, epochs=5, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert np.isfinite(model.get_weights()[0]).all() and (model.get_weights()[0] != before).any()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan")])
+def test_temperature_is_refused(temperature):
+    with pytest.raises(Refused, match=f"temperature {temperature} is not positive"):
+        SupervisedContrastive(temperature)
+    with pytest.raises(Refused, match=f"temperature {temperature} is not positive"):
+        supervised_contrastive(np.zeros(2, int), np.ones((2, 2)), temperature=temperature)
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(Refused, match=r"\(2, 3, 4\) are not \[M, D\]"):
+        margin_contrastive(np.zeros(2, int), np.ones((2, 3, 4)))
+    with pytest.raises(Refused, match=r"labels of shape \(2, 1\) are not \[M\]"):
+        supervised_contrastive(np.zeros((2, 1), int), np.ones((2, 3)), temperature=0.1)
+    with pytest.raises(Refused, match=r"\(2,\) are not \[N, D\] or \[N, V, D\]"):
+        SupervisedContrastive()(np.zeros(2), np.ones(2))
+    with pytest.raises(Refused, match="1 anchors cannot be contrasted"):
+        collapse_value(1)

@@ -1,0 +1,83 @@
+"""The objectives' equations, one loop for each sum sign."""
+
+import math
+
+import numpy as np
+
+
+def _dot(first, second) -> float:
+    total = 0.0
+    for a, b in zip(first, second, strict=True):
+        total += float(a) * float(b)
+    return total
+
+
+def supcon(labels, projection, temperature: float) -> np.ndarray:
+    """Wang eq. 1, Cusin eq. 1, CLAF eq. 2: the summand of each anchor [M]; 0 for an anchor without positives."""
+    num_anchors = len(labels)
+    values = np.zeros(num_anchors)
+    for i in range(num_anchors):
+        others = [a for a in range(num_anchors) if a != i]
+        positives = [p for p in others if labels[p] == labels[i]]
+        if not positives:
+            continue
+        scores = {a: _dot(projection[i], projection[a]) / temperature for a in others}
+        top = max(scores.values())
+        log_denominator = top + math.log(math.fsum(math.exp(scores[a] - top) for a in others))
+        total = 0.0
+        for p in positives:
+            total += scores[p] - log_denominator
+        values[i] = -total / len(positives)
+    return values
+
+
+def supcon_mean(labels, projection, temperature: float) -> float:
+    """Wang eq. 1: the mean over the anchors that have positives, 0 where none has."""
+    values = supcon(labels, projection, temperature)
+    total, count = 0.0, 0
+    for i in range(len(labels)):
+        if any(labels[p] == labels[i] for p in range(len(labels)) if p != i):
+            total += values[i]
+            count += 1
+    return total / count if count else 0.0
+
+
+def margin(labels, projection, positive_margin: float, negative_margin: float) -> np.ndarray:
+    """Wang eq. 4: the summand of each anchor [M]; a mean over an empty set is 0."""
+    num_anchors = len(labels)
+    values = np.zeros(num_anchors)
+    for i in range(num_anchors):
+        too_far, too_near = [], []
+        for j in range(num_anchors):
+            if j == i:
+                continue
+            similarity = _dot(projection[i], projection[j])
+            if labels[j] == labels[i]:
+                too_far.append(max(0.0, positive_margin - similarity))
+            else:
+                too_near.append(max(0.0, similarity - negative_margin))
+        values[i] = sum(too_far) / max(len(too_far), 1) + sum(too_near) / max(len(too_near), 1)
+    return values
+
+
+def softmax(row) -> list[float]:
+    """exp(l_k) / sum_j exp(l_j)."""
+    top = max(row)
+    total = math.fsum(math.exp(value - top) for value in row)
+    return [math.exp(value - top) / total for value in row]
+
+
+def cross_entropy(labels, logits) -> np.ndarray:
+    """-log softmax(logits)[label] of each image [N]."""
+    return np.array([-math.log(softmax(row)[label]) for label, row in zip(labels, np.float64(logits), strict=True)])
+
+
+def kl(clean_logits, adversarial_logits) -> np.ndarray:
+    """TRADES: KL(p(clean) || p(adversarial)) of each image [N]."""
+    values = []
+    for clean, adversarial in zip(np.float64(clean_logits), np.float64(adversarial_logits), strict=True):
+        total = 0.0
+        for p, q in zip(softmax(clean), softmax(adversarial), strict=True):
+            total += p * (math.log(p) - math.log(q))
+        values.append(total)
+    return np.array(values)

@@ -1,0 +1,96 @@
+"""The figures are PNGs of a sane size, show what they are given, and leave nothing half-written."""
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from PIL import Image
+
+from keras_rcl.report import figures
+from keras_rcl.report.figures import RIGHT, WRONG, accuracy_epsilon_plot, attack_pictures
+from keras_rcl.vocabulary.word import Refused
+
+CURVES = {
+    "PGD-40": [(8 / 255, 0.4), (0.0, 0.9), (16 / 255, 0.1)],
+    "worst case": [(0.0, 0.9), (8 / 255, 0.35), (16 / 255, 0.05)],
+}
+
+
+@pytest.fixture
+def saved(monkeypatch) -> list[Figure]:
+    """The figures that were saved, to look into."""
+    caught, save = [], figures._save
+    monkeypatch.setattr(figures, "_save", lambda figure, path: (caught.append(figure), save(figure, path)))
+    return caught
+
+
+def size(path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return picture.size
+
+
+def attacked(count: int, path, class_names=tuple("0123456789"), **predictions) -> None:
+    rng = np.random.default_rng(0)
+    clean = rng.random((count, 8, 8, 1), dtype=np.float32)
+    labels = np.arange(count) % 10
+    attack_pictures(
+        clean,
+        np.clip(clean + rng.choice([-0.1, 0.1], clean.shape), 0, 1),
+        labels,
+        predictions.get("clean", labels),
+        predictions.get("adversarial", labels),
+        class_names,
+        path,
+        epsilon_text="PGD-40 linf 8/255",
+    )
+
+
+def test_accuracy_against_epsilon(tmp_path, saved):
+    path = tmp_path / "deep" / "curve.png"
+    accuracy_epsilon_plot(CURVES, path, title="$clafs")
+    assert size(path) == (900, 600)
+    assert [file.name for file in path.parent.iterdir()] == ["curve.png"]
+    (axes,) = saved[0].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "8/255", "16/255"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(CURVES)
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [0, 8 / 255, 16 / 255])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [90, 40, 10])
+    assert axes.lines[1].get_color() == "black"
+
+
+def test_epsilons_of_l2_are_decimals(tmp_path, saved):
+    accuracy_epsilon_plot({"PGD-40": [(0.0, 1.0), (0.25, 0.5)]}, tmp_path / "l2.png", norm="l2")
+    assert [label.get_text() for label in saved[0].axes[0].get_xticklabels()] == ["0", "0.25"]
+
+
+def test_pictures_say_what_was_predicted(tmp_path, saved):
+    path = tmp_path / "pictures.png"
+    names = ["cat", "a name that is longer than a column", "$dog"]
+    attacked(3, path, names, adversarial=np.array([0, 2, 1]))
+    captions = {text.get_text(): text.get_color() for text in saved[0].axes[0].texts}
+    assert captions["true cat"] == "black"
+    assert captions["clean a name that i…"] == RIGHT
+    assert captions["adv. cat"] == RIGHT
+    assert captions["adv. $dog"] == WRONG
+    assert len(saved[0].axes[0].texts) == 9
+
+
+@pytest.mark.parametrize("count", [1, 8, 11])
+def test_any_number_of_pictures(tmp_path, saved, count):
+    path = tmp_path / "pictures.png"
+    attacked(count, path)
+    width, height = size(path)
+    assert 600 < width < 1600 and 500 < height < 1400
+    assert len(saved[0].axes) == -(-count // 8)
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match="cannot write to"):
+        accuracy_epsilon_plot(CURVES, tmp_path / "file" / "curve.png")
+
+
+def test_pyplot_keeps_no_state(tmp_path):
+    accuracy_epsilon_plot(CURVES, tmp_path / "curve.png")
+    assert pyplot.get_fignums() == []
