@@ -108,7 +108,7 @@ def fit(
         )
         sync()
         seconds = time.perf_counter() - started
-        test = _limited(data.test, evaluation.limit)
+        test = data.test.limited(evaluation.limit)
         evaluator = Evaluator(_logits_of(served), evaluation.attacks, **measure)
         survival = evaluator(_pixels(test.images), test.labels, progress=progress)
         record = make_record(
@@ -121,7 +121,7 @@ def fit(
         record["validation"] = validation
         final = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
         writer.hparams(flatten(config.to_dict(experiment)), {"clean accuracy": survival.clean_accuracy, **final})
-        shown = _limited(data.test, PROJECTED_IMAGES)
+        shown = data.test.limited(PROJECTED_IMAGES)
         embeddings = served.predict(_pixels(shown.images), verbose=0)["embedding"]
         writer.projector(embeddings, shown.labels, data.class_names, _pixels(shown.images))
     saved = write_export(served, saved_models / name, contract(experiment, data, record), overwrite=overwrite)
@@ -271,7 +271,7 @@ def export_run(
     data = sources.load(experiment.dataset)
     network = build(experiment, data, precision="float32")
     checkpoints.load(network, checkpoint)
-    test = _limited(data.test, experiment.evaluation.limit)
+    test = data.test.limited(experiment.evaluation.limit)
     evaluator = Evaluator(_logits_of(network), (), batch_size=experiment.evaluation.batch_size)
     name = _claim_name(name, f"{run.name}-{checkpoint}", (saved_models,), options.get("overwrite", False))
     record = make_record(
@@ -305,7 +305,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
 def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
     """Clean and robust accuracy on the held-out part; none where nothing is held out."""
     evaluation = experiment.evaluation
-    held_out = _limited(data.validation, evaluation.validation_limit)
+    held_out = data.validation.limited(evaluation.validation_limit)
     if not len(held_out.labels):
         return None
     evaluator = Evaluator(
@@ -334,10 +334,6 @@ def _logits_of(network: keras.Model):
 
 def _pixels(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255
-
-
-def _limited(part: sources.Part, limit: int | None) -> sources.Part:
-    return part if limit is None else sources.limit_part(part, limit)
 
 
 def _claim_name(name: str | None, default: str, folders: Sequence[Path], overwrite: bool) -> str:

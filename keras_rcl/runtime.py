@@ -1,6 +1,7 @@
 """Starts TensorFlow as this package wants it: quiet, with oneDNN, before anything else imports it."""
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -23,6 +24,7 @@ def start_tensorflow() -> None:
 
         tf.config.list_physical_devices()
     tf.get_logger().setLevel("ERROR")
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,13 @@ class Part:
     labels: np.ndarray
     indices: np.ndarray
 
+    def limited(self, limit: int | None) -> "Part":
+        """At most `limit` images, class balance kept, always the same ones; all where `limit` is None."""
+        if limit is None or limit >= len(self.labels):
+            return self
+        kept = _stratified(self.labels, limit, np.random.default_rng(0))
+        return Part(images=self.images[kept], labels=self.labels[kept], indices=self.indices[kept])
+
 
 @dataclass(frozen=True)
 class ImageData:

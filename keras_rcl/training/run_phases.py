@@ -79,7 +79,7 @@ class PhaseRunner:
         self.batches.start_epoch(self.epochs_run)
         progress.start(label, self.batches.steps_per_epoch, work=self.work_per_epoch)
         started = time.perf_counter()
-        history = self.trainer.fit(self.batches.dataset, verbose=0, callbacks=[_Report(progress)])
+        history = self.trainer.fit(self.batches.dataset, shuffle=False, verbose=0, callbacks=[_Report(progress)])
         seconds = time.perf_counter() - started
         self.epochs_run += 1
         metrics = {name: float(values[-1]) for name, values in history.history.items()}
