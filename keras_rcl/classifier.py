@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -36,7 +37,6 @@ class Classifier:
         path: where it was read.
         model_hash: SHA-256 of the weights of a model exported here, else of the files.
         note: what was assumed and not told, in one line; else empty.
-        model: what was loaded; it keeps the variables alive.
     """
 
     logits: Callable
@@ -47,7 +47,6 @@ class Classifier:
     path: Path
     model_hash: str
     note: str = ""
-    model: object = field(default=None, repr=False)
 
 
 def load_classifier(
@@ -73,7 +72,7 @@ def load_classifier(
     contract = _read_contract(path)
     if contract and input_range != "0..1":
         raise Refused(f"{path} was exported here and reads pixels in 0..1; leave out --input-range {input_range}")
-    model, call, spec = _read_keras(path, endpoint) if path.is_file() else _read_saved_model(path, endpoint)
+    call, spec = _read_keras(path, endpoint) if path.is_file() else _read_saved_model(path, endpoint)
     _check_input(path, spec)
     scale, offset = INPUT_RANGES[input_range]
 
@@ -83,11 +82,10 @@ def load_classifier(
     image_shape = tuple(spec.shape[1:])
     probe = _probe(image_shape, spec.shape[0] or 4)
     try:
-        name, values = _choose(path, outputs_of(probe), output)
-    except Refused:
-        raise
+        outputs = outputs_of(probe)
     except Exception as error:
-        raise Refused(f"{path} fails on images {list(probe.shape)}: {_brief(error)}; attack another endpoint") from None
+        raise Refused(f"{path} fails on images {list(probe.shape)}: {_brief(error)}; choose another endpoint") from None
+    name, values = _choose(path, outputs, output)
     if values.shape.rank != 2 or values.shape[1] < 2 or not values.dtype.is_floating:
         raise Refused(
             f"{path} maps images {list(probe.shape)} to {values.dtype.name} {list(values.shape)}; "
@@ -114,7 +112,6 @@ def load_classifier(
         path=path,
         model_hash=contract.get("model_hash") or _files_hash(path),
         note="its rows are non-negative and sum to 1, so its output is taken for probabilities" if detected else "",
-        model=model,
     )
 
 
@@ -136,8 +133,8 @@ def _read_contract(path: Path) -> dict:
     return contract
 
 
-def _read_saved_model(path: Path, endpoint: str | None) -> tuple[object, Callable, tf.TensorSpec]:
-    """The loaded object, images -> its outputs by name, and the TensorSpec of the images."""
+def _read_saved_model(path: Path, endpoint: str | None) -> tuple[Callable, tf.TensorSpec]:
+    """images -> the endpoint's outputs by name, and the TensorSpec of the images."""
     if not path.exists():
         raise Refused(f"there is no model at {path}; give a SavedModel folder or a .keras file")
     if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
@@ -158,24 +155,26 @@ def _read_saved_model(path: Path, endpoint: str | None) -> tuple[object, Callabl
         raise Refused(
             f"SavedModel {path} has no endpoint {endpoint!r}; it has {known}{did_you_mean(endpoint, signatures)}"
         )
-    signature = signatures[endpoint]
-    inputs = signature.structured_input_signature[1]
+    inputs = signatures[endpoint].structured_input_signature[1]
     if len(inputs) != 1:
         raise Refused(
             f"endpoint {endpoint!r} of {path} reads {', '.join(inputs) or 'nothing'}; it must read images only"
         )
     ((name, spec),) = inputs.items()
-    return model, lambda images: signature(**{name: images}), spec
+    # Through `model`, as the signature by itself does not keep its variables alive.
+    return lambda images: model.signatures[endpoint](**{name: images}), spec
 
 
-def _read_keras(path: Path, endpoint: str | None) -> tuple[object, Callable, tf.TensorSpec]:
-    """The Keras model, images -> its outputs, and the TensorSpec of the images."""
+def _read_keras(path: Path, endpoint: str | None) -> tuple[Callable, tf.TensorSpec]:
+    """images -> the model's outputs, and the TensorSpec of the images."""
     if path.suffix != ".keras":
         raise Refused(f"{path} is neither a SavedModel folder nor a .keras file; give one of the two")
     if endpoint is not None:
         raise Refused(
             f"--endpoint {endpoint} names a signature, and {path} is a .keras file, which has none; leave it out"
         )
+    if not zipfile.is_zipfile(path):
+        raise Refused(f"{path} is no .keras archive, or is cut short; save the model again")
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
@@ -185,11 +184,11 @@ def _read_keras(path: Path, endpoint: str | None) -> tuple[object, Callable, tf.
             ) from None
         if "Could not locate class" in str(error):
             raise Refused(f"{path} has a layer of its own that is not known here; give a SavedModel") from None
-        raise Refused(f"{path} is not a .keras file or is damaged: {_brief(error)}; save it again") from None
+        raise Refused(f"{path} is damaged: {_brief(error)}; save the model again") from None
     inputs = getattr(model, "inputs", None) or []
     if len(inputs) != 1:
         raise Refused(f"{path} has {len(inputs)} declared inputs; it must have one, the images")
-    return model, lambda images: model(images, training=False), tf.TensorSpec(inputs[0].shape, inputs[0].dtype)
+    return lambda images: model(images, training=False), tf.TensorSpec(inputs[0].shape, inputs[0].dtype)
 
 
 def _check_input(path: Path, spec: tf.TensorSpec) -> None:

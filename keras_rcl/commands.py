@@ -67,7 +67,6 @@ def foreign_model_options(command):
         ),
         click.option(
             "--output",
-            "model_output",
             type=click.Choice(["logits", "probabilities"]),
             help="What the model gives; found out if not said.",
         ),
@@ -81,7 +80,7 @@ def foreign_model_options(command):
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="keras_rcl")
 def cli():
-    """Robust contrastive learning in Keras: train image classifiers that survive attack, and measure whether they do."""
+    """Robust contrastive learning in Keras: train classifiers that survive attack, and measure whether they do."""
 
 
 @cli.command()

@@ -73,7 +73,10 @@ def fit(
     """
     progress = progress or Silent()
     data = sources.load(experiment.dataset)
-    name = _claim_name(name, f"{experiment.dataset.name}-{experiment.method.name}", (runs, saved_models), overwrite)
+    name = name or _free_name(f"{experiment.dataset.name}-{experiment.method.name}", (runs, saved_models), overwrite)
+    _check_name(name)
+    _check_replaceable(runs / name, "config.yaml", overwrite)
+    _check_replaceable(saved_models / name, "model.json", overwrite)
     check_writable(saved_models)
     network = build(experiment, data)
     started = time.perf_counter()
@@ -167,14 +170,12 @@ def attack(
     dataset: dict[str, Any] | None = None,
     part: str = "test",
     output_dir: Path | None = None,
-    input_range: str = "0..1",
-    model_output: str | None = None,
-    endpoint: str | None = None,
     batch_size: int = 250,
     seed: int = 0,
     save_images: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    **foreign,
 ) -> tuple[dict[str, Any], Path]:
     """Attack a SavedModel or `.keras` on a data set.
 
@@ -185,26 +186,24 @@ def attack(
             with, which its `model.json` names.
         part: `test`, `validation` or `train`.
         output_dir: the folder for the record and the pictures; `attacks/<model>`, numbered, where not given.
-        input_range, model_output, endpoint: of a foreign model, see `load_classifier`.
         batch_size: images attacked at once.
         seed: of the attacks.
         save_images: also write `adversarial.npz`.
         overwrite: replace the output folder.
         progress: where progress is shown.
+        **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
 
     Returns:
         The record, and the folder that holds it.
     """
-    classifier = load_classifier(path, input_range=input_range, output=model_output, endpoint=endpoint)
+    classifier = load_classifier(path, **foreign)
     data = sources.load(_dataset_of(classifier, dataset or {}))
     _check_fit(classifier, data)
     chosen = getattr(data, part)
     if not len(chosen.labels):
         raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
-    default = Path("attacks") / _claim_name(None, path.stem, (Path("attacks"),), False)
-    output_dir = default if output_dir is None else output_dir
-    if output_dir.exists() and not overwrite:
-        raise Refused(f"{output_dir} already exists; choose another --output-dir or give --overwrite")
+    output_dir = output_dir or Path("attacks") / _free_name(path.stem, (Path("attacks"),), overwrite)
+    _check_replaceable(output_dir, "record.json", overwrite)
     check_writable(output_dir.parent)
     images = _pixels(chosen.images)
     evaluator = Evaluator(classifier.logits, attacks, batch_size=min(batch_size, len(images)), seed=seed)
@@ -254,7 +253,7 @@ def export_run(
     checkpoint: str = "best",
     saved_models: Path = Path("saved_models"),
     name: str | None = None,
-    **options,
+    overwrite: bool = False,
 ) -> Path:
     """Export a run's checkpoint (`best`, `last`, or a phase's) as a SavedModel.
 
@@ -268,19 +267,21 @@ def export_run(
     checkpoints = Checkpoints(run / "checkpoints")
     if checkpoint == "best" and "best" not in checkpoints.names():
         checkpoint = "last"
+    name = name or _free_name(f"{run.name}-{checkpoint}", (saved_models,), overwrite)
+    _check_name(name)
+    _check_replaceable(saved_models / name, "model.json", overwrite)
     data = sources.load(experiment.dataset)
     network = build(experiment, data, precision="float32")
     checkpoints.load(network, checkpoint)
     test = data.test.limited(experiment.evaluation.limit)
     evaluator = Evaluator(_logits_of(network), (), batch_size=experiment.evaluation.batch_size)
-    name = _claim_name(name, f"{run.name}-{checkpoint}", (saved_models,), options.get("overwrite", False))
     record = make_record(
         evaluator(_pixels(test.images), test.labels),
         model={"name": name, "variant": experiment.method.name, "checkpoint": checkpoint},
         data={"name": data.name, "part": "test", "indices": test.indices},
         seed=experiment.seed,
     )
-    return write_export(network, saved_models / name, contract(experiment, data, record), **options)
+    return write_export(network, saved_models / name, contract(experiment, data, record), overwrite=overwrite)
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:
@@ -336,22 +337,28 @@ def _pixels(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255
 
 
-def _claim_name(name: str | None, default: str, folders: Sequence[Path], overwrite: bool) -> str:
-    """The name given, refused where it is taken; or the default, numbered where it is taken."""
-    if name is not None:
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise Refused(f"name {name!r} must be one plain word; folders go to --output")
-        taken = [str(folder / name) for folder in folders if (folder / name).exists()]
-        if taken and not overwrite:
-            raise Refused(f"{taken[0]} already exists; choose another --name or give --overwrite")
-        return name
-    if overwrite:
-        return default
+def _free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
+    """The default name, numbered where it is taken and not to be overwritten."""
     number, candidate = 1, default
-    while any((folder / candidate).exists() for folder in folders):
+    while not overwrite and any((folder / candidate).exists() for folder in folders):
         number += 1
         candidate = f"{default}-{number}"
     return candidate
+
+
+def _check_name(name: str) -> None:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise Refused(f"name {name!r} must be one plain word; folders go to --runs and --saved-models")
+
+
+def _check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
+    """Refuse a folder that is taken, or that `overwrite` would delete though it holds something else."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise Refused(f"{folder} already exists; choose another name or give --overwrite")
+    if not (folder / marker).is_file():
+        raise Refused(f"{folder} has no {marker}, so it is not ours to overwrite; choose another name")
 
 
 def _dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:

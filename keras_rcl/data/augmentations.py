@@ -18,10 +18,9 @@ from keras_rcl.vocabulary.word import Refused
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601, the Y of YIQ
 _RGB_TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-# A rotation of the IQ plane by a, seen from RGB: luma + cos(a) (rgb - luma) + sin(a) (QUARTER_TURN rgb).
-QUARTER_TURN = (np.linalg.inv(_RGB_TO_YIQ) @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ _RGB_TO_YIQ).astype(
-    "float32"
-)
+_TURN_IQ = np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]])
+QUARTER_TURN = (np.linalg.inv(_RGB_TO_YIQ) @ _TURN_IQ @ _RGB_TO_YIQ).astype(np.float32)  # of colour, seen from RGB
+TO_LUMA = np.tile(LUMA, (3, 1))  # RGB -> (luma, luma, luma)
 
 split = tf.random.experimental.stateless_split
 
@@ -69,71 +68,55 @@ def _crop_flip(policy: CropFlip, images: tf.Tensor, seed: tf.Tensor) -> tf.Tenso
 
 
 def _simclr(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Random resized crop, flip, colour jitter, greyscale (Chen et al. 2020, appendix A). Grey images keep their hue."""
-    crop_seed, flip_seed, jitter_seed, grey_seed = tf.unstack(split(seed, num=4))
-    images = _random_resized_crop(images, crop_seed, policy.min_area)
-    if policy.flip:
-        images = _sometimes(0.5, images[:, :, ::-1], images, flip_seed)
-    apply_seed, jitter_seed = tf.unstack(split(jitter_seed))
-    images = _sometimes(policy.jitter_probability, _colour_jitter(policy, images, jitter_seed), images, apply_seed)
-    if images.shape[-1] == 3:
-        grey = tf.broadcast_to(_luma(images), images.shape)
-        images = _sometimes(policy.greyscale_probability, grey, images, grey_seed)
-    return images
+    """Random resized crop, flip, colour jitter, greyscale (Chen et al. 2020, appendix A); one channel has no hue."""
+    crop_seed, colour_seed = tf.unstack(split(seed))
+    return _colour_jitter(policy, _random_resized_crop(policy, images, crop_seed), colour_seed)
 
 
-def _sometimes(probability: float, changed: tf.Tensor, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Take each image from `changed` with a probability, else from `images`."""
-    return tf.where(_uniform(seed, [images.shape[0], 1, 1, 1]) < probability, changed, images)
+def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Resize a random box of each image to the image's own size, bilinearly; a box from right to left flips it.
 
-
-def _random_resized_crop(images: tf.Tensor, seed: tf.Tensor, min_area: float) -> tf.Tensor:
-    """Resize a random box of each image to the image's own size, bilinearly.
-
-    The box has an area in [min_area, 1] and an aspect ratio in [3/4, 4/3], both relative to the image. Where a side would
-    exceed the image it is shortened and the other one lengthened, which keeps the area and moves the ratio toward 1.
+    The box has an area in [min_area, 1] and an aspect ratio in [3/4, 4/3], both relative to the image. Where a side
+    would exceed the image it is shortened and the other lengthened, which keeps the area and moves the ratio toward 1.
     """
     count, height, width, _ = images.shape
-    area_seed, ratio_seed, place_seed = tf.unstack(split(seed, num=3))
-    area = _uniform(area_seed, [count], min_area, 1.0)
+    area_seed, ratio_seed, place_seed, flip_seed = tf.unstack(split(seed, num=4))
+    area = _uniform(area_seed, [count], policy.min_area, 1.0)
     ratio = tf.exp(_uniform(ratio_seed, [count], -math.log(4 / 3), math.log(4 / 3)))
     box_width = tf.clip_by_value(tf.sqrt(area * ratio), area, 1.0)
     size = tf.stack([area / box_width, box_width], axis=1)
     start = _uniform(place_seed, [count, 2]) * (1 - size)
     boxes = tf.concat([start, start + size], axis=1)
+    if policy.flip:
+        boxes = tf.where(_uniform(flip_seed, [count, 1]) < 0.5, tf.gather(boxes, [0, 3, 2, 1], axis=1), boxes)
     return tf.clip_by_value(tf.image.crop_and_resize(images, boxes, tf.range(count), [height, width]), 0.0, 1.0)
 
 
 def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Brightness, contrast, saturation and hue, in this order, each with its own draw for each image."""
-    brightness, contrast, saturation, hue = tf.unstack(split(seed, num=4))
+    """Brightness, contrast, then saturation with hue, each with its own draw for each image; greyscale at last.
 
-    def factor(draw_seed: tf.Tensor, strength: float) -> tf.Tensor:
-        return _uniform(draw_seed, [images.shape[0], 1, 1, 1], 1 - strength, 1 + strength)
-
-    images = _blend(images, tf.zeros([]), factor(brightness, policy.brightness))
-    mean = tf.reduce_mean(_luma(images), axis=[1, 2], keepdims=True)
-    images = _blend(images, mean, factor(contrast, policy.contrast))
-    if images.shape[-1] == 3:
-        images = _blend(images, _luma(images), factor(saturation, policy.saturation))
-        images = _rotate_hue(images, 2 * math.pi * (factor(hue, policy.hue) - 1))
-    return images
-
-
-def _blend(images: tf.Tensor, other: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """factor * images + (1 - factor) * other, clipped to [0, 1]."""
-    return tf.clip_by_value(factor * images + (1 - factor) * other, 0.0, 1.0)
-
-
-def _rotate_hue(images: tf.Tensor, angle: tf.Tensor) -> tf.Tensor:
-    """Rotate the IQ plane of YIQ by an angle [N, 1, 1, 1] for each image; brightness (luma) stays."""
-    luma, turned = _luma(images), tf.einsum("nhwc,dc->nhwd", images, QUARTER_TURN)
-    return tf.clip_by_value(luma + tf.cos(angle) * (images - luma) + tf.sin(angle) * turned, 0.0, 1.0)
-
-
-def _luma(images: tf.Tensor) -> tf.Tensor:
-    """Brightness [N, H, W, 1]; that of a single channel is itself."""
-    return tf.reduce_sum(images * LUMA, axis=-1, keepdims=True) if images.shape[-1] == 3 else images
+    Saturation scales what is not luma, hue turns it, and greyscale leaves none of it, so that the three are one 3x3
+    matrix an image: L + s (cos(a) (I - L) + sin(a) T), where L takes the luma and T is a quarter turn of the IQ plane.
+    """
+    count, height, width, channels = images.shape
+    apply_seed, grey_seed, *seeds = tf.unstack(split(seed, num=6))
+    jittered = _uniform(apply_seed, [count, 1, 1]) < policy.jitter_probability
+    strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
+    brightness, contrast, saturation, hue = (
+        tf.where(jittered, _uniform(draw_seed, [count, 1, 1], 1 - strength, 1 + strength), 1.0)
+        for draw_seed, strength in zip(seeds, strengths, strict=True)
+    )
+    pixels = tf.reshape(images, [count, height * width, channels])
+    pixels = tf.clip_by_value(brightness * pixels, 0.0, 1.0)
+    luma = LUMA if channels == 3 else np.full([channels], 1 / channels, np.float32)
+    mean = tf.reduce_sum(tf.reduce_mean(pixels, axis=1, keepdims=True) * luma, axis=2, keepdims=True)
+    pixels = tf.clip_by_value(contrast * pixels + (1 - contrast) * mean, 0.0, 1.0)
+    if channels == 3:
+        grey = _uniform(grey_seed, [count, 1, 1]) < policy.greyscale_probability
+        saturation, angle = tf.where(grey, 0.0, saturation), 2 * math.pi * (hue - 1)
+        turn = tf.cos(angle) * (np.eye(3, dtype=np.float32) - TO_LUMA) + tf.sin(angle) * QUARTER_TURN
+        pixels = tf.clip_by_value(tf.matmul(pixels, TO_LUMA + saturation * turn, transpose_b=True), 0.0, 1.0)
+    return tf.reshape(pixels, images.shape)
 
 
 def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -163,7 +146,7 @@ def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor) -> tf.
 
 
 class _Draws:
-    """Stateless stand-in for Keras' SeedGenerator, for tf.random.Generator and for what KerasCV takes from tf.random."""
+    """Stateless stand-in for Keras' SeedGenerator, for tf.random.Generator and for what KerasCV asks of tf.random."""
 
     @staticmethod
     def into(layer: keras.layers.Layer) -> "_Draws":
@@ -225,9 +208,7 @@ def _layer_class(name: str) -> type:
     """The layer class of this name in keras.layers, else in keras_cv.layers."""
     kind = getattr(keras.layers, name, None) or getattr(importlib.import_module("keras_cv.layers"), name, None)
     if not (inspect.isclass(kind) and issubclass(kind, keras.layers.Layer)):
-        raise Refused(
-            f"augmentation layer {name!r} is neither in keras.layers nor in keras_cv.layers: name one of them"
-        )
+        raise Refused(f"augmentation layer {name!r} is in neither keras.layers nor keras_cv.layers: name one of theirs")
     return kind
 
 

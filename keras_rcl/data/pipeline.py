@@ -12,7 +12,7 @@ fold_in, split = tf.random.experimental.stateless_fold_in, tf.random.experimenta
 
 
 class Batches:
-    """Batches of views for one phase. Built and traced once; each epoch is another, and depends on nothing but its number.
+    """Batches of views for one phase: built and traced once; each epoch differs, by nothing but its number.
 
     Attributes:
         batch_size: N, at most the number of images.

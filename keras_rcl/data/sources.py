@@ -83,14 +83,14 @@ def load(dataset: Dataset) -> ImageData:
     Raises:
         Refused: no such data set, not to be had without a network, not of images with labels, or a corrupt image.
     """
-    sources = {"digits": _digits, "folder": _folder}
-    class_names, train, test = sources.get(dataset.name, _tfds)(dataset)
-    for split in filter(None, (train, test)):
-        if wrong := [int(label) for label in split.labels if not 0 <= label < len(class_names)]:
-            raise Refused(
-                f"{dataset.name}: label {wrong[0]} is outside its {len(class_names)} classes: mend the labels"
-            )
-    return _divide(dataset, class_names, train, test)
+    source = {"digits": _digits, "folder": _folder}.get(dataset.name, _tfds)
+    with _quiet_logs():
+        class_names, train, test = source(dataset)
+        for split in filter(None, (train, test)):
+            if wrong := [int(label) for label in split.labels if not 0 <= label < len(class_names)]:
+                classes = f"its {len(class_names)} classes"
+                raise Refused(f"{dataset.name}: label {wrong[0]} is outside {classes}: mend the data set")
+        return _divide(dataset, class_names, train, test)
 
 
 @dataclass(frozen=True)
@@ -109,41 +109,35 @@ class _Split:
 def _divide(dataset: Dataset, class_names: list[str], train: _Split, test: _Split | None) -> ImageData:
     """Hold out the validation part, and the test part where there is none, each stratified; then keep the limit.
 
-    Only the images that are kept are read. The parts depend on `split_seed` alone, not on the limit.
+    Only the images that are kept are read. What is held out depends on `split_seed` alone, not on the limit.
     """
     rng = np.random.default_rng(dataset.split_seed)
 
-    def hold_out(split: _Split, pool: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        held = pool[_stratified(split.labels[pool], round(fraction * len(pool)), rng)]
+    def hold_out(pool: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        held = pool[_stratified(train.labels[pool], round(fraction * len(pool)), rng)]
         return np.setdiff1d(pool, held), held
 
-    def part(split: _Split, indices: np.ndarray) -> Part:
-        if dataset.limit is not None and dataset.limit < len(indices):
-            indices = indices[
-                _stratified(split.labels[indices], dataset.limit, np.random.default_rng(dataset.split_seed))
-            ]
-        return Part(images=split.read(indices), labels=split.labels[indices], indices=indices)
+    def limited(split: _Split, indices: np.ndarray) -> np.ndarray:
+        size = min(dataset.limit or len(indices), len(indices))
+        return indices[_stratified(split.labels[indices], size, np.random.default_rng(dataset.split_seed))]
 
-    pool = np.arange(len(train.labels))
+    def parts(split: _Split, *chosen: np.ndarray) -> list[Part]:
+        kept = np.sort(np.concatenate(chosen))
+        images = split.read(kept)
+        return [Part(images[np.searchsorted(kept, indices)], split.labels[indices], indices) for indices in chosen]
+
+    pool, tested = np.arange(len(train.labels)), None
     if test is None:
-        test = train
-        pool, tested = hold_out(train, pool, dataset.test_fraction)
-    else:
-        tested = np.arange(len(test.labels))
-    trained, validated = hold_out(train, pool, dataset.validation_fraction)
+        pool, tested = hold_out(pool, dataset.test_fraction)
+    trained, validated = (limited(train, indices) for indices in hold_out(pool, dataset.validation_fraction))
+    tested = limited(test or train, np.arange(len(test.labels)) if test else tested)
     for name, indices in (("train", trained), ("test", tested)):
         if not len(indices):
-            fractions = "dataset.validation_fraction and dataset.test_fraction"
-            raise Refused(
-                f"{dataset.name}: {len(train.labels)} images leave none for its {name} part: change {fractions}"
-            )
-    return ImageData(
-        name=dataset.name,
-        class_names=tuple(class_names),
-        train=part(train, trained),
-        validation=part(train, validated),
-        test=part(test, tested),
-    )
+            cure = "change dataset.validation_fraction or dataset.test_fraction"
+            raise Refused(f"{dataset.name}: {len(train.labels)} images leave none for its {name} part: {cure}")
+    train_part, validation_part = parts(train, trained, validated)
+    (test_part,) = parts(test or train, tested)
+    return ImageData(dataset.name, tuple(class_names), train_part, validation_part, test_part)
 
 
 def _stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -194,9 +188,7 @@ def _gather(images, count: int) -> np.ndarray:
 def _folder(dataset: Dataset) -> tuple[list[str], _Split, _Split | None]:
     """A folder with a sub-folder a class, or with `train` and `test` folders of such sub-folders."""
     if dataset.folder is None:
-        raise Refused(
-            "dataset.name is folder, but dataset.folder is not given: name a folder with a sub-folder a class"
-        )
+        raise Refused("dataset.folder is not given: name a folder with a sub-folder a class")
     root = Path(dataset.folder).expanduser()
     if not root.is_dir():
         raise Refused(f"dataset.folder {root} is not a folder: name one with a sub-folder a class")
@@ -256,11 +248,10 @@ def _tfds(dataset: Dataset) -> tuple[list[str], _Split, _Split | None]:
 
     The test part is its `test` split, else its `validation` split (ImageNet's test labels are not public).
     """
-    with _quiet_logs():
-        builder = _builder(dataset)
-        image_key, label_key = _image_and_label(dataset, builder.info)
-        if not builder.is_prepared():
-            _prepare(dataset, builder)
+    builder = _builder(dataset)
+    image_key, label_key = _image_and_label(dataset, builder.info)
+    if not builder.is_prepared():
+        _prepare(dataset, builder)
 
     def split_of(name: str) -> _Split:
         labels = _read_labels(builder, name, label_key)
@@ -305,12 +296,10 @@ def _image_and_label(dataset: Dataset, info) -> tuple[str, str]:
         keys = ("image", "label")
     image, label = (info.features[key] if key in info.features else None for key in keys)
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-        raise Refused(
-            f"{dataset.name} is not a set of images with class labels: choose an image classification data set"
-        )
+        raise Refused(f"{dataset.name} is no image classification data set of TFDS: choose one with images and labels")
     if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
         raise Refused(
-            f"{dataset.name} has {image.np_dtype.__name__} images of shape {image.shape}: 8-bit grey or RGB only"
+            f"{dataset.name} has {image.np_dtype.__name__} images of shape {image.shape}: choose 8-bit grey or RGB ones"
         )
     if None in image.shape and dataset.image_size is None:
         raise Refused(f"{dataset.name} has images of varying size: set dataset.image_size")
@@ -361,16 +350,25 @@ def _read_images(builder, split: str, image_key: str, indices: np.ndarray, image
     decoders = tfds.decode.PartialDecoding({image_key: feature}, decoders={image_key: tfds.decode.SkipDecoding()})
     wanted = np.zeros(builder.info.splits[split].num_examples, bool)
     wanted[indices] = True
+    shape = feature.shape if image_size is None else (image_size, image_size, feature.shape[-1])
+
+    def image_of(_, example: dict[str, tf.Tensor]) -> tf.Tensor:
+        image = feature.decode_example(example[image_key])
+        if image_size is not None:
+            image = tf.numpy_function(resized, [image, image_size, image_size], tf.uint8, stateful=False)
+        return tf.ensure_shape(image, shape)
+
     with tf.device("CPU"):
         wanted = tf.constant(wanted)
         examples = (
             builder.as_dataset(split=split, decoders=decoders, read_config=_read_config())
             .enumerate()
             .filter(lambda position, _: wanted[position])
-            .map(lambda _, example: feature.decode_example(example[image_key]), num_parallel_calls=tf.data.AUTOTUNE)
+            .map(image_of, num_parallel_calls=tf.data.AUTOTUNE)
+            .batch(256)
             .prefetch(tf.data.AUTOTUNE)
         )
-        return _gather((_sized(image, image_size) for image in examples.as_numpy_iterator()), len(indices))
+        return _gather((image for batch in examples.as_numpy_iterator() for image in batch), len(indices))
 
 
 def _read_config():
