@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: test lint docs bench smoke
+.PHONY: test lint docs smoke
 
 test:  ## the whole suite
 	$(PYTHON) -m pytest
@@ -10,11 +10,8 @@ lint:  ## style, layout, import rules
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command as lint; lint()"
 
-docs:  ## the documents say what the code does
-	$(PYTHON) -m pytest tests/test_docs.py
-
-bench:  ## every benchmark, one JSON each
-	set -e; for benchmark in benchmarks/*.py; do $(PYTHON) $$benchmark; done
+docs:  ## write what documents say of the code
+	$(PYTHON) docs/generate.py
 
 smoke:  ## the README's first command
 	$(PYTHON) cli.py fit --variant clafs

@@ -152,6 +152,8 @@ def attack(model, attacks, epsilons, restarts, dataset, folder, data_dir, image_
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return
+    if record["model"]["note"]:
+        click.echo(f"note: {record['model']['note']}", err=True)
     click.echo(
         f"{attack_table(record)}\n\n"
         f"in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}), pixel protocol; "

@@ -118,11 +118,6 @@ def to_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(to_dict(experiment), sort_keys=False, width=110)
 
 
-def json_schema() -> dict[str, Any]:
-    """For completion in an editor."""
-    return _EXPERIMENT.json_schema()
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))

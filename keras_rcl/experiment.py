@@ -210,7 +210,11 @@ def attack(
     survival = evaluator(images, chosen.labels, keep_images=save_images, progress=progress)
     record = make_record(
         survival,
-        model={"name": classifier.contract.get("name", path.stem), "hash": classifier.model_hash},
+        model={
+            "name": classifier.contract.get("name", path.stem),
+            "hash": classifier.model_hash,
+            "note": classifier.note,
+        },
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
     )

@@ -111,7 +111,8 @@ def test_the_gradient_reaches_the_pixels_through_the_range_and_the_logarithm(tmp
         x = tf.constant(images)
         tape.watch(x)
         logits = classifier.logits(x)
-    gradient = tape.gradient(logits[:, 0] - logits[:, 1], x)
+        margin = logits[:, 0] - logits[:, 1]
+    gradient = tape.gradient(margin, x)
     expected = np.tile((linear.kernel[:, 0] - linear.kernel[:, 1]).numpy().reshape(1, 8, 8, 1), (5, 1, 1, 1))
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4)
 

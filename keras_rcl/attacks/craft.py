@@ -33,10 +33,9 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -> tf.Tenso
 
 def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -> Crafted:
     """`craft`, together with each example's share of zero gradients (averaged over steps and restarts)."""
-    x = tf.convert_to_tensor(x, tf.float32)
-    labels = tf.cast(labels, tf.int32)
-    if tf.executing_eagerly():
-        _check(x)
+    x = tf.convert_to_tensor(x)
+    check_images(x)
+    x, labels = tf.cast(x, tf.float32), tf.cast(labels, tf.int32)
     surrogate = SURROGATES[attack.loss]
     direction = -1.0 if attack.targeted else 1.0
 
@@ -51,7 +50,8 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -
         return ascend(loss_fn, x, attack, seeds)
 
     def restart(number, best, best_rank, zeros):
-        crafted = ascend(loss_fn, x, attack, seeds + tf.cast([0, number], tf.int64))
+        # 2^32 apart, so that the restarts of one seed are not those of the next.
+        crafted = ascend(loss_fn, x, attack, seeds + tf.cast([0, number], tf.int64) * 2**32)
         logits = logits_of(crafted.images)
         reached = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
         fooled = reached if attack.targeted else ~reached
@@ -74,7 +74,24 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -
             tf.TensorShape([x.shape[0]]),
         ),
     )
-    return Crafted(best, zeros / attack.num_restarts)
+    return Crafted(tf.stop_gradient(best), zeros / attack.num_restarts)
+
+
+def check_images(x: tf.Tensor | np.ndarray) -> None:
+    """Refuse what is no batch of float images in [0, 1]; within a graph the values are not known, and pass."""
+    if len(x.shape) != 4:
+        raise Refused(f"images have shape {tuple(x.shape)}; give a batch [N, H, W, C]")
+    dtype = tf.as_dtype(x.dtype)
+    if not dtype.is_floating:
+        raise Refused(f"images are {dtype.name}; attacks run on float pixels in [0, 1]: divide 0-255 by 255")
+    if not tf.executing_eagerly() or x.shape[0] == 0:
+        return
+    low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x))
+    if not (low >= 0 and high <= 1):
+        raise Refused(
+            f"images span [{low:g}, {high:g}]; attacks run in pixels, [0, 1]: "
+            "divide 0-255 by 255, and put mean/std normalisation inside the model"
+        )
 
 
 def _example_seeds(x: tf.Tensor, seed) -> tf.Tensor:
@@ -85,14 +102,3 @@ def _example_seeds(x: tf.Tensor, seed) -> tf.Tensor:
     form = np.random.default_rng(0).integers(1, 2**62, size=int(np.prod(x.shape[1:])), dtype=np.int64)
     digest = tf.reduce_sum(bits * form, axis=1)
     return tf.stack([digest + base[0], tf.zeros_like(digest) + base[1]], axis=1)
-
-
-def _check(x: tf.Tensor) -> None:
-    if x.shape.rank != 4:
-        raise Refused(f"images have shape {tuple(x.shape)}; give a batch [N, H, W, C]")
-    low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x)) if x.shape[0] else 0.0
-    if not (low >= 0 and high <= 1):
-        raise Refused(
-            f"images span [{low:g}, {high:g}]; attacks run in pixels, [0, 1]: "
-            "divide 0-255 by 255, and put mean/std normalisation inside the model"
-        )

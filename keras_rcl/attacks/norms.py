@@ -1,5 +1,7 @@
 """Ball geometry for L-inf and L2, per example, and the pixel box [0, 1]."""
 
+import math
+
 import tensorflow as tf
 
 from keras_rcl.vocabulary.threat import Norm
@@ -40,19 +42,26 @@ def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> 
         x: [N, H, W, C].
         epsilon: radius in pixels.
         norm: `linf` or `l2`.
-        seeds: [N, 2], one stateless seed an example. Philox, so that XLA draws the same values.
+        seeds: [N, 2], one stateless seed an example.
     """
     shape = x.shape[1:]
 
     def draw(seed):
         if norm == "linf":
-            return tf.random.stateless_uniform(shape, seed, -1.0, 1.0, alg="philox")
-        direction = tf.random.stateless_normal(shape, seed, alg="philox")
-        radius = tf.random.stateless_uniform([], seed + 1, alg="philox") ** (1 / shape.num_elements())
+            return 2.0 * _uniform(shape, seed) - 1.0
+        u, v = tf.unstack(_uniform([2, *shape], seed))
+        direction = tf.sqrt(-2.0 * tf.math.log1p(-u)) * tf.cos(2.0 * math.pi * v)  # normal (Box and Muller 1958)
+        radius = _uniform([], seed + 1) ** (1 / shape.num_elements())
         return direction * radius / tf.norm(direction)
 
     noise = tf.map_fn(draw, seeds, fn_output_signature=tf.float32)
     return project(x + epsilon * noise, x, epsilon, norm)
+
+
+def _uniform(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Uniform on [0, 1). From Philox' bits, which XLA draws alike; the floats that it makes of them are others."""
+    bits = tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
+    return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2.0**-24
 
 
 def _per_example(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:

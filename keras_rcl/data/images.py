@@ -12,7 +12,9 @@ from keras_rcl.vocabulary.word import Refused
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ARRAY_SUFFIXES = (".npy", ".npz")
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP")  # MPO: a JPEG with further pictures behind the first
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+Image.init()  # registers all of them; Pillow knows only some before it has met its first unknown file
+_DEEP = ("has more than 8 bits a channel", "save it as 8-bit")
 _GREYSCALE_MODES = ("1", "L", "LA")
 
 
@@ -92,15 +94,16 @@ def open_image(path: Path) -> Image.Image:
     """
     try:
         image = Image.open(path, formats=_FORMATS)
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a JPEG with pictures behind it
     except FileNotFoundError:
         raise Refused(f"{path} does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise Refused(f"{path} is not a readable PNG, JPEG, BMP or WebP image: repair or remove it") from None
-    if frames > 1:
-        raise Refused(f"{path} is animated ({frames} frames): give one image")
-    if image.mode[0] in "IF" or any(";16" in str(tile) for tile in image.tile):
-        raise Refused(f"{path} has more than 8 bits a channel: save it as 8-bit")
+    deep = image.mode[0] in "IF" or any(";16" in str(tile) for tile in image.tile)
+    if frames > 1 or deep:
+        image.close()
+        wrong, cure = (f"is animated ({frames} frames)", "give one image") if frames > 1 else _DEEP
+        raise Refused(f"{path} {wrong}: {cure}")
     return image
 
 

@@ -87,7 +87,7 @@ class Batches:
         permutation = self._permutation(permutation_seed)
         by_class = tf.gather(permutation, tf.argsort(tf.gather(self._labels, permutation), stable=True))
         counts = np.unique(self._labels.numpy(), return_counts=True)[1].astype(np.int32)
-        starts = np.cumsum(counts) - counts
+        starts = np.cumsum(counts, dtype=np.int32) - counts
         turn, occurrence = tf.range(used) % len(counts), tf.range(used) // len(counts)
         classes = tf.gather(tf.random.experimental.stateless_shuffle(tf.range(len(counts)), class_seed), turn)
         return tf.gather(by_class, tf.gather(starts, classes) + occurrence % tf.gather(counts, classes))

@@ -322,7 +322,7 @@ def _reachable(builder) -> bool:
     """Whether the first download answers. TFDS itself tries for minutes before it gives up."""
     import requests
 
-    url = next((url for url in builder.url_infos if url.startswith("http")), None)
+    url = next((url for url in builder.url_infos or () if url.startswith("http")), None)
     try:
         if url:
             requests.get(url, stream=True, timeout=10).close()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks import craft_and_count
+from keras_rcl.attacks import check_images, craft_and_count
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
@@ -125,8 +125,12 @@ class Evaluator:
     ) -> Survival:
         """Attack images [N, H, W, C] in [0, 1] with labels [N]; `keep_images` keeps what was crafted.
 
-        A targeted attack aims at each image's least likely class; it succeeds, as any attack, where the image ends wrong.
+        A targeted attack aims at each image's least likely class; it succeeds, as any, where the image ends wrong.
+
+        Raises:
+            Refused: if the images are no batch of floats in [0, 1], or no gradient reaches them.
         """
+        check_images(images)
         progress = progress or Silent()
         labels = np.asarray(labels, np.int32)
         clean = self.predict(images)
@@ -150,14 +154,16 @@ class Evaluator:
             survived = float(np.mean(predictions[number] == labels))
             progress.finish(f"robust accuracy {survived:.2%}")
         steps = np.array([attack.num_steps * attack.num_restarts for attack in self.attacks]) * len(right)
+        # Beside the steps: a pass a restart to keep the best one, a pass to choose the target, a pass for the outcome.
         picks = np.array([attack.num_restarts if attack.num_restarts > 1 else 0 for attack in self.attacks])
+        aims = np.array([attack.targeted for attack in self.attacks], int)
         return Survival(
             attacks=self.attacks,
             labels=labels,
             clean_predictions=clean,
             predictions=predictions,
             zero_gradients=zeros / max(1, len(right)),
-            forwards=steps + (picks + 1) * len(right),
+            forwards=steps + (picks + aims + 1) * len(right),
             backwards=steps,
             seconds=seconds,
             adversarial=adversarial,

@@ -71,9 +71,13 @@ TERMS: dict[str, Callable[[Term, Batch], object]] = {
 
 
 def term_names(phase: Phase) -> tuple[str, ...]:
-    """What each term is called in logs: its own name, with the view it is on where it is on one."""
-    return tuple(
+    """What each term is called in logs: its own name, with the view that it is on; numbered where two are alike."""
+    names = [
         f"{term.term}_{term.on}" if isinstance(term, CrossEntropy) and term.on else term.term for term in phase.terms
+    ]
+    return tuple(
+        f"{name}_{names[: index + 1].count(name)}" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
     )
 
 
@@ -98,5 +102,9 @@ def share_without_positives(labels):
 
 
 def phase_collapse_value(phase: Phase, batch_size: int) -> float:
-    """ln(V * N - 1): a SupCon that sits here has collapsed embeddings."""
-    return collapse_value(max(2, len(phase.views) * batch_size)) if is_contrastive(phase) else math.nan
+    """A SupCon that sits here has collapsed embeddings: ln(V * N - 1), or V * N times that for the sum; else NaN."""
+    anchors = max(2, len(phase.views) * batch_size)
+    for term in phase.terms:
+        if isinstance(term, SupCon):
+            return collapse_value(anchors) * (anchors if term.reduction == "sum" else 1)
+    return math.nan

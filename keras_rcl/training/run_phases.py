@@ -39,21 +39,22 @@ def make_optimizer(word: Optimizer, decay_steps: int) -> keras.optimizers.Optimi
 
 
 def freeze(network: keras.Model, phase: Phase) -> None:
-    """Let only the parts that the phase trains move; BatchNorm statistics of the others stand still unless asked for."""
+    """Let only the parts that the phase trains move; the BatchNorm statistics of others stand still unless asked for."""
     for name, part in parts(network).items():
-        part.trainable = name in phase.trains
-        if name not in phase.trains and not phase.frozen_statistics:
-            for layer in part._flatten_layers():
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    layer.trainable = True
-                    layer.gamma.trainable = layer.beta.trainable = False
+        for layer in (part, *part.layers):
+            layer.trainable = False  # or else Keras skips a value that is the old one, and the variables with it
+            layer.trainable = name in phase.trains
+            normalizes = isinstance(layer, keras.layers.BatchNormalization)
+            if normalizes and name not in phase.trains and not phase.frozen_statistics:
+                layer.trainable = True
+                layer.gamma.trainable = layer.beta.trainable = False
 
 
 class PhaseRunner:
     """One phase, compiled once: its trainer, optimizer and batches."""
 
     def __init__(self, network, phase: Phase, data: ImageData, *, epochs: int, seed: tuple[int, ...], **settings):
-        """`epochs` is how many the phase will run in all, refreshes counted over every epoch of their host."""
+        """`epochs` is how many the optimizer's schedule spans."""
         self.network, self.phase, self.seed = network, phase, seed
         self.batches = Batches(data.train, phase.views, phase.batch_size, seed, balanced=settings["balanced"])
         self.trainer = RobustTrainer(network, phase, settings["precision"])
@@ -212,7 +213,12 @@ def run_phases(
     for index, phase in enumerate(phases):
         refreshes = [
             PhaseRunner(
-                network, inner, data, epochs=inner.epochs * phase.epochs, seed=(seed, index, 1 + number), **settings
+                network,
+                inner,
+                data,
+                epochs=inner.epochs * (1 if inner.fresh_optimizer else phase.epochs),
+                seed=(seed, index, 1 + number),
+                **settings,
             )
             for number, inner in enumerate(phase.refresh)
         ]

@@ -1,0 +1,99 @@
+"""Writes what documents say of the code: `python docs/generate.py`, or `--check` to see that they are up to date.
+
+`docs/cli.md` is written whole; in the README what stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from keras_rcl.commands import cli
+from keras_rcl.methods import VARIANTS
+from keras_rcl.report.tables import comparison_table, markdown_table, text_table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PUBLISHED = {"baseline": "95.5 / 0.0", "at": "84.8 / 44.7", "clafs": "92.4 / 60.4"}
+"""Clean and PGD-10 accuracy of CLAF's Table 1 (Rahamim and Naeh 2022): ResNet-18, and its code's own protocol."""
+
+
+def variants() -> str:
+    """One row a variant: its phases, and what they weigh."""
+    rows = []
+    for name, cls in VARIANTS.items():
+        phases = cls().phases()
+        told = []
+        for phase in phases:
+            inner = "".join(f", before each epoch {r.epochs} of *{r.name}*" for r in phase.refresh)
+            told.append(f"*{phase.name}* {phase.epochs}{inner}")
+        rows.append([f"`{name}`", cls.__doc__.splitlines()[0].rstrip("."), "; ".join(told)])
+    return markdown_table(["variant", "what it is", "phases and epochs, as its paper has them"], rows)
+
+
+def records(data_set: str) -> dict[str, dict]:
+    """The committed results on a data set, under the names of their models, in the order of their file names."""
+    found = {}
+    for path in sorted((ROOT / "results").glob(f"{data_set}-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found[record["model"]["name"].removeprefix(f"{data_set}-")] = record
+    return found
+
+
+def digits() -> str:
+    """What `fit` prints."""
+    shown = {name: record for name, record in records("digits").items()}
+    return "```text\n" + text_table(*comparison_table(shown)) + "\n```"
+
+
+def cifar10() -> str:
+    """One row a model, the published numbers beside the measured ones, and the commands."""
+    shown = records("cifar10")
+    header, rows = comparison_table(shown)
+    header = [*header, "published clean / PGD-10"]
+    rows = [[f"`{row[0]}`", *row[1:], PUBLISHED.get(row[0], "")] for row in rows]
+    commands = "\n".join(record["command"] for record in shown.values())
+    return f"{markdown_table(header, rows)}\n\n```\n{commands}\n```"
+
+
+def cli_page() -> str:
+    """`docs/cli.md`: the help of every command."""
+    sections = ["# Command line", "Made by `python docs/generate.py` from the commands themselves."]
+    sections.append(_help(cli, click.Context(cli, info_name="python cli.py")))
+    for name, command in cli.commands.items():
+        sections += [f"## {name}", _help(command, click.Context(command, info_name=f"python cli.py {name}"))]
+    return "\n\n".join(sections) + "\n"
+
+
+def _help(command: click.Command, context: click.Context) -> str:
+    context.max_content_width = context.terminal_width = 110
+    return f"```text\n{command.get_help(context)}\n```"
+
+
+GENERATED = {function.__name__: function for function in (variants, digits, cifar10)}
+
+
+def readme(text: str) -> str:
+    """The README with its generated parts made anew."""
+
+    def fill(match: re.Match) -> str:
+        return f"{match[1]}\n{GENERATED[match[2]]()}\n{match[3]}"
+
+    return re.sub(r"(<!-- generated: (\w+) -->)\n.*?(<!-- end -->)", fill, text, flags=re.DOTALL)
+
+
+def documents() -> dict[Path, str]:
+    """Every document that is generated, whole or in part, as it should be."""
+    page = ROOT / "README.md"
+    return {page: readme(page.read_text(encoding="utf-8")), ROOT / "docs/cli.md": cli_page()}
+
+
+if __name__ == "__main__":
+    for path, text in documents().items():
+        stale = not path.exists() or path.read_text(encoding="utf-8") != text
+        if stale and "--check" in sys.argv:
+            sys.exit(f"{path.relative_to(ROOT)} is out of date: run python docs/generate.py")
+        if stale:
+            path.write_text(text, encoding="utf-8")

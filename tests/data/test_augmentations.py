@@ -1,0 +1,230 @@
+"""Augmentation policies: stateless, an own draw for each image, in [0, 1]; each against NumPy or by hand."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rcl.data import augmentations
+from keras_rcl.data.augmentations import augment
+from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, NoAugmentation, SimCLR
+from keras_rcl.vocabulary.word import Refused
+
+SEED = tf.constant([3, 5])
+STILL = dict(min_area=1.0, flip=False, jitter_probability=0.0, greyscale_probability=0.0)
+
+
+def images(count=8, size=6, channels=3, seed=0):
+    return tf.constant(np.random.default_rng(seed).random((count, size, size, channels)), tf.float32)
+
+
+def same(image, count=16):
+    return tf.repeat(image[:1], count, axis=0)
+
+
+POLICIES = {
+    "none": NoAugmentation(),
+    "crop_flip": CropFlip(padding=2),
+    "simclr": SimCLR(),
+    "flip": LayerAugmentation(layer="RandomFlip"),
+    "translation": LayerAugmentation(layer="RandomTranslation", arguments={"height_factor": 0.5, "width_factor": 0.5}),
+    "blur": LayerAugmentation(layer="RandomGaussianBlur"),
+    "noise": LayerAugmentation(layer="GaussianNoise", arguments={"stddev": 0.1}),
+    "rand_augment": LayerAugmentation(layer="RandAugment"),
+    "crop_and_resize": LayerAugmentation(
+        layer="RandomCropAndResize",
+        arguments={"target_size": [6, 6], "crop_area_factor": [0.3, 1.0], "aspect_ratio_factor": [0.75, 1.33]},
+    ),
+    "channel_shift": LayerAugmentation(layer="RandomChannelShift", arguments={"factor": 0.5}),
+    "cutout": LayerAugmentation(layer="RandomCutout", arguments={"height_factor": 0.5, "width_factor": 0.5}),
+    "colour_jitter": LayerAugmentation(
+        layer="RandomColorJitter",
+        arguments={
+            "brightness_factor": 0.4,
+            "contrast_factor": 0.4,
+            "saturation_factor": 0.4,
+            "hue_factor": 0.1,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_contract(policy):
+    """Same shape, in [0, 1], a function of the seed in a parallel tf.data map too, with a draw for each image."""
+    batch = same(images(), 6)
+    run = tf.function(lambda seed: augment(policy, batch, seed), autograph=False)
+    once = run(SEED).numpy()
+    assert once.shape == batch.shape and once.dtype == np.float32
+    assert 0 <= once.min() and once.max() <= 1 and np.isfinite(once).all()
+    seeds = tf.data.Dataset.from_tensor_slices([[i, 7] for i in range(4)])
+    mapped = [x.numpy() for x in seeds.map(run, num_parallel_calls=4)]
+    for found, again in zip(mapped, seeds.map(run), strict=True):
+        np.testing.assert_array_equal(found, again)
+    if not isinstance(policy, NoAugmentation):
+        assert any(not np.array_equal(mapped[0], other) for other in mapped[1:])
+        assert len({image.tobytes() for image in mapped[0]}) > 1
+
+
+def test_layers_that_change_the_shape_are_refused():
+    with pytest.raises(Refused, match=r"RandomCrop changes images from \[6, 6, 3\] to \[4, 4, 3\]"):
+        augment(LayerAugmentation(layer="RandomCrop", arguments={"height": 4, "width": 4}), images(), SEED)
+
+
+def test_none_returns_the_images():
+    batch = images()
+    assert augment(NoAugmentation(), batch, SEED) is batch
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_crop_flip_gives_crops_of_the_padded_image(flip):
+    pad, size, count = 2, 5, 200
+    image = images(count=1, size=size)
+    padded = np.pad(image[0], [(pad, pad), (pad, pad), (0, 0)])
+    possible = {}
+    for row in range(2 * pad + 1):
+        for column in range(2 * pad + 1):
+            crop = padded[row : row + size, column : column + size]
+            possible[crop.tobytes()] = (row, column, False)
+            possible[crop[:, ::-1].tobytes()] = (row, column, True)
+    found = augment(CropFlip(padding=pad, flip=flip), same(image, count), SEED).numpy()
+    drawn = [possible[crop.tobytes()] for crop in found]
+    assert {row for row, _, _ in drawn} == {column for _, column, _ in drawn} == set(range(5))
+    flipped = sum(turned for *_, turned in drawn)
+    assert 70 < flipped < 130 if flip else flipped == 0
+
+
+def test_crop_flip_without_padding_and_flip_is_the_image():
+    batch = images()
+    np.testing.assert_array_equal(augment(CropFlip(padding=0, flip=False), batch, SEED), batch)
+
+
+def test_simclr_that_does_nothing_is_the_image():
+    batch = images()
+    np.testing.assert_allclose(augment(SimCLR(**STILL), batch, SEED), batch, atol=1e-6)
+
+
+def test_simclr_flips():
+    batch = same(images(), 100)
+    found = augment(SimCLR(**{**STILL, "flip": True}), batch, SEED).numpy()
+    straight = np.isclose(found, batch, atol=1e-6).all(axis=(1, 2, 3))
+    turned = np.isclose(found, batch[:, :, ::-1], atol=1e-6).all(axis=(1, 2, 3))
+    assert (straight ^ turned).all() and 30 < turned.sum() < 70
+
+
+def test_random_resized_crop_boxes():
+    """A ramp image tells the box: its corners' values are the box' corners."""
+    size = 9
+    ramp = np.linspace(0, 1, size, dtype=np.float32)
+    ramps = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], 0 * ramp), axis=-1)[None]
+    found = augment(SimCLR(**{**STILL, "min_area": 0.3}), tf.repeat(ramps, 500, axis=0), SEED).numpy()
+    height = found[:, -1, 0, 0] - found[:, 0, 0, 0]
+    width = found[:, 0, -1, 1] - found[:, 0, 0, 1]
+    area, ratio = height * width, width / height
+    assert 0.3 - 1e-5 <= area.min() < 0.35 and 0.95 < area.max() <= 1 + 1e-5
+    assert 3 / 4 - 1e-4 <= ratio.min() < 0.8 and 1.25 < ratio.max() <= 4 / 3 + 1e-4
+    assert abs(area.mean() - 0.65) < 0.03
+
+
+def test_greyscale_always():
+    found = augment(SimCLR(**{**STILL, "greyscale_probability": 1.0}), images(), SEED).numpy()
+    expected = images().numpy() @ [0.299, 0.587, 0.114]
+    for channel in range(3):
+        np.testing.assert_allclose(found[..., channel], expected, atol=1e-6)
+
+
+def only(**jitter):
+    zero = dict(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+    return SimCLR(**{**STILL, **zero, "jitter_probability": 1.0, **jitter})
+
+
+def test_brightness_scales_each_image():
+    batch = images() * 0.5
+    factor = augment(only(brightness=0.4), batch, SEED).numpy() / batch.numpy()
+    per_image = factor.reshape(len(factor), -1)
+    np.testing.assert_allclose(per_image, np.broadcast_to(per_image[:, :1], per_image.shape), rtol=1e-5)
+    assert 0.6 <= factor.min() < factor.max() <= 1.4 and len(set(per_image[:, 0].round(5))) == len(batch)
+
+
+def test_contrast_keeps_the_mean_luma():
+    batch = 0.4 + 0.2 * images()
+    found = augment(only(contrast=0.5), batch, SEED).numpy()
+    luma = np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose((found @ luma).mean((1, 2)), (batch.numpy() @ luma).mean((1, 2)), atol=1e-5)
+    assert not np.allclose(found, batch, atol=1e-3)
+
+
+@pytest.mark.parametrize("jitter", [{"saturation": 0.5}, {"hue": 0.5}])
+def test_saturation_and_hue_keep_the_luma(jitter):
+    batch = 0.45 + 0.1 * images()
+    found = augment(only(**jitter), batch, SEED).numpy()
+    luma = np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(found @ luma, batch.numpy() @ luma, atol=1e-5)
+    assert not np.allclose(found, batch, atol=1e-3)
+
+
+def test_hue_is_a_rotation_in_yiq():
+    """Against the standard library's YIQ: the chroma keeps its length, and all pixels of an image turn by one angle."""
+    batch = 0.45 + 0.1 * images()
+    found = augment(only(hue=0.1), batch, SEED).numpy()
+
+    def chroma(rgb):
+        _, i, q = colorsys.rgb_to_yiq(*rgb)
+        return complex(i, q)
+
+    angles = set()
+    for before, after in zip(batch.numpy(), found, strict=True):
+        turns = [chroma(b) / chroma(a) for a, b in zip(before.reshape(-1, 3), after.reshape(-1, 3), strict=True)]
+        np.testing.assert_allclose(np.abs(turns), 1, atol=0.02)  # colorsys rounds its matrix to two digits
+        assert np.ptp(np.angle(turns)) < 0.05
+        angles.add(round(float(np.angle(turns[0])), 3))
+    assert len(angles) > 4 and max(map(abs, angles)) <= 0.2 * np.pi + 0.05
+
+
+def test_jitter_probability():
+    batch = same(images(), 200)
+    found = augment(SimCLR(**{**STILL, "jitter_probability": 0.3}), batch, SEED).numpy()
+    changed = (np.abs(found - batch) > 1e-4).any(axis=(1, 2, 3)).sum()
+    assert 40 < changed < 80
+
+
+def test_single_channel_has_brightness_and_contrast_only():
+    batch = images(channels=1)
+    found = augment(only(hue=0.5, saturation=1.0), batch, SEED)
+    np.testing.assert_allclose(found, batch, atol=1e-6)
+    assert augment(SimCLR(), batch, SEED).shape == batch.shape
+
+
+def test_layers_take_pixels_in_0_1():
+    """RandomBrightness of exactly +0.25 adds a quarter of the value range."""
+    policy = LayerAugmentation(layer="RandomBrightness", arguments={"factor": [0.25, 0.25]})
+    batch = 0.5 * images()
+    np.testing.assert_allclose(augment(policy, batch, SEED), batch + 0.25, atol=1e-6)
+
+
+def test_layers_are_built_once():
+    policy = LayerAugmentation(layer="RandomFlip", arguments={"mode": "horizontal"})
+    other = LayerAugmentation(layer="RandomFlip", arguments={"mode": "vertical"})
+    assert augmentations._build(policy) is augmentations._build(policy)
+    assert augmentations._build(policy) is not augmentations._build(other)
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "says"),
+    [
+        ("RandomFlop", {}, "'RandomFlop' is in neither"),
+        ("RandomFlip", {"mood": "horizontal"}, "mood"),
+        ("RandomBrightness", {"factor": 7}, "factor"),
+        ("Layer", {"units": 3}, "units"),
+        ("Flatten", {}, "Flatten changes images"),
+        ("Dense", {"units": 2}, "Dense"),
+    ],
+)
+@pytest.mark.parametrize("graph", [False, True])
+def test_refusals_are_one_line(layer, arguments, says, graph):
+    policy = LayerAugmentation(layer=layer, arguments=arguments)
+    run = tf.function(lambda: augment(policy, images(), SEED), autograph=False) if graph else None
+    with pytest.raises(Refused, match=says) as refused:
+        run() if graph else augment(policy, images(), SEED)
+    assert "\n" not in str(refused.value)

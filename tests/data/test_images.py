@@ -1,0 +1,173 @@
+"""Images from files and arrays: converted where it is plain, refused by name where it is not."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from keras_rcl.data.images import check_images, read_images, resized
+from keras_rcl.vocabulary.word import Refused
+
+SHAPE = (4, 5, 3)
+
+
+def pixels(shape=SHAPE, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
+def test_lossless_files(tmp_path, suffix):
+    path = save(tmp_path / f"x.{suffix}", pixels(), **({"lossless": True} if suffix == "webp" else {}))
+    images, names = read_images([path], SHAPE)
+    assert images.dtype == np.float32 and names == [str(path)]
+    np.testing.assert_allclose(images[0], pixels() / 255, atol=1e-7)
+
+
+def test_jpeg_of_one_colour(tmp_path):
+    path = save(tmp_path / "x.jpg", np.full(SHAPE, 128, np.uint8))
+    np.testing.assert_allclose(read_images([path], SHAPE)[0], 128 / 255, atol=0.01)
+
+
+def test_channels_are_converted(tmp_path):
+    grey, colour = pixels((4, 5)), np.full(SHAPE, [255, 0, 0], np.uint8)
+    paths = [save(tmp_path / "grey.png", grey), save(tmp_path / "colour.png", colour)]
+    as_rgb, _ = read_images(paths, SHAPE)
+    np.testing.assert_allclose(as_rgb[0], np.repeat(grey[..., None], 3, axis=-1) / 255, atol=1e-7)
+    as_grey, _ = read_images(paths, (4, 5, 1))
+    np.testing.assert_allclose(as_grey[1], 0.299, atol=0.003)
+
+
+def test_transparency_and_palettes(tmp_path):
+    solid = np.concatenate([pixels(), np.full((4, 5, 1), 255, np.uint8)], axis=-1)
+    path = save(tmp_path / "rgba.png", solid)
+    np.testing.assert_allclose(read_images([path], SHAPE)[0][0], pixels() / 255, atol=1e-7)
+    palette = Image.fromarray(np.full(SHAPE, [0, 0, 255], np.uint8)).convert("P")
+    palette.save(tmp_path / "p.png", transparency=bytes([255] * 8))
+    np.testing.assert_allclose(read_images([tmp_path / "p.png"], SHAPE)[0][0, 0, 0], [0, 0, 1], atol=1e-7)
+
+
+def test_a_folder_is_sorted_and_not_recursive(tmp_path):
+    for name in ("b.png", "a.PNG", "c.txt", "sub/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.lower().endswith("png"):
+            save(tmp_path / name, pixels())
+        else:
+            (tmp_path / name).write_text("no image")
+    _, names = read_images([tmp_path], SHAPE)
+    assert names == [str(tmp_path / "a.PNG"), str(tmp_path / "b.png")]
+
+
+def test_arrays(tmp_path):
+    batch = pixels((3, *SHAPE))
+    np.save(tmp_path / "u.npy", batch)
+    np.save(tmp_path / "f.npy", batch / 255)
+    np.savez(tmp_path / "one.npz", anything=batch)
+    np.savez(tmp_path / "named.npz", images=batch, labels=np.arange(3))
+    for name in ("u.npy", "f.npy", "one.npz", "named.npz"):
+        images, names = read_images([tmp_path / name], SHAPE)
+        assert images.dtype == np.float32 and names[2] == f"{tmp_path / name}[2]"
+        np.testing.assert_allclose(images, batch / 255, atol=1e-7)
+    assert len(read_images([tmp_path], SHAPE)[0]) == 12
+    np.savez(tmp_path / "which.npz", a=batch, b=batch)
+    with pytest.raises(Refused, match="which.npz holds the arrays"):
+        read_images([tmp_path / "which.npz"], SHAPE)
+    np.save(tmp_path / "objects.npy", np.array([{}], object))
+    with pytest.raises(Refused, match="objects.npy is not a readable NumPy array"):
+        read_images([tmp_path / "objects.npy"], SHAPE)
+
+
+def test_sizes(tmp_path):
+    path = save(tmp_path / "x.png", pixels((8, 10, 3)))
+    with pytest.raises(Refused, match="x.png is 8x10, expected 4x5"):
+        read_images([path], SHAPE)
+    images, _ = read_images([path], SHAPE, resize=True)
+    assert images.shape == (1, *SHAPE)
+
+
+def test_resizing_is_antialiased():
+    """Halving a checkerboard averages it; without antialiasing it would keep one colour."""
+    board = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
+    inner = resized(board, 4, 4)[1:-1, 1:-1]
+    assert inner.shape == (2, 2, 1) and np.abs(inner.astype(int) - 127).max() <= 1
+
+
+def broken(tmp_path, name):
+    """A file that must be refused."""
+    path = tmp_path / name
+    if name == "empty.png":
+        path.write_bytes(b"")
+    elif name == "text.jpg":
+        path.write_text("no image")
+    elif name == "truncated.png":
+        path.write_bytes(save(tmp_path / "whole.png", pixels((64, 64, 3))).read_bytes()[:-5000])
+    elif name == "truncated.jpg":
+        path.write_bytes(save(tmp_path / "whole.jpg", pixels((64, 64, 3))).read_bytes()[:-500])
+    elif name == "moving.webp":
+        frames = [Image.fromarray(pixels(SHAPE, seed)) for seed in range(3)]
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    elif name == "moving.png":
+        frames = [Image.fromarray(pixels(SHAPE, seed)) for seed in range(3)]
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    elif name == "deep.png":
+        Image.fromarray(pixels((4, 5)).astype(np.uint16) * 256).save(path)
+    elif name in ("short.npy", "empty.npz"):
+        path.write_bytes(b"\x93NUMPY")
+    return path
+
+
+NAMES = ["empty.png", "text.jpg", "truncated.png", "truncated.jpg", "moving.webp", "moving.png", "deep.png"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "short.npy", "empty.npz", "missing.png", "missing.npy"])
+def test_broken_files_are_refused_by_name(tmp_path, name):
+    with pytest.raises(Refused, match=name) as refused:
+        read_images([broken(tmp_path, name)], (64, 64, 3))
+    assert "\n" not in str(refused.value)
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(Refused, match="holds no PNG"):
+        read_images([tmp_path], SHAPE)
+    with pytest.raises(Refused, match="no images given"):
+        read_images([], SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (np.full((1, *SHAPE), 255.0), "up to 255; images are floats in .0, 1. or uint8: divide by 255"),
+        (np.full((1, *SHAPE), -0.5), "down to -0.5.*normalisation"),
+        (np.linspace(-2, 2, 60).reshape(1, *SHAPE), "up to 2.*normalisation"),
+        (np.full((1, *SHAPE), np.nan), "not finite"),
+        (np.full((1, *SHAPE), np.inf), "not finite"),
+        (np.zeros((1, *SHAPE), np.int64), "int64"),
+        (np.zeros((1, *SHAPE), bool), "bool"),
+        (np.zeros(SHAPE), r"\[4, 5, 3\]"),
+        (np.zeros((0, *SHAPE)), "empty"),
+        (np.zeros((1, 5, 4, 3)), "5x4x3, expected 4x5x3"),
+    ],
+)
+def test_arrays_that_are_no_images(images, says):
+    with pytest.raises(Refused, match=says):
+        check_images(images, SHAPE)
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(np.float64, (2, 3, 3, 1), elements=st.floats(0, 1)))
+def test_images_in_range_pass_unchanged(images):
+    found = check_images(images)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, images.astype(np.float32))
+
+
+def test_an_array_file_is_named(tmp_path):
+    np.save(tmp_path / "big.npy", 255 * np.ones((1, *SHAPE)))
+    with pytest.raises(Refused, match="big.npy: images have values up to 255"):
+        read_images([tmp_path / "big.npy"], SHAPE)

@@ -1,0 +1,316 @@
+"""Data sets and their parts: disjoint, stratified, fixed by one seed, limited in balance; and what is refused."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from keras_rcl.data import sources
+from keras_rcl.data.sources import load
+from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.word import Refused
+
+
+class TinyPictures(tfds.core.GeneratorBasedBuilder):
+    """Twelve RGB images of 6x5: label i % 3, red = i. `varied` has sizes of its own, `unlabelled` a test part of -1."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name="plain"),
+        tfds.core.BuilderConfig(name="varied"),
+        tfds.core.BuilderConfig(name="unlabelled"),
+        tfds.core.BuilderConfig(name="alone"),
+    ]
+
+    def _info(self):
+        shape = (None, None, 3) if self.builder_config.name == "varied" else (6, 5, 3)
+        names = ["ant", "bee", "cat"]
+        features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(names=names)}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+        )
+
+    def _split_generators(self, dl_manager):
+        config = self.builder_config.name
+        splits = {"train": self._generate_examples(12)}
+        if config != "alone":
+            splits["validation" if config == "unlabelled" else "test"] = self._generate_examples(6)
+        if config == "unlabelled":
+            splits["test"] = self._generate_examples(6, labelled=False)
+        return splits
+
+    def _generate_examples(self, count, labelled=True):
+        for i in range(count):
+            height = 6 + i if self.builder_config.name == "varied" else 6
+            image = np.zeros((height, 5, 3), np.uint8)
+            image[..., 0] = i
+            yield i, {"image": image, "label": i % 3 if labelled else -1}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with the tiny data set prepared in it."""
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.disable_progress_bar()
+    for config in ("plain", "varied", "unlabelled", "alone"):
+        tfds.builder(f"tiny_pictures/{config}", data_dir=folder).download_and_prepare()
+    return str(folder)
+
+
+def save(path: Path, pixels, mode=None):
+    """Write an image file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(pixels, np.uint8))
+    (image.convert(mode) if mode else image).save(path)
+
+
+def two_classes(folder: Path, per_class: int = 5, pixels=None):
+    """A folder of two classes of greyscale images, `b` before `a` on disk; grey = 10 * class + number."""
+    for label, name in ((1, "b"), (0, "a")):
+        for i in range(per_class):
+            save(folder / name / f"{i}.png", np.full((4, 3), 10 * label + i) if pixels is None else pixels)
+    return Dataset(name="folder", folder=str(folder), validation_fraction=0.2, test_fraction=0.2)
+
+
+def parts(data):
+    return data.train, data.validation, data.test
+
+
+def test_digits_are_scikit_learns_in_8_bits():
+    data, own = load(Dataset()), load_digits()
+    assert data.class_names == tuple("0123456789") and data.image_shape == (8, 8, 1) and data.num_classes == 10
+    for part in parts(data):
+        assert part.images.dtype == np.uint8 and part.labels.dtype == part.indices.dtype == np.int64
+        for image, label, index in zip(part.images[:20], part.labels, part.indices, strict=False):
+            assert label == own.target[index]
+            assert np.abs(image[..., 0] / 255 * 16 - own.images[index]).max() <= 0.5 * 16 / 255
+    indices = np.concatenate([part.indices for part in parts(data)])
+    assert sorted(indices) == list(range(1797))
+    assert len(data.test.labels) == round(0.2 * 1797) and len(data.validation.labels) == round(0.2 * (1797 - 359))
+
+
+def test_parts_are_stratified():
+    data = load(Dataset())
+    shares = np.bincount(load_digits().target) / 1797
+    for part in parts(data):
+        assert np.abs(np.bincount(part.labels) - shares * len(part.labels)).max() <= 1 + 1e-9
+
+
+def test_parts_depend_on_the_split_seed_alone():
+    first, again, other = load(Dataset()), load(Dataset()), load(Dataset(split_seed=1))
+    for a, b, c in zip(parts(first), parts(again), parts(other), strict=True):
+        np.testing.assert_array_equal(a.indices, b.indices)
+        np.testing.assert_array_equal(a.images, b.images)
+        assert not np.array_equal(a.indices, c.indices)
+
+
+@settings(max_examples=20, deadline=None)
+@given(limit=st.integers(1, 400), seed=st.integers(0, 2**40), fraction=st.floats(0, 0.7))
+def test_limit_keeps_the_balance_within_the_same_parts(limit, seed, fraction):
+    limited = load(Dataset(limit=limit, split_seed=seed, validation_fraction=fraction))
+    whole = load(Dataset(split_seed=seed, validation_fraction=fraction))
+    for part, of in zip(parts(limited), parts(whole), strict=True):
+        assert len(part.labels) == min(limit, len(of.labels))
+        assert set(part.indices) <= set(of.indices)
+        if len(of.labels):
+            share = np.bincount(of.labels, minlength=10) * len(part.labels) / len(of.labels)
+            assert np.abs(np.bincount(part.labels, minlength=10) - share).max() < 1
+
+
+def test_stratified_choice_by_hand():
+    # 6 of 4 + 4 + 3: quotas 2.18, 2.18, 1.64; floors 2, 2, 1; the last goes to the remainder 0.64
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1])
+    chosen = sources._stratified(labels, 6, np.random.default_rng(0))
+    assert np.bincount(labels[chosen]).tolist() == [2, 2, 2] and chosen.tolist() == sorted(set(chosen))
+
+
+def test_no_validation_part():
+    data = load(Dataset(validation_fraction=0))
+    assert data.validation.images.shape == (0, 8, 8, 1) and len(data.train.labels) == 1797 - 359
+
+
+def test_mean_and_deviation():
+    data = load(Dataset())
+    mean, std = data.mean_std()
+    pixels = data.train.images / 255
+    np.testing.assert_allclose([mean[0], std[0]], [pixels.mean(), pixels.std()], rtol=1e-12)
+    black = sources.Part(np.full((2, 4, 4, 2), [0, 7], np.uint8), np.zeros(2, np.int64), np.arange(2))
+    mean, std = sources.ImageData("black", ("one",), black, black, black).mean_std()
+    np.testing.assert_allclose(mean, [0, 7 / 255])
+    np.testing.assert_array_equal(std, [1, 1])
+
+
+def test_digits_resized():
+    assert load(Dataset(image_size=16, limit=5)).train.images.shape == (5, 16, 16, 1)
+
+
+def test_tfds_official_splits(prepared):
+    data = load(Dataset(name="tiny_pictures/plain", data_dir=prepared, validation_fraction=0.25))
+    assert data.class_names == ("ant", "bee", "cat") and data.image_shape == (6, 5, 3)
+    assert np.bincount(data.train.labels).tolist() == [3, 3, 3]
+    assert np.bincount(data.validation.labels).tolist() == [1, 1, 1]
+    assert data.test.indices.tolist() == list(range(6))
+    assert sorted([*data.train.indices, *data.validation.indices]) == list(range(12))
+    for part in parts(data):  # TFDS stores in an order of its own, fixed: the image tells which example it was
+        np.testing.assert_array_equal(part.images[:, 0, 0, 0] % 3, part.labels)
+    assert sorted(np.concatenate([data.train.images, data.validation.images])[:, 0, 0, 0]) == list(range(12))
+
+
+def test_tfds_limit_reads_the_same_images(prepared):
+    whole = load(Dataset(name="tiny_pictures/plain", data_dir=prepared))
+    few = load(Dataset(name="tiny_pictures/plain", data_dir=prepared, limit=3))
+    assert [len(part.labels) for part in parts(few)] == [3, 2, 3]
+    for part, of in zip(parts(few), parts(whole), strict=True):
+        np.testing.assert_array_equal(part.images, of.images[np.searchsorted(of.indices, part.indices)])
+
+
+def test_tfds_test_part_where_there_is_none_or_without_labels(prepared):
+    alone = load(Dataset(name="tiny_pictures/alone", data_dir=prepared, test_fraction=0.25, validation_fraction=0))
+    assert len(alone.test.labels) == 3 and sorted([*alone.train.indices, *alone.test.indices]) == list(range(12))
+    unlabelled = load(Dataset(name="tiny_pictures/unlabelled", data_dir=prepared))
+    assert sorted(unlabelled.test.labels) == [0, 0, 1, 1, 2, 2]
+
+
+def test_tfds_varied_sizes(prepared):
+    with pytest.raises(Refused, match="dataset.image_size"):
+        load(Dataset(name="tiny_pictures/varied", data_dir=prepared))
+    data = load(Dataset(name="tiny_pictures/varied", data_dir=prepared, image_size=4))
+    assert data.image_shape == (4, 4, 3)
+    np.testing.assert_array_equal(data.train.images[:, 1, 2, 0] % 3, data.train.labels)
+
+
+def test_tfds_home_and_environment(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", prepared)
+    assert load(Dataset(name="tiny_pictures/plain")).num_classes == 3
+    monkeypatch.setenv("HOME", str(Path(prepared).parent))
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert load(Dataset(name="tiny_pictures/plain", data_dir=f"~/{Path(prepared).name}")).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cifr10", "did you mean cifar10"),
+        ("digit", "did you mean digits"),
+        ("xyzzy_quux", "tensorflow.org/datasets"),
+        ("glue", "no image classification"),
+        ("cifar10/nope", "nope"),
+        ("cifar10:99.9.9", "99.9.9"),
+        ("mnist", "connect to the network.*--data-dir or TFDS_DATA_DIR"),
+    ],
+)
+def test_tfds_refusals_are_one_line(name, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "_reachable", lambda builder: False)
+    with pytest.raises(Refused, match=says) as refused:
+        load(Dataset(name=name, data_dir=str(tmp_path)))
+    assert "\n" not in str(refused.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_unreachable_network_is_noticed_at_once(monkeypatch):
+    requests = pytest.importorskip("requests")
+
+    def refuse(url, **kwargs):
+        raise requests.ConnectionError("no route")
+
+    class Builder:
+        url_infos = {"https://example.org/images.tar": None}
+
+    monkeypatch.setattr(requests, "get", refuse)
+    assert not sources._reachable(Builder())
+
+
+def test_failed_download_is_one_line(prepared, tmp_path, monkeypatch):
+    def fail(self, **kwargs):
+        raise OSError("disk full\nmuch more")
+
+    monkeypatch.setattr(TinyPictures, "download_and_prepare", fail)
+    with pytest.raises(Refused, match="disk full") as refused:
+        load(Dataset(name="tiny_pictures/plain", data_dir=str(tmp_path)))
+    assert "\n" not in str(refused.value)
+
+
+def test_folder_is_sorted_and_greyscale(tmp_path):
+    data = load(two_classes(tmp_path))
+    assert data.class_names == ("a", "b") and data.image_shape == (4, 3, 1)
+    for part in parts(data):
+        np.testing.assert_array_equal(part.images[:, 0, 0, 0], 10 * part.labels + part.indices % 5)
+    assert [len(part.labels) for part in parts(data)] == [6, 2, 2]
+    assert data.test.labels.tolist() == [0, 1]
+
+
+def test_folder_with_official_parts(tmp_path):
+    two_classes(tmp_path / "train")
+    two_classes(tmp_path / "test", per_class=2)
+    dataset = Dataset(name="folder", folder=str(tmp_path))
+    data = load(dataset)
+    assert [len(part.labels) for part in parts(data)] == [8, 2, 4]
+    assert data.test.images[:, 0, 0, 0].tolist() == [0, 1, 10, 11]
+    (tmp_path / "test" / "b").rename(tmp_path / "test" / "c")
+    with pytest.raises(Refused, match="different class folders"):
+        load(dataset)
+
+
+def test_folder_with_one_colour_image_is_rgb(tmp_path):
+    dataset = two_classes(tmp_path)
+    save(tmp_path / "b" / "x.png", np.full((4, 3, 3), [200, 100, 0]))
+    save(tmp_path / "a" / "x.png", np.full((4, 3, 3), [255, 0, 0]), mode="P")
+    data = load(dataset)
+    assert data.image_shape == (4, 3, 3)
+    pixels = {tuple(image[0, 0].tolist()) for part in parts(data) for image in part.images}
+    assert {(200, 100, 0), (255, 0, 0), (0, 0, 0), (14, 14, 14)} <= pixels
+
+
+def test_folder_sizes(tmp_path):
+    dataset = two_classes(tmp_path)
+    save(tmp_path / "b" / "z.png", np.zeros((5, 5)))
+    with pytest.raises(Refused, match="z.png is of another size.*dataset.image_size"):
+        load(dataset)
+    resized = load(Dataset(name="folder", folder=str(tmp_path), image_size=2))
+    assert resized.image_shape == (2, 2, 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_folder_with_a_corrupt_file(tmp_path, content):
+    dataset = two_classes(tmp_path, pixels=np.random.default_rng(0).integers(0, 255, (40, 40)))
+    victim = tmp_path / "a" / "2.png"
+    victim.write_bytes(victim.read_bytes()[:800] if content is None else content)
+    with pytest.raises(Refused, match="2.png"):
+        load(dataset)
+
+
+def test_folder_refusals(tmp_path):
+    with pytest.raises(Refused, match="dataset.folder"):
+        load(Dataset(name="folder"))
+    with pytest.raises(Refused, match="missing is not a folder"):
+        load(Dataset(name="folder", folder=str(tmp_path / "missing")))
+    (tmp_path / "a").mkdir()
+    with pytest.raises(Refused, match="1 class folders"):
+        load(Dataset(name="folder", folder=str(tmp_path)))
+    (tmp_path / "b").mkdir()
+    with pytest.raises(Refused, match="a holds no PNG"):
+        load(Dataset(name="folder", folder=str(tmp_path)))
+
+
+def test_a_part_left_empty_is_refused(tmp_path):
+    two_classes(tmp_path, per_class=1)
+    with pytest.raises(Refused, match="test part"):
+        load(Dataset(name="folder", folder=str(tmp_path), test_fraction=0.1))
+
+
+@pytest.mark.data
+def test_cifar10():
+    folder = Path(os.environ.get("TFDS_DATA_DIR", "")) / "cifar10"
+    if not os.environ.get("TFDS_DATA_DIR") or not folder.is_dir():
+        pytest.skip("CIFAR-10 is not prepared under TFDS_DATA_DIR")
+    data = load(Dataset(name="cifar10", limit=500))
+    assert data.class_names[:3] == ("airplane", "automobile", "bird")
+    for part in parts(data):
+        assert part.images.shape == (500, 32, 32, 3) and np.bincount(part.labels).tolist() == [50] * 10
+    np.testing.assert_allclose(data.mean_std()[0], [0.4914, 0.4822, 0.4465], atol=0.02)  # as everybody quotes them

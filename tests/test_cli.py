@@ -1,0 +1,235 @@
+"""The command line, end to end on digits; and what it says of bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from keras_rcl.commands import cli
+
+SMALL = ["--limit", "120", "--no-compare", "--set", "method.epochs=1"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def refused(*arguments) -> str:
+    """The one line that a refused command says."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and result.stderr.splitlines()[-1] == lines[0], result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder in which `fit` has run."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = run("fit", "--variant", "at", *SMALL)
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def here(work, monkeypatch):
+    """In that folder; a test must leave nothing behind that it does not name."""
+    monkeypatch.chdir(work)
+    return work
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """In an empty folder, in which a refused command must leave nothing."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_leaves_a_run_and_an_export(here):
+    run_folder, saved = here / "runs/digits-at", here / "saved_models/digits-at"
+    record = json.loads((run_folder / "record.json").read_text())
+    assert record["protocol"] == "pixel"
+    assert [row["attack"] for row in record["rows"]] == [
+        "FGSM linf 16/255",
+        "PGD-40 linf 16/255",
+        "worst case",
+    ]
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["phase"] == "adversarial training" and "validation_robust_accuracy" in lines[-1]
+    assert json.loads((run_folder / "environment.json").read_text())["versions"]["tensorflow"]
+    assert {path.name for path in (run_folder / "checkpoints").iterdir()} == {
+        "1-adversarial-training.weights.h5",
+        "best.weights.h5",
+        "last.weights.h5",
+    }
+    assert any("tfevents" in path.name for path in (run_folder / "tensorboard").iterdir())
+    contract = json.loads((saved / "model.json").read_text())
+    assert contract["threat_model"] == {"norm": "linf", "epsilon": 16 / 255}
+    assert contract["class_names"] == [str(digit) for digit in range(10)]
+    assert contract["model_hash"] == record["model"]["hash"]
+    assert (saved / "saved_model.pb").is_file() and (saved / "model.keras").is_file()
+
+
+def test_the_resolved_config_is_read_back(here):
+    shown = run("show", "--config", here / "runs/digits-at/config.yaml")
+    assert shown.exit_code == 0
+    resolved = yaml.safe_load((here / "runs/digits-at/config.yaml").read_text())
+    assert yaml.safe_load(shown.stdout) == resolved
+    assert resolved["method"]["epochs"] == 1 and resolved["dataset"]["limit"] == 120
+
+
+def test_attack_repeats_what_fit_measured(here, tmp_path):
+    result = run(
+        "attack",
+        "saved_models/digits-at",
+        *("--attack", "fgsm:epsilon=16/255", "--attack", "pgd-40:epsilon=16/255"),
+        *("--output-dir", tmp_path / "again", "--json", "--save-images"),
+    )
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    fitted = json.loads((here / "runs/digits-at/record.json").read_text())
+    assert record["survival"] == fitted["survival"]
+    assert record["model"]["hash"] == fitted["model"]["hash"]
+    assert json.loads((tmp_path / "again/record.json").read_text()) == record
+    with (
+        Image.open(tmp_path / "again/pictures.png") as picture,
+        Image.open(tmp_path / "again/accuracy_epsilon_linf.png") as plot,
+    ):
+        assert min(*picture.size, *plot.size) > 200
+    with np.load(tmp_path / "again/adversarial.npz") as saved:
+        assert saved["images"].shape == (2, record["images"], 8, 8, 1)
+        assert 0 <= saved["images"].min() and saved["images"].max() <= 1
+
+
+def test_attack_sweeps_epsilons(here, tmp_path):
+    result = run(
+        *("attack", "saved_models/digits-at", "--attack", "pgd-5", "--epsilon", "0,8/255,1", "--limit", "50"),
+        *("--restarts", "2", "--output-dir", tmp_path / "sweep", "--json"),
+    )
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["attack"] for row in rows] == [f"PGD-5x2 linf {epsilon}" for epsilon in ("0", "8/255", "1")]
+    robust = [row["robust_accuracy"] for row in rows]
+    assert robust[0] == rows[0]["clean_accuracy"] and robust == sorted(robust, reverse=True)
+    table = run("attack", "saved_models/digits-at", "--limit", "20", "--output-dir", tmp_path / "table").stdout
+    assert all(word in table for word in ("clean", "adversarial", "ASR", "AFR", "robust", "worst case"))
+
+
+def test_attack_in_numbered_folders(here):
+    for name in ("digits-at", "digits-at-2"):
+        assert run("attack", "saved_models/digits-at", "--attack", "fgsm", "--limit", "20").exit_code == 0
+        assert (here / "attacks" / name / "record.json").is_file()
+
+
+def test_predict_images_of_every_kind(here, tmp_path):
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    (tmp_path / "scans").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "scans" / "scan.png")
+    np.save(tmp_path / "bytes.npy", pixels[None, :, :, None])
+    np.savez(tmp_path / "floats.npz", images=pixels[None, :, :, None].astype(np.float32) / 255)
+    result = run(
+        "predict",
+        "saved_models/digits-at",
+        *(tmp_path / name for name in ("scans", "bytes.npy", "floats.npz")),
+        "--json",
+    )
+    assert result.exit_code == 0, result.output
+    entries = json.loads(result.stdout)
+    assert len(entries) == 3 and len({round(entry["probability"], 5) for entry in entries}) == 1
+    assert "probability" in run("predict", "saved_models/digits-at", tmp_path / "scans" / "scan.png").stdout
+
+
+def test_export_a_phase(here, tmp_path):
+    result = run(
+        *("export", "runs/digits-at", "--checkpoint", "1-adversarial-training", "--saved-models", tmp_path),
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "digits-at-1-adversarial-training/saved_model.pb").is_file()
+
+
+def test_a_taken_name_is_refused_or_numbered(here):
+    assert "--overwrite" in refused("fit", "--variant", "at", "--name", "digits-at", *SMALL)
+
+
+class TestBadInput:
+    def test_a_misspelt_key(self, empty):
+        assert "method.clafs.temprature" in refused("fit", "--set", "method.temprature=0.1")
+
+    def test_an_epsilon_in_bytes(self, empty):
+        message = refused("attack", "model", "--attack", "pgd:epsilon=8")
+        assert "epsilon 8" in message and "8/255" in message
+        assert "8/255" in refused("fit", "--set", "method.attack={name: pgd, epsilon: 8}")
+
+    def test_an_unknown_variant(self, empty):
+        message = refused("fit", "--variant", "claffs")
+        assert "'claffs'" in message and "'clafs'" in message
+
+    def test_an_unknown_command_and_option(self, empty):
+        assert "fitt" in refused("fitt")
+        assert "--epoch" in refused("fit", "--epoch", "3")
+
+    def test_a_data_set_that_cannot_be_had(self, empty, monkeypatch):
+        monkeypatch.setattr("keras_rcl.data.sources._reachable", lambda builder: False)
+        (empty / "data").mkdir()
+        message = refused("fit", "--set", "dataset.name=cifar10", "--data-dir", empty / "data")
+        assert "cifar10" in message and "--data-dir" in message
+        (empty / "data").rmdir()
+
+    def test_a_missing_model(self, empty):
+        assert "nowhere" in refused("attack", "nowhere")
+
+    def test_images_in_bytes(self, here, tmp_path):
+        np.save(tmp_path / "bytes.npy", np.full((1, 8, 8, 1), 200.0, np.float32))
+        message = refused("predict", "saved_models/digits-at", tmp_path / "bytes.npy")
+        assert "200" in message and "255" in message
+
+    def test_a_truncated_saved_model(self, here, tmp_path):
+        broken = tmp_path / "broken"
+        broken.mkdir()
+        graph = (here / "saved_models/digits-at/saved_model.pb").read_bytes()
+        (broken / "saved_model.pb").write_bytes(graph[: len(graph) // 2])
+        assert "broken" in refused("attack", broken)
+
+    def test_a_corrupt_png(self, here, tmp_path):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "scan.png")
+        (tmp_path / "scan.png").write_bytes((tmp_path / "scan.png").read_bytes()[:40])
+        assert "scan.png" in refused("predict", "saved_models/digits-at", tmp_path / "scan.png")
+
+    def test_an_unwritable_folder(self, here, tmp_path):
+        (tmp_path / "file").write_text("")
+        target = tmp_path / "file" / "out"
+        assert str(tmp_path / "file") in refused("fit", "--variant", "at", *SMALL, "--runs", target)
+        assert str(tmp_path / "file") in refused("fit", "--variant", "at", *SMALL, "--saved-models", target)
+        assert str(tmp_path / "file") in refused("attack", "saved_models/digits-at", "--output-dir", target)
+        assert sorted(path.name for path in (here / "runs").iterdir()) == ["digits-at"]
+
+    def test_a_folder_that_is_not_ours_is_not_overwritten(self, here, tmp_path):
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+        refused("attack", "saved_models/digits-at", "--output-dir", tmp_path / "precious", "--overwrite")
+        assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+
+    def test_another_data_set_than_the_model_knows(self, here, tmp_path):
+        for name in "ab":
+            (tmp_path / "pictures" / name).mkdir(parents=True)
+            for number in range(10):
+                Image.fromarray(np.full((8, 8), number, np.uint8)).save(tmp_path / f"pictures/{name}/{number}.png")
+        message = refused("attack", "saved_models/digits-at", "--dataset", "folder", "--folder", tmp_path / "pictures")
+        assert "10 classes" in message
+
+    def test_a_checkpoint_that_is_not_there(self, here):
+        assert "'bets'" in refused("export", "runs/digits-at", "--checkpoint", "bets")
+        assert "config.yaml" in refused("export", "saved_models")
+
+
+def test_nothing_is_left_in_the_repository(here):
+    assert {path.name for path in Path(here).iterdir()} == {"runs", "saved_models", "attacks"}
