@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from keras_rcl import config
+from keras_rcl import config, runtime
 from keras_rcl.methods import VARIANTS
 from keras_rcl.progress import StderrProgress
 from keras_rcl.report.tables import attack_table, comparison_table, text_table
@@ -103,6 +103,8 @@ def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, 
     beside = () if no_compare else (compare or experiment.compare)
     others = [config.with_variant(experiment, path, other) for other in beside if other != experiment.method.name]
     module = _experiment_module()
+    for line in runtime.advice(experiment.precision, experiment.jit):
+        click.echo(f"note: {line}", err=True)
     folders = dict(runs=runs, saved_models=saved_models, overwrite=overwrite, progress=StderrProgress())
     fitted = [module.fit(experiment, name=name, **folders), *(module.fit(other, **folders) for other in others)]
     if as_json:
@@ -214,9 +216,7 @@ def show(path, variant, settings, as_json):
 
 def _experiment_module():
     """`keras_rcl.experiment`, with TensorFlow started quietly before it."""
-    from keras_rcl.runtime import start_tensorflow
-
-    start_tensorflow()
+    runtime.start_tensorflow()
     from keras_rcl import experiment
 
     return experiment

@@ -58,6 +58,11 @@ class Experiment:
     jit: bool = False
     compare: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        for name in self.compare:
+            if name not in VARIANTS:
+                raise ValueError(f"compare: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+
 
 _EXPERIMENT = TypeAdapter(Experiment)
 
@@ -76,22 +81,22 @@ def load(path: Path | None = None, variant: str | None = None, settings: Iterabl
     """
     source = Path(path or DEFAULT_CONFIG)
     raw = _read(source)
-    methods = raw.pop("methods", None) or {}
-    chosen = variant or raw.pop("variant", None)
-    raw.pop("variant", None)
-    if not isinstance(methods, dict):
+    methods, default = raw.pop("methods", None) or {}, raw.pop("variant", None)
+    chosen = variant or default
+    if not isinstance(methods, dict) or not all(isinstance(fields or {}, dict) for fields in methods.values()):
         raise Refused(f"{source}: methods must map variants to their settings, not {methods!r}")
     for name in [*methods, *([chosen] if chosen else [])]:
-        if name not in VARIANTS:
+        if name not in [*VARIANTS]:
             raise Refused(f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}; see `python cli.py variants`")
-    if "method" not in raw:
-        if not chosen:
-            raise Refused(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
+    method = raw.setdefault("method", {"name": chosen})
+    if chosen and isinstance(method, dict) and (method.get("name") != chosen or len(method) == 1):
         raw["method"] = {"name": chosen, **(methods.get(chosen) or {})}
-    elif chosen and raw["method"].get("name") != chosen:
-        raw["method"] = {"name": chosen}
     for setting in settings:
         _set(raw, setting)
+    if not isinstance(raw["method"], dict):
+        raise Refused(f"method {raw['method']!r} is no mapping; choose it by --variant, its fields by --set method.a=b")
+    if raw["method"].get("name") is None:
+        raise Refused(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
     return parse(raw, str(source))
 
 
@@ -100,7 +105,7 @@ def parse(raw: dict[str, Any], source: str) -> Experiment:
     try:
         return _EXPERIMENT.validate_python(raw)
     except ValidationError as error:
-        raise Refused(f"{source}: {first_line(error)}") from None
+        raise Refused(f"{source}: {first_line(error)}{_cure(error)}") from None
 
 
 def with_variant(experiment: Experiment, path: Path | None, variant: str) -> Experiment:
@@ -116,6 +121,24 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 def to_yaml(experiment: Experiment) -> str:
     """The resolved experiment as YAML, which `load` reads back."""
     return yaml.safe_dump(to_dict(experiment), sort_keys=False, width=110)
+
+
+def _cure(error: ValidationError) -> str:
+    """What unknown keys may have been meant to be, or where the known ones are printed."""
+    unknown = [item["loc"] for item in error.errors() if item["type"] == "unexpected_keyword_argument"]
+    meant = dict.fromkeys(did_you_mean(key, _fields(path)) for *path, key in unknown)
+    return "".join(meant) or ("; `python cli.py show` prints the fields" if unknown else "")
+
+
+def _fields(path: Iterable[str | int]) -> Iterable[str]:
+    """The fields of the word at a path into the experiment, which is of field names, tags and positions."""
+    schema = _EXPERIMENT.json_schema()
+    words = {f"#/$defs/{name}": word for name, word in schema["$defs"].items()}
+    for step in path:
+        tags = schema.get("discriminator", {}).get("mapping", {})
+        schema = tags.get(step) or schema.get("properties", {}).get(step) or schema.get("items", {})
+        schema = words.get(schema if isinstance(schema, str) else schema.get("$ref"), schema)
+    return schema.get("properties", ())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -136,13 +159,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _set(raw: dict[str, Any], setting: str) -> None:
     """Apply `a.b=value` in place."""
     path, equals, text = setting.partition("=")
-    if not equals:
+    *parents, last = path.strip().split(".")
+    if not equals or not all([*parents, last]):
         raise Refused(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise Refused(f"--set {setting!r}: {text!r} is not a YAML value") from None
-    *parents, last = path.strip().split(".")
     for key in parents:
         inner = raw.setdefault(key, {})
         if isinstance(inner, str):  # the short form of a tagged value, such as augmentation: crop_flip

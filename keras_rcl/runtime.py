@@ -23,8 +23,26 @@ def start_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+    # float32 is to mean float32 on GPUs too, in losses and in evaluation; who wants speed chooses a mixed policy.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     tf.get_logger().setLevel("ERROR")
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def advice(precision: str, jit: bool) -> list[str]:
+    """What is known to be slow on this machine, one line each; TensorFlow must have been started."""
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return []
+    lines = []
+    if precision == "mixed_bfloat16":
+        lines.append(
+            "bfloat16 convolutions can be tens of times slower on a CPU; --precision float32 is the fast one here"
+        )
+    if jit:
+        lines.append("XLA is several times slower than TensorFlow's own kernels on most CPUs; leave out --jit here")
+    return lines
 
 
 @contextlib.contextmanager

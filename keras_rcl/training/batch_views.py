@@ -10,7 +10,7 @@ def stack_views(network, phase: Phase, images: tf.Tensor, labels: tf.Tensor, see
     """Turn the pipeline's views into one training batch.
 
     Args:
-        network: the two-headed network; attacked in inference mode, so that BatchNorm statistics are used and stand still.
+        network: the two-headed network; attacked in inference mode, so that BatchNorm statistics are used, not moved.
         phase: whose views these are.
         images: [V, N, H, W, C]; an adversarial view arrives as the images that it starts from.
         labels: [N].

@@ -1,5 +1,6 @@
 """Weights on disk: written whole or not at all."""
 
+import warnings
 from pathlib import Path
 
 import keras
@@ -35,6 +36,8 @@ class Checkpoints:
             held = ", ".join(self.names()) or "none"
             raise Refused(f"no checkpoint {name!r} in {self.folder}{did_you_mean(name, self.names())}; it holds {held}")
         try:
-            network.load_weights(self.path(name))
-        except (OSError, ValueError, KeyError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # Keras only warns of weights that it leaves as they are
+                network.load_weights(self.path(name))
+        except (OSError, ValueError, KeyError, UserWarning) as error:
             raise Refused(f"checkpoint {self.path(name)} cannot be read: {str(error).splitlines()[0]}") from None

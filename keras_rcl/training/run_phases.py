@@ -39,7 +39,7 @@ def make_optimizer(word: Optimizer, decay_steps: int) -> keras.optimizers.Optimi
 
 
 def freeze(network: keras.Model, phase: Phase) -> None:
-    """Let only the parts that the phase trains move; the BatchNorm statistics of others stand still unless asked for."""
+    """Let only the parts that the phase trains move; BatchNorm statistics of others stand still unless asked for."""
     for name, part in parts(network).items():
         for layer in (part, *part.layers):
             layer.trainable = False  # or else Keras skips a value that is the old one, and the variables with it
