@@ -1,1 +1,1 @@
-""""""
+"""Survival under attack, and the record of it."""

@@ -2,11 +2,14 @@
 
 Every stride is taken with a symmetric, explicit padding and every BatchNorm has PyTorch's momentum and epsilon, as in
 the papers' code; `same` padding at stride 2 and Keras' defaults would be other networks.
+
+The first convolution is float32 under every policy: it reads the pixels unrounded, and an attack's gradient with respect to
+them is summed in float32, where half precision lets some of the sums cancel to exactly 0 (decision 6).
 """
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import keras
@@ -37,6 +40,10 @@ class Layers:
 
     policy: str = "float32"
     seed: int = 0
+
+    def in_float32(self) -> "Layers":
+        """The same layers under the float32 policy."""
+        return replace(self, policy="float32")
 
     def conv(self, x, filters: int, kernel: int, stride: int, name: str, *, use_bias: bool = False):
         """Convolution with symmetric padding of `kernel // 2`, He-normal (He et al. 2015)."""
@@ -102,7 +109,8 @@ class Strided:
 
     def __call__(self, layers: Layers, x):
         for index, filters in enumerate(self.convs, 1):
-            x = layers.conv(x, filters, 3, 2, f"conv{index}", use_bias=True)
+            reading = layers.in_float32() if index == 1 else layers
+            x = reading.conv(x, filters, 3, 2, f"conv{index}", use_bias=True)
             x = layers.relu(layers.norm(x, f"conv{index}_norm"), f"conv{index}_relu")
         x = layers.flatten(x, "flatten")
         *hidden, last = self.denses
@@ -131,7 +139,8 @@ class Residual:
 
     def __call__(self, layers: Layers, x):
         imagenet = max(x.shape[1:3]) > LARGEST_CIFAR_IMAGE
-        x = layers.conv(x, self.stem, 7, 2, "stem_conv") if imagenet else layers.conv(x, self.stem, 3, 1, "stem_conv")
+        kernel, stride = (7, 2) if imagenet else (3, 1)
+        x = layers.in_float32().conv(x, self.stem, kernel, stride, "stem_conv")
         if not self.preactivation:
             x = layers.relu(layers.norm(x, "stem_norm"), "stem_relu")
         if imagenet:

@@ -1,1 +1,1 @@
-""""""
+"""Tables and figures of what was measured."""

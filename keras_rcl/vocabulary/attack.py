@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Union, get_args
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from keras_rcl.vocabulary.threat import Norm, Pixels, ThreatModel, check_epsilon, format_pixels
+from keras_rcl.vocabulary.threat import Norm, Pixels, ThreatModel, check_epsilon, check_step_size, format_pixels
 from keras_rcl.vocabulary.word import Refused, first_line, word
 
 Surrogate = Literal["cross_entropy", "logit_margin"]
@@ -17,6 +17,7 @@ class _Ascent:
 
     def __post_init__(self):
         check_epsilon(self.epsilon, self.norm)
+        check_step_size(getattr(self, "step_size", None), self.norm)
 
     @property
     def threat_model(self) -> ThreatModel:

@@ -61,6 +61,20 @@ def check_epsilon(epsilon: float, norm: Norm) -> None:
         )
 
 
+def check_step_size(step_size: float | None, norm: Norm) -> None:
+    """Refuse a step that never moves, or an L-inf step above the whole pixel range; none given is fine.
+
+    Raises:
+        ValueError: if `step_size` is 0, or `norm` is `linf` and it is larger than 1.
+    """
+    if step_size == 0:
+        raise ValueError("step_size 0 never moves; leave it out for a quarter of epsilon")
+    if step_size is not None and norm == "linf" and step_size > 1:
+        raise ValueError(
+            f"step_size {step_size:g} is larger than the whole pixel range [0, 1]; did you mean {step_size:g}/255?"
+        )
+
+
 @word
 class ThreatModel:
     """What an attacker may do: move an image by at most `epsilon` in `norm`, staying in the pixel box [0, 1]."""

@@ -1,0 +1,241 @@
+"""What every attack promises, one row an attack: ball and box, network, batch, seed, graph and tape."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rcl.attacks import craft
+from keras_rcl.networks import build_network
+from keras_rcl.vocabulary.attack import BIM, FGSM, PGD
+from keras_rcl.vocabulary.network import Network
+
+ATTACKS = {
+    "fgsm": FGSM(epsilon="8/255"),
+    "fgsm l2": FGSM(epsilon="100/255", norm="l2"),
+    "fgsm targeted": FGSM(epsilon="8/255", targeted=True),
+    "bim": BIM(epsilon="8/255", step_size="2/255", num_steps=6),
+    "bim l2": BIM(epsilon="100/255", norm="l2", num_steps=6),
+    "pgd": PGD(epsilon="8/255", step_size="2/255", num_steps=6),
+    "pgd l2": PGD(epsilon="100/255", norm="l2", num_steps=6),
+    "pgd without random start": PGD(epsilon="8/255", num_steps=6, random_start=False),
+    "pgd l2 without random start": PGD(epsilon="100/255", norm="l2", num_steps=6, random_start=False),
+    "pgd restarts": PGD(epsilon="8/255", num_steps=4, num_restarts=3),
+    "pgd l2 restarts": PGD(epsilon="100/255", norm="l2", num_steps=4, num_restarts=3),
+    "pgd targeted": PGD(epsilon="8/255", num_steps=6, targeted=True),
+    "pgd targeted restarts": PGD(epsilon="8/255", num_steps=4, num_restarts=3, targeted=True),
+    "pgd logit_margin": PGD(epsilon="8/255", num_steps=6, loss="logit_margin"),
+    "pgd l2 logit_margin targeted": PGD(epsilon="100/255", norm="l2", num_steps=6, loss="logit_margin", targeted=True),
+}
+every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+
+CLASSES = 3
+RNG = np.random.default_rng(0)
+# A third of the pixels on the edge of the box, so that it binds.
+IMAGES = np.clip(RNG.uniform(-0.25, 1.25, (7, 8, 8, 1)), 0, 1).astype("float32")
+LABELS = RNG.integers(0, CLASSES, 7)
+HIDDEN, OUTPUT = RNG.normal(size=(64, 16)) / 4, RNG.normal(size=(16, CLASSES))
+
+
+def smooth(x):
+    """A multilayer perceptron in float64: kernels for other batch sizes round elsewhere, and 1e-16 flips no sign."""
+    return tf.tanh(tf.reshape(tf.cast(x, tf.float64) - 0.5, [-1, 64]) @ HIDDEN) @ OUTPUT
+
+
+def aims(attack):
+    """The labels to leave, or the classes to reach."""
+    return (LABELS + 1) % CLASSES if attack.targeted else LABELS
+
+
+def lengths(delta, norm):
+    flat = np.abs(np.asarray(delta, "float64")).reshape(len(delta), -1)
+    return flat.max(axis=1) if norm == "linf" else np.sqrt((flat**2).sum(axis=1))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """small_cnn whose BatchNorm statistics are those of no batch and not the initial ones."""
+    network = build_network(
+        Network(projection_hidden=8, projection_dim=4, normalization="minus1to1"), (8, 8, 1), CLASSES
+    )
+    rng = np.random.default_rng(1)
+    for variable in network.non_trainable_variables:
+        if variable.name in ("moving_mean", "moving_variance"):
+            variable.assign(rng.uniform(0.2, 1.5, variable.shape))
+    assert sum(variable.name == "moving_variance" for variable in network.non_trainable_variables) >= 2
+    return network
+
+
+@every_attack
+def test_in_the_ball_and_in_the_box_and_the_network_is_untouched(attack, network):
+    before = [np.array(variable) for variable in network.variables]
+    with tf.GradientTape() as tape:
+        x_adv = craft(attack, lambda x: network(x, training=False)["logits"], IMAGES, aims(attack), seed=5)
+        total = tf.reduce_sum(x_adv)
+    after = [np.array(variable) for variable in network.variables]
+    weights = [variable.value for variable in network.trainable_variables]
+    assert all(gradient is None or not np.any(gradient) for gradient in tape.gradient(total, weights))
+    assert [variable.tobytes() for variable in after] == [variable.tobytes() for variable in before]
+
+    x_adv = x_adv.numpy()
+    assert x_adv.dtype == np.float32 and x_adv.shape == IMAGES.shape
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+    found = lengths(x_adv.astype("float64") - IMAGES, attack.norm)
+    assert found.max() <= attack.epsilon + 1e-6
+    assert found.min() > attack.epsilon / 4
+
+
+@every_attack
+def test_epsilon_0_returns_the_image(attack):
+    assert craft(attack.at(0.0), smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == IMAGES.tobytes()
+
+
+@every_attack
+def test_neither_order_nor_neighbours_matter(attack):
+    labels = aims(attack)
+    together = craft(attack, smooth, IMAGES, labels, seed=5).numpy()
+    order = np.array([3, 0, 6, 2, 5, 1, 4])
+    permuted = craft(attack, smooth, IMAGES[order], labels[order], seed=5).numpy()
+    np.testing.assert_allclose(permuted, together[order], rtol=0, atol=1e-6)
+    for index in (0, 4):
+        alone = craft(attack, smooth, IMAGES[[index]], labels[[index]], seed=5).numpy()
+        np.testing.assert_allclose(alone[0], together[index], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd l2"])
+def test_neighbours_hardly_matter_to_a_float32_network(network, name):
+    """Float32 kernels of another batch size may flip the sign of a gradient that is all but zero, here and there."""
+    attack = ATTACKS[name]
+
+    def logits(x):
+        return network(x, training=False)["logits"]
+
+    together = craft(attack, logits, IMAGES, LABELS, seed=5).numpy()
+    for i in (0, 4):
+        alone = craft(attack, logits, IMAGES[[i]], LABELS[[i]], seed=5).numpy()
+        assert np.mean(np.abs(alone[0] - together[i]) > 1e-5) < 0.02
+
+
+@every_attack
+def test_the_seed_decides(attack):
+    first = craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy()
+    assert craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == first.tobytes()
+    # After many steps other starts may end in the same corner of the ball; after one step they do not.
+    one_step = attack if isinstance(attack, FGSM) else dataclasses.replace(attack, num_steps=1)
+    results = [craft(one_step, smooth, IMAGES, aims(attack), seed=seed).numpy() for seed in (5, 6, (5, 6))]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        differ = np.any(results[i] != results[j], axis=(1, 2, 3))
+        assert differ.all() if attack.random_start else not differ.any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_next_seed_has_other_restarts(norm):
+    """Else the spread over seeds would be that of restarts drawn twice."""
+    still = PGD(epsilon="8/255", norm=norm, num_steps=1, step_size=0)
+    restarted = dataclasses.replace(still, num_restarts=4)
+    best = craft(restarted, smooth, IMAGES, LABELS, seed=0).numpy()
+    starts = [craft(still, smooth, IMAGES, LABELS, seed=seed).numpy() for seed in range(4)]
+    kept_first = np.all(best == starts[0], axis=(1, 2, 3))
+    assert not kept_first.all()
+    assert not any(np.all(best == start, axis=(1, 2, 3)).any() for start in starts[1:])
+
+
+@every_attack
+def test_eagerly_and_in_a_graph_alike(attack):
+    eagerly = craft(attack, smooth, IMAGES, aims(attack), seed=5)
+    graph = tf.function(lambda x, labels, seed: craft(attack, smooth, x, labels, seed=seed), autograph=False)
+    np.testing.assert_allclose(graph(IMAGES, aims(attack), tf.constant(5)), eagerly, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd l2 restarts"])
+def test_xla_draws_the_same_starts(name):
+    attack = dataclasses.replace(ATTACKS[name], num_steps=2)
+    compiled = tf.function(
+        lambda x, labels: craft(attack, smooth, x, labels, seed=5), autograph=False, jit_compile=True
+    )
+    expected = craft(attack, smooth, IMAGES, LABELS, seed=5)
+    np.testing.assert_allclose(compiled(IMAGES, LABELS), expected, rtol=0, atol=1e-6)
+
+
+@every_attack
+def test_cut_off_from_a_surrounding_tape(attack):
+    x = tf.constant(IMAGES)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(craft(attack, smooth, x, aims(attack), seed=5) ** 2)
+    assert tape.gradient(total, x) is None
+
+
+@every_attack
+def test_the_loss_does_not_fall(attack):
+    """Cross-entropy or margin of each image before and after, by NumPy; a targeted attack lowers it."""
+
+    def loss(x):
+        logits = np.asarray(smooth(x))
+        found = []
+        for row, label in zip(logits, aims(attack), strict=True):
+            if attack.loss == "cross_entropy":
+                found.append(np.log(np.exp(row).sum()) - row[label])
+            else:
+                found.append(max(row[k] for k in range(CLASSES) if k != label) - row[label])
+        return np.mean(found)
+
+    gain = loss(craft(attack, smooth, IMAGES, aims(attack), seed=5)) - loss(IMAGES)
+    assert (-gain if attack.targeted else gain) > 0.05
+
+
+STILL = PGD(epsilon=0.5, num_steps=1, step_size=0)
+"""Returns its random starts as they are, so that nothing but the choice among the restarts is seen."""
+
+
+@pytest.mark.parametrize(
+    "targeted, fooling, not_fooling",
+    [
+        # Label 0. Cross-entropy 0.74 where fooled, ln 3 where not.
+        (False, [0.0, 0.1, -20.0], [0.001, 0.0, 0.0]),
+        # Class 0 to reach. Cross-entropy 1.03 where reached, 0.74 where not.
+        (True, [0.1, 0.0, 0.0], [0.0, 0.1, -20.0]),
+    ],
+)
+def test_restarts_keep_what_fools_before_what_has_the_better_loss(targeted, fooling, not_fooling):
+    """The first pixel's half decides; 1 in 2^12 images finds no fooling one among 12 restarts."""
+    attack = dataclasses.replace(STILL, num_restarts=12, targeted=targeted)
+    images = np.random.default_rng(0).uniform(0.49, 0.51, (9, 2, 2, 1)).astype("float32")
+
+    def halves(x):
+        return tf.where(x[:, 0, 0] > 0.5, fooling, not_fooling) + 0.0 * x[:, 0, 0]
+
+    found = craft(attack, halves, images, np.zeros(9, int), seed=1).numpy()
+    assert np.all(found[:, 0, 0, 0] > 0.5)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_restarts_keep_the_highest_loss_among_equals(targeted):
+    """With two classes and no image fooled: the mean pixel, whose loss is monotone, of the best start of all."""
+
+    def brightness(x):
+        """A logit of class 0 that falls with the mean pixel and never below that of class 1."""
+        return tf.stack([10.0 - tf.reduce_mean(x, axis=(1, 2, 3)), tf.zeros_like(x[:, 0, 0, 0])], axis=1)
+
+    images = np.random.default_rng(0).uniform(0.4, 0.6, (9, 2, 2, 1)).astype("float32")
+    labels = np.full(9, int(targeted))
+    means = []
+    for restarts in range(1, 6):
+        attack = dataclasses.replace(STILL, num_restarts=restarts, targeted=targeted)
+        means.append(craft(attack, brightness, images, labels, seed=1).numpy().mean(axis=(1, 2, 3)))
+    assert np.all(np.diff(means, axis=0) >= 0)
+    assert np.all(means[-1] > np.max(images, axis=(1, 2, 3)) - 0.1) and np.mean(means[-1] > means[0]) > 0.5
+
+
+@pytest.mark.parametrize("field", ["num_steps", "num_restarts"])
+def test_the_graph_does_not_grow(field):
+    def operations(value):
+        attack = dataclasses.replace(PGD(num_steps=3, num_restarts=3), **{field: value})
+        graph = tf.function(lambda x, labels: craft(attack, smooth, x, labels), autograph=False)
+        definition = graph.get_concrete_function(IMAGES, LABELS).graph.as_graph_def()
+        return len(definition.node) + sum(len(function.node_def) for function in definition.library.function)
+
+    few = operations(2)
+    assert few > 50
+    assert operations(20) == operations(200) == few

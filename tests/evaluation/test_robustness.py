@@ -1,0 +1,267 @@
+"""The survival table against hand arithmetic and a plain loop."""
+
+import dataclasses
+import threading
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from keras_rcl.attacks import craft
+from keras_rcl.evaluation.robustness import Evaluator, Survival, measures
+from keras_rcl.vocabulary.attack import BIM, FGSM, PGD
+from keras_rcl.vocabulary.word import Refused
+
+quick = settings(deadline=None, max_examples=100, derandomize=True, database=None)
+THREE_AND_ONE = (FGSM(), BIM(), PGD(epsilon="4/255"), PGD())
+"""Three attacks of one threat model, and between them one of another."""
+
+
+@st.composite
+def tables(draw):
+    """clean [N] and after [4, N]: right before any attack, right on the adversarial images."""
+    count = draw(st.integers(1, 200))
+    clean = draw(hnp.arrays(bool, count))
+    return clean, draw(hnp.arrays(bool, (len(THREE_AND_ONE), count)))
+
+
+def survival_of(clean, after, attacks=THREE_AND_ONE):
+    zeros = np.zeros(len(attacks))
+    labels = np.arange(len(clean)) % 10
+    return Survival(
+        attacks=attacks,
+        labels=labels,
+        clean_predictions=np.where(clean, labels, labels + 1),
+        predictions=np.where(after, labels, labels + 1),
+        zero_gradients=zeros,
+        forwards=zeros,
+        backwards=zeros,
+        seconds=zeros,
+    )
+
+
+def exactly(value, count):
+    """The fraction with a denominator of at most `count` that a float stands for."""
+    nearest = Fraction(value).limit_denominator(count)
+    assert abs(Fraction(value) - nearest) < Fraction(1, 10**15)
+    return nearest
+
+
+@quick
+@given(tables())
+def test_robust_accuracy_is_accuracy_times_failure_rate_is_survivors(table):
+    clean, after = table
+    count = len(clean)
+    rows = survival_of(clean, after).rows()
+    fallen_and_survivors = []
+    for outcomes in after:
+        survivors = sum(1 for before, then in zip(clean, outcomes, strict=True) if before and then)
+        fallen_and_survivors.append((sum(clean) - survivors, survivors))
+    for row, (fallen, survivors) in zip(rows, fallen_and_survivors, strict=False):
+        right = fallen + survivors
+        assert row["robust_accuracy"] == row["clean_accuracy"] * (1 - row["attack_success_rate"])
+        assert row["attack_failure_rate"] == 1 - row["attack_success_rate"]
+        assert exactly(row["clean_accuracy"], count) == Fraction(int(right), count)
+        assert exactly(row["adversarial_accuracy"], count) == Fraction(survivors, count)
+        assert exactly(row["robust_accuracy"], count) == Fraction(survivors, count)
+        if right:
+            assert exactly(row["attack_success_rate"], count) == Fraction(int(fallen), int(right))
+
+
+@quick
+@given(tables())
+def test_worst_case_of_each_threat_model(table):
+    """An image stands where it stands under every attack of the threat model; one attack alone has no such row."""
+    clean, after = table
+    rows = survival_of(clean, after).rows()
+    assert [row["attack"] for row in rows] == [
+        "FGSM linf 8/255",
+        "BIM-10 linf 8/255",
+        "PGD-10 linf 4/255",
+        "PGD-10 linf 8/255",
+        "worst case",
+    ]
+    assert (rows[-1]["norm"], rows[-1]["epsilon"]) == ("linf", 8 / 255)
+    standing = sum(clean[i] and after[0][i] and after[1][i] and after[3][i] for i in range(len(clean)))
+    assert exactly(rows[-1]["robust_accuracy"], len(clean)) == Fraction(int(standing), len(clean))
+    assert rows[-1]["robust_accuracy"] <= min(rows[i]["robust_accuracy"] for i in (0, 1, 3)) + 1e-15
+
+
+def test_two_threat_models_have_two_worst_cases():
+    attacks = (FGSM(), FGSM(norm="l2"), BIM(norm="l2"), BIM())
+    after = np.array([[1, 1, 0, 1], [0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 0]], bool)
+    rows = survival_of(np.ones(4, bool), after, attacks).rows()
+    found = [(row["norm"], row["robust_accuracy"]) for row in rows if row["attack"] == "worst case"]
+    assert found == [("linf", 0.5), ("l2", 0.5)]
+
+
+def test_by_hand():
+    """5 images, 4 right, 3 of these fall: ASR 3/4, RA 1/5."""
+    found = measures(np.array([1, 1, 1, 1, 0], bool), np.array([1, 0, 0, 0, 0], bool))
+    assert found == pytest.approx(
+        {
+            "clean_accuracy": 0.8,
+            "adversarial_accuracy": 0.2,
+            "attack_success_rate": 0.75,
+            "attack_failure_rate": 0.25,
+            "robust_accuracy": 0.2,
+        }
+    )
+
+
+def test_nothing_right_leaves_nothing_to_attack():
+    found = measures(np.zeros(3, bool), np.zeros(3, bool))
+    assert found["clean_accuracy"] == found["robust_accuracy"] == found["attack_success_rate"] == 0
+
+
+RNG = np.random.default_rng(0)
+KERNEL = RNG.normal(size=(4, 3))
+IMAGES = np.clip(RNG.uniform(-0.1, 1.1, (23, 2, 2, 1)), 0, 1).astype("float32")
+SCORES = IMAGES.reshape(23, 4).astype("float64") @ KERNEL
+# Every fourth image has the label that it looks least like.
+LABELS = np.where(np.arange(23) % 4 == 0, SCORES.argmin(axis=1), SCORES.argmax(axis=1)).astype("int32")
+RIGHT = np.flatnonzero(SCORES.argmax(axis=1) == LABELS)
+
+
+def linear(x):
+    """In float64, so that no batch size moves an image across the border."""
+    return tf.reshape(tf.cast(x, tf.float64), [-1, 4]) @ KERNEL
+
+
+def fgsm_by_loop(epsilon, norm):
+    """Class [23] of each image after FGSM on the cross-entropy; an image that is wrong before it is left alone."""
+    found = []
+    for image, label in zip(IMAGES.reshape(23, 4).astype("float64"), LABELS, strict=True):
+        scores = image @ KERNEL
+        if scores.argmax() == label:
+            probabilities = np.exp(scores - scores.max())
+            probabilities /= probabilities.sum()
+            probabilities[label] -= 1
+            gradient = KERNEL @ probabilities
+            step = np.sign(gradient) if norm == "linf" else gradient / np.sqrt((gradient**2).sum())
+            scores = np.clip(image + epsilon * step, 0, 1) @ KERNEL
+        found.append(scores.argmax())
+    return np.array(found)
+
+
+def test_equals_a_loop():
+    attacks = [FGSM(epsilon=epsilon, norm=norm) for norm in ("linf", "l2") for epsilon in (0.02, 0.1, 0.3)]
+    survival = Evaluator(linear, attacks, batch_size=5)(IMAGES, LABELS)
+    np.testing.assert_array_equal(survival.clean_predictions, SCORES.argmax(axis=1))
+    assert survival.clean_accuracy == pytest.approx(17 / 23)
+    survivors = []
+    for number, attack in enumerate(attacks):
+        expected = fgsm_by_loop(attack.epsilon, attack.norm)
+        np.testing.assert_array_equal(survival.predictions[number], expected)
+        row = survival.rows()[number]
+        survivors.append(sum(expected == LABELS))
+        assert row["robust_accuracy"] == pytest.approx(survivors[-1] / 23)
+        assert row["attack_success_rate"] == pytest.approx(1 - survivors[-1] / 17)
+    assert 17 > survivors[0] > survivors[2] and 17 > survivors[3] > survivors[5]
+    np.testing.assert_array_equal(survival.zero_gradients, 0)
+
+
+ATTACKS = (
+    PGD(epsilon=0.1, num_steps=3, num_restarts=2),
+    PGD(epsilon=0.2, norm="l2", num_steps=3),
+    BIM(epsilon=0.2, num_steps=3, targeted=True),
+)
+
+
+def test_batch_size_does_not_matter_and_craft_makes_the_same_again():
+    first = Evaluator(linear, ATTACKS, batch_size=5, seed=3)(IMAGES, LABELS, keep_images=True)
+    wrong = np.setdiff1d(np.arange(23), RIGHT)
+    assert 0 < first.survived.sum() < len(ATTACKS) * len(RIGHT)
+    for batch_size in (1, 23, 100):
+        evaluator = Evaluator(linear, ATTACKS, batch_size=batch_size, seed=3)
+        survival = evaluator(IMAGES, LABELS, keep_images=True)
+        np.testing.assert_array_equal(survival.predictions, first.predictions)
+        np.testing.assert_allclose(survival.adversarial, first.adversarial, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(survival.zero_gradients, first.zero_gradients, atol=1e-6)
+        for number in range(len(ATTACKS)):
+            chosen = RIGHT[[7, 2, 11]]
+            again = evaluator.craft(number, IMAGES[chosen], LABELS[chosen])
+            np.testing.assert_allclose(again, first.adversarial[number, chosen], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(first.adversarial[:, wrong], np.broadcast_to(IMAGES[wrong], (3, 6, 2, 2, 1)))
+    for number in range(len(ATTACKS)):
+        seen = first.adversarial[number].reshape(23, 4).astype("float64") @ KERNEL
+        np.testing.assert_array_equal(seen.argmax(axis=1), first.predictions[number])
+
+
+def test_it_is_the_attack_with_its_seed():
+    evaluator = Evaluator(linear, ATTACKS[:2], batch_size=5, seed=3)
+    for number in range(2):
+        expected = craft(ATTACKS[number], linear, IMAGES, LABELS, seed=3)
+        np.testing.assert_allclose(evaluator.craft(number, IMAGES, LABELS), expected, rtol=0, atol=1e-6)
+
+
+def test_zero_gradients_of_the_images_attacked():
+    """Images whose first pixel is bright have no gradient; the brightest, which fills up a batch, counts once."""
+
+    def dull(x):
+        return linear(tf.where(x[:, :1, :1] > 0.5, tf.stop_gradient(x), x))
+
+    chosen = RIGHT[np.argsort(IMAGES[RIGHT, 0, 0, 0])]
+    share = np.mean(IMAGES[chosen, 0, 0, 0] > 0.5)
+    assert 0.2 < share < 0.8
+    attacks = [FGSM(), BIM(num_steps=2, epsilon=0)]
+    survival = Evaluator(dull, attacks, batch_size=len(chosen) - 1)(IMAGES[chosen], LABELS[chosen])
+    np.testing.assert_allclose(survival.zero_gradients, share, rtol=1e-6)
+
+
+def test_epsilon_0_is_clean_accuracy_exactly():
+    survival = Evaluator(linear, [attack.at(0.0) for attack in ATTACKS], batch_size=5)(IMAGES, LABELS, keep_images=True)
+    assert {row["robust_accuracy"] for row in survival.rows()} == {survival.clean_accuracy}
+    np.testing.assert_array_equal(survival.adversarial, np.broadcast_to(IMAGES, (3, *IMAGES.shape)))
+
+
+def test_a_targeted_attack_aims_at_the_least_likely_class():
+    attack = FGSM(epsilon=0.01, targeted=True, loss="logit_margin")
+    survival = Evaluator(linear, [attack], batch_size=17)(IMAGES, LABELS, keep_images=True)
+    for index in RIGHT:
+        ranked = np.argsort(SCORES[index])
+        # It narrows the margin between the best class and the least likely one.
+        step = np.sign(KERNEL[:, ranked[0]] - KERNEL[:, ranked[2]])
+        expected = np.clip(IMAGES[index].ravel() + 0.01 * step, 0, 1)
+        np.testing.assert_allclose(survival.adversarial[0, index].ravel(), expected, atol=1e-6)
+
+
+def test_passes_are_those_that_a_model_sees():
+    seen, lock = {"forward": 0, "backward": 0}, threading.Lock()
+
+    def count(kind):
+        def tell(size):
+            with lock:
+                seen[kind] += int(size)
+            return np.int32(0)
+
+        return tell
+
+    @tf.custom_gradient
+    def counted(x):
+        def backward(upstream):
+            tf.numpy_function(count("backward"), [tf.shape(x)[0]], tf.int32)
+            return upstream
+
+        tf.numpy_function(count("forward"), [tf.shape(x)[0]], tf.int32)
+        return tf.identity(x), backward
+
+    # The right images alone, in two full batches: no image is there to fill one up.
+    images, labels = IMAGES[RIGHT[:16]], LABELS[RIGHT[:16]]
+    attacks = (*ATTACKS, FGSM(), dataclasses.replace(ATTACKS[0], targeted=True))
+    for attack in attacks:
+        evaluator = Evaluator(lambda x: linear(counted(x)), [attack], batch_size=8)
+        seen.update(forward=0, backward=0)
+        survival = evaluator(images, labels)
+        assert (seen["forward"] - 16, seen["backward"]) == (survival.forwards[0], survival.backwards[0])
+        assert survival.rows()[0]["forwards"] == survival.forwards[0] >= 32
+
+
+@pytest.mark.parametrize("images", [IMAGES * 255, (IMAGES * 255).astype("uint8"), IMAGES - 0.5, IMAGES[0]])
+def test_what_is_no_batch_of_images_is_refused(images):
+    with pytest.raises(Refused, match=r"\[0, 1\]|\[N, H, W, C\]"):
+        Evaluator(linear, [FGSM()], batch_size=5)(images, LABELS)

@@ -1,0 +1,265 @@
+"""Experiments from YAML: one order of resolution, refusals of one line, and every configuration that ships."""
+
+import dataclasses
+import re
+import shlex
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_rcl import config
+from keras_rcl.config import CONFIGS, DEFAULT_CONFIG, Experiment, load, to_dict, to_yaml
+from keras_rcl.methods import VARIANTS
+from keras_rcl.methods.clafs import CLAFS
+from keras_rcl.vocabulary.attack import FGSM, PGD
+from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, SimCLR
+from keras_rcl.vocabulary.phase import SGD, Adam
+from keras_rcl.vocabulary.word import Refused
+
+SHIPPED = sorted(CONFIGS.glob("**/*.yaml"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a configuration; returns its path."""
+
+    def write(text: str):
+        path = tmp_path / "experiment.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+# The order: file, variant, settings
+
+LAYERED = """
+variant: at
+seed: 5
+dataset: {name: digits, limit: 100}
+methods:
+  at: {epochs: 7, batch_size: 64}
+  clafs: {inner_epochs: 3}
+"""
+
+
+def test_the_file_names_the_variant_and_its_settings(file):
+    experiment = load(file(LAYERED))
+    assert experiment.method == VARIANTS["at"](epochs=7, batch_size=64)
+    assert (experiment.seed, experiment.dataset.limit) == (5, 100)
+    assert experiment.network == Experiment(method=CLAFS()).network  # what is not said is the default
+
+
+def test_a_variant_replaces_the_files(file):
+    assert load(file(LAYERED), "clafs").method == CLAFS(inner_epochs=3)
+    assert load(file(LAYERED), "baseline").method == VARIANTS["baseline"]()
+    assert load(file(LAYERED), "clafs").seed == 5
+
+
+def test_settings_come_last_and_in_order(file):
+    settings = ["method.epochs=9", "dataset.limit=null", "method.epochs=11", "seed=6"]
+    experiment = load(file(LAYERED), "at", settings)
+    assert experiment.method == VARIANTS["at"](epochs=11, batch_size=64)
+    assert (experiment.seed, experiment.dataset.limit) == (6, None)
+
+
+def test_a_resolved_method_gives_way_to_another_variant_only(file):
+    resolved = "method: {name: at, epochs: 3}\nmethods: {clafs: {inner_epochs: 2}}\n"
+    assert load(file(resolved)).method == load(file(resolved), "at").method == VARIANTS["at"](epochs=3)
+    assert load(file(resolved), "clafs").method == CLAFS(inner_epochs=2)
+
+
+def test_another_variant_beside_this_one(file):
+    path = file(LAYERED)
+    experiment = load(path, "clafs", ["seed=9"])
+    other = config.with_variant(experiment, path, "at")
+    assert other == dataclasses.replace(experiment, method=VARIANTS["at"](epochs=7, batch_size=64))
+
+
+def test_the_default_is_digits():
+    assert DEFAULT_CONFIG.name == "digits.yaml"
+    experiment = load()
+    assert (experiment.dataset.name, experiment.method.name) == ("digits", "clafs")
+    assert load(DEFAULT_CONFIG) == experiment
+
+
+@pytest.mark.parametrize(
+    ("setting", "value_of", "expected"),
+    [
+        ("seed=3", lambda e: e.seed, 3),
+        ("jit=true", lambda e: e.jit, True),
+        ("method.temperature=0.1", lambda e: e.method.temperature, 0.1),
+        ("method.optimizer.learning_rate=1e-3", lambda e: e.method.optimizer.learning_rate, 0.001),
+        ("method.attack.epsilon=4/255", lambda e: e.method.attack.epsilon, 4 / 255),
+        ("method.augmentation=crop_flip", lambda e: e.method.augmentation, CropFlip()),
+        ("method.augmentation={name: crop_flip, padding: 2}", lambda e: e.method.augmentation, CropFlip(padding=2)),
+        ("method.optimizer={name: sgd}", lambda e: e.method.optimizer, SGD()),
+        ("evaluation.attacks=[{name: fgsm}]", lambda e: e.evaluation.attacks, (FGSM(),)),
+        ("dataset.folder=a=b", lambda e: e.dataset.folder, "a=b"),
+        (" seed =4", lambda e: e.seed, 4),
+        ("compare=[]", lambda e: e.compare, ()),
+    ],
+)
+def test_forms_of_a_setting(setting, value_of, expected):
+    assert value_of(load(None, "clafs", [setting])) == expected
+
+
+def test_a_setting_reaches_into_a_short_form(file):
+    path = file("variant: at\nmethods: {at: {augmentation: crop_flip}}\n")
+    assert load(path, None, ["method.augmentation.padding=2"]).method.augmentation == CropFlip(padding=2)
+
+
+# Refusals
+
+
+def refusal(*arguments) -> str:
+    with pytest.raises(Refused) as refused:
+        load(*arguments)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("sede=1", ["digits.yaml: sede: no such field (got 1)", "did you mean 'seed'?"]),
+        ("method.temprature=0.1", ["method.clafs.temprature: no such field (got 0.1)", "did you mean 'temperature'?"]),
+        ("method.attack.num_stpes=3", ["attack.pgd.num_stpes: no such field", "did you mean 'num_steps'?"]),
+        ("method.augmentation.flipp=no", ["augmentation.simclr.flipp: no such field", "did you mean 'flip'?"]),
+        ("dataset.limmit=3", ["dataset.limmit: no such field", "did you mean 'limit'?"]),
+        ("evaluation.attacks=[{name: bim}, {name: pgd, norn: l2}]", ["attacks.1.pgd.norn", "did you mean 'norm'?"]),
+        ("evaluation.validation_attack={name: fgsm, epsilonn: 0}", ["fgsm.epsilonn", "did you mean 'epsilon'?"]),
+        ("colour=red", ["colour: no such field (got 'red')", "`python cli.py show` prints the fields"]),
+        ("method.attack.zzz=1", ["zzz: no such field (got 1)", "`python cli.py show` prints the fields"]),
+        ("method.attack.epsilon=8", ["epsilon 8 is larger than the whole pixel range", "did you mean 8/255?"]),
+        ("method.attack.epsilon=eight", ["'eight' is not a distance; write it as 8/255"]),
+        ("method.attack.name=pdg", ["method.clafs.attack", "'pdg'", "'pgd'"]),
+        ("precision=float16", ["precision", "'mixed_float16'", "(got 'float16')"]),
+        ("network.encoder=resnet", ["network.encoder", "'resnet18'", "(got 'resnet')"]),
+        ("seed=-1", ["seed", "greater than or equal to 0", "(got -1)"]),
+        ("method.inner_start=anew", ["inner_start", "'continued' or 'reinitialized'", "(got 'anew')"]),
+        ("method.temperature=.nan", ["method.clafs.temperature", "finite number"]),
+        ("compare=[att]", ["unknown variant 'att'", "did you mean 'at'?"]),
+        ("method=at", ["method 'at' is no mapping", "--variant"]),
+        ("seed", ["--set 'seed' is not key=value, such as"]),
+        ("=3", ["--set '=3' is not key=value, such as"]),
+        ("method..epochs=3", ["--set 'method..epochs=3' is not key=value"]),
+        ("seed=[", ["--set 'seed=['", "'[' is not a YAML value"]),
+        ("evaluation.attacks.0.epsilon=0", ["'attacks' has no fields"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_cure(setting, said):
+    message = refusal(None, "clafs", [setting])
+    assert all(part in message for part in said), message
+
+
+def test_all_that_is_wrong_is_said_at_once(file):
+    message = refusal(file("variant: at\nseed: -1\nprecision: half\nsede: 2\n"))
+    assert all(part in message for part in ("seed: ", "(got -1)", "(got 'half')", "sede: no such field"))
+
+
+@pytest.mark.parametrize(("name", "meant"), [("clasf", "; did you mean 'clafs'?"), ("zzz", "")])
+def test_an_unknown_variant(name, meant):
+    assert refusal(None, name) == f"unknown variant {name!r}{meant}; see `python cli.py variants`"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "is not YAML: "),
+        ("- a\n- b\n", "holds no mapping of settings; see configs/digits.yaml"),
+        ("", "holds no mapping of settings"),
+        ("seed: 1\n", "names no variant; give --variant, one of baseline, at, clafs"),
+        ("variant: [at]\n", "unknown variant ['at']"),
+        ("variant: at\nmethods: {att: {}}\n", "unknown variant 'att'; did you mean 'at'?"),
+        ("variant: at\nmethods: {at: 3}\n", "methods must map variants to their settings, not {'at': 3}"),
+        ("variant: at\nmethods: [at]\n", "methods must map variants to their settings, not ['at']"),
+        ("method: at\n", "method 'at' is no mapping; choose it by --variant"),
+        ("variant: at\nmethod:\n", "method None is no mapping"),
+        ("variant: at\n1: 2\n", "1: Keys should be strings"),
+        ("variant: at\ndataset:\n", "dataset: "),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_cure(file, text, said):
+    assert said in refusal(file(text))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert re.search(
+        "no configuration file '.*nope.yaml'; configs/ holds .*digits.yaml", refusal(tmp_path / "nope.yaml")
+    )
+    assert "cannot read the configuration" in refusal(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    assert "cannot read the configuration" in refusal(tmp_path / "latin.yaml")
+
+
+# There and back
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_round_trip_of_every_variant(variant, file):
+    experiment = load(None, variant, ["seed=3", "precision=mixed_float16"])
+    path = file(to_yaml(experiment))
+    assert load(path) == load(path, variant) == experiment
+    assert config.parse(to_dict(experiment), "here") == experiment
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    temperature=st.floats(1e-6, 1e6),
+    epsilon=st.one_of(st.integers(0, 255).map(lambda n: n / 255), st.floats(0, 1)),
+    step_size=st.none() | st.floats(0, 1),
+    optimizer=st.sampled_from([Adam(learning_rate=1e-3), SGD(weight_decay=5e-4, schedule="cosine")]),
+    policy=st.sampled_from([CropFlip(padding=1), SimCLR(hue=0.3), LayerAugmentation(layer="A", arguments={"x": [1]})]),
+    seed=st.integers(0, 2**31),
+)
+def test_round_trip_of_any_experiment(temperature, epsilon, step_size, optimizer, policy, seed):
+    attack = PGD(epsilon=epsilon, step_size=step_size)
+    method = CLAFS(temperature=temperature, attack=attack, optimizer=optimizer, augmentation=policy)
+    experiment = Experiment(method=method, seed=seed)
+    assert config.parse(yaml.safe_load(to_yaml(experiment)), "here") == experiment
+
+
+def test_an_experiment_is_a_frozen_hashable_value():
+    experiment, again = load(), load()
+    assert experiment == again and hash(experiment) == hash(again)
+    assert hash(experiment) != hash(load(None, None, ["seed=1"]))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        experiment.seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        experiment.method.attack.epsilon = 8
+
+
+# What ships
+
+
+def test_configurations_ship():
+    assert DEFAULT_CONFIG in SHIPPED and len(SHIPPED) >= 2
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_configuration_resolves_for_every_variant_it_lists(path, file):
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    listed = {raw["variant"], *raw.get("methods", {}), *raw.get("compare", ())}
+    for variant in listed:
+        experiment = load(path, variant)
+        assert experiment.method.name == variant and experiment.method.phases()
+        for field in raw.get("methods", {}).get(variant) or {}:
+            assert field in {known.name for known in dataclasses.fields(experiment.method)}
+        assert load(file(to_yaml(experiment))) == experiment
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_configuration_says_how_it_is_run(path):
+    header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
+    assert header, "it must begin with a comment"
+    (command,) = re.findall(r"^# Command: (.*)$", header[0], re.MULTILINE)
+    words = shlex.split(command)
+    assert words[:3] == ["python", "cli.py", "fit"]
+    chosen = words[words.index("--config") + 1] if "--config" in words else "configs/digits.yaml"
+    assert (CONFIGS.parent / chosen).samefile(path)
+    if "--variant" in words:
+        load(path, words[words.index("--variant") + 1])

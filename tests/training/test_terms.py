@@ -1,0 +1,148 @@
+"""Each term on stacked views against the papers' equations as loops."""
+
+import math
+
+import numpy as np
+import pytest
+from reference import objectives as loops
+
+from keras_rcl.training.loss_terms import (
+    TERMS,
+    Batch,
+    evaluate_terms,
+    phase_collapse_value,
+    share_without_positives,
+    term_names,
+    weigh,
+)
+from keras_rcl.vocabulary.attack import FGSM
+from keras_rcl.vocabulary.dataset import CropFlip
+from keras_rcl.vocabulary.phase import (
+    Adversarial,
+    Augmented,
+    Clean,
+    CrossEntropy,
+    KLToClean,
+    MarginContrastive,
+    Phase,
+    SupCon,
+)
+
+CLEAN, CROP, ATTACKED = Clean(), Augmented(policy=CropFlip()), Adversarial(attack=FGSM())
+N, LABELS = 5, np.array([0, 2, 0, 1, 2])
+
+
+def phase_of(*terms, views=(CROP, CROP, ATTACKED)) -> Phase:
+    return Phase(name="test", epochs=1, trains=("encoder",), views=views, terms=terms)
+
+
+def batch_of(phase: Phase, labels=LABELS) -> Batch:
+    """Random outputs of every view of the labelled images, stacked view by view."""
+    rng = np.random.default_rng(0)
+    count = len(phase.views) * len(labels)
+    projection = rng.normal(size=(count, 4)).astype("float32")
+    outputs = {
+        "logits": 2 * rng.normal(size=(count, 3)).astype("float32"),
+        "unnormalized_projection": projection,
+        "projection": projection / np.linalg.norm(projection, axis=1, keepdims=True),
+    }
+    return Batch(np.tile(labels, len(phase.views)), outputs, tuple(view.kind for view in phase.views))
+
+
+def value_of(term, views=(CROP, CROP, ATTACKED)) -> tuple[float, Batch]:
+    phase = phase_of(term, views=views)
+    batch = batch_of(phase)
+    (value,) = evaluate_terms(phase, batch).values()
+    return float(value), batch
+
+
+@pytest.mark.parametrize("views", [(CLEAN,), (CROP, CROP), (CROP, CROP, ATTACKED)])
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_supcon(views, normalized, reduction):
+    value, batch = value_of(SupCon(temperature=0.3, normalized=normalized, reduction=reduction), views)
+    projection = batch.outputs["projection" if normalized else "unnormalized_projection"]
+    mean, total = (
+        loops.supcon_mean(batch.labels, projection, 0.3),
+        loops.supcon(batch.labels, projection, 0.3).sum(),
+    )
+    assert value == pytest.approx(mean if reduction == "mean" else total, rel=1e-5)
+    assert total > 1.5 * mean
+
+
+def test_margin_contrastive():
+    value, batch = value_of(MarginContrastive(positive_margin=0.6, negative_margin=0.2))
+    assert value == pytest.approx(loops.margin(batch.labels, batch.outputs["projection"], 0.6, 0.2).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("on", "rows"), [(None, slice(None)), ("augmented", slice(0, 2 * N)), ("adversarial", slice(2 * N, None))]
+)
+def test_cross_entropy_on_the_views_of_a_kind(on, rows):
+    value, batch = value_of(CrossEntropy(on=on))
+    assert value == pytest.approx(loops.cross_entropy(batch.labels, batch.outputs["logits"])[rows].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("views", [(CLEAN, ATTACKED), (ATTACKED, CLEAN)])
+def test_kl_to_clean_whatever_the_order_of_views(views):
+    value, batch = value_of(KLToClean(), views)
+    clean, attacked = (slice(0, N), slice(N, None)) if views[0] is CLEAN else (slice(N, None), slice(0, N))
+    logits = batch.outputs["logits"]
+    assert value == pytest.approx(loops.kl(logits[clean], logits[attacked]).mean(), rel=1e-5)
+    assert value != pytest.approx(loops.kl(logits[attacked], logits[clean]).mean(), rel=1e-2)
+
+
+def test_weigh_is_the_weighted_sum():
+    terms = (
+        CrossEntropy(weight=0.5, on="clean"),
+        KLToClean(weight=6.0),
+        SupCon(weight=0.25),
+        CrossEntropy(weight=0.0),
+    )
+    phase = phase_of(*terms, views=(CLEAN, ATTACKED))
+    assert term_names(phase) == ("cross_entropy_clean", "kl_to_clean", "supcon", "cross_entropy")
+    values = {"cross_entropy_clean": 2.0, "kl_to_clean": 0.1, "supcon": 4.0, "cross_entropy": 100.0}
+    assert weigh(phase, values) == pytest.approx(0.5 * 2 + 6 * 0.1 + 0.25 * 4)
+    assert set(evaluate_terms(phase, batch_of(phase))) == set(values)
+
+
+def test_two_terms_of_a_kind_are_kept_apart():
+    phase = phase_of(SupCon(temperature=0.1), SupCon(temperature=1.0, weight=10.0), CrossEntropy())
+    batch = batch_of(phase)
+    values = evaluate_terms(phase, batch)
+    assert list(values) == ["supcon_1", "supcon_2", "cross_entropy"]
+    labels, outputs = batch.labels, batch.outputs
+    expected = (
+        loops.supcon_mean(labels, outputs["projection"], 0.1)
+        + 10 * loops.supcon_mean(labels, outputs["projection"], 1.0)
+        + loops.cross_entropy(labels, outputs["logits"]).mean()
+    )
+    assert float(weigh(phase, values)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_term_word_has_its_function():
+    assert set(TERMS) == {"cross_entropy", "supcon", "margin_contrastive", "kl_to_clean"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "share"), [([0, 0, 1, 1], 0.0), ([0, 0, 1, 2], 0.5), ([0, 1, 2], 1.0), ([0, 0, 0, 1], 0.25)]
+)
+def test_share_of_anchors_without_positives(labels, share):
+    assert float(share_without_positives(np.array(labels))) == pytest.approx(share)
+    assert float(share_without_positives(np.array(2 * labels))) == 0.0  # a second view is a positive
+
+
+@pytest.mark.parametrize("views", [(CROP, CROP), (CROP, CROP, ATTACKED)])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_collapse_value_is_the_loss_of_equal_projections(views, reduction):
+    phase = phase_of(SupCon(temperature=0.07, reduction=reduction), views=views)
+    labels = np.tile(LABELS, len(views))
+    equal = np.tile([[0.6, 0.8]], (len(labels), 1))
+    values = loops.supcon(labels, equal, 0.07)
+    expected = values.sum() if reduction == "sum" else values.mean()
+    assert phase_collapse_value(phase, N) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("term", [CrossEntropy(), MarginContrastive()])
+def test_other_terms_have_no_collapse_value(term):
+    assert math.isnan(phase_collapse_value(phase_of(term), N))

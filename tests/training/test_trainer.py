@@ -1,0 +1,226 @@
+"""The trainer: one joint pass, its metrics, what it differentiates; and the optimizers."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference import objectives as loops
+from tiny import BATCH, image_data, image_part, runner, snapshot, tiny_clafs, tiny_network
+
+from keras_rcl.data.sources import ImageData
+from keras_rcl.networks import parts
+from keras_rcl.progress import Silent
+from keras_rcl.training import run_phases as engine
+from keras_rcl.training.batch_views import stack_views
+from keras_rcl.training.run_phases import make_optimizer
+from keras_rcl.vocabulary.attack import FGSM, PGD
+from keras_rcl.vocabulary.dataset import CropFlip
+from keras_rcl.vocabulary.phase import SGD, Adam, Adversarial, Augmented, Clean, CrossEntropy, Phase, SupCon
+
+STILL = SGD(learning_rate=1e-12, momentum=0.0)
+
+
+def phase_of(*views, trains=("classifier",), **fields) -> Phase:
+    fields = {"terms": (CrossEntropy(),), "optimizer": STILL, "batch_size": BATCH, **fields}
+    return Phase(name="test", epochs=1, trains=trains, views=views, **fields)
+
+
+def strided_convolution(x, kernel, bias):
+    """3x3, stride 2, one ring of zeros around: [N, H, W, C] -> [N, H / 2, W / 2, F], by its definition."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out = np.zeros((len(x), x.shape[1] // 2, x.shape[2] // 2, kernel.shape[-1])) + bias
+    for row in range(out.shape[1]):
+        for column in range(out.shape[2]):
+            patch = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            out[:, row, column] += np.einsum("nhwc,hwcf->nf", patch, kernel)
+    return out
+
+
+def test_batch_statistics_are_of_one_joint_pass_over_all_views():
+    # An attack of radius 0 crafts through every weight and gives its start back.
+    idle = Adversarial(attack=PGD(epsilon=0, step_size=0, num_steps=3), of=Clean())
+    views = (Clean(), Augmented(policy=CropFlip(padding=4)), idle)
+    phase = phase_of(*views, trains=("encoder", "projector"), terms=(SupCon(),))
+    network = tiny_network()
+    steps = runner(network, phase, image_data(BATCH))
+    ((images, _, _),) = steps.batches.dataset
+    conv, norm = (parts(network)["encoder"].get_layer(name) for name in ("conv1", "conv1_norm"))
+    pixels = images.numpy().reshape(-1, 8, 8, 1)  # all views as one batch
+    assert not np.allclose(*images.numpy()[:2])
+    outputs = strided_convolution((pixels - 0.35) / 0.3, *(weight.numpy() for weight in conv.weights))
+    steps.run_epoch(Silent(), "")
+    np.testing.assert_allclose(norm.moving_mean, 0.1 * outputs.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, 0.9 + 0.1 * outputs.var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+def test_views_are_stacked_view_by_view_with_their_labels():
+    network = tiny_network()
+    phase = phase_of(Clean(), Adversarial(attack=FGSM(epsilon=8 / 255)))
+    images = tf.random.stateless_uniform([2, 4, 8, 8, 1], [0, 1])
+    labels = tf.constant([2, 0, 1, 1])
+    stacked, tiled, zeros = stack_views(network, phase, images, labels, tf.constant([3, 4]))
+    np.testing.assert_array_equal(tiled, [2, 0, 1, 1, 2, 0, 1, 1])
+    np.testing.assert_array_equal(stacked[:4], images[0])
+    moved = np.abs(stacked[4:] - images[1])
+    assert moved.max() <= 8 / 255 + 1e-6 and np.median(moved) > 7 / 255
+    before = loops.cross_entropy(labels.numpy(), network(images[1], training=False)["logits"].numpy())
+    after = loops.cross_entropy(labels.numpy(), network(stacked[4:], training=False)["logits"].numpy())
+    assert (after > before).all()
+    assert 0 <= float(zeros) < 0.1
+
+
+def test_metrics_of_an_epoch_are_those_of_its_images(monkeypatch):
+    network, data = tiny_network(), image_data()
+    steps = runner(network, phase_of(Clean(), optimizer=Adam(learning_rate=0.05)), data)
+    for _ in range(3):
+        steps.run_epoch(Silent(), "")
+    data.train.labels[:8] += 1  # wrong from here on, as are the predictions, some of them
+    data.train.labels[:8] %= 3
+    idle = Adversarial(attack=FGSM(epsilon=0), of=Clean())
+    phase = phase_of(Clean(), idle, terms=(CrossEntropy(on="clean"), CrossEntropy(weight=0.5, on="adversarial")))
+    steps = runner(network, phase, data)
+    clock = iter((100.0, 102.0))
+    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    metrics = steps.run_epoch(Silent(), "")
+    pixels, labels = data.train.images.astype("float32") / 255, data.train.labels
+    logits = network(pixels, training=False)["logits"].numpy()
+    accuracy, entropy = (logits.argmax(1) == labels).mean(), loops.cross_entropy(labels, logits).mean()
+    assert 0.4 < accuracy <= 0.75
+    expected = {
+        "accuracy_clean": accuracy,
+        "accuracy_adversarial": accuracy,
+        "cross_entropy_clean": entropy,
+        "cross_entropy_adversarial": entropy,
+        "loss": 1.5 * entropy,
+        "learning_rate": 1e-12,
+        "images_per_second": len(labels) / 2.0,
+    }
+    assert metrics.pop("zero_gradients") < 0.1
+    assert metrics == pytest.approx(expected, rel=1e-4)
+
+
+def test_metrics_start_anew_each_epoch():
+    steps = runner(tiny_network(), phase_of(Clean()), epochs=2)
+    first, second = (steps.run_epoch(Silent(), "")["cross_entropy"] for _ in range(2))
+    assert second == pytest.approx(first, rel=1e-4)  # nothing moves: the same images in another order
+    head = parts(steps.network)["classifier"]
+    head.set_weights([np.zeros_like(weight) for weight in head.get_weights()])
+    assert steps.run_epoch(Silent(), "")["cross_entropy"] == pytest.approx(math.log(3), rel=1e-4)
+
+
+def test_a_classifier_that_ignores_its_input_has_only_zero_gradients():
+    network = tiny_network()
+    head = parts(network)["classifier"]
+    head.set_weights([np.zeros_like(weight) for weight in head.get_weights()])
+    steps = runner(network, phase_of(Adversarial(attack=PGD(num_steps=2))), image_data(BATCH))
+    assert steps.run_epoch(Silent(), "")["zero_gradients"] == 1.0
+
+
+def test_a_batch_without_positives_moves_nothing():
+    network = tiny_network()
+    three = image_part(3, seed=0)
+    data = ImageData(name="three", class_names=("a", "b", "c"), train=three, validation=three, test=three)
+    phase = phase_of(Clean(), trains=("encoder", "projector"), terms=(SupCon(),), optimizer=SGD(learning_rate=1.0))
+    steps, before = runner(network, phase, data), snapshot(network)
+    metrics = steps.run_epoch(Silent(), "")
+    assert metrics["anchors_without_positives"] == 1.0 and metrics["supcon"] == metrics["loss"] == 0.0
+    assert metrics["collapse_value"] == pytest.approx(math.log(2))
+    after = snapshot(network)
+    for key in before:
+        if "moving" not in key[1]:
+            assert all(np.array_equal(a, b) for a, b in zip(before[key], after[key], strict=True)), key
+
+
+def operations(phase) -> set[str]:
+    """The kinds of operation that a training step executes: those that its outputs and its assignments need."""
+    steps = runner(tiny_network(), phase, image_data(BATCH))
+    step = tf.function(steps.trainer.train_step, autograph=False)
+    graph = step.get_concrete_function(steps.batches.dataset.element_spec).graph
+    needed, reached = [*graph.control_outputs, *(output.op for output in graph.outputs)], set()
+    while needed:
+        operation = needed.pop()
+        if operation not in reached:
+            reached.add(operation)
+            needed += [*operation.control_inputs, *(tensor.op for tensor in operation.inputs)]
+    return {operation.type for operation in reached}
+
+
+def test_a_classifier_only_phase_differentiates_no_encoder():
+    warm_up, _, linear = tiny_clafs().phases()
+    backward = {"Conv2DBackpropFilter", "Conv2DBackpropInput"}
+    assert operations(warm_up) > backward | {"Conv2D"}
+    assert operations(linear) & (backward | {"Conv2D"}) == {"Conv2D"}
+
+
+# Optimizers
+
+
+def pytorch_sgd(start, target, *, rate, momentum, decay, steps) -> list[float]:
+    """PyTorch's SGD: weight_decay * w is part of the gradient, here of (w - target)^2 / 2, or of 0 without target."""
+    weight, buffer, path = start, 0.0, []
+    for _ in range(steps):
+        gradient = 0.0 if target is None else weight - target
+        buffer = momentum * buffer + gradient + decay * weight
+        weight -= rate * buffer
+        path.append(weight)
+    return path
+
+
+def our_sgd(start, target, *, rate, momentum, decay, steps) -> list[float]:
+    optimizer = make_optimizer(SGD(learning_rate=rate, momentum=momentum, weight_decay=decay), steps)
+    weight, path = tf.Variable(start), []
+    for _ in range(steps):
+        optimizer.apply([tf.zeros([]) if target is None else weight - target], [weight])
+        path.append(float(weight))
+    return path
+
+
+def test_sgd_without_momentum_decays_weights_as_pytorch_does():
+    setting = dict(rate=0.02, momentum=0.0, decay=0.25, steps=50)
+    assert our_sgd(2.0, 1.0, **setting) == pytest.approx(pytorch_sgd(2.0, 1.0, **setting), rel=1e-5)
+
+
+def test_sgd_with_momentum_does_so_in_the_long_run():
+    setting = dict(rate=0.02, momentum=0.9, decay=0.25, steps=300)
+    expected = pytorch_sgd(2.0, 1.0, **setting)[-1]
+    assert expected == pytest.approx(1 / (1 + 0.25), rel=1e-3)  # where decay and gradient balance
+    assert our_sgd(2.0, 1.0, **setting)[-1] == pytest.approx(expected, rel=1e-3)
+    setting = dict(rate=0.002, momentum=0.9, decay=0.25, steps=300)
+    free = pytorch_sgd(2.0, None, **setting)
+    assert free[-1] < 0.5  # 2 exp(-rate * decay / (1 - momentum) * steps) = 2 exp(-1.5)
+    assert our_sgd(2.0, None, **setting) == pytest.approx(free, rel=0.06)
+
+
+@pytest.mark.parametrize("word", [SGD(learning_rate=0.1), Adam(learning_rate=0.1)])
+def test_without_weight_decay_none_is_applied(word):
+    optimizer, weight = make_optimizer(word, 1), tf.Variable([3.0])
+    optimizer.apply([tf.zeros(1)], [weight])
+    assert weight.numpy() == 3.0
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_cosine_schedule_falls_to_zero(kind):
+    optimizer = make_optimizer(kind(learning_rate=0.05, schedule="cosine"), 40)
+    rates = []
+    for step in (0, 10, 20, 30, 40):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    expected = [0.025 * (1 + math.cos(math.pi * share)) for share in (0, 0.25, 0.5, 0.75, 1)]
+    assert rates == pytest.approx(expected, abs=1e-7)
+    assert rates[0] == pytest.approx(0.05) and rates[-1] == 0.0
+
+
+def test_constant_schedule_is_constant():
+    optimizer = make_optimizer(Adam(learning_rate=1e-3), 40)
+    optimizer.iterations.assign(40)
+    assert float(optimizer.learning_rate) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_the_schedule_spans_the_phase(precision):
+    phase = phase_of(Clean(), optimizer=Adam(learning_rate=0.05, schedule="cosine"))
+    steps = runner(tiny_network(precision=precision), phase, epochs=2, precision=precision)
+    rates = [steps.run_epoch(Silent(), "")["learning_rate"] for _ in range(2)]
+    assert rates == pytest.approx([0.025, 0.0], abs=1e-7)

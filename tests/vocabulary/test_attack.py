@@ -1,0 +1,107 @@
+"""Attacks as values, and how they are written on the command line."""
+
+import dataclasses
+
+import pytest
+from pydantic import ValidationError
+
+from keras_rcl.vocabulary.attack import ATTACKS, BIM, FGSM, PGD, describe, parse_attack
+from keras_rcl.vocabulary.word import Refused, first_line
+
+
+@pytest.mark.parametrize(
+    "text, attack, line",
+    [
+        ("fgsm", FGSM(), "FGSM linf 8/255"),
+        ("fgsm:epsilon=4/255", FGSM(epsilon=4 / 255), "FGSM linf 4/255"),
+        ("bim-5:loss=logit_margin", BIM(num_steps=5, loss="logit_margin"), "BIM-5 logit_margin linf 8/255"),
+        ("pgd", PGD(), "PGD-10 linf 8/255"),
+        ("pgd-40", PGD(num_steps=40), "PGD-40 linf 8/255"),
+        (
+            "pgd-40:num_restarts=5,norm=l2,epsilon=128/255",
+            PGD(num_steps=40, num_restarts=5, norm="l2", epsilon=128 / 255),
+            "PGD-40x5 l2 128/255",
+        ),
+        (
+            "pgd: random_start = false, targeted=true, step_size=0.01",
+            PGD(random_start=False, targeted=True, step_size=0.01),
+            "PGD-10 targeted linf 8/255",
+        ),
+        ("pgd:norm=l2,epsilon=2", PGD(norm="l2", epsilon=2), "PGD-10 l2 510/255"),
+    ],
+)
+def test_written_on_the_command_line(text, attack, line):
+    assert parse_attack(text) == attack
+    assert describe(attack) == line
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("pdg-40", "unknown attack 'pdg'; choose from fgsm, bim, pgd"),
+        ("", "unknown attack ''"),
+        ("pgd-forty", "num_steps"),
+        ("pgd-0", "num_steps"),
+        ("pgd-2.5", "num_steps"),
+        ("pgd:epsilon=8", "did you mean 8/255?"),
+        ("pgd:epsilon=abc", "'abc' is not a distance"),
+        ("pgd:num_stpes=3", "num_stpes: no such field"),
+        ("pgd:norm=l3", "'l3'"),
+        ("pgd:norm", "'norm' is not key=value"),
+        ("fgsm-3", "num_steps: no such field"),
+        ("bim:num_restarts=2", "num_restarts: no such field"),
+    ],
+)
+def test_refused_in_one_line(text, says):
+    with pytest.raises(Refused) as caught:
+        parse_attack(text)
+    (line,) = str(caught.value).splitlines()
+    assert says in line
+
+
+@pytest.mark.parametrize("cls", ATTACKS.values())
+def test_a_word_is_frozen_hashable_and_closed(cls):
+    attack = cls(epsilon="4/255")
+    assert {attack: 1}[cls(epsilon=4 / 255)] == 1
+    assert attack != cls(epsilon="5/255")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        attack.epsilon = 0.1
+    with pytest.raises(ValidationError) as caught:
+        cls(epsilom=0.1)
+    assert first_line(caught.value).startswith("epsilom: no such field")
+
+
+@pytest.mark.parametrize("cls", [BIM, PGD])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "many", None])
+def test_at_least_one_step(cls, value):
+    with pytest.raises(ValidationError) as caught:
+        cls(num_steps=value)
+    assert first_line(caught.value).startswith("num_steps: ")
+
+
+def test_all_that_is_wrong_at_once():
+    with pytest.raises(ValidationError) as caught:
+        PGD(num_steps=0, norm="l7", num_restarts=-1)
+    line = first_line(caught.value)
+    assert all(word in line for word in ("num_steps: ", "norm: ", "num_restarts: ")) and "\n" not in line
+
+
+def test_steps_in_pixels():
+    """A quarter of the radius where not given; FGSM takes all of it; a given one is the same at any radius."""
+    assert PGD().resolved_step_size == 2 / 255
+    assert BIM(epsilon="4/255").resolved_step_size == 1 / 255
+    assert FGSM(epsilon="4/255").resolved_step_size == 4 / 255
+    assert PGD(step_size="1/255").at(16 / 255) == PGD(step_size=1 / 255, epsilon="16/255")
+    assert PGD().at(16 / 255).resolved_step_size == 4 / 255
+    with pytest.raises(ValueError, match="did you mean 8/255"):
+        PGD().at(8)
+
+
+@pytest.mark.parametrize(("step_size", "cure"), [("2", "2/255"), ("0", "a quarter of epsilon")])
+def test_a_step_in_bytes_or_of_nothing_is_refused(step_size, cure):
+    with pytest.raises(ValueError, match=f"step_size {step_size} .*{cure}"):
+        PGD(step_size=step_size)
+
+
+def test_a_step_may_be_larger_than_a_swept_epsilon():
+    assert PGD(step_size="2/255").at(0.0).resolved_step_size == 2 / 255
