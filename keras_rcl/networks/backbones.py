@@ -3,8 +3,8 @@
 Every stride is taken with a symmetric, explicit padding and every BatchNorm has PyTorch's momentum and epsilon, as in
 the papers' code; `same` padding at stride 2 and Keras' defaults would be other networks.
 
-The first convolution is float32 under every policy: it reads the pixels unrounded, and an attack's gradient with respect to
-them is summed in float32, where half precision lets some of the sums cancel to exactly 0 (decision 6).
+The first convolution is float32 under every policy: it reads the pixels unrounded, and an attack's gradient with
+respect to them is summed in float32, where half precision lets some of the sums cancel to exactly 0 (decision 6).
 """
 
 import zlib
