@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from keras_rcl import config
 from keras_rcl.commands import cli
 from keras_rcl.methods import VARIANTS
 from keras_rcl.report.tables import comparison_table, markdown_table, text_table
@@ -30,21 +31,20 @@ def variants() -> str:
             inner = "".join(f", before each epoch {r.epochs} of *{r.name}*" for r in phase.refresh)
             told.append(f"*{phase.name}* {phase.epochs}{inner}")
         rows.append([f"`{name}`", cls.__doc__.splitlines()[0].rstrip("."), "; ".join(told)])
-    return markdown_table(["variant", "what it is", "phases and epochs, as its paper has them"], rows)
+    return markdown_table(["variant", "what it is", "phases and epochs, as its paper has them"], rows, right=())
 
 
 def records(data_set: str) -> dict[str, dict]:
-    """The committed results on a data set, under the names of their models, in the order of their file names."""
-    found = {}
-    for path in sorted((ROOT / "results").glob(f"{data_set}-*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found[record["model"]["name"].removeprefix(f"{data_set}-")] = record
-    return found
+    """The committed results on a data set, under the names of their models, in the order of the variants."""
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "results").glob(f"{data_set}-*.json")]
+    read.sort(key=lambda record: (list(VARIANTS).index(record["model"]["variant"]), record["model"]["name"]))
+    return {record["model"]["name"].removeprefix(f"{data_set}-"): record for record in read}
 
 
 def digits() -> str:
-    """What `fit` prints."""
-    shown = {name: record for name, record in records("digits").items()}
+    """What `python cli.py fit --variant clafs` prints, in its order."""
+    found, experiment = records("digits"), config.load(variant="clafs")
+    shown = {name: found[name] for name in (experiment.method.name, *experiment.compare)}
     return "```text\n" + text_table(*comparison_table(shown)) + "\n```"
 
 

@@ -212,6 +212,7 @@ def attack(
         survival,
         model={
             "name": classifier.contract.get("name", path.stem),
+            "variant": classifier.contract.get("variant"),
             "hash": classifier.model_hash,
             "note": classifier.note,
         },

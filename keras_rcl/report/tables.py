@@ -27,9 +27,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequ
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
-    rule = ["---"] + ["---:"] * (len(header) - 1)
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] | None = None) -> str:
+    """A Markdown table; `right` are the columns aligned to the right, all but the first where not given."""
+    columns = range(len(header))
+    right = columns[1:] if right is None else right
+    rule = ["---:" if column in right else "---" for column in columns]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
 
 
