@@ -61,15 +61,16 @@ def cifar10() -> str:
 def cli_page() -> str:
     """`docs/cli.md`: the help of every command."""
     sections = ["# Command line", "Made by `python docs/generate.py` from the commands themselves."]
-    sections.append(_help(cli, click.Context(cli, info_name="python cli.py")))
+    program = click.Context(cli, info_name="python cli.py", **cli.context_settings)
+    sections.append(_help(program))
     for name, command in cli.commands.items():
-        sections += [f"## {name}", _help(command, click.Context(command, info_name=f"python cli.py {name}"))]
+        sections += [f"## {name}", _help(click.Context(command, info_name=name, parent=program))]
     return "\n\n".join(sections) + "\n"
 
 
-def _help(command: click.Command, context: click.Context) -> str:
-    context.max_content_width = context.terminal_width = 110
-    return f"```text\n{command.get_help(context)}\n```"
+def _help(context: click.Context) -> str:
+    context.terminal_width = 110
+    return f"```text\n{context.get_help()}\n```"
 
 
 GENERATED = {function.__name__: function for function in (variants, digits, cifar10)}

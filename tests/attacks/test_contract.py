@@ -132,7 +132,7 @@ def test_the_seed_decides(attack):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_next_seed_has_other_restarts(norm):
     """Else the spread over seeds would be that of restarts drawn twice."""
-    still = PGD(epsilon="8/255", norm=norm, num_steps=1, step_size=0)
+    still = PGD(epsilon="8/255", norm=norm, num_steps=1, step_size=1e-12)
     restarted = dataclasses.replace(still, num_restarts=4)
     best = craft(restarted, smooth, IMAGES, LABELS, seed=0).numpy()
     starts = [craft(still, smooth, IMAGES, LABELS, seed=seed).numpy() for seed in range(4)]
@@ -185,7 +185,7 @@ def test_the_loss_does_not_fall(attack):
     assert (-gain if attack.targeted else gain) > 0.05
 
 
-STILL = PGD(epsilon=0.5, num_steps=1, step_size=0)
+STILL = PGD(epsilon=0.5, num_steps=1, step_size=1e-12)
 """Returns its random starts as they are, so that nothing but the choice among the restarts is seen."""
 
 

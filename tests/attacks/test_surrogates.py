@@ -63,7 +63,7 @@ def test_unit_gradient(upstream):
 
 
 def test_confidence_masks_no_gradient_in_half_precision(monkeypatch):
-    """SPEC section 8, lesson 3: at p(label) = 1 - 1e-7 float16 underflows, unless scaled."""
+    """SPEC section 8, lesson 3: at p(label) = 1 - 1e-9 float16 underflows, unless scaled."""
     rng = np.random.default_rng(0)
     images = rng.random((8, 8, 8, 1)).astype("float32")
     words = Network(projection_hidden=None, projection_dim=4, normalization="minus1to1")
@@ -72,7 +72,7 @@ def test_confidence_masks_no_gradient_in_half_precision(monkeypatch):
         network = build_network(words, (8, 8, 1), 2, precision=precision, seed=1)
         values = np.asarray(network(images, training=False)["logits"])
         labels = values.argmax(axis=1)
-        scale = (-math.log(1e-7) / np.abs(values[:, :1] - values[:, 1:])).astype("float32")
+        scale = (-math.log(1e-9) / np.abs(values[:, :1] - values[:, 1:])).astype("float32")
 
         def logits(x, network=network, scale=scale):
             return scale * network(x, training=False)["logits"]

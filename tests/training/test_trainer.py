@@ -40,7 +40,7 @@ def strided_convolution(x, kernel, bias):
 
 def test_batch_statistics_are_of_one_joint_pass_over_all_views():
     # An attack of radius 0 crafts through every weight and gives its start back.
-    idle = Adversarial(attack=PGD(epsilon=0, step_size=0, num_steps=3), of=Clean())
+    idle = Adversarial(attack=PGD(epsilon=0, num_steps=3), of=Clean())
     views = (Clean(), Augmented(policy=CropFlip(padding=4)), idle)
     phase = phase_of(*views, trains=("encoder", "projector"), terms=(SupCon(),))
     network = tiny_network()
