@@ -11,7 +11,7 @@ from keras_rcl import config, runtime
 from keras_rcl.methods import VARIANTS
 from keras_rcl.progress import StderrProgress
 from keras_rcl.report.tables import attack_table, comparison_table, text_table
-from keras_rcl.vocabulary.attack import PGD, parse_attack
+from keras_rcl.vocabulary.attack import parse_attack
 from keras_rcl.vocabulary.network import Precision
 from keras_rcl.vocabulary.phase import Phase
 from keras_rcl.vocabulary.threat import parse_pixels
@@ -127,10 +127,10 @@ def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, 
     "attacks",
     multiple=True,
     metavar="NAME[-STEPS][:KEY=VALUE,...]",
-    help="fgsm, bim, pgd; may be repeated.",
+    help="fgsm, bim, pgd, apgd, fab, square, autoattack; may be repeated.",
 )
 @click.option("--epsilon", "epsilons", help="A list, such as 1/255,2/255,4/255,8/255,16/255; runs each attack at each.")
-@click.option("--restarts", type=click.IntRange(min=1), help="Random restarts of the PGD attacks.")
+@click.option("--restarts", type=click.IntRange(min=1), help="Random restarts of the attacks that have them.")
 @click.option("--dataset", help="A data set; the one that the model was trained with by default.")
 @click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class.")
 @click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
@@ -242,13 +242,19 @@ def _attacks(texts, epsilons, restarts) -> list:
     """Each attack at each epsilon, with restarts where it has any."""
     words = [parse_attack(text) for text in texts]
     if restarts:
-        words = [dataclasses.replace(word, num_restarts=restarts) if isinstance(word, PGD) else word for word in words]
+        words = [_with_restarts(word, restarts) for word in words]
     if not epsilons:
         return words
     try:
         return [word.at(parse_pixels(epsilon)) for word in words for epsilon in epsilons.split(",")]
     except ValueError as error:
         raise Refused(f"--epsilon {epsilons}: {first_line(error)}") from None
+
+
+def _with_restarts(word, restarts: int):
+    """The attack with so many restarts, where it has random ones."""
+    fields = {field.name for field in dataclasses.fields(word)}
+    return dataclasses.replace(word, num_restarts=restarts) if "num_restarts" in fields else word
 
 
 def _phase_table(phases: tuple[Phase, ...], indent: str) -> str:

@@ -1,12 +1,17 @@
 """`craft`: the one public verb, used by training and by evaluation alike."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks.gradient_ascent import Crafted, ascend
-from keras_rcl.attacks.surrogates import SURROGATES, unit_gradient
+from keras_rcl.attacks.auto_pgd import auto_pgd
+from keras_rcl.attacks.fab import fab
+from keras_rcl.attacks.gradient_ascent import Crafted, gradient_attack
+from keras_rcl.attacks.norms import per_example
+from keras_rcl.attacks.square import square
+from keras_rcl.attacks.surrogates import SURROGATES, logit_margin
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.word import Refused
 
@@ -32,49 +37,74 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -> tf.Tenso
 
 
 def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -> Crafted:
-    """`craft`, together with each example's share of zero gradients (averaged over steps and restarts)."""
-    x = tf.convert_to_tensor(x)
-    check_images(x)
-    x, labels = tf.cast(x, tf.float32), tf.cast(labels, tf.int32)
-    surrogate = SURROGATES[attack.loss]
+    """`craft`, together with each example's share of zero gradients, averaged over rounds.
+
+    Of several rounds and members each example keeps the image that fools, and among equals the one of higher loss.
+    """
+    if attack.num_rounds == 1 and attack.members == (attack,) and attack.fewest_classes == 2:
+        return craft_round(attack, logits_fn, x, labels, seed=seed)
+    x, labels = _as_batch(x, labels)
+    num_classes = int(logits_fn(x[:1]).shape[-1])
+    members = [member.fitted(num_classes) for member in attack.fitted(num_classes).members]
+    surrogate = SURROGATES.get(getattr(attack, "loss", ""), logit_margin)
     direction = -1.0 if attack.targeted else 1.0
+
+    def attempt(member, number, best, best_rank, zeros):
+        crafted = craft_round(member, logits_fn, x, labels, seed=seed, round=number)
+        logits = tf.cast(logits_fn(crafted.images), tf.float32)
+        reached = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
+        fooled = reached if attack.targeted else ~reached
+        rank = tf.stack([tf.cast(fooled, tf.float32), direction * surrogate(labels, logits)], axis=1)
+        better = (rank[:, 0] > best_rank[:, 0]) | ((rank[:, 0] == best_rank[:, 0]) & (rank[:, 1] > best_rank[:, 1]))
+        best = tf.where(per_example(better, x), crafted.images, best)
+        return number + 1, best, tf.where(better[:, None], rank, best_rank), zeros + crafted.zero_gradients
+
+    best, rank, zeros = x, tf.fill([tf.shape(x)[0], 2], -np.inf), tf.zeros_like(x[:, 0, 0, 0])
+    shapes = (tf.TensorShape([]), x.shape, tf.TensorShape([x.shape[0], 2]), x.shape[:1])
+    for member in members:
+        _, best, rank, zeros = tf.while_loop(
+            lambda number, *_, member=member: number < member.num_rounds,
+            functools.partial(attempt, member),
+            (0, best, rank, zeros),
+            maximum_iterations=member.num_rounds,
+            shape_invariants=shapes,
+        )
+    return Crafted(tf.stop_gradient(best), zeros / sum(member.num_rounds for member in members))
+
+
+def craft_round(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0) -> Crafted:
+    """One round of one attack: one restart, toward one target class where it goes for several.
+
+    Args:
+        attack: no ensemble; the others as of `craft`.
+        round: which of its `num_rounds`, a scalar; may be a tensor, so that all rounds share one graph.
+    """
+    x, labels = _as_batch(x, labels)
+    restart = tf.cast(round // (attack.num_rounds // attack.num_restarts), tf.int64)
+    # 2^32 apart, so that the restarts of one seed are not those of the next.
+    seeds = _example_seeds(x, seed) + tf.stack([tf.zeros_like(restart), restart]) * 2**32
 
     def logits_of(images):
         return tf.cast(logits_fn(images), tf.float32)
 
-    def loss_fn(images):
-        return direction * surrogate(labels, unit_gradient(logits_of(images)))
+    return RUNNERS[attack.name](logits_of, x, labels, attack, seeds, round)
 
-    seeds = _example_seeds(x, seed)
-    if attack.num_restarts == 1:
-        return ascend(loss_fn, x, attack, seeds)
 
-    def restart(number, best, best_rank, zeros):
-        # 2^32 apart, so that the restarts of one seed are not those of the next.
-        crafted = ascend(loss_fn, x, attack, seeds + tf.cast([0, number], tf.int64) * 2**32)
-        logits = logits_of(crafted.images)
-        reached = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
-        fooled = reached if attack.targeted else ~reached
-        # Fooled before not fooled; among equals the higher loss.
-        rank = tf.stack([tf.cast(fooled, tf.float32), direction * surrogate(labels, logits)], axis=1)
-        better = (rank[:, 0] > best_rank[:, 0]) | ((rank[:, 0] == best_rank[:, 0]) & (rank[:, 1] > best_rank[:, 1]))
-        best = tf.where(better[:, None, None, None], crafted.images, best)
-        return number + 1, best, tf.where(better[:, None], rank, best_rank), zeros + crafted.zero_gradients
+RUNNERS = {
+    "fgsm": gradient_attack,
+    "bim": gradient_attack,
+    "pgd": gradient_attack,
+    "apgd": auto_pgd,
+    "fab": fab,
+    "square": square,
+}
+"""Attack name -> function of (logits_fn, x, labels, attack, seeds, round), one round of it."""
 
-    nothing = tf.fill([tf.shape(x)[0], 2], -np.inf)
-    _, best, _, zeros = tf.while_loop(
-        lambda number, *_: number < attack.num_restarts,
-        restart,
-        (0, x, nothing, tf.zeros_like(x[:, 0, 0, 0])),
-        maximum_iterations=attack.num_restarts,
-        shape_invariants=(
-            tf.TensorShape([]),
-            x.shape,
-            tf.TensorShape([x.shape[0], 2]),
-            tf.TensorShape([x.shape[0]]),
-        ),
-    )
-    return Crafted(tf.stop_gradient(best), zeros / attack.num_restarts)
+
+def _as_batch(x, labels) -> tuple[tf.Tensor, tf.Tensor]:
+    x = tf.convert_to_tensor(x)
+    check_images(x)
+    return tf.cast(x, tf.float32), tf.cast(labels, tf.int32)
 
 
 def check_images(x: tf.Tensor | np.ndarray) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_rcl.attacks.norms import project, random_start, steepest_step
+from keras_rcl.attacks.surrogates import SURROGATES, unit_gradient
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.word import Refused
 
@@ -15,6 +16,18 @@ class Crafted(NamedTuple):
 
     images: tf.Tensor
     zero_gradients: tf.Tensor
+
+
+def gradient_attack(
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, round: tf.Tensor
+) -> Crafted:
+    """One round of FGSM, BIM or PGD: `ascend` on the attack's surrogate loss; `round` only tells restarts apart."""
+    direction = -1.0 if attack.targeted else 1.0
+
+    def loss_fn(images):
+        return direction * SURROGATES[attack.loss](labels, unit_gradient(logits_fn(images)))
+
+    return ascend(loss_fn, x, attack, seeds)
 
 
 def ascend(loss_fn: Callable, x: tf.Tensor, attack: Attack, seeds: tf.Tensor) -> Crafted:
@@ -38,12 +51,12 @@ def ascend(loss_fn: Callable, x: tf.Tensor, attack: Attack, seeds: tf.Tensor) ->
     start = random_start(x, attack.epsilon, attack.norm, seeds) if attack.random_start else x
 
     def climb(step, x_adv, zeros):
-        gradient = _gradient(loss_fn, x_adv)
-        usable = tf.math.is_finite(gradient) & (gradient != 0)
-        gradient = tf.where(usable, gradient, 0.0)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x_adv)
+            loss = tf.reduce_sum(loss_fn(x_adv))
+        gradient, zero = usable_gradient(tape.gradient(loss, x_adv))
         x_adv = x_adv + attack.resolved_step_size * steepest_step(gradient, attack.norm)
-        zeros += 1.0 - tf.reduce_mean(tf.cast(usable, tf.float32), axis=list(range(1, x.shape.rank)))
-        return step + 1, project(x_adv, x, attack.epsilon, attack.norm), zeros
+        return step + 1, project(x_adv, x, attack.epsilon, attack.norm), zeros + zero
 
     _, x_adv, zeros = tf.while_loop(
         lambda step, *_: step < attack.num_steps,
@@ -54,14 +67,17 @@ def ascend(loss_fn: Callable, x: tf.Tensor, attack: Attack, seeds: tf.Tensor) ->
     return Crafted(tf.stop_gradient(x_adv), zeros / attack.num_steps)
 
 
-def _gradient(loss_fn: Callable, x: tf.Tensor) -> tf.Tensor:
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        loss = tf.reduce_sum(loss_fn(x))
-    gradient = tape.gradient(loss, x)
+def usable_gradient(gradient: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """The gradient [N, ...] with 0 for what is not finite, and the share of each example's entries that are 0 [N].
+
+    Raises:
+        Refused: if there is no gradient.
+    """
     if gradient is None:
         raise Refused(
             "no gradient reaches the pixels: the model is not differentiable with respect to float images; "
-            "attack its float endpoint, or use a black-box attack"
+            "attack its float endpoint, or use a black-box attack such as square"
         )
-    return gradient
+    usable = tf.math.is_finite(gradient) & (gradient != 0)
+    zeros = 1.0 - tf.reduce_mean(tf.cast(usable, tf.float32), axis=list(range(1, gradient.shape.rank)))
+    return tf.where(usable, gradient, 0.0), zeros

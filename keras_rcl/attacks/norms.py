@@ -20,8 +20,8 @@ def steepest_step(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
     if norm == "linf":
         return tf.sign(gradient)
     # Scaled by its largest entry first, so that a tiny gradient's squares do not underflow.
-    gradient = tf.math.divide_no_nan(gradient, _per_example(length(gradient, "linf"), gradient))
-    return tf.math.divide_no_nan(gradient, _per_example(length(gradient, "l2"), gradient))
+    gradient = tf.math.divide_no_nan(gradient, per_example(length(gradient, "linf"), gradient))
+    return tf.math.divide_no_nan(gradient, per_example(length(gradient, "l2"), gradient))
 
 
 def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm) -> tf.Tensor:
@@ -30,7 +30,7 @@ def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm) -> tf.Te
         x_adv = tf.clip_by_value(x_adv, x - epsilon, x + epsilon)
     else:
         delta = x_adv - x
-        size = _per_example(length(delta, norm), delta)
+        size = per_example(length(delta, norm), delta)
         x_adv = tf.where(size > epsilon, x + delta * tf.math.divide_no_nan(epsilon, size), x_adv)
     return tf.clip_by_value(x_adv, 0.0, 1.0)
 
@@ -49,13 +49,36 @@ def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> 
     def draw(seed):
         if norm == "linf":
             return 2.0 * _uniform(shape, seed) - 1.0
-        u, v = tf.unstack(_uniform([2, *shape], seed))
-        direction = tf.sqrt(-2.0 * tf.math.log1p(-u)) * tf.cos(2.0 * math.pi * v)  # normal (Box and Muller 1958)
+        direction = _normal(shape, seed)
         radius = _uniform([], seed + 1) ** (1 / shape.num_elements())
         return direction * radius / tf.norm(direction)
 
+    return _displaced(x, draw, epsilon, norm, seeds)
+
+
+def boundary_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
+    """A random point at distance epsilon, cut to the pixel box: where APGD starts. Arguments as of `random_start`."""
+    shape = x.shape[1:]
+
+    def draw(seed):
+        if norm == "linf":
+            direction = 2.0 * _uniform(shape, seed) - 1.0
+            return direction / tf.reduce_max(tf.abs(direction))
+        direction = _normal(shape, seed)
+        return direction / tf.norm(direction)
+
+    return _displaced(x, draw, epsilon, norm, seeds)
+
+
+def _displaced(x: tf.Tensor, draw, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
     noise = tf.map_fn(draw, seeds, fn_output_signature=tf.float32)
     return project(x + epsilon * noise, x, epsilon, norm)
+
+
+def _normal(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Standard normal (Box and Muller 1958)."""
+    u, v = tf.unstack(_uniform([2, *shape], seed))
+    return tf.sqrt(-2.0 * tf.math.log1p(-u)) * tf.cos(2.0 * math.pi * v)
 
 
 def _uniform(shape, seed: tf.Tensor) -> tf.Tensor:
@@ -64,6 +87,6 @@ def _uniform(shape, seed: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2.0**-24
 
 
-def _per_example(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+def per_example(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """[N] -> [N, 1, 1, 1], to broadcast against `like`."""
     return tf.reshape(values, [-1] + [1] * (like.shape.rank - 1))

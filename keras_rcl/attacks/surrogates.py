@@ -15,7 +15,33 @@ def logit_margin(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return others - tf.reduce_sum(tf.where(label, logits, 0.0), axis=1)
 
 
-SURROGATES = {"cross_entropy": cross_entropy, "logit_margin": logit_margin}
+def dlr(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6): (max_{j != y} z_j - z_y) / (z_(1) - z_(3)).
+
+    z_(i) is the i-th largest logit, so K is at least 3. Neither shift nor scale of the logits changes it.
+    """
+    largest = tf.math.top_k(logits, 3).values
+    return logit_margin(labels, logits) / (largest[:, 0] - largest[:, 2] + SMALLEST_RANGE)
+
+
+def dlr_targeted(labels: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """Targeted DLR (Croce and Hein 2020, eq. 7): (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2); K is at least 4."""
+    largest = tf.math.top_k(logits, 4).values
+    reach = tf.gather(logits, targets, batch_dims=1) - tf.gather(logits, labels, batch_dims=1)
+    return reach / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2.0 + SMALLEST_RANGE)
+
+
+def likeliest_wrong(labels: tf.Tensor, logits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
+    """The classes [N] of the given rank among the wrong ones, 0 the likeliest."""
+    label = tf.one_hot(labels, logits.shape[1], dtype=tf.bool, on_value=True, off_value=False)
+    order = tf.argsort(tf.where(label, logits.dtype.min, logits), axis=1, direction="DESCENDING", stable=True)
+    return tf.gather(order, rank, axis=1)
+
+
+SMALLEST_RANGE = 1e-12
+"""Added to a range of logits that is divided by."""
+
+SURROGATES = {"cross_entropy": cross_entropy, "logit_margin": logit_margin, "dlr": dlr}
 
 
 @tf.custom_gradient

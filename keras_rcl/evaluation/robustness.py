@@ -1,13 +1,14 @@
 """How a classifier stands under attack: the survival table, and everything reported as a reduction of it."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks import check_images, craft_and_count
+from keras_rcl.attacks import check_images, craft_round
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
@@ -19,7 +20,8 @@ class Survival:
 
     attacks: A attacks. labels, clean_predictions: [N]. predictions: [A, N], on the adversarial images; an image that is
     wrong before the attack counts as fallen and is not attacked. zero_gradients: [A], the share of zero pixel gradients
-    met. forwards, backwards: [A], passes of single images. seconds: [A]. adversarial: [A, N, H, W, C] or None.
+    met. forwards, backwards: [A], passes of single images. seconds: [A]. stages: for each attack its members, each
+    with the robust accuracy after it. adversarial: [A, N, H, W, C] or None.
     """
 
     attacks: tuple[Attack, ...]
@@ -30,6 +32,7 @@ class Survival:
     forwards: np.ndarray
     backwards: np.ndarray
     seconds: np.ndarray
+    stages: tuple[tuple[tuple[str, float], ...], ...] = ()
     adversarial: np.ndarray | None = None
 
     @property
@@ -57,6 +60,7 @@ class Survival:
                 "forwards": int(self.forwards[index]),
                 "backwards": int(self.backwards[index]),
                 "seconds": round(float(self.seconds[index]), 3),
+                **({"stages": dict(self.stages[index])} if len(attack.members) > 1 else {}),
             }
             for index, attack in enumerate(self.attacks)
         ]
@@ -105,77 +109,94 @@ class Evaluator:
         self, logits_fn: Callable, attacks: Sequence[Attack], *, batch_size: int = 250, seed: int = 0, jit: bool = False
     ):
         self.attacks, self.batch_size = tuple(attacks), batch_size
+        self._logits_fn = logits_fn
 
         def predict(x):
             return tf.argmax(logits_fn(x), axis=1, output_type=tf.int32)
 
-        def attack_with(attack):
-            def step(x, labels):
-                targets = tf.argmin(logits_fn(x), axis=1, output_type=tf.int32) if attack.targeted else labels
-                crafted = craft_and_count(attack, logits_fn, x, targets, seed=seed)
+        def step_of(member):
+            def step(x, labels, round):
+                targets = tf.argmin(logits_fn(x), axis=1, output_type=tf.int32) if member.targeted else labels
+                crafted = craft_round(member, logits_fn, x, targets, seed=seed, round=round)
                 return crafted.images, predict(crafted.images), crafted.zero_gradients
 
             return tf.function(step, autograph=False, jit_compile=jit)
 
         self._predict = tf.function(predict, autograph=False, jit_compile=jit)
-        self._steps = [attack_with(attack) for attack in self.attacks]
+        self._step_of = functools.cache(step_of)
 
     def __call__(
         self, images: np.ndarray, labels: np.ndarray, *, keep_images: bool = False, progress: Progress | None = None
     ) -> Survival:
         """Attack images [N, H, W, C] in [0, 1] with labels [N]; `keep_images` keeps what was crafted.
 
-        A targeted attack aims at each image's least likely class; it succeeds, as any, where the image ends wrong.
+        Each round of an attack, and each member of an ensemble, runs on what survived the rounds before, packed into
+        full batches. A targeted attack aims at each image's least likely class; it succeeds, as any, where the image
+        ends wrong.
 
         Raises:
-            Refused: if the images are no batch of floats in [0, 1], or no gradient reaches them.
+            Refused: if the images are no batch of floats in [0, 1], no gradient reaches them, or an attack is not
+                defined for so few classes.
         """
         check_images(images)
-        progress = progress or Silent()
         labels = np.asarray(labels, np.int32)
         clean = self.predict(images)
-        right = np.flatnonzero(clean == labels)
-        predictions = np.tile(clean, (len(self.attacks), 1))
-        adversarial = np.tile(images, (len(self.attacks), 1, 1, 1, 1)) if keep_images else None
-        zeros, seconds = np.zeros(len(self.attacks)), np.zeros(len(self.attacks))
-        for number, (attack, step) in enumerate(zip(self.attacks, self._steps, strict=True)):
-            progress.start(describe(attack), len(right), work=attack.num_steps * attack.num_restarts)
-            started, done = time.perf_counter(), 0
-            for chosen, real in _batches(right, self.batch_size):
-                x_adv, predicted, zero = step(images[chosen], labels[chosen])
-                chosen = chosen[:real]
-                predictions[number, chosen] = predicted.numpy()[:real]
-                zeros[number] += float(np.sum(zero.numpy()[:real]))
-                if keep_images:
-                    adversarial[number, chosen] = x_adv.numpy()[:real]
-                done += real
-                progress.update(done)
-            seconds[number] = time.perf_counter() - started
-            survived = float(np.mean(predictions[number] == labels))
-            progress.finish(f"robust accuracy {survived:.2%}")
-        steps = np.array([attack.num_steps * attack.num_restarts for attack in self.attacks]) * len(right)
-        # Beside the steps: a pass a restart to keep the best one, a pass to choose the target, a pass for the outcome.
-        picks = np.array([attack.num_restarts if attack.num_restarts > 1 else 0 for attack in self.attacks])
-        aims = np.array([attack.targeted for attack in self.attacks], int)
+        progress = progress or Silent()
+        outcomes = [self._attack(attack, images, labels, clean, keep_images, progress) for attack in self.attacks]
+
+        def column(name):
+            return np.array([getattr(outcome, name) for outcome in outcomes])
+
         return Survival(
             attacks=self.attacks,
             labels=labels,
             clean_predictions=clean,
-            predictions=predictions,
-            zero_gradients=zeros / max(1, len(right)),
-            forwards=steps + (picks + aims + 1) * len(right),
-            backwards=steps,
-            seconds=seconds,
-            adversarial=adversarial,
+            predictions=column("predictions").reshape(len(outcomes), len(images)),
+            zero_gradients=column("zero_gradients"),
+            forwards=column("forwards"),
+            backwards=column("backwards"),
+            seconds=column("seconds"),
+            stages=tuple(outcome.stages for outcome in outcomes),
+            adversarial=column("adversarial") if keep_images else None,
         )
+
+    def _attack(self, attack: Attack, images, labels, clean, keep_images: bool, progress: Progress) -> "_Outcome":
+        """Run every round of an attack's members on what survives."""
+        survivors = np.flatnonzero(clean == labels)
+        outcome = _Outcome(predictions=clean.copy(), adversarial=images.copy() if keep_images else None)
+        num_classes = int(self._logits_fn(tf.convert_to_tensor(images[:1])).shape[-1])
+        members = [member.fitted(num_classes) for member in attack.fitted(num_classes).members]
+        attempts, started = 0, time.perf_counter()
+        for member in members:
+            for round in range(member.num_rounds):
+                name = describe(attack) if len(members) == 1 else f"{describe(attack)}: {member.label}"
+                rounds = f", round {round + 1}/{member.num_rounds}" if member.num_rounds > 1 else ""
+                progress.start(name + rounds, len(survivors), work=sum(member.passes))
+                done = 0
+                for chosen, real in _batches(survivors, self.batch_size):
+                    x_adv, predicted, zeros = self._step_of(member)(images[chosen], labels[chosen], tf.constant(round))
+                    chosen = chosen[:real]
+                    outcome.predictions[chosen] = predicted.numpy()[:real]
+                    outcome.zero_gradients += float(np.sum(zeros.numpy()[:real]))
+                    if keep_images:
+                        outcome.adversarial[chosen] = x_adv.numpy()[:real]
+                    done += real
+                    progress.update(done)
+                attempts += done
+                outcome.forwards += done * (member.passes[0] + 1)
+                outcome.backwards += done * member.passes[1]
+                survivors = survivors[outcome.predictions[survivors] == labels[survivors]]
+                progress.finish(f"robust accuracy {len(survivors) / len(images):.2%}")
+            outcome.stages += ((member.label, len(survivors) / len(images)),)
+        outcome.zero_gradients /= max(1, attempts)
+        outcome.seconds = time.perf_counter() - started
+        return outcome
 
     def craft(self, number: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """What attack `number` makes of images [N, H, W, C]; per example, so the same as within an evaluation."""
-        adversarial = np.empty_like(images)
-        for chosen, real in _batches(np.arange(len(images)), self.batch_size):
-            x_adv, _, _ = self._steps[number](images[chosen], np.asarray(labels[chosen], np.int32))
-            adversarial[chosen[:real]] = x_adv.numpy()[:real]
-        return adversarial
+        labels = np.asarray(labels, np.int32)
+        outcome = self._attack(self.attacks[number], images, labels, self.predict(images), True, Silent())
+        return outcome.adversarial
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The classes [N] of images [N, H, W, C]."""
@@ -183,6 +204,19 @@ class Evaluator:
         for chosen, real in _batches(np.arange(len(images)), self.batch_size):
             predictions[chosen[:real]] = self._predict(images[chosen]).numpy()[:real]
         return predictions
+
+
+@dataclasses.dataclass
+class _Outcome:
+    """One attack's part of a `Survival`, while it is made."""
+
+    predictions: np.ndarray
+    adversarial: np.ndarray | None
+    zero_gradients: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    stages: tuple[tuple[str, float], ...] = ()
 
 
 def _batches(indices: np.ndarray, size: int):

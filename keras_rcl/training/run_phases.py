@@ -107,7 +107,7 @@ def work_per_batch(phase: Phase) -> float:
     """Forward passes that a batch costs, roughly: one forward, two for a backward, two for an attack's step."""
     learned = 3 if "encoder" in phase.trains else 1
     attacks = [view.attack for view in phase.views if isinstance(view, Adversarial)]
-    images = len(phase.views) * learned + sum(2 * attack.num_steps * attack.num_restarts for attack in attacks)
+    images = len(phase.views) * learned + sum(attack.work for attack in attacks)
     return phase.batch_size * images
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks import craft
 from keras_rcl.networks import build_network
-from keras_rcl.vocabulary.attack import BIM, FGSM, PGD
+from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, PGD, AutoPGD, Square
 from keras_rcl.vocabulary.network import Network
 
 ATTACKS = {
@@ -28,9 +28,20 @@ ATTACKS = {
     "pgd logit_margin": PGD(epsilon="8/255", num_steps=6, loss="logit_margin"),
     "pgd l2 logit_margin targeted": PGD(epsilon="100/255", norm="l2", num_steps=6, loss="logit_margin", targeted=True),
 }
-every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+ENSEMBLE = {
+    "apgd": AutoPGD(epsilon="8/255", num_steps=12),
+    "apgd l2 dlr restarts": AutoPGD(epsilon="100/255", norm="l2", num_steps=8, loss="dlr", num_restarts=2),
+    "apgd targeted dlr": AutoPGD(epsilon="8/255", num_steps=8, loss="dlr_targeted"),
+    "fab": FAB(epsilon="8/255", num_steps=8),
+    "fab l2": FAB(epsilon="100/255", norm="l2", num_steps=8),
+    "square": Square(epsilon="8/255", num_queries=30),
+    "square l2": Square(epsilon="100/255", norm="l2", num_queries=30),
+}
+"""The members of AutoAttack: they stop at the first image that fools, or return the image where nothing near does."""
+gradient_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+every_attack = pytest.mark.parametrize("attack", (ATTACKS | ENSEMBLE).values(), ids=ATTACKS | ENSEMBLE)
 
-CLASSES = 3
+CLASSES = 4
 RNG = np.random.default_rng(0)
 # A third of the pixels on the edge of the box, so that it binds.
 IMAGES = np.clip(RNG.uniform(-0.25, 1.25, (7, 8, 8, 1)), 0, 1).astype("float32")
@@ -83,7 +94,7 @@ def test_in_the_ball_and_in_the_box_and_the_network_is_untouched(attack, network
     assert x_adv.min() >= 0 and x_adv.max() <= 1
     found = lengths(x_adv.astype("float64") - IMAGES, attack.norm)
     assert found.max() <= attack.epsilon + 1e-6
-    assert found.min() > attack.epsilon / 4
+    assert found.min() > attack.epsilon / 4 or attack in ENSEMBLE.values()
 
 
 @every_attack
@@ -121,6 +132,8 @@ def test_neighbours_hardly_matter_to_a_float32_network(network, name):
 def test_the_seed_decides(attack):
     first = craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy()
     assert craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == first.tobytes()
+    if attack in ENSEMBLE.values():
+        return
     # After many steps other starts may end in the same corner of the ball; after one step they do not.
     one_step = attack if isinstance(attack, FGSM) else dataclasses.replace(attack, num_steps=1)
     results = [craft(one_step, smooth, IMAGES, aims(attack), seed=seed).numpy() for seed in (5, 6, (5, 6))]
@@ -167,7 +180,17 @@ def test_cut_off_from_a_surrounding_tape(attack):
     assert tape.gradient(total, x) is None
 
 
-@every_attack
+@pytest.mark.parametrize("attack", ENSEMBLE.values(), ids=ENSEMBLE)
+def test_no_image_is_made_worse_for_the_attacker(attack):
+    """An image that is wrong stays wrong, and the classifier is fooled by more images than before."""
+    before = np.argmax(smooth(IMAGES), axis=1)
+    labels = np.where(np.arange(7) < 5, before, (before + 1) % CLASSES)
+    after = np.argmax(smooth(craft(attack.at(0.4), smooth, IMAGES, labels, seed=5)), axis=1)
+    assert np.all(after[5:] != labels[5:])
+    assert np.sum(after != labels) > 2
+
+
+@gradient_attack
 def test_the_loss_does_not_fall(attack):
     """Cross-entropy or margin of each image before and after, by NumPy; a targeted attack lowers it."""
 

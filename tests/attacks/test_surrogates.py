@@ -80,7 +80,7 @@ def test_confidence_masks_no_gradient_in_half_precision(monkeypatch):
         attack = BIM(epsilon="1/255", num_steps=1)
         shares[precision] = craft_and_count(attack, logits, images, labels).zero_gradients.numpy().mean()
         with monkeypatch.context() as patch:
-            patch.setattr(importlib.import_module("keras_rcl.attacks.craft"), "unit_gradient", tf.identity)
+            patch.setattr(importlib.import_module("keras_rcl.attacks.gradient_ascent"), "unit_gradient", tf.identity)
             crafted = craft_and_count(attack, logits, images, labels)
             shares[precision, "unscaled"] = crafted.zero_gradients.numpy().mean()
     assert shares["float32"] == shares["float32", "unscaled"]

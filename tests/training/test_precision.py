@@ -83,7 +83,7 @@ def test_a_confident_classifier_masks_no_gradient(precision, monkeypatch):
 
     assert zeros() == 0.0
     if precision == "mixed_float16":  # bfloat16 has float32's range
-        monkeypatch.setattr(sys.modules["keras_rcl.attacks.craft"], "unit_gradient", tf.identity)
+        monkeypatch.setattr(sys.modules["keras_rcl.attacks.gradient_ascent"], "unit_gradient", tf.identity)
         assert zeros() > 0.05  # what scaling each example's gradient is there for
 
 

@@ -1,0 +1,196 @@
+"""Square: random search with square patches, from the logits alone."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.attacks.gradient_ascent import Crafted
+from keras_rcl.attacks.norms import _uniform, per_example, project, steepest_step
+from keras_rcl.attacks.surrogates import logit_margin
+from keras_rcl.vocabulary.attack import Square
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Of 10,000 queries: after each of these the share of pixels in a patch is halved."""
+
+SMALLEST_SIDE = {"linf": 1, "l2": 3}
+
+
+def square(
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square, seeds: tf.Tensor, round: tf.Tensor
+) -> Crafted:
+    """One round of Square (Andriushchenko et al. 2020, arXiv:1912.00049, Algorithm 1).
+
+        x_1 = stripes (linf) or tiles (l2);   x_{q+1} = z if L(z) < L(x_q) or z fools, else x_q,   z = moved(x_q)
+        L(x) = f_y(x) - max_{k != y} f_k(x)
+
+    A move changes one square window, of a side that shrinks from query to query, at a random place of each example
+    (Algorithm 2 for linf, 3 for l2). An example that fools the classifier stays as it is; once all do, the loop ends.
+    Each example is asked about `num_queries` times at most, the first time for x_1.
+
+    Args:
+        logits_fn: [N, H, W, C] -> [N, K] float32; it need not be differentiable.
+        x: float32 images in [0, 1], [N, H, W, C].
+        labels: [N], the true classes.
+        attack: the hyper-parameters.
+        seeds: [N, 2], one stateless seed an example.
+        round: unused; restarts differ by their seeds.
+
+    Returns:
+        The last image that was accepted, and 0 for the share of zero gradients, as none was taken.
+    """
+    _, height, width, channels = x.shape
+    move = {"linf": _repaint, "l2": _move_mass}[attack.norm]
+    start = {"linf": _stripes, "l2": _tiles}[attack.norm]
+    sides = tf.constant(_sides(attack, height, width))
+    shrinks_at = tf.constant(_shrinks_at(attack.num_queries))
+    # A few numbers a query, all drawn at once. `start` has the seeds themselves.
+    numbers = _draw([attack.num_queries - 1, {"linf": 2, "l2": 5}[attack.norm] + channels], seeds + 1)
+
+    def loss_of(images):
+        """The margin [N], and -inf where the image fools, so that nothing is lower."""
+        logits = logits_fn(images)
+        fooled = tf.argmax(logits, axis=1, output_type=tf.int32) != labels
+        return tf.where(fooled, -np.inf, -logit_margin(labels, logits))
+
+    def ask(query, images, loss):
+        side = tf.gather(sides, tf.reduce_sum(tf.cast(query >= shrinks_at, tf.int32)))
+        delta = move(images - x, attack.epsilon, side, numbers[:, query - 1])
+        candidate = project(x + delta, x, attack.epsilon, attack.norm)
+        candidate_loss = loss_of(candidate)
+        better = candidate_loss < loss
+        return query + 1, tf.where(per_example(better, x), candidate, images), tf.where(better, candidate_loss, loss)
+
+    images = project(x + start(x, attack.epsilon, seeds), x, attack.epsilon, attack.norm)
+    _, images, _ = tf.while_loop(
+        lambda query, images, loss: (query < attack.num_queries) & tf.reduce_any(loss > -np.inf),
+        ask,
+        (1, images, loss_of(images)),
+        maximum_iterations=attack.num_queries - 1,
+    )
+    return Crafted(tf.stop_gradient(images), tf.zeros_like(x[:, 0, 0, 0]))
+
+
+def _shrinks_at(num_queries: int) -> list[int]:
+    """The queries, counted from 0, from which on the share is halved once more: q * 10,000 // num_queries > i."""
+    return [-(-(after + 1) * num_queries // 10_000) for after in HALVINGS]
+
+
+def _sides(attack: Square, height: int, width: int) -> np.ndarray:
+    """The window's side after 0 to 9 halvings of p: the integer nearest to sqrt(p H W) that leaves it room to move."""
+    shares = attack.p_init / 2.0 ** np.arange(len(HALVINGS) + 1)
+    sides = np.maximum(np.rint(np.sqrt(shares * height * width)), SMALLEST_SIDE[attack.norm])
+    return np.clip(sides, 1, max(1, min(height, width) - 1)).astype("int32")
+
+
+def _stripes(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
+    """-epsilon or epsilon, alike within a column of a channel: [N, 1, W, C]."""
+    return epsilon * _signs(_draw([1, *x.shape[2:]], seeds))
+
+
+def _repaint(delta: tf.Tensor, epsilon: float, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """Algorithm 2: the window becomes -epsilon or epsilon, of one sign within a channel.
+
+    The paper adds -2 epsilon or 2 epsilon and projects, which from within the ball comes to the same.
+
+    Args:
+        delta: [N, H, W, C], each within the ball.
+        epsilon: radius in pixels.
+        side: the window's, a scalar.
+        numbers: [N, 2 + C] in [0, 1): the window's place, and a sign a channel.
+    """
+    _, _, window = _window(delta, side, numbers[:, :2])
+    return tf.where(window[..., None], epsilon * _signs(numbers[:, None, None, 2:]), delta)
+
+
+def _tiles(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
+    """Tiles of a fifth of the image's side, each `_hills`, upright or lying, with a sign a channel; length epsilon."""
+    _, height, width, channels = x.shape
+    side = max(1, min(height, width) // 5)
+    down, across = height // side, width // side
+    numbers = _draw([down, 1, across, 1, 1 + channels], seeds)
+    along = tf.range(side)
+    hills = _hills(along[:, None], along[None, :], side)[:, None, :, None]
+    tiles = tf.where(numbers[..., :1] < 0.5, hills, tf.transpose(hills, [2, 1, 0, 3])) * _signs(numbers[..., 1:])
+    tiles = tf.reshape(tiles, [-1, down * side, across * side, channels])
+    tiles = tf.image.pad_to_bounding_box(tiles, height % side // 2, width % side // 2, height, width)
+    return epsilon * steepest_step(tiles, "l2")
+
+
+def _move_mass(delta: tf.Tensor, epsilon: float, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """Algorithm 3: the change in a second window moves into a first one, where it bulges. In each channel c
+
+        b_c = +-eta / ||eta|| + delta_{1,c} / ||delta_{1,c}||
+        delta_{1,c} = b_c / ||b_c|| sqrt(||delta_{1 or 2,c}||^2 + (epsilon^2 - ||delta||^2) / C),   delta_{2,c} = 0
+
+    so that the length is epsilon again; eta are `_hills`.
+
+    Args:
+        delta: [N, H, W, C], each within the ball.
+        epsilon: radius in pixels.
+        side: the windows', a scalar.
+        numbers: [N, 5 + C] in [0, 1): the windows' places, upright or lying, and a sign a channel.
+    """
+    rows, columns, first = _window(delta, side, numbers[:, :2])
+    _, _, second = _window(delta, side, numbers[:, 2:4])
+    upright = numbers[:, 4, None, None] < 0.5
+    eta = _hills(tf.where(upright, rows, columns), tf.where(upright, columns, rows), side)
+    first, either = first[..., None], (first | second)[..., None]
+
+    mass = tf.reduce_sum(tf.where(either, delta, 0.0) ** 2, axis=(1, 2), keepdims=True)
+    unused = tf.nn.relu(epsilon**2 - tf.reduce_sum(delta**2, axis=(1, 2, 3), keepdims=True))
+    bulge = _unit(tf.where(first, eta[..., None], 0.0)) * _signs(numbers[:, None, None, 5:])
+    bulge += _unit(tf.where(first, delta, 0.0))
+    bulge = _unit(bulge) * tf.sqrt(mass + unused / delta.shape[3])
+    return tf.where(either, bulge, delta)
+
+
+def _hills(rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+    """The paper's eta (eq. 2) within a square window: a hill on its upper half, the same downward on the lower one.
+
+    With n = side // 2, at Chebyshev distance d from the middle of its half a pixel has sum_{j=d}^n 1 / (j + 1)^2.
+
+    Args:
+        rows: a pixel's row from the window's corner, from 0.
+        columns: its column, of a shape that broadcasts with that of `rows`.
+        side: the window's, a scalar.
+    """
+    half = side // 2
+    size = max(tf.broadcast_static_shape(rows.shape, columns.shape)[-2:])
+    sums = tf.constant(np.cumsum([0.0, *(1.0 / np.arange(1, size + 2) ** 2)]), tf.float32)
+    lower = rows >= half
+    middle = tf.where(lower, half + (side - half) // 2, half // 2)
+    distance = tf.maximum(tf.abs(rows - middle), tf.abs(columns - half))
+    heights = tf.gather(sums, half + 1) - tf.gather(sums, tf.minimum(distance, half + 1))
+    return tf.where(lower, -heights, heights)
+
+
+def _window(like: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """A square window an example: rows [N, H, 1] and columns [N, 1, W] from its corner, and what is inside [N, H, W].
+
+    Args:
+        like: [N, H, W, C].
+        side: the window's, a scalar.
+        place: [N, 2] in [0, 1), its corner as a share of the places that it can be at.
+    """
+    _, height, width, _ = like.shape
+    room = tf.stack([height - side + 1, width - side + 1])
+    corner = tf.cast(place * tf.cast(room, tf.float32), tf.int32)
+    rows = tf.range(height)[:, None] - corner[:, 0, None, None]
+    columns = tf.range(width)[None, :] - corner[:, 1, None, None]
+    return rows, columns, (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+
+
+def _unit(values: tf.Tensor) -> tf.Tensor:
+    """Each channel of each example scaled to length 1, or 0 where it is 0: [N, H, W, C]."""
+    return tf.math.divide_no_nan(values, tf.norm(values, axis=(1, 2), keepdims=True))
+
+
+def _signs(numbers: tf.Tensor) -> tf.Tensor:
+    """-1 or 1, as likely, from numbers uniform on [0, 1)."""
+    return tf.where(numbers < 0.5, -1.0, 1.0)
+
+
+def _draw(shape: list[int], seeds: tf.Tensor) -> tf.Tensor:
+    """Uniform on [0, 1), each example's from its own seed alone: [N, *shape]."""
+    return tf.map_fn(lambda seed: _uniform(shape, seed), seeds, fn_output_signature=tf.float32)
