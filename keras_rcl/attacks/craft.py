@@ -73,11 +73,9 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -
 
 
 def craft_round(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0) -> Crafted:
-    """One round of one attack: one restart, toward one target class where it goes for several.
+    """One round of one attack, which is no ensemble: one restart, toward one target class where it goes for several.
 
-    Args:
-        attack: no ensemble; the others as of `craft`.
-        round: which of its `num_rounds`, a scalar; may be a tensor, so that all rounds share one graph.
+    Arguments are those of `craft`, and `round`, a scalar below `num_rounds`: a tensor lets all rounds share one graph.
     """
     x, labels = _as_batch(x, labels)
     restart = tf.cast(round // (attack.num_rounds // attack.num_restarts), tf.int64)

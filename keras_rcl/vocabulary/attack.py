@@ -149,7 +149,7 @@ class AutoPGD(_Attack):
     """APGD (Croce and Hein 2020, Algorithm 1): PGD with momentum that chooses its own step size.
 
     `loss` is `cross_entropy`, the scale-free `dlr`, or `dlr_targeted`, which goes round by round for the `num_targets`
-    classes that are likeliest after the true one. `rho` is the share of successful steps below which the step is halved.
+    classes that are likeliest after the true one. The step is halved where less than `rho` of the steps paid.
     """
 
     name: Literal["apgd"] = "apgd"
@@ -183,8 +183,9 @@ class AutoPGD(_Attack):
 class FAB(_Attack):
     """FAB-T (Croce and Hein 2020, "Minimally distorted adversarial examples"): the nearest adversarial image.
 
-    Goes round by round for the `num_targets` classes that are likeliest after the true one; what it finds counts where it
-    lies within `epsilon`. `alpha_max`, `eta` and `beta` are the paper's: bias toward the original, overshoot, backward step.
+    Goes round by round for the `num_targets` classes that are likeliest after the true one; what it finds counts
+    where it lies within `epsilon`. `alpha_max`, `eta` and `beta` are the paper's: bias toward the original,
+    overshoot, backward step.
     """
 
     name: Literal["fab"] = "fab"
