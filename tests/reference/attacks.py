@@ -13,8 +13,8 @@ def project(x_adv, x, epsilon, norm):
 
 
 def checkpoints(num_steps):
-    """w_j = the step at which p_j of the steps are done, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), in
-    whole steps: windows of floor(0.22 n), then each floor(0.03 n) shorter, never under floor(0.06 n)."""
+    """w_j = the step at which p_j of the steps are done, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06),
+    in whole steps: windows of floor(0.22 n), then each floor(0.03 n) shorter, never under floor(0.06 n)."""
     window, at, found = int(0.22 * num_steps), 0, []
     while at + window <= num_steps:
         at += window
