@@ -13,7 +13,7 @@ import click
 from keras_rcl import config
 from keras_rcl.commands import cli
 from keras_rcl.methods import VARIANTS
-from keras_rcl.report.tables import comparison_table, markdown_table, text_table
+from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,6 +58,19 @@ def cifar10() -> str:
     return f"{markdown_table(header, rows)}\n\n```\n{commands}\n```"
 
 
+def autoattack() -> str:
+    """One row a model: robust accuracy after each member of AutoAttack, and the commands."""
+    rows, commands = [], []
+    for path in sorted((ROOT / "results/autoattack").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        (row,) = record["rows"]
+        name = record["model"]["name"].removeprefix("cifar10-")
+        rows.append([f"`{name}`", *map(percent, (row["clean_accuracy"], *row["stages"].values()))])
+        commands.append(record["command"])
+        header = ["model", "clean", *(f"after {member}" for member in row["stages"])]
+    return f"{markdown_table(header, rows)}\n\n```\n" + "\n".join(commands) + "\n```"
+
+
 def cli_page() -> str:
     """`docs/cli.md`: the help of every command."""
     sections = ["# Command line", "Made by `python docs/generate.py` from the commands themselves."]
@@ -73,7 +86,7 @@ def _help(context: click.Context) -> str:
     return f"```text\n{context.get_help()}\n```"
 
 
-GENERATED = {function.__name__: function for function in (variants, digits, cifar10)}
+GENERATED = {function.__name__: function for function in (variants, digits, cifar10, autoattack)}
 
 
 def readme(text: str) -> str:

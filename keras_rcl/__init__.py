@@ -22,7 +22,7 @@ _HOMES = {
         "margin_contrastive",
         "supervised_contrastive",
     ),
-    "keras_rcl.vocabulary.attack": ("BIM", "FGSM", "PGD"),
+    "keras_rcl.vocabulary.attack": ("BIM", "FAB", "FGSM", "PGD", "AutoAttack", "AutoPGD", "Square"),
     "keras_rcl.vocabulary.dataset": ("Dataset",),
     "keras_rcl.vocabulary.network": ("Network",),
     "keras_rcl.vocabulary.threat": ("ThreatModel",),

@@ -48,9 +48,9 @@ def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> 
 
     def draw(seed):
         if norm == "linf":
-            return 2.0 * _uniform(shape, seed) - 1.0
+            return 2.0 * uniform(shape, seed) - 1.0
         direction = _normal(shape, seed)
-        radius = _uniform([], seed + 1) ** (1 / shape.num_elements())
+        radius = uniform([], seed + 1) ** (1 / shape.num_elements())
         return direction * radius / tf.norm(direction)
 
     return _displaced(x, draw, epsilon, norm, seeds)
@@ -62,7 +62,7 @@ def boundary_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -
 
     def draw(seed):
         if norm == "linf":
-            direction = 2.0 * _uniform(shape, seed) - 1.0
+            direction = 2.0 * uniform(shape, seed) - 1.0
             return direction / tf.reduce_max(tf.abs(direction))
         direction = _normal(shape, seed)
         return direction / tf.norm(direction)
@@ -77,11 +77,11 @@ def _displaced(x: tf.Tensor, draw, epsilon: float, norm: Norm, seeds: tf.Tensor)
 
 def _normal(shape, seed: tf.Tensor) -> tf.Tensor:
     """Standard normal (Box and Muller 1958)."""
-    u, v = tf.unstack(_uniform([2, *shape], seed))
+    u, v = tf.unstack(uniform([2, *shape], seed))
     return tf.sqrt(-2.0 * tf.math.log1p(-u)) * tf.cos(2.0 * math.pi * v)
 
 
-def _uniform(shape, seed: tf.Tensor) -> tf.Tensor:
+def uniform(shape, seed: tf.Tensor) -> tf.Tensor:
     """Uniform on [0, 1). From Philox' bits, which XLA draws alike; the floats that it makes of them are others."""
     bits = tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
     return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2.0**-24

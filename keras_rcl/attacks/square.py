@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted
-from keras_rcl.attacks.norms import _uniform, per_example, project, steepest_step
+from keras_rcl.attacks.norms import per_example, project, steepest_step, uniform
 from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.vocabulary.attack import Square
 
@@ -193,4 +193,4 @@ def _signs(numbers: tf.Tensor) -> tf.Tensor:
 
 def _draw(shape: list[int], seeds: tf.Tensor) -> tf.Tensor:
     """Uniform on [0, 1), each example's from its own seed alone: [N, *shape]."""
-    return tf.map_fn(lambda seed: _uniform(shape, seed), seeds, fn_output_signature=tf.float32)
+    return tf.map_fn(lambda seed: uniform(shape, seed), seeds, fn_output_signature=tf.float32)

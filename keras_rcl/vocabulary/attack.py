@@ -159,7 +159,7 @@ class AutoPGD(_Attack):
     num_restarts: PositiveInt = 1
     loss: Literal["cross_entropy", "dlr", "dlr_targeted"] = "cross_entropy"
     num_targets: PositiveInt = 9
-    rho: float = 0.75
+    rho: Annotated[float, Field(ge=0, le=1)] = 0.75
 
     @property
     def fewest_classes(self) -> int:
@@ -223,7 +223,7 @@ class Square(_Attack):
     epsilon: Pixels = 8 / 255
     num_queries: PositiveInt = 5000
     num_restarts: PositiveInt = 1
-    p_init: float = 0.8
+    p_init: Annotated[float, Field(gt=0, le=1)] = 0.8
 
     @property
     def passes(self) -> tuple[int, int]:
