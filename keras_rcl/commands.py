@@ -105,8 +105,9 @@ def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, 
     module = _experiment_module()
     for line in runtime.advice(experiment.precision, experiment.jit):
         click.echo(f"note: {line}", err=True)
-    folders = dict(runs=runs, saved_models=saved_models, overwrite=overwrite, progress=StderrProgress())
-    fitted = [module.fit(experiment, name=name, **folders), *(module.fit(other, **folders) for other in others)]
+    with StderrProgress() as progress:
+        folders = dict(runs=runs, saved_models=saved_models, overwrite=overwrite, progress=progress)
+        fitted = [module.fit(experiment, name=name, **folders), *(module.fit(other, **folders) for other in others)]
     if as_json:
         click.echo(json.dumps([one.record for one in fitted], indent=1))
         return
@@ -148,9 +149,10 @@ def attack(model, attacks, epsilons, restarts, dataset, folder, data_dir, image_
     """Attack a SavedModel or .keras file: of this tool, or any from images to logits or probabilities."""
     words = _attacks(attacks or ("fgsm", "pgd-40"), epsilons, restarts)
     chosen = dict(name=dataset, folder=folder, data_dir=data_dir, image_size=image_size, limit=limit)
-    record, written = _experiment_module().attack(
-        model, words, dataset=_given(chosen), progress=StderrProgress(), **options
-    )
+    with StderrProgress() as progress:
+        record, written = _experiment_module().attack(
+            model, words, dataset=_given(chosen), progress=progress, **options
+        )
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return

@@ -80,9 +80,9 @@ def fit(
     check_writable(saved_models)
     network = build(experiment, data)
     started = time.perf_counter()
-    with atomic_folder(runs / name, overwrite=overwrite) as run:
-        pass
     run = runs / name
+    with atomic_folder(run, overwrite=overwrite):
+        pass
     write_json(run / "environment.json", environment(experiment))
     _write_text(run / "config.yaml", config.to_yaml(experiment))
 
@@ -93,7 +93,6 @@ def fit(
             served.set_weights(network.get_weights())
 
     evaluation = experiment.evaluation
-    measure = dict(batch_size=evaluation.batch_size, seed=experiment.seed, jit=experiment.jit)
     with TensorBoardWriter(run) as writer:
         validation = run_phases(
             network,
@@ -112,7 +111,13 @@ def fit(
         sync()
         seconds = time.perf_counter() - started
         test = data.test.limited(evaluation.limit)
-        evaluator = Evaluator(_logits_of(served), evaluation.attacks, **measure)
+        evaluator = Evaluator(
+            _logits_of(served),
+            evaluation.attacks,
+            batch_size=evaluation.batch_size,
+            seed=experiment.seed,
+            jit=experiment.jit,
+        )
         survival = evaluator(_pixels(test.images), test.labels, progress=progress)
         record = make_record(
             survival,

@@ -95,6 +95,12 @@ class StderrProgress:
         self._write("  ".join(part for part in parts if part), end="\n")
         self._open = False
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
     def close(self) -> None:
         if self._open and self._terminal:
             self._stream.write("\n")

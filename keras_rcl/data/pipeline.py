@@ -49,9 +49,8 @@ class Batches:
         self._views = tuple(views)
         self._order = self._balanced_order if balanced else self._shuffled_order
         self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
+        self._images, self._labels = part.tensors
         with tf.device("CPU"):
-            self._images = tf.constant(part.images)
-            self._labels = tf.constant(part.labels, tf.int32)
             self._epoch = tf.Variable(0, trainable=False, name="epoch")
         self.dataset = (
             tf.data.Dataset.from_tensors(0)

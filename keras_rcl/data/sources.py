@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from keras_rcl.data.images import decode, is_greyscale, open_image, resized
 from keras_rcl.vocabulary.dataset import Dataset
@@ -31,6 +33,12 @@ class Part:
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+
+    @functools.cached_property
+    def tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images uint8 [N, H, W, C] and labels int32 [N] in the host's memory, once for all who draw from them."""
+        with tf.device("CPU"):
+            return tf.constant(self.images), tf.constant(self.labels, tf.int32)
 
     def limited(self, limit: int | None) -> "Part":
         """At most `limit` images, class balance kept, always the same ones; all where `limit` is None."""
