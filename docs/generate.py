@@ -14,6 +14,7 @@ from keras_rcl import config
 from keras_rcl.commands import cli
 from keras_rcl.methods import VARIANTS
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
+from keras_rcl.vocabulary.attack import AutoAttack
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +68,7 @@ def autoattack() -> str:
         name = record["model"]["name"].removeprefix("cifar10-")
         rows.append([f"`{name}`", *map(percent, (row["clean_accuracy"], *row["stages"].values()))])
         commands.append(record["command"])
-        header = ["model", "clean", *(f"after {member}" for member in row["stages"])]
+    header = ["model", "clean", *(f"after {member.label}" for member in AutoAttack().members)]
     return f"{markdown_table(header, rows)}\n\n```\n" + "\n".join(commands) + "\n```"
 
 

@@ -1,5 +1,6 @@
 """The trainer: one joint pass, its metrics, what it differentiates; and the optimizers."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -76,8 +77,9 @@ def test_metrics_of_an_epoch_are_those_of_its_images(monkeypatch):
     steps = runner(network, phase_of(Clean(), optimizer=Adam(learning_rate=0.05)), data)
     for _ in range(3):
         steps.run_epoch(Silent(), "")
-    data.train.labels[:8] += 1  # wrong from here on, as are the predictions, some of them
-    data.train.labels[:8] %= 3
+    labels = data.train.labels.copy()
+    labels[:8] = (labels[:8] + 1) % 3  # wrong from here on, as are the predictions, some of them
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=labels))
     idle = Adversarial(attack=FGSM(epsilon=0), of=Clean())
     phase = phase_of(Clean(), idle, terms=(CrossEntropy(on="clean"), CrossEntropy(weight=0.5, on="adversarial")))
     steps = runner(network, phase, data)
