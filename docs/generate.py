@@ -35,41 +35,41 @@ def variants() -> str:
     return markdown_table(["variant", "what it is", "phases and epochs, as its paper has them"], rows, right=())
 
 
-def records(data_set: str) -> dict[str, dict]:
+def records(folder: str, data_set: str) -> dict[str, dict]:
     """The committed results on a data set, under the names of their models, in the order of the variants."""
-    read = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "results").glob(f"{data_set}-*.json")]
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / folder).glob(f"{data_set}-*.json")]
     read.sort(key=lambda record: (list(VARIANTS).index(record["model"]["variant"]), record["model"]["name"]))
     return {record["model"]["name"].removeprefix(f"{data_set}-"): record for record in read}
 
 
 def digits() -> str:
     """What `python cli.py fit --variant clafs` prints, in its order."""
-    found, experiment = records("digits"), config.load(variant="clafs")
+    found, experiment = records("results", "digits"), config.load(variant="clafs")
     shown = {name: found[name] for name in (experiment.method.name, *experiment.compare)}
     return "```text\n" + text_table(*comparison_table(shown)) + "\n```"
 
 
 def cifar10() -> str:
     """One row a model, the published numbers beside the measured ones, and the commands."""
-    shown = records("cifar10")
+    shown = records("results", "cifar10")
     header, rows = comparison_table(shown)
     header = [*header, "published clean / PGD-10"]
     rows = [[f"`{row[0]}`", *row[1:], PUBLISHED.get(row[0], "")] for row in rows]
-    commands = "\n".join(record["command"] for record in shown.values())
-    return f"{markdown_table(header, rows)}\n\n```\n{commands}\n```"
+    return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
 
 
 def autoattack() -> str:
     """One row a model: robust accuracy after each member of AutoAttack, and the commands."""
-    rows, commands = [], []
-    for path in sorted((ROOT / "results/autoattack").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    shown, rows = records("results/autoattack", "cifar10"), []
+    for name, record in shown.items():
         (row,) = record["rows"]
-        name = record["model"]["name"].removeprefix("cifar10-")
         rows.append([f"`{name}`", *map(percent, (row["clean_accuracy"], *row["stages"].values()))])
-        commands.append(record["command"])
     header = ["model", "clean", *(f"after {member.label}" for member in AutoAttack().members)]
-    return f"{markdown_table(header, rows)}\n\n```\n" + "\n".join(commands) + "\n```"
+    return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
+
+
+def _commands(shown: dict[str, dict]) -> str:
+    return "```\n" + "\n".join(record["command"] for record in shown.values()) + "\n```"
 
 
 def cli_page() -> str:
