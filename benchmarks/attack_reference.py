@@ -11,6 +11,7 @@ and Hein 2020).
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -163,7 +164,14 @@ def main() -> None:
         print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
     print(markdown_table(["member", "ours", "torchattacks", "agree", "seconds", "torchattacks, seconds"], rows))
     if arguments.json:
-        record = {"model": str(arguments.model), "images": len(labels), "epsilon": arguments.epsilon, "members": found}
+        command = f"python -m benchmarks.attack_reference {shlex.join(sys.argv[1:])}"
+        record = {
+            "command": command,
+            "model": str(arguments.model),
+            "images": len(labels),
+            "epsilon": arguments.epsilon,
+            "members": found,
+        }
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

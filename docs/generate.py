@@ -68,6 +68,17 @@ def autoattack() -> str:
     return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
 
 
+def reference() -> str:
+    """One row a member of AutoAttack: ours beside torchattacks', on the same weights and images."""
+    rows = []
+    for path in sorted((ROOT / "results/benchmarks").glob("attack_reference-*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        for member, row in measured["members"].items():
+            shares = (percent(row[key]) for key in ("ours", "torchattacks", "agreement"))
+            rows.append([member, str(measured["images"]), *shares])
+    return markdown_table(["member", "images", "ours", "torchattacks", "same outcome"], rows)
+
+
 def _commands(shown: dict[str, dict]) -> str:
     return "```\n" + "\n".join(record["command"] for record in shown.values()) + "\n```"
 
@@ -87,7 +98,7 @@ def _help(context: click.Context) -> str:
     return f"```text\n{context.get_help()}\n```"
 
 
-GENERATED = {function.__name__: function for function in (variants, digits, cifar10, autoattack)}
+GENERATED = {function.__name__: function for function in (variants, digits, cifar10, autoattack, reference)}
 
 
 def readme(text: str) -> str:
