@@ -35,6 +35,18 @@ from keras_rcl.vocabulary.attack import FAB, AutoPGD, Square  # noqa: E402
 from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
 
 
+class _PlainGradient(torch.autograd.Function):
+    """The identity, whose gradient lies in memory as torchattacks' FAB expects it."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient.contiguous()
+
+
 class TorchNetwork(torch.nn.Module):
     """A chain of Keras layers as PyTorch operations: [N, C, H, W] in [0, 1] -> logits."""
 
@@ -43,13 +55,14 @@ class TorchNetwork(torch.nn.Module):
         self.steps = [step for layer in layers for step in _translate(layer)]
 
     def forward(self, x):
+        x = _PlainGradient.apply(x)
         for step in self.steps:
             x = step(x)
         return x
 
 
 def _tensor(value):
-    return torch.tensor(np.array(value))
+    return torch.tensor(keras.ops.convert_to_numpy(value))
 
 
 def _translate(layer):
@@ -62,7 +75,10 @@ def _translate(layer):
         (top, bottom), (left, right) = layer.padding
         return [lambda x: torch.nn.functional.pad(x, (left, right, top, bottom))]
     if kind == "Conv2D" and layer.padding == "valid":
-        kernel, bias = _tensor(layer.kernel).permute(3, 2, 0, 1), _tensor(layer.bias) if layer.use_bias else None
+        kernel, bias = (
+            _tensor(layer.kernel).permute(3, 2, 0, 1).contiguous(),
+            _tensor(layer.bias) if layer.use_bias else None,
+        )
         return [lambda x: torch.nn.functional.conv2d(x, kernel, bias, stride=layer.strides)]
     if kind == "BatchNormalization":
         values = [_tensor(v) for v in (layer.moving_mean, layer.moving_variance, layer.gamma, layer.beta)]
@@ -133,7 +149,7 @@ def main() -> None:
         if name not in arguments.members.split(","):
             continue
         started = time.perf_counter()
-        survival = Evaluator(classifier.logits, [word], batch_size=250)(images, labels)
+        survival = Evaluator(classifier.logits, [word], batch_size=100)(images, labels)
         ours, our_seconds = survival.survived[0], time.perf_counter() - started
         started, theirs = time.perf_counter(), survival.clean.copy()
         right = np.flatnonzero(survival.clean)

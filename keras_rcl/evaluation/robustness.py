@@ -100,7 +100,7 @@ class Evaluator:
     Args:
         logits_fn: images [N, H, W, C] in [0, 1] -> logits [N, K], in inference mode.
         attacks: run one after another, each on the images that are right before it.
-        batch_size: images attacked at once; the last batch is filled up, so that no shape is traced twice.
+        batch_size: images attacked at once; changes speed, and no result.
         seed: of the attacks' random numbers.
         jit: compile with XLA.
     """
@@ -220,8 +220,15 @@ class _Outcome:
 
 
 def _batches(indices: np.ndarray, size: int):
-    """(indices of a full batch, how many of them count): the last batch is filled up with its first index."""
-    for start in range(0, len(indices), size):
-        chosen = indices[start : start + size]
+    """(indices of a batch, how many of them count). Two shapes in all, so that nothing is traced more than twice:
+
+    full batches of `size`, and for a remainder of at most half of that, batches of an eighth. The last is filled up
+    with its first index.
+    """
+    start = 0
+    while start < len(indices):
+        width = size if len(indices) - start > size // 2 else max(1, size // 8)
+        chosen = indices[start : start + width]
         real = len(chosen)
-        yield np.concatenate([chosen, np.full(size - real, chosen[0])]), real
+        yield np.concatenate([chosen, np.full(width - real, chosen[0])]), real
+        start += width

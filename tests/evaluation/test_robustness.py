@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from keras_rcl.attacks import craft
-from keras_rcl.evaluation.robustness import Evaluator, Survival, measures
+from keras_rcl.evaluation.robustness import Evaluator, Survival, _batches, measures
 from keras_rcl.vocabulary.attack import BIM, FGSM, PGD
 from keras_rcl.vocabulary.word import Refused
 
@@ -270,3 +270,13 @@ def test_passes_are_those_that_a_model_sees():
 def test_what_is_no_batch_of_images_is_refused(images):
     with pytest.raises(Refused, match=r"\[0, 1\]|\[N, H, W, C\]"):
         Evaluator(linear, [FGSM()], batch_size=5)(images, LABELS)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 16, 100])
+def test_batches_cover_every_index_once_in_two_shapes(size):
+    for count in (0, 1, 2, 7, 8, 9, 12, 13, 40):
+        indices = np.arange(count) + 5
+        batches = list(_batches(indices, size))
+        np.testing.assert_array_equal(np.concatenate([b[:real] for b, real in batches] or [indices]), indices)
+        assert {len(batch) for batch, _ in batches} <= {size, max(1, size // 8)}
+        assert sum(len(batch) - real for batch, real in batches) < size / 2 + 1
