@@ -139,7 +139,7 @@ def main() -> None:
     part = sources.load(dataset).test.limited(arguments.limit)
     images, labels = part.images.astype(np.float32) / 255, part.labels
     twin = torch_network(arguments.model).eval()
-    theirs_in = torch.tensor(images.transpose(0, 3, 1, 2))
+    theirs_in = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     with torch.no_grad():
         difference = np.abs(twin(theirs_in).numpy() - np.asarray(classifier.logits(images))).max()
     assert difference < 1e-3, f"the two networks differ by {difference}"
