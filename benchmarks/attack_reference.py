@@ -32,7 +32,7 @@ from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
 from keras_rcl.vocabulary.attack import FAB, AutoPGD, Square  # noqa: E402
-from keras_rcl.vocabulary.threat import PROTOCOL, parse_pixels  # noqa: E402
+from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
 
 
 class _PlainGradient(torch.autograd.Function):
@@ -183,7 +183,7 @@ def main() -> None:
         command = f"python -m benchmarks.attack_reference {shlex.join(sys.argv[1:])}"
         record = {
             "command": command,
-            "protocol": PROTOCOL,
+            "protocol": "pixel",
             "model": str(arguments.model),
             "images": len(labels),
             "epsilon": arguments.epsilon,

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.auto_pgd import auto_pgd
 from keras_rcl.attacks.fab import fab
-from keras_rcl.attacks.gradient_ascent import Crafted, gradient_attack
+from keras_rcl.attacks.gradient_ascent import Crafted, embedding_attack, gradient_attack, supcon_attack
 from keras_rcl.attacks.norms import per_example
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, logit_margin
@@ -16,33 +16,39 @@ from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.word import Refused
 
 
-def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -> tf.Tensor:
+def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None) -> tf.Tensor:
     """Adversarial examples of x.
 
     Args:
         attack: the hyper-parameters, such as `PGD(epsilon="8/255", num_steps=20)`.
         logits_fn: any callable, images [N, H, W, C] -> logits [N, K], in inference mode. Its weights do not move.
+            For an attack that `reads` another output, `embedding` or `projection`, it gives that one, [N, D]; for one
+            with a `source`, that model's.
         x: float32 images in [0, 1], [N, H, W, C].
         labels: [N], the true classes; for a targeted attack the classes to reach.
         seed: an int, or two ints [2]. Each example's random numbers depend on this seed and on its own pixels alone,
             so that neither its neighbours nor its place in the batch matter.
+        support: labels [M] and projections [M, D] that the SupCon attack contrasts with; those of x where not given.
 
     Returns:
         Images [N, H, W, C] within the ball around x and within [0, 1], in the order of x, cut off from any tape.
 
     Raises:
-        Refused: if x is not a batch of images in [0, 1], or no gradient reaches the pixels.
+        Refused: if x is not a batch of images in [0, 1], no gradient reaches the pixels, or an attack that does not
+            read logits is to choose among restarts.
     """
-    return craft_and_count(attack, logits_fn, x, labels, seed=seed).images
+    return craft_and_count(attack, logits_fn, x, labels, seed=seed, support=support).images
 
 
-def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -> Crafted:
+def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None) -> Crafted:
     """`craft`, together with each example's share of zero gradients, averaged over rounds.
 
     Of several rounds and members each example keeps the image that fools, and among equals the one of higher loss.
     """
     if attack.num_rounds == 1 and attack.members == (attack,) and attack.fewest_classes == 2:
-        return craft_round(attack, logits_fn, x, labels, seed=seed)
+        return craft_round(attack, logits_fn, x, labels, seed=seed, support=support)
+    if attack.reads != "logits":
+        raise Refused(f"{attack.label} reads the {attack.reads}, which does not tell which restart fools; use one")
     x, labels = _as_batch(x, labels)
     num_classes = int(logits_fn(x[:1]).shape[-1])
     members = [member.fitted(num_classes) for member in attack.fitted(num_classes).members]
@@ -72,7 +78,7 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0) -
     return Crafted(tf.stop_gradient(best), zeros / sum(member.num_rounds for member in members))
 
 
-def craft_round(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0) -> Crafted:
+def craft_round(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0, support=None) -> Crafted:
     """One round of one attack, which is no ensemble: one restart, toward one target class where it goes for several.
 
     Arguments are those of `craft`, and `round`, a scalar below `num_rounds`: a tensor lets all rounds share one graph.
@@ -85,13 +91,19 @@ def craft_round(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round
     def logits_of(images):
         return tf.cast(logits_fn(images), tf.float32)
 
+    attack = attack.attack if attack.name == "transfer" else attack
+    if attack.reads == "projection":
+        support = (labels, tf.stop_gradient(logits_of(x))) if support is None else support
+        return supcon_attack(logits_of, x, labels, attack, seeds, support)
     return RUNNERS[attack.name](logits_of, x, labels, attack, seeds, round)
 
 
 RUNNERS = {
     "fgsm": gradient_attack,
     "bim": gradient_attack,
+    "mifgsm": gradient_attack,
     "pgd": gradient_attack,
+    "embedding": embedding_attack,
     "apgd": auto_pgd,
     "fab": fab,
     "square": square,

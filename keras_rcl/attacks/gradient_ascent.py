@@ -1,13 +1,21 @@
-"""One loop for FGSM, BIM and PGD: start, step, project."""
+"""One loop for FGSM, BIM, MI-FGSM, PGD and the embedding attack: start, step, project."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks.norms import project, random_start, steepest_step
-from keras_rcl.attacks.surrogates import SURROGATES, unit_gradient
+from keras_rcl.attacks.norms import PIXEL_BOX, per_example, project, random_start, steepest_step
+from keras_rcl.attacks.surrogates import (
+    SURROGATES,
+    embedding_distance,
+    kl_to_clean,
+    supervised_contrastive,
+    unit_gradient,
+)
 from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.threat import PROTOCOLS, Protocol
 from keras_rcl.vocabulary.word import Refused
 
 
@@ -21,50 +29,107 @@ class Crafted(NamedTuple):
 def gradient_attack(
     logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, round: tf.Tensor
 ) -> Crafted:
-    """One round of FGSM, BIM or PGD: `ascend` on the attack's surrogate loss; `round` only tells restarts apart."""
+    """One round of FGSM, BIM, MI-FGSM or PGD: `ascend` on the attack's surrogate; `round` only tells restarts apart."""
     direction = -1.0 if attack.targeted else 1.0
+    reference = tf.stop_gradient(logits_fn(x)) if attack.loss == "kl_to_clean" else labels
+    surrogate = kl_to_clean if attack.loss == "kl_to_clean" else SURROGATES[attack.loss]
 
     def loss_fn(images):
-        return direction * SURROGATES[attack.loss](labels, unit_gradient(logits_fn(images)))
+        return direction * surrogate(reference, unit_gradient(logits_fn(images)))
+
+    def fooled_fn(images):
+        reached = tf.equal(tf.argmax(logits_fn(images), axis=1, output_type=labels.dtype), labels)
+        return reached if attack.targeted else ~reached
+
+    return ascend(loss_fn, x, attack, seeds, fooled_fn)
+
+
+def embedding_attack(
+    embedding_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, round: tf.Tensor
+) -> Crafted:
+    """One round of the embedding attack: away from where an encoder, images -> [N, D], puts the image itself."""
+    clean = tf.stop_gradient(embedding_fn(x))
+    return ascend(lambda images: embedding_distance(clean, embedding_fn(images)), x, attack, seeds)
+
+
+def supcon_attack(
+    projection_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, support: tuple
+) -> Crafted:
+    """One round of the SupCon attack, with the `support`'s labels [M] and projections [M, D] to contrast with."""
+
+    def loss_fn(images):
+        return supervised_contrastive(labels, projection_fn(images), *support, attack.temperature)
 
     return ascend(loss_fn, x, attack, seeds)
 
 
-def ascend(loss_fn: Callable, x: tf.Tensor, attack: Attack, seeds: tf.Tensor) -> Crafted:
+def ascend(
+    loss_fn: Callable, x: tf.Tensor, attack: Attack, seeds: tf.Tensor, fooled_fn: Callable | None = None
+) -> Crafted:
     """Climb `loss_fn` from x within the ball.
 
-        x_0 = x, or uniform in the ball;   x_{t+1} = project(x_t + step_size * steepest_step(grad loss(x_t)))
+        u_0 = u(x), or uniform in the ball;   u_{t+1} = project(u_t + step_size * steepest_step(d_t))
+        d_t = grad loss(u_t), or with momentum   d_t = momentum * d_{t-1} + grad / ||grad||_1
+
+    in the coordinates u of the attack's protocol, which for `pixel` are x themselves.
 
     Args:
         loss_fn: [N, H, W, C] -> [N], maximised. It is summed over the batch, so that examples do not interact.
         x: float32 images in [0, 1], [N, H, W, C].
         attack: the hyper-parameters.
         seeds: [N, 2], one stateless seed an example.
+        fooled_fn: [N, H, W, C] -> [N] bool, whether an image has done its work; asked where the attack stops early.
 
     The loop is a `tf.while_loop`: the graph does not grow with `num_steps`, and the tape sees nothing but pixels.
 
     Raises:
-        Refused: if no gradient reaches the pixels.
+        Refused: if no gradient reaches the pixels, or the protocol is not one of images of so many channels.
 
-    Sources: Goodfellow et al. 2015 (FGSM), Kurakin et al. 2017 (BIM), Madry et al. 2018 (PGD).
+    Sources: Goodfellow et al. 2015 (FGSM), Kurakin et al. 2017 (BIM), Madry et al. 2018 (PGD), Dong et al. 2018
+    (momentum).
     """
-    start = random_start(x, attack.epsilon, attack.norm, seeds) if attack.random_start else x
+    to_units, to_pixels, box = coordinates(attack.protocol, x.shape[-1])
+    origin = to_units(x)
+    start = random_start(origin, attack.epsilon, attack.norm, seeds, box) if attack.random_start else origin
+    num_steps = attack.num_steps - attack.stops_early
 
-    def climb(step, x_adv, zeros):
+    def climb(step, u, direction, zeros):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(x_adv)
-            loss = tf.reduce_sum(loss_fn(x_adv))
-        gradient, zero = usable_gradient(tape.gradient(loss, x_adv))
-        x_adv = x_adv + attack.resolved_step_size * steepest_step(gradient, attack.norm)
-        return step + 1, project(x_adv, x, attack.epsilon, attack.norm), zeros + zero
+            tape.watch(u)
+            loss = tf.reduce_sum(loss_fn(to_pixels(u)))
+        gradient, zero = usable_gradient(tape.gradient(loss, u))
+        if attack.momentum:
+            size = tf.reduce_sum(tf.abs(gradient), axis=list(range(1, gradient.shape.rank)), keepdims=True)
+            direction = attack.momentum * direction + tf.math.divide_no_nan(gradient, size)
+        else:
+            direction = gradient
+        moved = u + attack.resolved_step_size * steepest_step(direction, attack.norm)
+        moved = project(moved, origin, attack.epsilon, attack.norm, box)
+        if attack.stops_early:
+            moved = tf.where(per_example(fooled_fn(to_pixels(u)), u), u, moved)
+        return step + 1, moved, direction, zeros + zero
 
-    _, x_adv, zeros = tf.while_loop(
-        lambda step, *_: step < attack.num_steps,
+    _, u, _, zeros = tf.while_loop(
+        lambda step, *_: step < num_steps,
         climb,
-        (0, start, tf.zeros_like(x[:, 0, 0, 0])),
-        maximum_iterations=attack.num_steps,
+        (0, start, tf.zeros_like(x), tf.zeros_like(x[:, 0, 0, 0])),
+        maximum_iterations=num_steps,
     )
-    return Crafted(tf.stop_gradient(x_adv), zeros / attack.num_steps)
+    return Crafted(tf.stop_gradient(to_pixels(u)), zeros / num_steps)
+
+
+def coordinates(protocol: Protocol, channels: int) -> tuple[Callable, Callable, tuple]:
+    """(pixels -> u, u -> pixels, box of u) of a protocol, for images of 1 or 3 channels; for `pixel` any number."""
+    if protocol == "pixel":
+        return tf.identity, tf.identity, PIXEL_BOX
+    if channels not in (1, 3):
+        raise Refused(f"protocol {protocol} is of images with 3 channels or 1, not {channels}; use pixel")
+    found = PROTOCOLS[protocol]
+    shift, scale = (np.array(values, np.float32) for values in (found.shift, found.scale))
+    if channels == 1:
+        shift, scale = shift.mean(keepdims=True), scale.mean(keepdims=True)
+    box = found.box or ((0.0 - shift) / scale, (1.0 - shift) / scale)
+    return lambda x: (x - shift) / scale, lambda u: tf.clip_by_value(u * scale + shift, 0.0, 1.0), box
 
 
 def usable_gradient(gradient: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:

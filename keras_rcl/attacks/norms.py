@@ -24,25 +24,29 @@ def steepest_step(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
     return tf.math.divide_no_nan(gradient, per_example(length(gradient, "l2"), gradient))
 
 
-def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm) -> tf.Tensor:
-    """The nearest point of the ball around x, then of the pixel box; the box never leaves the ball, as x is in it."""
+PIXEL_BOX = (0.0, 1.0)
+
+
+def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX) -> tf.Tensor:
+    """The nearest point of the ball around x, then of the box, low and high; where x is in it, the ball is not left."""
     if norm == "linf":
         x_adv = tf.clip_by_value(x_adv, x - epsilon, x + epsilon)
     else:
         delta = x_adv - x
         size = per_example(length(delta, norm), delta)
         x_adv = tf.where(size > epsilon, x + delta * tf.math.divide_no_nan(epsilon, size), x_adv)
-    return tf.clip_by_value(x_adv, 0.0, 1.0)
+    return tf.clip_by_value(x_adv, *box)
 
 
-def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
-    """A point drawn uniformly from each example's ball, cut to the pixel box.
+def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor, box: tuple = PIXEL_BOX) -> tf.Tensor:
+    """A point drawn uniformly from each example's ball, cut to the box.
 
     Args:
         x: [N, H, W, C].
         epsilon: radius in pixels.
         norm: `linf` or `l2`.
         seeds: [N, 2], one stateless seed an example.
+        box: low and high.
     """
     shape = x.shape[1:]
 
@@ -53,7 +57,7 @@ def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> 
         radius = uniform([], seed + 1) ** (1 / shape.num_elements())
         return direction * radius / tf.norm(direction)
 
-    return _displaced(x, draw, epsilon, norm, seeds)
+    return _displaced(x, draw, epsilon, norm, seeds, box)
 
 
 def boundary_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
@@ -67,12 +71,12 @@ def boundary_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -
         direction = _normal(shape, seed)
         return direction / tf.norm(direction)
 
-    return _displaced(x, draw, epsilon, norm, seeds)
+    return _displaced(x, draw, epsilon, norm, seeds, PIXEL_BOX)
 
 
-def _displaced(x: tf.Tensor, draw, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
+def _displaced(x: tf.Tensor, draw, epsilon: float, norm: Norm, seeds: tf.Tensor, box: tuple) -> tf.Tensor:
     noise = tf.map_fn(draw, seeds, fn_output_signature=tf.float32)
-    return project(x + epsilon * noise, x, epsilon, norm)
+    return project(x + epsilon * noise, x, epsilon, norm, box)
 
 
 def _normal(shape, seed: tf.Tensor) -> tf.Tensor:

@@ -31,6 +31,35 @@ def dlr_targeted(labels: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor) -> tf
     return reach / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2.0 + SMALLEST_RANGE)
 
 
+def kl_to_clean(clean_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """KL(p(clean) || p(adversarial)), p = softmax of [N, K]: what the attack of TRADES maximises (Zhang et al. 2019)."""
+    clean = tf.nn.log_softmax(clean_logits)
+    return tf.reduce_sum(tf.exp(clean) * (clean - tf.nn.log_softmax(logits)), axis=1)
+
+
+def embedding_distance(clean_embedding: tf.Tensor, embedding: tf.Tensor) -> tf.Tensor:
+    """Mean squared distance of embeddings [N, ...]: what the embedding ("SC") attack maximises (Landsman et al.)."""
+    squared = tf.math.squared_difference(embedding, clean_embedding)
+    return tf.reduce_mean(tf.reshape(squared, [tf.shape(squared)[0], -1]), axis=1)
+
+
+def supervised_contrastive(
+    labels: tf.Tensor, projection: tf.Tensor, support_labels: tf.Tensor, support: tf.Tensor, temperature: float
+) -> tf.Tensor:
+    """SupCon of each anchor against fixed samples: what the SupCon attack maximises (Cusin; Khosla et al. 2020).
+
+        -1 / |P(i)| sum_{p in P(i)} log( exp(z_i . z_p / tau) / sum_a exp(z_i . z_a / tau) )
+
+    projection: [N, D], anchors; support: [M, D] with support_labels [M], P(i) those of the anchor's label. 0 where an
+    anchor has no positive.
+    """
+    similarity = tf.linalg.matmul(projection, support, transpose_b=True) / temperature
+    log_share = tf.nn.log_softmax(similarity, axis=1)
+    positive = tf.equal(labels[:, None], support_labels[None, :])
+    count = tf.reduce_sum(tf.cast(positive, tf.float32), axis=1)
+    return -tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, log_share, 0.0), axis=1), count)
+
+
 def likeliest_wrong(labels: tf.Tensor, logits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
     """The classes [N] of the given rank among the wrong ones, 0 the likeliest."""
     label = tf.one_hot(labels, logits.shape[1], dtype=tf.bool, on_value=True, off_value=False)

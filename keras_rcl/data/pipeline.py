@@ -5,9 +5,11 @@ import tensorflow as tf
 
 from keras_rcl.data.augmentations import augment
 from keras_rcl.data.sources import Part
+from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, View
 from keras_rcl.vocabulary.word import Refused
 
+NO_AUGMENTATION = NoAugmentation()
 fold_in, split = tf.random.experimental.stateless_fold_in, tf.random.experimental.stateless_split
 
 
@@ -28,6 +30,7 @@ class Batches:
         batch_size: int,
         seed: int | tuple[int, ...],
         *,
+        augmentation: Policy = NO_AUGMENTATION,
         balanced: bool = False,
     ):
         """Build the dataset.
@@ -37,6 +40,7 @@ class Batches:
             views: the V views of each image, in order.
             batch_size: N.
             seed: one or more non-negative integers.
+            augmentation: drawn once for each image; all of its views are made of what it gives.
             balanced: every class of the part equally often in every batch (up to rounding), cycling through its images.
 
         Raises:
@@ -46,7 +50,7 @@ class Batches:
             raise Refused("no images to make batches of: lower dataset.validation_fraction, or raise dataset.limit")
         self.batch_size = min(batch_size, len(part.labels))
         self.steps_per_epoch = len(part.labels) // self.batch_size
-        self._views = tuple(views)
+        self._views, self._augmentation = tuple(views), augmentation
         self._order = self._balanced_order if balanced else self._shuffled_order
         self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
         self._images, self._labels = part.tensors
@@ -100,6 +104,7 @@ class Batches:
         """The element of one step: images [V, N, H, W, C], labels [N], seed [2]."""
         seeds = tf.unstack(split(seed, num=len(self._views) + 1))
         clean = tf.cast(tf.gather(self._images, indices), tf.float32) / 255
+        clean = augment(self._augmentation, clean, fold_in(seed, len(self._views) + 1))
         views = [_view(view, clean, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
         return tf.stack(views), tf.gather(self._labels, indices), seeds[0]
 

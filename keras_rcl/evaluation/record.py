@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.vocabulary.attack import Attack
-from keras_rcl.vocabulary.threat import PROTOCOL
 
 FORMAT = 1
 PACKAGES = ("keras_rcl", "tensorflow", "keras", "numpy", "tensorflow-datasets", "keras-cv")
@@ -50,7 +49,7 @@ def make_record(survival: Survival, *, model: dict[str, Any], data: dict[str, An
     return {
         "format": FORMAT,
         "command": command_line(),
-        "protocol": PROTOCOL,
+        "protocol": ", ".join(dict.fromkeys(attack.protocol for attack in survival.attacks)) or "pixel",
         "model": model,
         "data": {**data, "indices": _ranges(np.asarray(data["indices"]))},
         "images": len(survival.labels),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks import check_images, craft_round
+from keras_rcl.attacks import check_images, craft_round, length
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
@@ -19,8 +19,9 @@ class Survival:
     """Which images survived which attacks.
 
     attacks: A attacks. labels, clean_predictions: [N]. predictions: [A, N], on the adversarial images; an image that is
-    wrong before the attack counts as fallen and is not attacked. zero_gradients: [A], the share of zero pixel gradients
-    met. forwards, backwards: [A], passes of single images. seconds: [A]. stages: for each attack its members, each
+    wrong before the attack counts as fallen and is not attacked. distances: [A, N], from each image to the last that was
+    crafted of it, in pixels and in the attack's norm; NaN where none was. zero_gradients: [A], the share of zero pixel
+    gradients met. forwards, backwards: [A], passes of single images. seconds: [A]. stages: for each attack its members, each
     with the robust accuracy after it. adversarial: [A, N, H, W, C] or None.
     """
 
@@ -28,6 +29,7 @@ class Survival:
     labels: np.ndarray
     clean_predictions: np.ndarray
     predictions: np.ndarray
+    distances: np.ndarray
     zero_gradients: np.ndarray
     forwards: np.ndarray
     backwards: np.ndarray
@@ -56,6 +58,7 @@ class Survival:
                 "attack": describe(attack),
                 **_threat(attack.threat_model),
                 **measures(self.clean, self.survived[index]),
+                **_distances(self.distances[index], self.clean & ~self.survived[index]),
                 "zero_gradients": float(self.zero_gradients[index]),
                 "forwards": int(self.forwards[index]),
                 "backwards": int(self.backwards[index]),
@@ -91,7 +94,16 @@ def measures(clean: np.ndarray, survived: np.ndarray) -> dict[str, float]:
 
 
 def _threat(threat_model: ThreatModel) -> dict:
-    return {"norm": threat_model.norm, "epsilon": threat_model.epsilon}
+    return {"norm": threat_model.norm, "epsilon": threat_model.epsilon, "protocol": threat_model.protocol}
+
+
+def _distances(distances: np.ndarray, fell: np.ndarray) -> dict[str, float | None]:
+    """How far the attack went in pixels: the largest distance of all images attacked, the median of those that fell."""
+    attacked = distances[~np.isnan(distances)]
+    return {
+        "largest_distance": float(attacked.max()) if len(attacked) else None,
+        "median_distance_fallen": float(np.median(distances[fell])) if fell.any() else None,
+    }
 
 
 class Evaluator:
@@ -103,10 +115,20 @@ class Evaluator:
         batch_size: images attacked at once; changes speed, and no result.
         seed: of the attacks' random numbers.
         jit: compile with XLA.
+        outputs: attack -> the function that it looks at, images -> [N, D], for those that read other than these logits.
+        support: labels [M] and projections [M, D] that the SupCon attack contrasts with.
     """
 
     def __init__(
-        self, logits_fn: Callable, attacks: Sequence[Attack], *, batch_size: int = 250, seed: int = 0, jit: bool = False
+        self,
+        logits_fn: Callable,
+        attacks: Sequence[Attack],
+        *,
+        batch_size: int = 250,
+        seed: int = 0,
+        jit: bool = False,
+        outputs: Callable[[Attack], Callable] | None = None,
+        support: tuple | None = None,
     ):
         self.attacks, self.batch_size = tuple(attacks), batch_size
         self._logits_fn = logits_fn
@@ -115,10 +137,13 @@ class Evaluator:
             return tf.argmax(logits_fn(x), axis=1, output_type=tf.int32)
 
         def step_of(member):
+            read = logits_fn if outputs is None else outputs(member)
+
             def step(x, labels, round):
                 targets = tf.argmin(logits_fn(x), axis=1, output_type=tf.int32) if member.targeted else labels
-                crafted = craft_round(member, logits_fn, x, targets, seed=seed, round=round)
-                return crafted.images, predict(crafted.images), crafted.zero_gradients
+                crafted = craft_round(member, read, x, targets, seed=seed, round=round, support=support)
+                distances = length(crafted.images - x, member.norm)
+                return crafted.images, predict(crafted.images), distances, crafted.zero_gradients
 
             return tf.function(step, autograph=False, jit_compile=jit)
 
@@ -152,6 +177,7 @@ class Evaluator:
             labels=labels,
             clean_predictions=clean,
             predictions=column("predictions").reshape(len(outcomes), len(images)),
+            distances=column("distances").reshape(len(outcomes), len(images)),
             zero_gradients=column("zero_gradients"),
             forwards=column("forwards"),
             backwards=column("backwards"),
@@ -163,7 +189,7 @@ class Evaluator:
     def _attack(self, attack: Attack, images, labels, clean, keep_images: bool, progress: Progress) -> "_Outcome":
         """Run every round of an attack's members on what survives."""
         survivors = np.flatnonzero(clean == labels)
-        outcome = _Outcome(predictions=clean.copy(), adversarial=images.copy() if keep_images else None)
+        outcome = _Outcome(clean.copy(), np.full(len(images), np.nan), images.copy() if keep_images else None)
         num_classes = int(self._logits_fn(tf.convert_to_tensor(images[:1])).shape[-1])
         members = [member.fitted(num_classes) for member in attack.fitted(num_classes).members]
         attempts, started = 0, time.perf_counter()
@@ -174,9 +200,11 @@ class Evaluator:
                 progress.start(name + rounds, len(survivors), work=sum(member.passes))
                 done = 0
                 for chosen, real in _batches(survivors, self.batch_size):
-                    x_adv, predicted, zeros = self._step_of(member)(images[chosen], labels[chosen], tf.constant(round))
+                    batch = images[chosen], labels[chosen], tf.constant(round)
+                    x_adv, predicted, distances, zeros = self._step_of(member)(*batch)
                     chosen = chosen[:real]
                     outcome.predictions[chosen] = predicted.numpy()[:real]
+                    outcome.distances[chosen] = distances.numpy()[:real]
                     outcome.zero_gradients += float(np.sum(zeros.numpy()[:real]))
                     if keep_images:
                         outcome.adversarial[chosen] = x_adv.numpy()[:real]
@@ -211,6 +239,7 @@ class _Outcome:
     """One attack's part of a `Survival`, while it is made."""
 
     predictions: np.ndarray
+    distances: np.ndarray
     adversarial: np.ndarray | None
     zero_gradients: float = 0.0
     forwards: int = 0

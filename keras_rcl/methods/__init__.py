@@ -7,8 +7,9 @@ from pydantic import Field
 from keras_rcl.methods.at import AT
 from keras_rcl.methods.baseline import Baseline
 from keras_rcl.methods.clafs import CLAFS
+from keras_rcl.methods.trades import TRADES
 
-Method = Annotated[Union[Baseline, AT, CLAFS], Field(discriminator="name")]
+Method = Annotated[Union[Baseline, AT, TRADES, CLAFS], Field(discriminator="name")]
 """Any variant; the field `name` says which."""
 
 VARIANTS = {cls.name: cls for cls in get_args(get_args(Method)[0])}

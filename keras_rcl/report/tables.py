@@ -59,7 +59,8 @@ def comparison_table(records: Mapping[str, Mapping]) -> tuple[list[str], list[li
 
 
 def _worst_case(row: Mapping) -> str:
-    return f"worst case {row['norm']} {format_pixels(row['epsilon'])}"
+    protocol = row.get("protocol", "pixel")
+    return f"worst case {row['norm']} {format_pixels(row['epsilon'])}" + (f" {protocol}" if protocol != "pixel" else "")
 
 
 def _column(row: Mapping) -> str:

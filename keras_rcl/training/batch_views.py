@@ -24,7 +24,7 @@ def stack_views(network, phase: Phase, images: tf.Tensor, labels: tf.Tensor, see
         if isinstance(view, Adversarial):
             crafted = craft_and_count(
                 view.attack,
-                lambda x: network(x, training=False)["logits"],
+                lambda x, view=view: network(x, training=False)[view.attack.reads],
                 views[index],
                 labels,
                 seed=tf.random.experimental.stateless_fold_in(seed, index),

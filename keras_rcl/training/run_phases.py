@@ -56,7 +56,14 @@ class PhaseRunner:
     def __init__(self, network, phase: Phase, data: ImageData, *, epochs: int, seed: tuple[int, ...], **settings):
         """`epochs` is how many the optimizer's schedule spans."""
         self.network, self.phase, self.seed = network, phase, seed
-        self.batches = Batches(data.train, phase.views, phase.batch_size, seed, balanced=settings["balanced"])
+        self.batches = Batches(
+            data.train,
+            phase.views,
+            phase.batch_size,
+            seed,
+            augmentation=phase.augmentation,
+            balanced=settings["balanced"],
+        )
         self.trainer = RobustTrainer(network, phase, settings["precision"])
         self.optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
         freeze(network, phase)

@@ -3,12 +3,21 @@
 import dataclasses
 from typing import Annotated, Literal, Union, get_args
 
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
-from keras_rcl.vocabulary.threat import Norm, Pixels, ThreatModel, check_epsilon, check_step_size, format_pixels
+from keras_rcl.vocabulary.threat import (
+    PROTOCOLS,
+    Norm,
+    Pixels,
+    Protocol,
+    ThreatModel,
+    check_epsilon,
+    check_step_size,
+    format_pixels,
+)
 from keras_rcl.vocabulary.word import Refused, first_line, word
 
-Surrogate = Literal["cross_entropy", "logit_margin"]
+Surrogate = Literal["cross_entropy", "logit_margin", "dlr", "kl_to_clean"]
 """What a gradient attack maximises; `keras_rcl.attacks.surrogates` holds the functions."""
 
 
@@ -18,6 +27,11 @@ class _Attack:
     targeted = False
     num_restarts = 1
     fewest_classes = 2
+    protocol = "pixel"
+    reads = "logits"
+    """The output that it looks at: `logits`, `embedding` or `projection`."""
+    source = None
+    """The model on disk whose output that is; none for the attacked model itself."""
 
     def __post_init__(self):
         check_epsilon(self.epsilon, self.norm)
@@ -25,7 +39,7 @@ class _Attack:
 
     @property
     def threat_model(self) -> ThreatModel:
-        return ThreatModel(norm=self.norm, epsilon=self.epsilon)
+        return ThreatModel(norm=self.norm, epsilon=self.epsilon, protocol=self.protocol)
 
     @property
     def num_rounds(self) -> int:
@@ -64,15 +78,33 @@ class _Attack:
 class _Ascent(_Attack):
     """What every attack of the plain gradient-ascent loop can say of itself."""
 
+    loss = "cross_entropy"
+    momentum = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss == "kl_to_clean" and (self.targeted or not self.random_start):
+            raise ValueError("loss kl_to_clean is flat at the image and has no target; use it with a random start")
+
+    @property
+    def fewest_classes(self) -> int:
+        return 3 if self.loss == "dlr" else 2
+
     @property
     def resolved_step_size(self) -> float:
-        """The step in pixels: `step_size` where it is given, else a quarter of `epsilon` (2/255 at 8/255)."""
+        """The step, in the protocol's units: `step_size` where given, else a quarter of `epsilon` (2/255 at 8/255)."""
         return self.epsilon / 4 if self.step_size is None else self.step_size
 
     @property
+    def stops_early(self) -> bool:
+        """Whether each image stays where it first fools, and the last step is not made: a quirk of some protocols."""
+        return self.num_steps > 1 and not PROTOCOLS[self.protocol].last_step_counts
+
+    @property
     def passes(self) -> tuple[int, int]:
-        """Forward and backward passes of one round, an image; a targeted one first looks where to go."""
-        return self.num_steps + self.targeted, self.num_steps
+        """Forward and backward passes of one round, an image; some first look at the image itself."""
+        steps = self.num_steps - self.stops_early
+        return steps * (1 + self.stops_early) + (self.targeted or self.loss == "kl_to_clean"), steps
 
     @property
     def suffix(self) -> str:
@@ -89,6 +121,7 @@ class FGSM(_Ascent):
     epsilon: Pixels = 8 / 255
     targeted: bool = False
     loss: Surrogate = "cross_entropy"
+    protocol: Protocol = "pixel"
 
     num_steps = 1
     random_start = False
@@ -113,12 +146,41 @@ class BIM(_Ascent):
     num_steps: PositiveInt = 10
     targeted: bool = False
     loss: Surrogate = "cross_entropy"
+    protocol: Protocol = "pixel"
 
     random_start = False
 
     @property
     def label(self) -> str:
         return f"BIM-{self.num_steps}{self.suffix}"
+
+
+@word
+class MIFGSM(_Ascent):
+    """Momentum iterative FGSM (Dong et al. 2018): BIM along a decaying sum of gradients, each of unit L1 length.
+
+        g_{t+1} = momentum * g_t + grad / ||grad||_1,   step_size = epsilon / num_steps unless given
+    """
+
+    name: Literal["mifgsm"] = "mifgsm"
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+    step_size: Pixels | None = None
+    num_steps: PositiveInt = 10
+    momentum: Annotated[float, Field(gt=0)] = 1.0
+    targeted: bool = False
+    loss: Surrogate = "cross_entropy"
+    protocol: Protocol = "pixel"
+
+    random_start = False
+
+    @property
+    def resolved_step_size(self) -> float:
+        return self.epsilon / self.num_steps if self.step_size is None else self.step_size
+
+    @property
+    def label(self) -> str:
+        return f"MI-FGSM-{self.num_steps}{self.suffix}"
 
 
 @word
@@ -138,10 +200,65 @@ class PGD(_Ascent):
     random_start: bool = True
     targeted: bool = False
     loss: Surrogate = "cross_entropy"
+    protocol: Protocol = "pixel"
 
     @property
     def label(self) -> str:
         return f"PGD-{self.num_steps}{_times(self.num_restarts)}{self.suffix}"
+
+
+@word
+class Embedding(_Ascent):
+    """The embedding ("SC") attack (Landsman et al.): PGD on the distance between an image's embedding and its own.
+
+    Needs no label. `source` is the model whose embedding it reads, on disk (a SavedModel or `.keras`), a proxy that sees
+    nothing of the target; where not given, the defended model's own.
+    """
+
+    name: Literal["embedding"] = "embedding"
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+    step_size: Pixels | None = None
+    num_steps: PositiveInt = 10
+    num_restarts: PositiveInt = 1
+    source: str | None = None
+    protocol: Protocol = "pixel"
+
+    reads = "embedding"
+    random_start = True
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return self.num_steps + 1, self.num_steps
+
+    @property
+    def label(self) -> str:
+        return f"embedding-{self.num_steps}{_times(self.num_restarts)}{_through(self.source)}"
+
+
+@word
+class SupConAttack(_Ascent):
+    """PGD that maximises the supervised contrastive loss of an image's projection against clean ones (Cusin).
+
+    In evaluation these are a fixed class-balanced sample of the training images, so that each image is attacked for itself; in training
+    they are the clean images of the batch.
+    """
+
+    name: Literal["supcon"] = "supcon"
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+    step_size: Pixels | None = None
+    num_steps: PositiveInt = 10
+    num_restarts: PositiveInt = 1
+    temperature: PositiveFloat = 0.07
+    protocol: Protocol = "pixel"
+
+    reads = "projection"
+    random_start = True
+
+    @property
+    def label(self) -> str:
+        return f"SupCon-{self.num_steps}{_times(self.num_restarts)}"
 
 
 @word
@@ -235,6 +352,37 @@ class Square(_Attack):
 
 
 @word
+class Transfer(_Attack):
+    """Another attack, crafted on another model: `source` on disk, a SavedModel or `.keras`. Black-box for the target."""
+
+    name: Literal["transfer"] = "transfer"
+    source: str
+    attack: Annotated[
+        Union[FGSM, BIM, MIFGSM, PGD, AutoPGD, Square],
+        BeforeValidator(lambda value: parse_attack(value) if isinstance(value, str) else value),
+        Field(discriminator="name"),
+    ] = PGD(num_steps=40)
+
+    norm = property(lambda self: self.attack.norm)
+    epsilon = property(lambda self: self.attack.epsilon)
+    protocol = property(lambda self: self.attack.protocol)
+    targeted = property(lambda self: self.attack.targeted)
+    num_restarts = property(lambda self: self.attack.num_restarts)
+    num_rounds = property(lambda self: self.attack.num_rounds)
+    passes = property(lambda self: self.attack.passes)
+
+    def at(self, epsilon: float) -> "Attack":
+        return dataclasses.replace(self, attack=self.attack.at(epsilon))
+
+    def fitted(self, num_classes: int) -> "Attack":
+        return dataclasses.replace(self, attack=self.attack.fitted(num_classes))
+
+    @property
+    def label(self) -> str:
+        return f"{self.attack.label}{_through(self.source)}"
+
+
+@word
 class AutoAttack(_Attack):
     """AutoAttack, standard version (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on what survived."""
 
@@ -258,15 +406,20 @@ def _times(restarts: int) -> str:
     return f"x{restarts}" if restarts > 1 else ""
 
 
-Attack = Annotated[Union[FGSM, BIM, PGD, AutoPGD, FAB, Square, AutoAttack], Field(discriminator="name")]
+def _through(source: str | None) -> str:
+    return f" through {source}" if source else ""
+
+
+Attack = Annotated[Union[FGSM, BIM, MIFGSM, PGD, Embedding, SupConAttack, AutoPGD, FAB, Square, Transfer, AutoAttack], Field(discriminator="name")]
 """Any attack; the field `name` says which."""
 
 ATTACKS = {cls.name: cls for cls in get_args(get_args(Attack)[0])}
 
 
 def describe(attack: Attack) -> str:
-    """One line for tables: `PGD-40 linf 8/255`."""
-    return f"{attack.label} {attack.norm} {format_pixels(attack.epsilon)}"
+    """One line for tables: `PGD-40 linf 8/255`, and the protocol where it is not `pixel`."""
+    protocol = "" if attack.protocol == "pixel" else f" {attack.protocol}"
+    return f"{attack.label} {attack.norm} {format_pixels(attack.epsilon)}{protocol}"
 
 
 def parse_attack(text: str) -> Attack:

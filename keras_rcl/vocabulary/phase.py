@@ -124,6 +124,7 @@ class Phase:
         trains: the parts that move; all else is frozen, BatchNorm statistics included.
         views: what a batch is made of, V views of each image.
         terms: the weighted losses, summed.
+        augmentation: varies each image once, before its views are made of it: they share the crop.
         refresh: phases run before each epoch of this one (CLAF's inner classifier epochs).
         reinitialize: parts drawn anew before the phase starts; as a refresh, before each of its runs.
         fresh_optimizer: for a refresh: start its optimizer anew at each run, as CLAF's published code does.
@@ -138,6 +139,7 @@ class Phase:
     terms: Annotated[tuple[Term, ...], Field(min_length=1)]
     optimizer: Optimizer = Adam()
     batch_size: PositiveInt = 128
+    augmentation: Policy = NoAugmentation()
     refresh: tuple["Phase", ...] = ()
     reinitialize: tuple[Part, ...] = ()
     fresh_optimizer: bool = False

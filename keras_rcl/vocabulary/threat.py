@@ -11,8 +11,8 @@ from keras_rcl.vocabulary.word import word
 Norm = Literal["linf", "l2"]
 """The geometry of the ball: `linf` bounds every pixel's change, `l2` the Euclidean length of the whole change."""
 
-PROTOCOL = "pixel"
-"""The coordinates in which an attack runs: ball and box in [0, 1], the only protocol that may be called "8/255"."""
+Protocol = Literal["pixel", "claf-repo", "cusin-repo", "wang-minus1to1", "wang-meanstd"]
+"""The coordinates in which an attack runs; `PROTOCOLS` says what each one is."""
 
 
 def parse_pixels(value: object) -> float:
@@ -77,10 +77,56 @@ def check_step_size(step_size: float | None, norm: Norm) -> None:
 
 @word
 class ThreatModel:
-    """What an attacker may do: move an image by at most `epsilon` in `norm`, staying in the pixel box [0, 1]."""
+    """What an attacker may do: move an image by at most `epsilon` in `norm`, staying in the pixel box [0, 1].
+
+    Under another `protocol` than `pixel` both ball and box are those of its own coordinates.
+    """
 
     norm: Norm = "linf"
     epsilon: Pixels = 8 / 255
+    protocol: Protocol = "pixel"
 
     def __post_init__(self):
         check_epsilon(self.epsilon, self.norm)
+
+
+@word
+class Coordinates:
+    """Where a protocol measures: u = (x - shift) / scale, one number a channel, for pixels x in [0, 1].
+
+    Fields:
+        shift, scale: of the red, green and blue channel.
+        box: what u is clamped to, the same in every channel; where not given, the image of the pixel box.
+        last_step_counts: False where success is recorded before each step, so that what the last one reaches is lost.
+    """
+
+    shift: tuple[float, ...] = (0.0, 0.0, 0.0)
+    scale: tuple[float, ...] = (1.0, 1.0, 1.0)
+    box: tuple[float, float] | None = None
+    last_step_counts: bool = True
+
+
+_CIFAR10 = dict(shift=(0.4914, 0.4822, 0.4465), scale=(0.2023, 0.1994, 0.2010))
+_CIFAR100 = dict(shift=(0.5071, 0.4867, 0.4408), scale=(0.2675, 0.2565, 0.2761))
+_MINUS1TO1 = dict(shift=(0.5, 0.5, 0.5), scale=(0.5, 0.5, 0.5))
+
+PROTOCOLS: dict[str, Coordinates] = {
+    "pixel": Coordinates(),
+    "claf-repo": Coordinates(**_CIFAR10, box=(0.0, 1.0)),
+    "cusin-repo": Coordinates(**_MINUS1TO1, last_step_counts=False),
+    "wang-minus1to1": Coordinates(**_MINUS1TO1),
+    "wang-meanstd": Coordinates(**_CIFAR100),
+}
+"""The coordinates of each protocol.
+
+`pixel` is the only one whose 8/255 may be called "8/255". The others are what the papers' published code did, or what a
+paper's words allow, with the constants of the CIFAR data set that it was run on:
+
+- `claf-repo` (Rahamim and Naeh 2022): epsilon in units of the channel's standard deviation, so 8/255 is 1.6/255 in
+  pixels; clamped to [0, 1] in those units, which are the pixels from about 125 to 177 of red: even epsilon 0 changes
+  an image.
+- `cusin-repo` (Cusin 2026): epsilon in [-1, 1], so 8/255 is 4/255 in pixels; the last step of several never counts.
+- `wang-minus1to1`, `wang-meanstd` (Wang 2024): "[-1, 1] using mean and std", either way that it can be read.
+
+A grey image takes the mean of the three channels' numbers.
+"""

@@ -20,6 +20,7 @@ SURVIVAL = Survival(
     labels=np.array([3, 1, 4, 1, 5], np.int32),
     clean_predictions=np.array([3, 1, 4, 0, 5], np.int32),
     predictions=np.array([[3, 2, 4, 0, 5], [0, 2, 4, 0, 5]], np.int32),
+    distances=np.array([[0.01, 0.01, 0.01, np.nan, 0.01], [0.5, 0.4, 0.5, np.nan, 0.5]]),
     zero_gradients=np.array([0.0, 0.25], np.float32),
     forwards=np.array([8, 172]),
     backwards=np.array([4, 160]),

@@ -37,6 +37,7 @@ def survival_of(clean, after, attacks=THREE_AND_ONE):
         labels=labels,
         clean_predictions=np.where(clean, labels, labels + 1),
         predictions=np.where(after, labels, labels + 1),
+        distances=np.full((len(attacks), len(clean)), np.nan),
         zero_gradients=zeros,
         forwards=zeros,
         backwards=zeros,

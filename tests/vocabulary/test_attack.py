@@ -38,7 +38,7 @@ def test_written_on_the_command_line(text, attack, line):
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("pdg-40", "unknown attack 'pdg'; choose from fgsm, bim, pgd"),
+        ("pdg-40", "unknown attack 'pdg'; choose from fgsm, bim, mifgsm, pgd"),
         ("", "unknown attack ''"),
         ("pgd-forty", "num_steps"),
         ("pgd-0", "num_steps"),
