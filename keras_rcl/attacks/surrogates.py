@@ -55,7 +55,7 @@ def supervised_contrastive(
     """
     similarity = tf.linalg.matmul(projection, support, transpose_b=True) / temperature
     log_share = tf.nn.log_softmax(similarity, axis=1)
-    positive = tf.equal(labels[:, None], support_labels[None, :])
+    positive = tf.equal(labels[:, None], tf.cast(support_labels, labels.dtype)[None, :])
     count = tf.reduce_sum(tf.cast(positive, tf.float32), axis=1)
     return -tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, log_share, 0.0), axis=1), count)
 

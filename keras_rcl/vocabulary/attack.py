@@ -159,7 +159,7 @@ class BIM(_Ascent):
 class MIFGSM(_Ascent):
     """Momentum iterative FGSM (Dong et al. 2018): BIM along a decaying sum of gradients, each of unit L1 length.
 
-        g_{t+1} = momentum * g_t + grad / ||grad||_1,   step_size = epsilon / num_steps unless given
+    g_{t+1} = momentum * g_t + grad / ||grad||_1,   step_size = epsilon / num_steps unless given
     """
 
     name: Literal["mifgsm"] = "mifgsm"
@@ -410,7 +410,10 @@ def _through(source: str | None) -> str:
     return f" through {source}" if source else ""
 
 
-Attack = Annotated[Union[FGSM, BIM, MIFGSM, PGD, Embedding, SupConAttack, AutoPGD, FAB, Square, Transfer, AutoAttack], Field(discriminator="name")]
+Attack = Annotated[
+    Union[FGSM, BIM, MIFGSM, PGD, Embedding, SupConAttack, AutoPGD, FAB, Square, Transfer, AutoAttack],
+    Field(discriminator="name"),
+]
 """Any attack; the field `name` says which."""
 
 ATTACKS = {cls.name: cls for cls in get_args(get_args(Attack)[0])}

@@ -111,6 +111,14 @@ def test_augmented_views_are_those_of_the_policy():
     np.testing.assert_allclose(images[1], augment(SimCLR(), images[0], seed), atol=1e-6)
 
 
+def test_views_share_the_augmentation_of_their_phase():
+    views = (Clean(), Adversarial(attack=PGD()))
+    (plain, _, _), *_ = epoch_of(Batches(part(), views, 25, 0), 0)
+    (images, _, _), *_ = epoch_of(Batches(part(), views, 25, 0, augmentation=SimCLR()), 0)
+    np.testing.assert_array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], plain[0])
+
+
 @pytest.mark.parametrize("batch_size", [3, 4, 10, 7])
 def test_balanced_batches(batch_size):
     labels = [0] * 20 + [1] * 3 + [2] * 9 + [5] * 8

@@ -8,7 +8,7 @@ import pytest
 from keras_rcl.methods import VARIANTS
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.dataset import CropFlip, NoAugmentation, SimCLR
-from keras_rcl.vocabulary.phase import Augmented, CrossEntropy, SupCon
+from keras_rcl.vocabulary.phase import Augmented, CrossEntropy, KLToClean, SupCon
 from keras_rcl.vocabulary.threat import format_pixels
 
 # Wang 2024, section IV: Adam 1e-3, batch 128, 10 epochs.
@@ -26,6 +26,16 @@ AT = """
         trains    encoder, classifier
         views     PGD-10 linf 8/255 step 2/255 of crop_flip
         terms     1 cross_entropy
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0005
+"""
+
+# Zhang et al. 2019, section 5.3: beta = 6 (1/lambda), k = 10, steps of 2/255 in a ball of 8/255; schedule as for `at`.
+TRADES = """
+    TRADES: 100 epochs, batch 128
+        of        crop_flip, drawn once for all views
+        trains    encoder, classifier
+        views     clean | PGD-10 kl_to_clean linf 8/255 step 2/255 of clean
+        terms     1 cross_entropy on clean + 6 kl_to_clean
         optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0005
 """
 
@@ -121,6 +131,8 @@ def term_text(term) -> str:
     if isinstance(term, SupCon):
         fields = f"temperature {term.temperature:g}, {term.reduction}" + (not term.normalized) * ", un-normalized"
         return f"{term.weight:g} supcon({fields})"
+    if isinstance(term, KLToClean):
+        return f"{term.weight:g} kl_to_clean"
     assert isinstance(term, CrossEntropy)
     return f"{term.weight:g} cross_entropy" + (f" on {term.on}" if term.on else "")
 
@@ -140,6 +152,8 @@ def phase_text(phase) -> list[str]:
         lines.append("    starts its optimizer anew")
     if not phase.frozen_statistics:
         lines.append("    BatchNorm statistics of the frozen encoder move")
+    if not isinstance(phase.augmentation, NoAugmentation):
+        lines.append(f"    of        {phase.augmentation.name}, drawn once for all views")
     lines += [
         f"    trains    {', '.join(phase.trains)}" + phase.detach_classifier * " behind a stop-gradient",
         f"    views     {' | '.join(view_text(view) for view in phase.views)}",
@@ -170,13 +184,13 @@ def sentences(lines: list[str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("name", "golden"), [("baseline", BASELINE), ("at", AT), ("clafs", CLAFS)])
+@pytest.mark.parametrize(("name", "golden"), [("baseline", BASELINE), ("at", AT), ("trades", TRADES), ("clafs", CLAFS)])
 def test_the_variant_is_the_papers(name, golden):
     assert text_of(VARIANTS[name]()) == lines_of(golden)
 
 
 def test_every_variant_has_its_text():
-    assert set(VARIANTS) == {"baseline", "at", "clafs"}
+    assert set(VARIANTS) == {"baseline", "at", "trades", "clafs"}
 
 
 @pytest.mark.parametrize("switch", SWITCHES)

@@ -1,11 +1,12 @@
 """Attacks as values, and how they are written on the command line."""
 
 import dataclasses
+import functools
 
 import pytest
 from pydantic import ValidationError
 
-from keras_rcl.vocabulary.attack import ATTACKS, BIM, FGSM, PGD, describe, parse_attack
+from keras_rcl.vocabulary.attack import ATTACKS, BIM, FGSM, PGD, Transfer, describe, parse_attack
 from keras_rcl.vocabulary.word import Refused, first_line
 
 
@@ -61,9 +62,13 @@ def test_refused_in_one_line(text, says):
 
 @pytest.mark.parametrize("cls", ATTACKS.values())
 def test_a_word_is_frozen_hashable_and_closed(cls):
-    attack = cls(epsilon="4/255")
-    assert {attack: 1}[cls(epsilon=4 / 255)] == 1
-    assert attack != cls(epsilon="5/255")
+    if cls is Transfer:
+        cls = functools.partial(Transfer, source="saved_models/other")
+        attack, same, other = (cls(attack=FGSM(epsilon=value)) for value in ("4/255", 4 / 255, "5/255"))
+    else:
+        attack, same, other = (cls(epsilon=value) for value in ("4/255", 4 / 255, "5/255"))
+    assert {attack: 1}[same] == 1
+    assert attack != other
     with pytest.raises(dataclasses.FrozenInstanceError):
         attack.epsilon = 0.1
     with pytest.raises(ValidationError) as caught:

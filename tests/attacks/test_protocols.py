@@ -1,0 +1,212 @@
+"""The papers' own protocols, against NumPy loops of what their code does."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rcl.attacks import craft
+from keras_rcl.vocabulary.attack import BIM, FGSM, MIFGSM, PGD, Embedding, SupConAttack
+from keras_rcl.vocabulary.threat import PROTOCOLS
+from keras_rcl.vocabulary.word import Refused
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(0, 1, (9, 4, 4, 3)).astype("float32")
+KERNEL, BIAS = RNG.normal(size=(48, 3)), RNG.normal(size=3)
+LABELS = np.argmax(IMAGES.reshape(9, 48) @ KERNEL + BIAS, axis=1)
+EPSILON, STEP = 8 / 255, 2 / 255
+
+# The published constants of CIFAR-10 and CIFAR-100, red, green, blue.
+MEAN10, STD10 = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
+MEAN100, STD100 = np.array([0.5071, 0.4867, 0.4408]), np.array([0.2675, 0.2565, 0.2761])
+
+
+def logits(x):
+    return tf.reshape(tf.cast(x, tf.float64), [-1, 48]) @ KERNEL + BIAS
+
+
+def signed_gradient(x, label):
+    """The sign of the gradient of the cross-entropy with respect to the pixels: W (softmax - onehot)."""
+    values = x.reshape(48) @ KERNEL + BIAS
+    share = np.exp(values - values.max())
+    share = share / share.sum() - np.eye(3)[label]
+    return np.sign(KERNEL @ share).reshape(x.shape)
+
+
+def is_fooled(x, label):
+    return np.argmax(x.reshape(48) @ KERNEL + BIAS) != label
+
+
+def claf(image, label, steps):
+    """torchattacks' PGD without random start on a normalised tensor: clamps to [0, 1] in the units of that tensor."""
+    normalized = (image - MEAN10) / STD10
+    u = normalized
+    for _ in range(steps):
+        u = u + STEP * signed_gradient(u * STD10 + MEAN10, label)
+        u = np.clip(normalized + np.clip(u - normalized, -EPSILON, EPSILON), 0, 1)
+    return u * STD10 + MEAN10
+
+
+def cusin(image, label, steps):
+    """PGD in [-1, 1] that looks whether it has succeeded before each step, and never after the last."""
+    u = start = 2 * image - 1
+    for step in range(steps):
+        found = u
+        if is_fooled((u + 1) / 2, label):
+            break
+        u = u + STEP * signed_gradient((u + 1) / 2, label)
+        u = np.clip(np.clip(u, start - EPSILON, start + EPSILON), -1, 1)
+    return (found + 1) / 2
+
+
+def wang_minus1to1(image, label, steps):
+    u = start = 2 * image - 1
+    for _ in range(steps):
+        u = u + STEP * signed_gradient((u + 1) / 2, label)
+        u = np.clip(np.clip(u, start - EPSILON, start + EPSILON), -1, 1)
+    return (u + 1) / 2
+
+
+def wang_meanstd(image, label, steps):
+    u = start = (image - MEAN100) / STD100
+    for _ in range(steps):
+        u = u + STEP * signed_gradient(u * STD100 + MEAN100, label)
+        u = np.clip(np.clip(u, start - EPSILON, start + EPSILON), -MEAN100 / STD100, (1 - MEAN100) / STD100)
+    return u * STD100 + MEAN100
+
+
+LOOPS = {"claf-repo": claf, "cusin-repo": cusin, "wang-minus1to1": wang_minus1to1, "wang-meanstd": wang_meanstd}
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+@pytest.mark.parametrize("protocol", LOOPS)
+def test_against_a_numpy_loop(protocol, steps):
+    attack = BIM(epsilon=EPSILON, step_size=STEP, num_steps=steps, protocol=protocol)
+    found = craft(attack, logits, IMAGES, LABELS)
+    expected = [LOOPS[protocol](x.astype("float64"), y, steps) for x, y in zip(IMAGES, LABELS, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+
+
+def test_every_protocol_but_pixel_has_its_loop():
+    assert set(PROTOCOLS) == {"pixel", *LOOPS}
+
+
+def test_the_loops_meet_what_tells_them_apart():
+    """Some image falls at the last step alone, which Cusin's code loses, and some before, where it stops."""
+    paths = [[wang_minus1to1(x, y, steps) for steps in range(8)] for x, y in zip(IMAGES.astype("float64"), LABELS)]
+    first = [next((k for k, x in enumerate(path) if is_fooled(x, y)), 99) for path, y in zip(paths, LABELS)]
+    assert {2, 7} & set(first) and any(f in (1, 2, 3, 4) for f in first)
+
+
+def test_how_far_each_goes_in_pixels():
+    """The largest change of a pixel: epsilon times the channel's scale; what the clamp of `claf-repo` does is more."""
+    far = {}
+    for protocol in PROTOCOLS:
+        attack = BIM(epsilon=EPSILON, step_size=STEP, num_steps=9, protocol=protocol)
+        inner = 0.5 + 0.14 * IMAGES  # above CIFAR-10's mean, below mean + std in every channel: that clamp rests
+        never = np.full(9, 99) % 3
+        change = np.abs(craft(attack, lambda x: 1e-3 * logits(x), inner, never) - inner)
+        far[protocol] = change.max(axis=(0, 1, 2))
+    np.testing.assert_allclose(far["pixel"], EPSILON, atol=1e-6)
+    np.testing.assert_allclose(far["claf-repo"], EPSILON * STD10, atol=1e-6)
+    np.testing.assert_allclose(far["wang-minus1to1"], EPSILON / 2, atol=1e-6)
+    np.testing.assert_allclose(far["wang-meanstd"], EPSILON * STD100, atol=1e-6)
+    clamped = craft(FGSM(epsilon=0, protocol="claf-repo"), logits, IMAGES, LABELS)
+    np.testing.assert_allclose(clamped, np.clip(IMAGES, MEAN10, MEAN10 + STD10), atol=1e-6)
+
+
+@pytest.mark.parametrize("protocol", LOOPS)
+def test_random_starts_lie_in_the_protocols_ball(protocol):
+    found = PROTOCOLS[protocol]
+    still = PGD(epsilon=EPSILON, step_size=1e-12, num_steps=1, protocol=protocol)
+    u = (craft(still, logits, IMAGES, LABELS, seed=3) - found.shift) / found.scale
+    origin = (IMAGES - np.array(found.shift)) / found.scale
+    inside = (origin > EPSILON) & (origin < 1 - EPSILON) if found.box else np.ones_like(origin, bool)
+    change = np.abs(u - origin)[inside]
+    assert change.max() < EPSILON + 1e-5 and np.mean(change) > 0.3 * EPSILON
+
+
+def test_grey_images_take_the_mean_of_the_constants():
+    grey = IMAGES[..., :1]
+    found = craft(FGSM(epsilon=0.1, protocol="wang-meanstd"), lambda x: logits(tf.tile(x, [1, 1, 1, 3])), grey, LABELS)
+    inside = (found > 1e-3) & (found < 1 - 1e-3)
+    np.testing.assert_allclose(np.abs(found - grey)[inside], 0.1 * STD100.mean(), atol=1e-6)
+
+
+def test_other_channel_counts_are_refused():
+    four = np.concatenate([IMAGES, IMAGES[..., :1]], axis=-1)
+    with pytest.raises(Refused, match="3 channels or 1, not 4"):
+        craft(FGSM(protocol="claf-repo"), lambda x: logits(x[..., :3]), four, LABELS)
+
+
+def test_momentum_against_a_numpy_loop():
+    """Dong et al. 2018, Algorithm 1: gradients of unit L1 length are summed with a decay."""
+    attack = MIFGSM(epsilon=EPSILON, num_steps=6, momentum=0.8)
+    found = craft(attack, logits, IMAGES, LABELS)
+    for image, label, result in zip(IMAGES.astype("float64"), LABELS, found, strict=True):
+        x, total = image, np.zeros_like(image)
+        for _ in range(6):
+            values = x.reshape(48) @ KERNEL + BIAS
+            share = np.exp(values - values.max())
+            gradient = (KERNEL @ (share / share.sum() - np.eye(3)[label])).reshape(x.shape)
+            total = 0.8 * total + gradient / np.abs(gradient).sum()
+            x = np.clip(np.clip(x + EPSILON / 6 * np.sign(total), image - EPSILON, image + EPSILON), 0, 1)
+        np.testing.assert_allclose(result, x, rtol=0, atol=2e-6)
+
+
+def test_the_embedding_attack_on_a_linear_encoder():
+    """The squared distance of W delta is convex: where W has one row, the ball's corner along it, either way."""
+    row = RNG.normal(size=(48, 1)).astype("float32")
+    grey = np.full((5, 4, 4, 3), 0.5, "float32")
+    found = craft(Embedding(num_steps=12), lambda x: tf.reshape(x, [-1, 48]) @ row, grey, np.zeros(5), seed=1)
+    change = (found.numpy() - grey).reshape(5, 48)
+    np.testing.assert_allclose(np.abs(change @ row)[:, 0], 8 / 255 * np.abs(row).sum(), rtol=1e-4)
+
+
+def test_the_supcon_attack_raises_the_loss_of_the_paper():
+    """-1/|P| sum_p log(exp(z.z_p / tau) / sum_a exp(z.z_a / tau)) in NumPy, before and after; alone as in company."""
+    kernel = RNG.normal(size=(48, 5)).astype("float32")
+
+    def project(x):
+        return tf.math.l2_normalize(tf.reshape(x - 0.5, [-1, 48]) @ kernel, axis=1)
+
+    support_labels, support = np.repeat([0, 1, 2], 4), np.asarray(project(RNG.uniform(0, 1, (12, 4, 4, 3)).astype("f")))
+
+    def loss(x):
+        found = []
+        for z, label in zip(np.asarray(project(x)), LABELS, strict=True):
+            shares = np.exp(support @ z / 0.5)
+            found.append(-np.mean([np.log(shares[p] / shares.sum()) for p in range(12) if support_labels[p] == label]))
+        return np.array(found)
+
+    attack = SupConAttack(epsilon=0.1, num_steps=10, temperature=0.5)
+    contrast = (tf.constant(support_labels), tf.constant(support))
+    found = craft(attack, project, IMAGES, LABELS, seed=2, support=contrast)
+    assert np.all(loss(found) > loss(IMAGES) + 0.05)
+    alone = craft(attack, project, IMAGES[[4]], LABELS[[4]], seed=2, support=contrast)
+    np.testing.assert_allclose(alone[0], found[4], atol=1e-5)
+    in_training = craft(attack, project, IMAGES, LABELS, seed=2)
+    assert in_training.shape == IMAGES.shape and not np.allclose(in_training, found)
+
+
+def test_attacks_that_read_no_logits_cannot_choose_among_restarts():
+    with pytest.raises(Refused, match="does not tell which restart fools"):
+        craft(Embedding(num_restarts=2), lambda x: tf.reshape(x, [-1, 48]), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("loss", ["dlr", "kl_to_clean"])
+def test_the_other_surrogates_rise(loss):
+    def value(x):
+        z, clean = np.asarray(logits(x)), np.asarray(logits(IMAGES))
+        if loss == "kl_to_clean":
+            p, q = (np.exp(v) / np.exp(v).sum(axis=1, keepdims=True) for v in (clean, z))
+            return np.sum(p * np.log(p / q), axis=1)
+        ordered = -np.sort(-z, axis=1)
+        others = np.where(np.eye(3)[LABELS] == 1, -np.inf, z).max(axis=1)
+        return (others - z[np.arange(9), LABELS]) / (ordered[:, 0] - ordered[:, 2])
+
+    attack = PGD(epsilon=EPSILON, num_steps=10, loss=loss)
+    found = craft(attack, logits, IMAGES, LABELS)
+    start = craft(dataclasses.replace(attack, num_steps=1, step_size=1e-12), logits, IMAGES, LABELS)
+    assert np.all(value(found) > value(start))
