@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from keras_rcl.attacks.gradient_ascent import Crafted, usable_gradient
+from keras_rcl.attacks.gradient_ascent import Crafted, mean_gradient, scaling, usable_gradient
 from keras_rcl.attacks.norms import boundary_start, per_example, project, steepest_step
-from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, likeliest_wrong, unit_gradient
+from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, likeliest_wrong
 from keras_rcl.vocabulary.attack import AutoPGD
 
 MOMENTUM = 0.75
@@ -39,21 +39,26 @@ def auto_pgd(
     """
     if attack.loss == "dlr_targeted":
         targets = likeliest_wrong(labels, logits_fn(x), round % attack.num_targets)
+    scale = scaling(attack.eot_iter)
 
-    def evaluate(images):
-        """Loss [N], its gradient [N, ...], whether the image fools [N], the share of zero gradients [N]."""
+    def once(images):
+        """The gradient of the loss [N, ...], the loss [N], whether the image fools [N]."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
             logits = logits_fn(images)
-            scaled = unit_gradient(logits)
+            scaled = scale(logits)
             if attack.loss == "dlr_targeted":
                 loss = dlr_targeted(labels, scaled, targets)
             else:
                 loss = SURROGATES[attack.loss](labels, scaled)
             total = tf.reduce_sum(loss)
-        gradient, zeros = usable_gradient(tape.gradient(total, images))
-        fooled = tf.argmax(logits, axis=1, output_type=tf.int32) != labels
-        return loss, gradient, fooled, zeros
+        gradient, _ = usable_gradient(tape.gradient(total, images))
+        return gradient, loss, tf.argmax(logits, axis=1, output_type=tf.int32) != labels
+
+    def evaluate(images):
+        """Loss [N], gradient, share of its zeros [N], whether the image fools [N]; loss and class of the last pass."""
+        gradient, loss, fooled = mean_gradient(lambda: once(images), attack.eot_iter)
+        return loss, *usable_gradient(gradient), fooled
 
     def moved(images, by):
         return project(images + by, x, attack.epsilon, attack.norm)
@@ -63,7 +68,7 @@ def auto_pgd(
     shrinks = max(int(WINDOW_SHRINKS * attack.num_steps), 1)
 
     start = boundary_start(x, attack.epsilon, attack.norm, seeds)
-    loss, gradient, fooled, zeros = evaluate(start)
+    loss, gradient, zeros, fooled = evaluate(start)
     state = {
         "step": 0,
         "images": start,
@@ -90,7 +95,7 @@ def auto_pgd(
         share = tf.where(s["step"] == 0, 1.0, MOMENTUM)
         step = share * (z - s["images"]) + (1.0 - share) * (s["images"] - s["previous"])
         images = moved(s["images"], step)
-        loss, gradient, fooled, zeros = evaluate(images)
+        loss, gradient, zeros, fooled = evaluate(images)
         better = loss > s["best_loss"]
         s = {
             **s,

@@ -7,9 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks.auto_pgd import auto_pgd
+from keras_rcl.attacks.carlini_wagner import carlini_wagner
 from keras_rcl.attacks.fab import fab
 from keras_rcl.attacks.gradient_ascent import Crafted, embedding_attack, gradient_attack, supcon_attack
+from keras_rcl.attacks.noise import noise
 from keras_rcl.attacks.norms import per_example
+from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, logit_margin
 from keras_rcl.vocabulary.attack import Attack
@@ -89,11 +92,12 @@ def craft_round(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round
     seeds = _example_seeds(x, seed) + tf.stack([tf.zeros_like(restart), restart]) * 2**32
 
     def logits_of(images):
-        return tf.cast(logits_fn(images), tf.float32)
+        # A SavedModel forgets the size of the batch, forwards and backwards; a reshape's gradient knows it again.
+        rows = logits_fn(tf.reshape(images, tf.shape(images)))
+        return tf.ensure_shape(tf.cast(rows, tf.float32), [images.shape[0], None])
 
     attack = attack.attack if attack.name == "transfer" else attack
-    if attack.reads == "projection":
-        support = (labels, tf.stop_gradient(logits_of(x))) if support is None else support
+    if attack.name == "supcon":
         return supcon_attack(logits_of, x, labels, attack, seeds, support)
     return RUNNERS[attack.name](logits_of, x, labels, attack, seeds, round)
 
@@ -106,7 +110,10 @@ RUNNERS = {
     "embedding": embedding_attack,
     "apgd": auto_pgd,
     "fab": fab,
+    "cw": carlini_wagner,
     "square": square,
+    "rays": rays,
+    "noise": noise,
 }
 """Attack name -> function of (logits_fn, x, labels, attack, seeds, round), one round of it."""
 

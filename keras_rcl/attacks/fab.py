@@ -1,4 +1,4 @@
-"""FAB-T: walk along the decision boundary toward the image, and keep the closest adversarial point passed."""
+"""FAB and FAB-T: walk along the decision boundary toward the image, and keep the closest adversarial point passed."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def fab(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FAB, seeds
     """
     images, distance, zeros = _search(logits_fn, x, labels, attack, seeds, round)
     within = per_example(distance <= attack.epsilon, x)
-    return Crafted(tf.where(within, images, x), zeros)
+    return Crafted(tf.stop_gradient(tf.where(within, images, x)), zeros)
 
 
 def minimal_perturbation(
@@ -42,7 +42,8 @@ def minimal_perturbation(
         seeds: [N, 2], one stateless seed an example.
         round: int32 scalar. The target is the wrong class whose logit at x ranks `round % num_targets`-th, from 0
             (the last one, where there are fewer). Restart `round // num_targets` starts from x itself if it is 0, else
-            at a random point epsilon / 2 away.
+            at a random point epsilon / 2 away. Without `multi_targeted` each round is a restart, and the target of
+            each step is the class whose hyperplane is nearest to x_t, box aside: least |f(x_t)| / |w| in the dual norm.
 
     Returns:
         Images [N, H, W, C], and their distances from x [N]: 0 where x is misclassified as it is, and x with a distance
@@ -63,7 +64,8 @@ def _search(logits_fn, x, labels, attack, seeds, round):
     """(closest [N, H, W, C], distance [N], zero_gradients [N])."""
     logits = logits_fn(x)
     classes = logits.shape[1]
-    target = likeliest_wrong(labels, logits, tf.minimum(round % attack.num_targets, classes - 2))
+    targets = attack.num_targets if attack.multi_targeted else 1
+    target = likeliest_wrong(labels, logits, tf.minimum(round % targets, classes - 2))
     direction = tf.one_hot(target, classes) - tf.one_hot(labels, classes)
     pixels = list(range(1, x.shape.rank))
 
@@ -71,14 +73,42 @@ def _search(logits_fn, x, labels, attack, seeds, round):
         return tf.argmax(logits, axis=1, output_type=tf.int32) != labels
 
     drawn = boundary_start(x, attack.epsilon / 2, attack.norm, seeds)
-    start = tf.where(round // attack.num_targets > 0, drawn, x)
+    start = tf.where(round // targets > 0, drawn, x)
 
-    def walk(step, x_t, closest, distance, zeros):
+    def toward_target(x_t):
+        """f(x_t) [N] and w [N, ...]."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x_t)
             value = tf.reduce_sum(direction * logits_fn(x_t), axis=1)
             total = tf.reduce_sum(value)
-        gradient, zero = usable_gradient(tape.gradient(total, x_t))
+        return value, tape.gradient(total, x_t)
+
+    def toward_nearest(x_t):
+        """The same of the class whose hyperplane is nearest."""
+        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+            tape.watch(x_t)
+            logits = logits_fn(x_t)
+
+        @tf.autograph.experimental.do_not_convert  # which would hide a refusal
+        def gradient_of(number):
+            upstream = tf.broadcast_to(tf.one_hot(number, classes), tf.shape(logits))
+            return usable_gradient(tape.gradient(logits, x_t, output_gradients=upstream))[0]
+
+        def pick(of_classes, chosen):
+            """[K, N, ...] -> [N, ...], each example's class of those chosen."""
+            return tf.gather(tf.einsum("kn...->nk...", of_classes), chosen, batch_dims=1)
+
+        gradients = tf.map_fn(gradient_of, tf.range(classes), fn_output_signature=tf.float32)
+        gradients -= pick(gradients, labels)
+        values = tf.transpose(logits) - tf.gather(logits, labels, batch_dims=1)
+        size = tf.norm(tf.reshape(gradients, [classes, tf.shape(x)[0], -1]), 1 if attack.norm == "linf" else 2, axis=2)
+        away = tf.where(size > 0, tf.abs(values) / size, float("inf"))
+        nearest = tf.argmin(away, axis=0, output_type=tf.int32)
+        return pick(values, nearest), pick(gradients, nearest)
+
+    def walk(step, x_t, closest, distance, zeros):
+        value, gradient = (toward_target if attack.multi_targeted else toward_nearest)(x_t)
+        gradient, zero = usable_gradient(gradient)
 
         from_here = to_hyperplane(x_t, gradient, -value, attack.norm)
         at_x = value + tf.reduce_sum(gradient * (x - x_t), axis=pixels)

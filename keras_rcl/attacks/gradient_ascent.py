@@ -33,9 +33,10 @@ def gradient_attack(
     direction = -1.0 if attack.targeted else 1.0
     reference = tf.stop_gradient(logits_fn(x)) if attack.loss == "kl_to_clean" else labels
     surrogate = kl_to_clean if attack.loss == "kl_to_clean" else SURROGATES[attack.loss]
+    scaled = scaling(attack.eot_iter)
 
     def loss_fn(images):
-        return direction * surrogate(reference, unit_gradient(logits_fn(images)))
+        return direction * surrogate(reference, scaled(logits_fn(images)))
 
     def fooled_fn(images):
         reached = tf.equal(tf.argmax(logits_fn(images), axis=1, output_type=labels.dtype), labels)
@@ -53,12 +54,26 @@ def embedding_attack(
 
 
 def supcon_attack(
-    projection_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, support: tuple
+    projection_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, support: tuple | None
 ) -> Crafted:
-    """One round of the SupCon attack, with the `support`'s labels [M] and projections [M, D] to contrast with."""
+    """One round of the SupCon attack, with the `support`'s labels [M] and projections [M, D] to contrast with.
+
+    Raises:
+        Refused: if each image is to have its own as its positive, and a support of other images is given.
+    """
+    if attack.positives == "image":
+        if support is not None:
+            raise Refused(f"{attack.label} contrasts an image with its batch, in training; use positives=class")
+        labels = tf.range(tf.shape(x)[0])
+
+    def project(images):
+        return tf.math.l2_normalize(projection_fn(images), axis=1)
+
+    support_labels, projections = (labels, project(x)) if support is None else support
+    contrast = support_labels, tf.stop_gradient(tf.math.l2_normalize(projections, axis=1)), attack.temperature
 
     def loss_fn(images):
-        return supervised_contrastive(labels, projection_fn(images), *support, attack.temperature)
+        return supervised_contrastive(labels, project(images), *contrast)
 
     return ascend(loss_fn, x, attack, seeds)
 
@@ -93,11 +108,14 @@ def ascend(
     start = random_start(origin, attack.epsilon, attack.norm, seeds, box) if attack.random_start else origin
     num_steps = attack.num_steps - attack.stops_early
 
-    def climb(step, u, direction, zeros):
+    def gradient_at(u):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(u)
             loss = tf.reduce_sum(loss_fn(to_pixels(u)))
-        gradient, zero = usable_gradient(tape.gradient(loss, u))
+        return usable_gradient(tape.gradient(loss, u))[:1]
+
+    def climb(step, u, direction, zeros):
+        gradient, zero = usable_gradient(*mean_gradient(lambda: gradient_at(u), attack.eot_iter))
         if attack.momentum:
             size = tf.reduce_sum(tf.abs(gradient), axis=list(range(1, gradient.shape.rank)), keepdims=True)
             direction = attack.momentum * direction + tf.math.divide_no_nan(gradient, size)
@@ -130,6 +148,35 @@ def coordinates(protocol: Protocol, channels: int) -> tuple[Callable, Callable, 
         shift, scale = shift.mean(keepdims=True), scale.mean(keepdims=True)
     box = found.box or ((0.0 - shift) / scale, (1.0 - shift) / scale)
     return lambda x: (x - shift) / scale, lambda u: tf.clip_by_value(u * scale + shift, 0.0, 1.0), box
+
+
+def mean_gradient(once: Callable, passes: int) -> tuple[tf.Tensor, ...]:
+    """The expectation over a classifier's own randomness (EOT, Athalye et al. 2018).
+
+    Args:
+        once: () -> tensors, of which the first is a gradient.
+        passes: how often it is called, in a loop: the graph does not grow with it.
+
+    Returns:
+        The mean of the gradients, and the others as the last call gave them.
+    """
+    gradient, *others = once()
+    if passes == 1:
+        return gradient, *others
+
+    def again(number, total, *_):
+        gradient, *others = once()
+        return number + 1, total + gradient, *others
+
+    _, total, *others = tf.while_loop(
+        lambda number, *_: number < passes, again, (1, gradient, *others), maximum_iterations=passes - 1
+    )
+    return total / passes, *others
+
+
+def scaling(passes: int) -> Callable:
+    """What to do to logits before a loss: `unit_gradient`, but where factors of its own would weigh several passes."""
+    return unit_gradient if passes == 1 else tf.identity
 
 
 def usable_gradient(gradient: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:

@@ -53,7 +53,7 @@ def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor, box
     def draw(seed):
         if norm == "linf":
             return 2.0 * uniform(shape, seed) - 1.0
-        direction = _normal(shape, seed)
+        direction = normal(shape, seed)
         radius = uniform([], seed + 1) ** (1 / shape.num_elements())
         return direction * radius / tf.norm(direction)
 
@@ -68,7 +68,7 @@ def boundary_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -
         if norm == "linf":
             direction = 2.0 * uniform(shape, seed) - 1.0
             return direction / tf.reduce_max(tf.abs(direction))
-        direction = _normal(shape, seed)
+        direction = normal(shape, seed)
         return direction / tf.norm(direction)
 
     return _displaced(x, draw, epsilon, norm, seeds, PIXEL_BOX)
@@ -79,7 +79,7 @@ def _displaced(x: tf.Tensor, draw, epsilon: float, norm: Norm, seeds: tf.Tensor,
     return project(x + epsilon * noise, x, epsilon, norm, box)
 
 
-def _normal(shape, seed: tf.Tensor) -> tf.Tensor:
+def normal(shape, seed: tf.Tensor) -> tf.Tensor:
     """Standard normal (Box and Muller 1958)."""
     u, v = tf.unstack(uniform([2, *shape], seed))
     return tf.sqrt(-2.0 * tf.math.log1p(-u)) * tf.cos(2.0 * math.pi * v)

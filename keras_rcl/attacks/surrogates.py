@@ -32,7 +32,7 @@ def dlr_targeted(labels: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor) -> tf
 
 
 def kl_to_clean(clean_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """KL(p(clean) || p(adversarial)), p = softmax of [N, K]: what the attack of TRADES maximises (Zhang et al. 2019)."""
+    """KL(p(clean) || p(adversarial)), p = softmax of [N, K]: what TRADES' attack maximises (Zhang et al. 2019)."""
     clean = tf.nn.log_softmax(clean_logits)
     return tf.reduce_sum(tf.exp(clean) * (clean - tf.nn.log_softmax(logits)), axis=1)
 

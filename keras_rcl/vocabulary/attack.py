@@ -32,6 +32,8 @@ class _Attack:
     """The output that it looks at: `logits`, `embedding` or `projection`."""
     source = None
     """The model on disk whose output that is; none for the attacked model itself."""
+    counts = "num_steps"
+    """The field that a number after its name is, on the command line."""
 
     def __post_init__(self):
         check_epsilon(self.epsilon, self.norm)
@@ -60,6 +62,24 @@ class _Attack:
         """The same attack with another radius."""
         return dataclasses.replace(self, epsilon=epsilon)
 
+    @property
+    def takes_protocol(self) -> bool:
+        """Whether it can run in the coordinates of another protocol than `pixel`."""
+        return "protocol" in {field.name for field in dataclasses.fields(self)}
+
+    def under(self, protocol: Protocol) -> "Attack":
+        """The same attack under another protocol.
+
+        Raises:
+            Refused: if it knows only `pixel`.
+        """
+        if self.takes_protocol:
+            return dataclasses.replace(self, protocol=protocol)
+        if protocol != "pixel":
+            able = ", ".join(name for name, cls in ATTACKS.items() if "protocol" in cls.__dataclass_fields__)
+            raise Refused(f"{self.label} runs in pixels alone, not under {protocol}; the protocols are for {able}")
+        return self
+
     def fitted(self, num_classes: int) -> "Attack":
         """The same attack on a classifier of K classes: with at most K - 1 target classes.
 
@@ -80,6 +100,7 @@ class _Ascent(_Attack):
 
     loss = "cross_entropy"
     momentum = 0.0
+    eot_iter = 1
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,14 +118,18 @@ class _Ascent(_Attack):
 
     @property
     def stops_early(self) -> bool:
-        """Whether each image stays where it first fools, and the last step is not made: a quirk of some protocols."""
-        return self.num_steps > 1 and not PROTOCOLS[self.protocol].last_step_counts
+        """Whether each image stays where it first fools, and the last step is not made: a quirk of some protocols.
+
+        An attack that sees no logits cannot tell what fools; all its steps count.
+        """
+        return self.reads == "logits" and self.num_steps > 1 and not PROTOCOLS[self.protocol].last_step_counts
 
     @property
     def passes(self) -> tuple[int, int]:
         """Forward and backward passes of one round, an image; some first look at the image itself."""
         steps = self.num_steps - self.stops_early
-        return steps * (1 + self.stops_early) + (self.targeted or self.loss == "kl_to_clean"), steps
+        looks = self.targeted or self.loss == "kl_to_clean"
+        return steps * (self.eot_iter + self.stops_early) + looks, steps * self.eot_iter
 
     @property
     def suffix(self) -> str:
@@ -188,7 +213,8 @@ class PGD(_Ascent):
     """Projected gradient descent (Madry et al. 2018): random start in the ball, steps up the loss, projection.
 
     `step_size` is a quarter of `epsilon` unless given. Of several restarts each image keeps the one that fools the
-    classifier, and among equals the one with the highest loss.
+    classifier, and among equals the one with the highest loss. Of a randomised classifier each gradient is the mean
+    over `eot_iter` passes (expectation over transformation, Athalye et al. 2018).
     """
 
     name: Literal["pgd"] = "pgd"
@@ -200,19 +226,20 @@ class PGD(_Ascent):
     random_start: bool = True
     targeted: bool = False
     loss: Surrogate = "cross_entropy"
+    eot_iter: PositiveInt = 1
     protocol: Protocol = "pixel"
 
     @property
     def label(self) -> str:
-        return f"PGD-{self.num_steps}{_times(self.num_restarts)}{self.suffix}"
+        return f"PGD-{self.num_steps}{_times(self.num_restarts)}{self.suffix}{_eot(self.eot_iter)}"
 
 
 @word
 class Embedding(_Ascent):
     """The embedding ("SC") attack (Landsman et al.): PGD on the distance between an image's embedding and its own.
 
-    Needs no label. `source` is the model whose embedding it reads, on disk (a SavedModel or `.keras`), a proxy that sees
-    nothing of the target; where not given, the defended model's own.
+    Needs no label. `source` is the model whose embedding it reads, a proxy that sees nothing of the target: SavedModel
+    or `.keras` file of images in [0, 1], or `kerashub:PRESET`; where not given, the defended model's own.
     """
 
     name: Literal["embedding"] = "embedding"
@@ -240,8 +267,13 @@ class Embedding(_Ascent):
 class SupConAttack(_Ascent):
     """PGD that maximises the supervised contrastive loss of an image's projection against clean ones (Cusin).
 
-    In evaluation these are a fixed class-balanced sample of the training images, so that each image is attacked for itself; in training
-    they are the clean images of the batch.
+    In evaluation these are a fixed class-balanced sample of the training images, so that each image is attacked for
+    itself; in training they are the images of the batch at which the attack starts.
+
+    Fields:
+        reads: the head's `projection`, or the encoder's `embedding`, which is brought to unit length.
+        positives: of an image: all of its `class`, or the `image` itself alone, which needs no label (RoCL); only
+            training has that one.
     """
 
     name: Literal["supcon"] = "supcon"
@@ -251,14 +283,16 @@ class SupConAttack(_Ascent):
     num_steps: PositiveInt = 10
     num_restarts: PositiveInt = 1
     temperature: PositiveFloat = 0.07
+    reads: Literal["projection", "embedding"] = "projection"
+    positives: Literal["class", "image"] = "class"
     protocol: Protocol = "pixel"
 
-    reads = "projection"
     random_start = True
 
     @property
     def label(self) -> str:
-        return f"SupCon-{self.num_steps}{_times(self.num_restarts)}"
+        of = (self.reads == "embedding") * " of embeddings" + (self.positives == "image") * " image by image"
+        return f"SupCon-{self.num_steps}{_times(self.num_restarts)}{of}"
 
 
 @word
@@ -266,7 +300,8 @@ class AutoPGD(_Attack):
     """APGD (Croce and Hein 2020, Algorithm 1): PGD with momentum that chooses its own step size.
 
     `loss` is `cross_entropy`, the scale-free `dlr`, or `dlr_targeted`, which goes round by round for the `num_targets`
-    classes that are likeliest after the true one. The step is halved where less than `rho` of the steps paid.
+    classes that are likeliest after the true one. The step is halved where less than `rho` of the steps paid. Of a
+    randomised classifier each gradient is the mean over `eot_iter` passes.
     """
 
     name: Literal["apgd"] = "apgd"
@@ -277,6 +312,7 @@ class AutoPGD(_Attack):
     loss: Literal["cross_entropy", "dlr", "dlr_targeted"] = "cross_entropy"
     num_targets: PositiveInt = 9
     rho: Annotated[float, Field(ge=0, le=1)] = 0.75
+    eot_iter: PositiveInt = 1
 
     @property
     def fewest_classes(self) -> int:
@@ -288,12 +324,13 @@ class AutoPGD(_Attack):
 
     @property
     def passes(self) -> tuple[int, int]:
-        return self.num_steps + 1 + (self.loss == "dlr_targeted"), self.num_steps + 1
+        gradients = (self.num_steps + 1) * self.eot_iter
+        return gradients + (self.loss == "dlr_targeted"), gradients
 
     @property
     def label(self) -> str:
         kind = {"cross_entropy": "CE", "dlr": "DLR", "dlr_targeted": "T"}[self.loss]
-        return f"APGD-{kind}{_times(self.num_restarts)}"
+        return f"APGD-{kind}{_times(self.num_restarts)}{_eot(self.eot_iter)}"
 
 
 @word
@@ -301,8 +338,9 @@ class FAB(_Attack):
     """FAB-T (Croce and Hein 2020, "Minimally distorted adversarial examples"): the nearest adversarial image.
 
     Goes round by round for the `num_targets` classes that are likeliest after the true one; what it finds counts
-    where it lies within `epsilon`. `alpha_max`, `eta` and `beta` are the paper's: bias toward the original,
-    overshoot, backward step.
+    where it lies within `epsilon`. Without `multi_targeted` it is FAB as first published: each step goes for the class
+    whose border is nearest, at one backward pass a class. `alpha_max`, `eta` and `beta` are the paper's: bias toward
+    the original, overshoot, backward step.
     """
 
     name: Literal["fab"] = "fab"
@@ -310,6 +348,7 @@ class FAB(_Attack):
     epsilon: Pixels = 8 / 255
     num_steps: PositiveInt = 100
     num_restarts: PositiveInt = 1
+    multi_targeted: bool = True
     num_targets: PositiveInt = 9
     alpha_max: float = 0.1
     eta: float = 1.05
@@ -317,15 +356,50 @@ class FAB(_Attack):
 
     @property
     def num_rounds(self) -> int:
-        return self.num_restarts * self.num_targets
+        return self.num_restarts * (self.num_targets if self.multi_targeted else 1)
 
     @property
     def passes(self) -> tuple[int, int]:
-        return 2 * self.num_steps + 1, self.num_steps
+        return 2 * self.num_steps + 1, self.num_steps * (1 if self.multi_targeted else self.num_targets + 1)
+
+    def fitted(self, num_classes: int) -> "Attack":
+        """The same attack on a classifier of K classes: with at most K - 1 target classes, or all of them."""
+        targets = min(self.num_targets, num_classes - 1) if self.multi_targeted else num_classes - 1
+        return dataclasses.replace(self, num_targets=targets)
 
     @property
     def label(self) -> str:
-        return f"FAB-T{_times(self.num_restarts)}"
+        return f"FAB{'-T' if self.multi_targeted else ''}{_times(self.num_restarts)}"
+
+
+@word
+class CarliniWagner(_Attack):
+    """CW (Carlini and Wagner 2017, L2, untargeted, f_6): the nearest adversarial image, by gradient descent.
+
+    Minimises ||x' - x||^2 + c max(z_y - max_{j != y} z_j, -confidence) by `num_steps` of Adam for each of
+    `binary_search_steps` constants c, from `initial_const` on; what it finds counts where it lies within `epsilon`.
+    Defaults are those of the authors' code and of Foolbox, with 1,000 steps for their 10,000, as in CleverHans.
+
+    What papers call CW-inf is PGD on `logit_margin`: `cw-inf-40` on the command line.
+    """
+
+    name: Literal["cw"] = "cw"
+    norm: Literal["l2"] = "l2"
+    epsilon: Pixels = 128 / 255
+    num_steps: PositiveInt = 1000
+    binary_search_steps: PositiveInt = 9
+    initial_const: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 1e-2
+    confidence: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        steps = self.binary_search_steps * self.num_steps
+        return steps + 1, steps
+
+    @property
+    def label(self) -> str:
+        return f"CW-{self.num_steps}"
 
 
 @word
@@ -342,6 +416,8 @@ class Square(_Attack):
     num_restarts: PositiveInt = 1
     p_init: Annotated[float, Field(gt=0, le=1)] = 0.8
 
+    counts = "num_queries"
+
     @property
     def passes(self) -> tuple[int, int]:
         return self.num_queries, 0
@@ -352,11 +428,57 @@ class Square(_Attack):
 
 
 @word
+class RayS(_Attack):
+    """RayS (Chen and Gu 2020): search among rays of sign vectors; needs nothing but the predicted class.
+
+    `num_queries` is its budget an image; what it finds counts where it lies within `epsilon`. The search along a ray
+    ends at an interval of `tolerance`, in L2 length as in the published code. Nothing about it is random.
+    """
+
+    name: Literal["rays"] = "rays"
+    norm: Literal["linf"] = "linf"
+    epsilon: Pixels = 8 / 255
+    num_queries: PositiveInt = 10_000
+    tolerance: PositiveFloat = 1e-3
+
+    counts = "num_queries"
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return self.num_queries, 0
+
+    @property
+    def label(self) -> str:
+        return f"RayS-{self.num_queries}"
+
+
+@word
+class Noise(_Attack):
+    """Random noise within the ball, `num_restarts` draws of it: the control that an attack has to beat.
+
+    `uniform` in the ball; `gaussian`, of standard deviation epsilon / sqrt(3) cut to the ball (linf), or scaled to
+    length epsilon (l2); `salt_and_pepper`, a random share of pixels pushed to white or black as far as the ball lets.
+    """
+
+    name: Literal["noise"] = "noise"
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+    kind: Literal["uniform", "gaussian", "salt_and_pepper"] = "uniform"
+    num_restarts: PositiveInt = 1
+
+    passes = (0, 0)
+
+    @property
+    def label(self) -> str:
+        return f"noise {self.kind} {_times(self.num_restarts)}".rstrip()
+
+
+@word
 class Transfer(_Attack):
-    """Another attack, crafted on another model: `source` on disk, a SavedModel or `.keras`. Black-box for the target."""
+    """Another attack, crafted on another classifier, `source`: a SavedModel or `.keras` of images in [0, 1]."""
 
     name: Literal["transfer"] = "transfer"
-    source: str
+    source: Annotated[str, Field(min_length=1)] = Field()  # or else the base class's None is its default
     attack: Annotated[
         Union[FGSM, BIM, MIFGSM, PGD, AutoPGD, Square],
         BeforeValidator(lambda value: parse_attack(value) if isinstance(value, str) else value),
@@ -374,6 +496,13 @@ class Transfer(_Attack):
     def at(self, epsilon: float) -> "Attack":
         return dataclasses.replace(self, attack=self.attack.at(epsilon))
 
+    @property
+    def takes_protocol(self) -> bool:
+        return self.attack.takes_protocol
+
+    def under(self, protocol: Protocol) -> "Attack":
+        return dataclasses.replace(self, attack=self.attack.under(protocol))
+
     def fitted(self, num_classes: int) -> "Attack":
         return dataclasses.replace(self, attack=self.attack.fitted(num_classes))
 
@@ -384,26 +513,50 @@ class Transfer(_Attack):
 
 @word
 class AutoAttack(_Attack):
-    """AutoAttack, standard version (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on what survived."""
+    """AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on what survived.
+
+    Version `plus` adds APGD-DLR and FAB, and 5 restarts of those, of APGD-CE and of FAB-T. `rand`, for randomised
+    classifiers, is APGD-CE and APGD-DLR, each gradient the mean of 20 passes. All as in the published code.
+    """
 
     name: Literal["autoattack"] = "autoattack"
     norm: Norm = "linf"
     epsilon: Pixels = 8 / 255
+    version: Literal["standard", "plus", "rand"] = "standard"
 
-    fewest_classes = 4
+    @property
+    def fewest_classes(self) -> int:
+        return max(member.fewest_classes for member in self.members)
 
     @property
     def members(self) -> tuple["Attack", ...]:
         ball = dict(norm=self.norm, epsilon=self.epsilon)
-        return (AutoPGD(**ball), AutoPGD(loss="dlr_targeted", **ball), FAB(**ball), Square(**ball))
+        if self.version == "rand":
+            return (AutoPGD(eot_iter=20, **ball), AutoPGD(loss="dlr", eot_iter=20, **ball))
+        targeted = AutoPGD(loss="dlr_targeted", **ball)
+        if self.version == "standard":
+            return (AutoPGD(**ball), targeted, FAB(**ball), Square(**ball))
+        often = dict(num_restarts=5, **ball)
+        return (
+            AutoPGD(**often),
+            AutoPGD(loss="dlr", **often),
+            FAB(multi_targeted=False, **often),
+            Square(**ball),
+            targeted,
+            FAB(**often),
+        )
 
     @property
     def label(self) -> str:
-        return "AutoAttack"
+        return "AutoAttack" if self.version == "standard" else f"AutoAttack {self.version}"
 
 
 def _times(restarts: int) -> str:
     return f"x{restarts}" if restarts > 1 else ""
+
+
+def _eot(passes: int) -> str:
+    return f" EOT-{passes}" if passes > 1 else ""
 
 
 def _through(source: str | None) -> str:
@@ -411,12 +564,30 @@ def _through(source: str | None) -> str:
 
 
 Attack = Annotated[
-    Union[FGSM, BIM, MIFGSM, PGD, Embedding, SupConAttack, AutoPGD, FAB, Square, Transfer, AutoAttack],
+    Union[
+        FGSM,
+        BIM,
+        MIFGSM,
+        PGD,
+        Embedding,
+        SupConAttack,
+        AutoPGD,
+        FAB,
+        CarliniWagner,
+        Square,
+        RayS,
+        Noise,
+        Transfer,
+        AutoAttack,
+    ],
     Field(discriminator="name"),
 ]
 """Any attack; the field `name` says which."""
 
 ATTACKS = {cls.name: cls for cls in get_args(get_args(Attack)[0])}
+
+ALIASES = {"cw-inf": {"name": "pgd", "loss": "logit_margin"}}
+"""Other spellings on the command line: CW-inf, as papers call it, is PGD on CW's margin, and is labelled as that."""
 
 
 def describe(attack: Attack) -> str:
@@ -428,18 +599,20 @@ def describe(attack: Attack) -> str:
 def parse_attack(text: str) -> Attack:
     """An attack written on the command line: `pgd`, `pgd-40`, `pgd-40:num_restarts=5,norm=l2,epsilon=128/255`.
 
-    A number after the name is `num_steps`; what follows the colon are the attack's fields.
+    A number after the name is `num_steps`, or `num_queries` of those that have it; what follows the colon are the
+    attack's fields. `cw-inf` is among `ALIASES`.
 
     Raises:
         Refused: if the attack, a field or a value is unknown, naming it.
     """
     head, _, tail = text.partition(":")
-    name, _, steps = head.partition("-")
-    if name not in ATTACKS:
-        raise Refused(f"unknown attack {name!r}; choose from {', '.join(ATTACKS)}")
-    fields = {"name": name}
-    if steps:
-        fields["num_steps"] = steps
+    alias = next((alias for alias in ALIASES if f"{head}-".startswith(f"{alias}-")), None)
+    name = alias or head.partition("-")[0]
+    if name not in ATTACKS and not alias:
+        raise Refused(f"unknown attack {name!r}; choose from {', '.join([*ATTACKS, *ALIASES])}")
+    fields = dict(ALIASES[alias]) if alias else {"name": name}
+    if steps := head[len(name) + 1 :]:
+        fields[ATTACKS[fields["name"]].counts] = steps
     for item in filter(None, tail.split(",")):
         key, equals, value = item.partition("=")
         if not equals:

@@ -8,7 +8,7 @@ from reference import attacks as reference
 from keras_rcl.attacks import craft
 from keras_rcl.attacks.norms import boundary_start
 from keras_rcl.attacks.surrogates import dlr, dlr_targeted, likeliest_wrong
-from keras_rcl.vocabulary.attack import PGD, AutoAttack, AutoPGD, parse_attack
+from keras_rcl.vocabulary.attack import PGD, AutoAttack, AutoPGD, describe, parse_attack
 from keras_rcl.vocabulary.word import Refused
 
 RNG = np.random.default_rng(0)
@@ -121,13 +121,45 @@ def test_likeliest_wrong_class():
 def test_few_classes_are_refused_or_fitted():
     assert AutoPGD(loss="dlr_targeted").fitted(6).num_targets == 5
     assert AutoPGD(loss="dlr_targeted").fitted(100).num_targets == 9
-    for attack, classes in ((AutoPGD(loss="dlr_targeted"), 3), (AutoPGD(loss="dlr"), 2), (AutoAttack(), 3)):
+    refused = [(AutoPGD(loss="dlr_targeted"), 3), (AutoPGD(loss="dlr"), 2)]
+    refused += [(AutoAttack(), 3), (AutoAttack(version="plus"), 3), (AutoAttack(version="rand"), 2)]
+    for attack, classes in refused:
         with pytest.raises(Refused, match=f"needs at least {classes + 1} classes and the model has {classes}"):
             attack.fitted(classes)
+        assert all(member.fitted(classes + 1) for member in attack.fitted(classes + 1).members)
 
 
-def test_the_standard_ensemble_has_the_published_budgets():
-    members = parse_attack("autoattack:epsilon=8/255").members
-    assert [member.label for member in members] == ["APGD-CE", "APGD-T", "FAB-T", "Square-5000"]
-    assert [getattr(member, "num_steps", 0) for member in members] == [100, 100, 100, 0]
-    assert [member.num_rounds for member in members] == [1, 9, 9, 1]
+@pytest.mark.parametrize("version", ["standard", "plus"])
+def test_as_many_targets_as_there_are_wrong_classes(version):
+    members = [member.fitted(5) for member in AutoAttack(version=version).members]
+    found = {member.label: member.num_rounds // member.num_restarts for member in members}
+    assert found.pop("APGD-T") == 4
+    assert found.pop("FAB-Tx5" if version == "plus" else "FAB-T") == 4
+    assert set(found.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    "version, members",
+    [
+        (None, [("APGD-CE", 100, 1), ("APGD-T", 100, 9), ("FAB-T", 100, 9), ("Square-5000", 5000, 1)]),
+        (
+            "plus",
+            [
+                ("APGD-CEx5", 100, 5),
+                ("APGD-DLRx5", 100, 5),
+                ("FABx5", 100, 5),
+                ("Square-5000", 5000, 1),
+                ("APGD-T", 100, 9),
+                ("FAB-Tx5", 100, 45),
+            ],
+        ),
+        ("rand", [("APGD-CE EOT-20", 100, 1), ("APGD-DLR EOT-20", 100, 1)]),
+    ],
+)
+def test_the_ensembles_have_the_published_budgets(version, members):
+    """Croce and Hein's `set_version`: members in their order, steps or queries, restarts times targets."""
+    attack = parse_attack("autoattack:epsilon=8/255" + (f",version={version}" if version else ""))
+    assert describe(attack) == f"AutoAttack{f' {version}' if version else ''} linf 8/255"
+    assert [(member.label, getattr(member, member.counts), member.num_rounds) for member in attack.members] == members
+    assert {(member.norm, member.epsilon) for member in attack.at(0.1).members} == {("linf", 0.1)}
+    assert {getattr(member, "eot_iter", 1) for member in attack.members} == ({20} if version == "rand" else {1})

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks import craft
 from keras_rcl.networks import build_network
-from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, PGD, AutoPGD, Square
+from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, PGD, AutoPGD, CarliniWagner, Noise, RayS, Square
 from keras_rcl.vocabulary.network import Network
 
 ATTACKS = {
@@ -25,6 +25,7 @@ ATTACKS = {
     "pgd l2 restarts": PGD(epsilon="100/255", norm="l2", num_steps=4, num_restarts=3),
     "pgd targeted": PGD(epsilon="8/255", num_steps=6, targeted=True),
     "pgd targeted restarts": PGD(epsilon="8/255", num_steps=4, num_restarts=3, targeted=True),
+    "pgd eot": PGD(epsilon="8/255", num_steps=6, eot_iter=3),
     "pgd logit_margin": PGD(epsilon="8/255", num_steps=6, loss="logit_margin"),
     "pgd l2 logit_margin targeted": PGD(epsilon="100/255", norm="l2", num_steps=6, loss="logit_margin", targeted=True),
 }
@@ -32,14 +33,26 @@ ENSEMBLE = {
     "apgd": AutoPGD(epsilon="8/255", num_steps=12),
     "apgd l2 dlr restarts": AutoPGD(epsilon="100/255", norm="l2", num_steps=8, loss="dlr", num_restarts=2),
     "apgd targeted dlr": AutoPGD(epsilon="8/255", num_steps=8, loss="dlr_targeted"),
+    "apgd eot": AutoPGD(epsilon="8/255", num_steps=4, eot_iter=3),
     "fab": FAB(epsilon="8/255", num_steps=8),
+    "fab untargeted": FAB(epsilon="8/255", num_steps=8, multi_targeted=False),
+    "fab l2 untargeted restarts": FAB(epsilon="100/255", norm="l2", num_steps=4, multi_targeted=False, num_restarts=2),
     "fab l2": FAB(epsilon="100/255", norm="l2", num_steps=8),
+    "cw": CarliniWagner(epsilon="100/255", num_steps=8, binary_search_steps=3, initial_const=0.1, learning_rate=0.1),
     "square": Square(epsilon="8/255", num_queries=30),
     "square l2": Square(epsilon="100/255", norm="l2", num_queries=30),
+    "rays": RayS(epsilon="8/255", num_queries=200),
 }
-"""The members of AutoAttack: they stop at the first image that fools, or return the image where nothing near does."""
+"""AutoAttack's, CW and RayS: they stop at the first image that fools, or return the image where none near does."""
+NOISE = {
+    f"noise {kind} {norm}": Noise(kind=kind, norm=norm, epsilon=epsilon)
+    for kind in ("uniform", "gaussian", "salt_and_pepper")
+    for norm, epsilon in (("linf", "8/255"), ("l2", "100/255"))
+}
+"""Move any image, and ask the classifier nothing."""
+EVERY = ATTACKS | ENSEMBLE | NOISE
 gradient_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-every_attack = pytest.mark.parametrize("attack", (ATTACKS | ENSEMBLE).values(), ids=ATTACKS | ENSEMBLE)
+every_attack = pytest.mark.parametrize("attack", EVERY.values(), ids=EVERY)
 
 CLASSES = 4
 RNG = np.random.default_rng(0)
@@ -135,11 +148,11 @@ def test_the_seed_decides(attack):
     if attack in ENSEMBLE.values():
         return
     # After many steps other starts may end in the same corner of the ball; after one step they do not.
-    one_step = attack if isinstance(attack, FGSM) else dataclasses.replace(attack, num_steps=1)
+    one_step = attack if isinstance(attack, FGSM | Noise) else dataclasses.replace(attack, num_steps=1)
     results = [craft(one_step, smooth, IMAGES, aims(attack), seed=seed).numpy() for seed in (5, 6, (5, 6))]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         differ = np.any(results[i] != results[j], axis=(1, 2, 3))
-        assert differ.all() if attack.random_start else not differ.any()
+        assert differ.all() if attack in NOISE.values() or attack.random_start else not differ.any()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -251,7 +264,7 @@ def test_restarts_keep_the_highest_loss_among_equals(targeted):
     assert np.all(means[-1] > np.max(images, axis=(1, 2, 3)) - 0.1) and np.mean(means[-1] > means[0]) > 0.5
 
 
-@pytest.mark.parametrize("field", ["num_steps", "num_restarts"])
+@pytest.mark.parametrize("field", ["num_steps", "num_restarts", "eot_iter"])
 def test_the_graph_does_not_grow(field):
     def operations(value):
         attack = dataclasses.replace(PGD(num_steps=3, num_restarts=3), **{field: value})

@@ -51,7 +51,7 @@ def claf(image, label, steps):
 def cusin(image, label, steps):
     """PGD in [-1, 1] that looks whether it has succeeded before each step, and never after the last."""
     u = start = 2 * image - 1
-    for step in range(steps):
+    for _ in range(steps):
         found = u
         if is_fooled((u + 1) / 2, label):
             break
@@ -94,8 +94,10 @@ def test_every_protocol_but_pixel_has_its_loop():
 
 def test_the_loops_meet_what_tells_them_apart():
     """Some image falls at the last step alone, which Cusin's code loses, and some before, where it stops."""
-    paths = [[wang_minus1to1(x, y, steps) for steps in range(8)] for x, y in zip(IMAGES.astype("float64"), LABELS)]
-    first = [next((k for k, x in enumerate(path) if is_fooled(x, y)), 99) for path, y in zip(paths, LABELS)]
+    first = []
+    for x, y in zip(IMAGES.astype("float64"), LABELS, strict=True):
+        path = [wang_minus1to1(x, y, steps) for steps in range(8)]
+        first.append(next((k for k, found in enumerate(path) if is_fooled(found, y)), 99))
     assert {2, 7} & set(first) and any(f in (1, 2, 3, 4) for f in first)
 
 
@@ -188,6 +190,53 @@ def test_the_supcon_attack_raises_the_loss_of_the_paper():
     np.testing.assert_allclose(alone[0], found[4], atol=1e-5)
     in_training = craft(attack, project, IMAGES, LABELS, seed=2)
     assert in_training.shape == IMAGES.shape and not np.allclose(in_training, found)
+
+
+@pytest.mark.parametrize("attack", [Embedding(num_steps=3), SupConAttack(num_steps=3)])
+def test_an_attack_that_reads_no_logits_makes_all_its_steps(attack):
+    """It cannot tell success, on which the quirk of `cusin-repo` turns; the coordinates are those of [-1, 1]."""
+
+    def encoder(x):
+        return tf.reshape(x, [-1, 48])[:, ::5]
+
+    found, expected = (
+        craft(dataclasses.replace(attack, protocol=protocol), encoder, IMAGES, LABELS)
+        for protocol in ("cusin-repo", "wang-minus1to1")
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert attack.under("cusin-repo").passes == attack.passes
+
+
+def test_the_supcon_attack_brings_embeddings_to_unit_length():
+    kernel = RNG.normal(size=(48, 5)).astype("float32")
+
+    def embed(x):
+        return 7.0 * tf.reshape(x - 0.5, [-1, 48]) @ kernel
+
+    attack = SupConAttack(epsilon=0.1, num_steps=3, temperature=0.5, reads="embedding")
+    found = craft(attack, embed, IMAGES, LABELS, seed=2)
+    same = craft(attack, lambda x: tf.math.l2_normalize(embed(x), axis=1), IMAGES, LABELS, seed=2)
+    np.testing.assert_allclose(found, same, atol=1e-5)
+
+
+def test_the_supcon_attack_image_by_image_needs_no_label():
+    """RoCL: each image away from itself and toward the others: the cosine to itself falls, whatever the labels."""
+    kernel = RNG.normal(size=(48, 5)).astype("float32")
+
+    def project(x):
+        return tf.math.l2_normalize(tf.reshape(x - 0.5, [-1, 48]) @ kernel, axis=1)
+
+    attack = SupConAttack(epsilon=0.1, num_steps=10, temperature=0.5, positives="image")
+    found = craft(attack, project, IMAGES, LABELS, seed=2)
+    np.testing.assert_array_equal(found, craft(attack, project, IMAGES, np.zeros_like(LABELS), seed=2))
+    noise = craft(dataclasses.replace(attack, step_size=1e-9, num_steps=1), project, IMAGES, LABELS, seed=2)
+
+    def to_itself(x):
+        return np.sum(project(x) * project(IMAGES), axis=1)
+
+    assert np.all(to_itself(found) < to_itself(noise) - 0.01)
+    with pytest.raises(Refused, match="image by image contrasts an image with its batch"):
+        craft(attack, project, IMAGES, LABELS, support=(tf.constant(LABELS), project(IMAGES)))
 
 
 def test_attacks_that_read_no_logits_cannot_choose_among_restarts():

@@ -6,7 +6,20 @@ import functools
 import pytest
 from pydantic import ValidationError
 
-from keras_rcl.vocabulary.attack import ATTACKS, BIM, FGSM, PGD, Transfer, describe, parse_attack
+from keras_rcl.vocabulary.attack import (
+    ATTACKS,
+    BIM,
+    FGSM,
+    PGD,
+    AutoPGD,
+    CarliniWagner,
+    Noise,
+    RayS,
+    Square,
+    Transfer,
+    describe,
+    parse_attack,
+)
 from keras_rcl.vocabulary.word import Refused, first_line
 
 
@@ -29,6 +42,19 @@ from keras_rcl.vocabulary.word import Refused, first_line
             "PGD-10 targeted linf 8/255",
         ),
         ("pgd:norm=l2,epsilon=2", PGD(norm="l2", epsilon=2), "PGD-10 l2 510/255"),
+        ("cw", CarliniWagner(), "CW-1000 l2 128/255"),
+        ("cw-50:epsilon=1,confidence=2", CarliniWagner(num_steps=50, epsilon=1, confidence=2), "CW-50 l2 1"),
+        ("cw-inf", PGD(loss="logit_margin"), "PGD-10 logit_margin linf 8/255"),
+        (
+            "cw-inf-40:epsilon=4/255",
+            PGD(num_steps=40, loss="logit_margin", epsilon=4 / 255),
+            "PGD-40 logit_margin linf 4/255",
+        ),
+        ("rays", RayS(), "RayS-10000 linf 8/255"),
+        ("rays-500:epsilon=4/255", RayS(num_queries=500, epsilon=4 / 255), "RayS-500 linf 4/255"),
+        ("square-300", Square(num_queries=300), "Square-300 linf 8/255"),
+        ("noise:kind=gaussian", Noise(kind="gaussian"), "noise gaussian linf 8/255"),
+        ("noise:num_restarts=10,norm=l2", Noise(num_restarts=10, norm="l2"), "noise uniform x10 l2 8/255"),
     ],
 )
 def test_written_on_the_command_line(text, attack, line):
@@ -51,6 +77,15 @@ def test_written_on_the_command_line(text, attack, line):
         ("pgd:norm", "'norm' is not key=value"),
         ("fgsm-3", "num_steps: no such field"),
         ("bim:num_restarts=2", "num_restarts: no such field"),
+        ("cw:norm=linf", "'l2'"),
+        ("cw:binary_search_steps=0", "binary_search_steps"),
+        ("cw-infinity", "num_steps"),
+        ("cw-inf-0", "num_steps"),
+        ("rays-0", "num_queries"),
+        ("rays:norm=l2", "'linf'"),
+        ("rays:num_steps=3", "num_steps: no such field"),
+        ("noise:kind=pink", "'salt_and_pepper'"),
+        ("noise-3", "num_steps: no such field"),
     ],
 )
 def test_refused_in_one_line(text, says):
@@ -82,6 +117,37 @@ def test_at_least_one_step(cls, value):
     with pytest.raises(ValidationError) as caught:
         cls(num_steps=value)
     assert first_line(caught.value).startswith("num_steps: ")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_under_a_protocol(name):
+    """What has the field takes any; what has none runs in pixels alone, and says so."""
+    attack = ATTACKS[name](**({"source": "other"} if name == "transfer" else {}))
+    assert attack.under("pixel") == attack
+    if attack.takes_protocol:
+        assert attack.under("claf-repo").threat_model.protocol == "claf-repo"
+        assert describe(attack.under("claf-repo")) == f"{describe(attack)} claf-repo"
+    else:
+        with pytest.raises(Refused, match="pixels alone, not under claf-repo; the protocols are for fgsm, bim"):
+            attack.under("claf-repo")
+
+
+def test_transfer_needs_a_source_and_an_attack_that_can_be_crafted_elsewhere():
+    assert parse_attack("transfer:source=a/b,attack=pgd-40:epsilon=4/255") == Transfer(
+        source="a/b", attack=PGD(num_steps=40, epsilon="4/255")
+    )
+    assert not Transfer(source="other", attack=AutoPGD()).takes_protocol
+    for text, says in (
+        ("transfer", "source: Field required"),
+        ("transfer:source=", "source"),
+        ("transfer:source=other,attack=fab", "'fab'"),
+        ("transfer:source=other,attack=transfer:source=third", "'transfer'"),
+        ("transfer:source=other,attack=pgd-0", "num_steps"),
+    ):
+        with pytest.raises(Refused) as caught:
+            parse_attack(text)
+        (line,) = str(caught.value).splitlines()
+        assert says in line
 
 
 def test_all_that_is_wrong_at_once():

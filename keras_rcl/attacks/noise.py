@@ -1,0 +1,63 @@
+"""Random noise within the ball: what an attack has to beat."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from keras_rcl.attacks.gradient_ascent import Crafted
+from keras_rcl.attacks.norms import boundary_start, normal, project, random_start, uniform
+from keras_rcl.vocabulary.attack import Noise
+from keras_rcl.vocabulary.threat import Norm
+
+
+def noise(
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Noise, seeds: tf.Tensor, round: tf.Tensor
+) -> Crafted:
+    """One draw of noise, whatever the classifier says: neither `logits_fn` nor `labels` are looked at.
+
+    Args:
+        logits_fn: unused.
+        x: float32 images in [0, 1], [N, H, W, C].
+        labels: unused.
+        attack: the hyper-parameters; `kind` says which noise.
+        seeds: [N, 2], one stateless seed an example.
+        round: unused; draws differ by their seeds.
+
+    Returns:
+        The noisy images, and 0 for the share of zero gradients, as none was taken.
+    """
+    images = KINDS[attack.kind](x, attack.epsilon, attack.norm, seeds)
+    return Crafted(tf.stop_gradient(images), tf.zeros_like(x[:, 0, 0, 0]))
+
+
+def _gaussian(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
+    """Normal noise; arguments as of `random_start`.
+
+    linf: of standard deviation epsilon / sqrt(3), that of uniform noise, cut to the ball, which 8 % of it exceed
+    (sigma as of Foolbox 2, AdditiveGaussianNoiseAttack). l2: scaled to length epsilon (as of Foolbox 3,
+    L2AdditiveGaussianNoiseAttack). Both are cut to the box.
+    """
+    if norm == "l2":
+        return boundary_start(x, epsilon, norm, seeds)
+    drawn = tf.map_fn(lambda seed: normal(x.shape[1:], seed), seeds, fn_output_signature=tf.float32)
+    return project(x + epsilon / 3**0.5 * drawn, x, epsilon, norm)
+
+
+def _salt_and_pepper(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
+    """A share of the pixels, itself uniform on [0, 1), goes to white or black, as likely, all channels alike.
+
+    The ball cuts the way short: to epsilon up or down (linf), or all of it to a length of epsilon at most (l2).
+    Arguments as of `random_start`.
+    """
+    shape = [*x.shape[1:3], 1]
+
+    def draw(seed):
+        number, half = uniform(shape, seed), uniform([], seed + 1) / 2.0
+        return tf.cast(number >= 1.0 - half, tf.float32) - tf.cast(number < half, tf.float32)
+
+    drawn = tf.map_fn(draw, seeds, fn_output_signature=tf.float32)
+    return project(tf.clip_by_value(x + drawn, 0.0, 1.0), x, epsilon, norm)
+
+
+KINDS = {"uniform": random_start, "gaussian": _gaussian, "salt_and_pepper": _salt_and_pepper}
+"""Kind of noise -> function of (x, epsilon, norm, seeds), images within the ball and the box."""
