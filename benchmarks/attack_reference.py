@@ -6,8 +6,9 @@
 The exported Keras network is walked layer by layer into PyTorch, so both see the same function; the outputs are
 compared before anything is attacked. For each member, and for the ensemble, which is the worst case over all of them:
 robust accuracy by either, and on how many images they agree. torchattacks' own AutoAttack class runs 10 steps, so its
-members are called one by one at the published budgets (Croce and Hein 2020); its L2 APGD takes one step size for a whole
-batch, so it is given one image at a time. Each member is written as it comes, and not run again where the file has it.
+members are called one by one at the published budgets (Croce and Hein 2020); its L2 APGD takes one step size for a
+whole batch, so it is given one image at a time. Each member is written as it comes, and not run again where the file
+has it.
 """
 
 import argparse

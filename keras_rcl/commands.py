@@ -2,22 +2,26 @@
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
 from keras_rcl import config, runtime
 from keras_rcl.methods import VARIANTS
 from keras_rcl.progress import StderrProgress
-from keras_rcl.report.tables import attack_table, comparison_table, text_table
-from keras_rcl.vocabulary.attack import parse_attack
+from keras_rcl.report.tables import attack_table, audit_text, comparison_table, protocol_table, text_table
+from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, parse_attack
+from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.network import Precision
-from keras_rcl.vocabulary.phase import Phase
-from keras_rcl.vocabulary.threat import parse_pixels
+from keras_rcl.vocabulary.phase import Phase, View
+from keras_rcl.vocabulary.threat import PROTOCOLS, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
 INTERRUPTED = 130
+DATASET_OPTIONS = ("folder", "data_dir", "image_size", "limit")
 
 
 class OneLineErrors(click.Group):
@@ -33,8 +37,9 @@ class OneLineErrors(click.Group):
             message = error.format_message() if isinstance(error, click.ClickException) else str(error)
             click.echo(f"error: {' '.join(message.split())}", err=True)
             sys.exit(2)
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted", err=True)
+        except (click.Abort, KeyboardInterrupt) as stop:
+            # click hides what was raised behind its own Abort.
+            click.echo("; ".join(filter(None, ["interrupted", str(stop.__cause__ or stop)])), err=True)
             sys.exit(INTERRUPTED)
         sys.exit(status if isinstance(status, int) else 0)
 
@@ -114,7 +119,8 @@ def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, 
     click.echo(text_table(*comparison_table({one.experiment.method.name: one.record for one in fitted})))
     first = fitted[0]
     click.echo(
-        f"\naccuracy in % on {first.record['images']} test images of {first.record['data']['name']}, pixel protocol\n"
+        f"\naccuracy in % on {first.record['images']} test images of {first.record['data']['name']}, "
+        f"{first.record['protocol']} protocol\n"
         f"run          {first.run}\nSavedModel   {first.saved_model}\n"
         f"TensorBoard  tensorboard --logdir {runs}\n"
         f"attack it    python cli.py attack {first.saved_model}"
@@ -128,7 +134,19 @@ def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, 
     "attacks",
     multiple=True,
     metavar="NAME[-STEPS][:KEY=VALUE,...]",
-    help="fgsm, bim, pgd, apgd, fab, square, autoattack; may be repeated.",
+    help=f"{', '.join([*ATTACKS, *ALIASES])}; may be repeated.",
+)
+@click.option(
+    "--transfer-from",
+    "transfers",
+    multiple=True,
+    metavar="MODEL",
+    help="Also craft the attacks on this SavedModel or .keras file; may be repeated.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice([*PROTOCOLS, "all"]),
+    help="The coordinates that epsilon is measured in, pixel by default; all of them, side by side.",
 )
 @click.option("--epsilon", "epsilons", help="A list, such as 1/255,2/255,4/255,8/255,16/255; runs each attack at each.")
 @click.option("--restarts", type=click.IntRange(min=1), help="Random restarts of the attacks that have them.")
@@ -143,11 +161,29 @@ def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, 
 @foreign_model_options
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; attacks/<model> by default.")
 @click.option("--save-images", is_flag=True, help="Also write the adversarial images, adversarial.npz.")
-@click.option("--overwrite", is_flag=True, help="Replace the folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted attack.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def attack(model, attacks, epsilons, restarts, dataset, folder, data_dir, image_size, limit, as_json, **options):
-    """Attack a SavedModel or .keras file: of this tool, or any from images to logits or probabilities."""
-    words = _attacks(attacks or ("fgsm", "pgd-40"), epsilons, restarts)
+def attack(
+    model,
+    attacks,
+    transfers,
+    protocol,
+    epsilons,
+    restarts,
+    dataset,
+    folder,
+    data_dir,
+    image_size,
+    limit,
+    as_json,
+    **options,
+):
+    """Attack a SavedModel or .keras file: of this tool, or any from images to logits or probabilities.
+
+    Killed or interrupted, the same command goes on where it was.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    words = _attacks(attacks or ("fgsm", "pgd-40"), transfers, epsilons, restarts, protocol)
     chosen = dict(name=dataset, folder=folder, data_dir=data_dir, image_size=image_size, limit=limit)
     with StderrProgress() as progress:
         record, written = _experiment_module().attack(
@@ -158,11 +194,65 @@ def attack(model, attacks, epsilons, restarts, dataset, folder, data_dir, image_
         return
     if record["model"]["note"]:
         click.echo(f"note: {record['model']['note']}", err=True)
+    pixels = record["protocol"] == "pixel"
     click.echo(
-        f"{attack_table(record)}\n\n"
-        f"in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}), pixel protocol; "
-        f"an image that is wrong before the attack counts as wrong\nwritten to {written}"
+        f"{attack_table(record) if pixels else protocol_table(record)}\n\n"
+        f"in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}), "
+        f"{record['protocol']} protocol; an image that is wrong before the attack counts as wrong"
+        f"{'' if pixels else '; epsilon in the units of the protocol, distances in pixels'}\nwritten to {written}"
     )
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--claim", "share", metavar="SHARE", help="The claimed robust accuracy, such as 60.4% or 0.604.")
+@click.option("--record", type=click.Path(path_type=Path), help="Or a record.json of `attack`, which claims its own.")
+@click.option("--norm", type=click.Choice(["linf", "l2"]), help="Of the claim; linf by default, or the record's.")
+@click.option("--epsilon", help="Of the claim, such as 8/255; 8/255 by default, or the record's.")
+@click.option("--transfer-from", multiple=True, type=click.Path(path_type=Path), help="A model to craft images on.")
+@click.option("--dataset", help="A data set; the one that the model was trained with by default.")
+@click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class.")
+@click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
+@click.option("--image-size", type=click.IntRange(min=1), help="Resize the images of the data set.")
+@click.option("--part", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images, class balance kept.")
+@click.option("--check-images", type=click.IntRange(min=1), default=100, show_default=True, help="Of the checks.")
+@click.option("--verifier", help="The attack that the number is held against; autoattack by default.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@foreign_model_options
+@click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; audits/<model> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the audit as JSON.")
+def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, **options):
+    """Hold a claim of robust accuracy, or a record, against checks and AutoAttack; exits with 1 where it falls."""
+    if (share is None) == (record is None):
+        raise Refused("give either --claim SHARE or --record FILE")
+    radius = None if epsilon is None else _read_epsilon(epsilon)
+    ball = dict(norm=norm or "linf", epsilon=8 / 255 if radius is None else radius)
+    try:
+        claim = None if share is None else Claim(robust_accuracy=_share(share), **ball)
+    except ValidationError as error:
+        raise Refused(f"--epsilon {epsilon}: {first_line(error)}") from None
+    verifier = None if verifier is None else parse_attack(verifier)
+    chosen = {"name": options.pop("dataset"), **{key: options.pop(key) for key in DATASET_OPTIONS}}
+    runtime.start_tensorflow()
+    from keras_rcl.auditing import audit_model
+
+    with StderrProgress() as progress:
+        found, written = audit_model(
+            model,
+            claim=claim,
+            record=record,
+            norm=norm,
+            epsilon=radius,
+            dataset=_given(chosen),
+            budget=AuditBudget(num_images=check_images, verifier=verifier),
+            progress=progress,
+            **options,
+        )
+    click.echo(json.dumps(found, indent=1) if as_json else audit_text(found, written))
+    return int(found["verdict"] == "falls")
 
 
 @cli.command()
@@ -240,23 +330,62 @@ def _as_settings(seed, precision, jit, limit, data_dir) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in _given(given).items()]
 
 
-def _attacks(texts, epsilons, restarts) -> list:
-    """Each attack at each epsilon, with restarts where it has any."""
+def _attacks(texts, transfers, epsilons, restarts, protocol) -> list:
+    """Each attack, and each crafted on each other model, at each epsilon and under each protocol; with restarts."""
     words = [parse_attack(text) for text in texts]
+    words += [_through(source, word) for source in transfers for word in words]
     if restarts:
         words = [_with_restarts(word, restarts) for word in words]
-    if not epsilons:
-        return words
     try:
-        return [word.at(parse_pixels(epsilon)) for word in words for epsilon in epsilons.split(",")]
+        if epsilons:
+            words = [word.at(parse_pixels(epsilon)) for word in words for epsilon in epsilons.split(",")]
     except ValueError as error:
         raise Refused(f"--epsilon {epsilons}: {first_line(error)}") from None
+    if protocol == "all":
+        return [word.under(name) for word in words for name in (PROTOCOLS if word.takes_protocol else ["pixel"])]
+    return [word.under(protocol) for word in words] if protocol else words
+
+
+def _through(source: str, word) -> Transfer:
+    """The attack crafted on another model."""
+    try:
+        return Transfer(source=source, attack=word)
+    except ValidationError as error:
+        raise Refused(f"--transfer-from {source}: {first_line(error)}") from None
+
+
+def _share(text: str) -> float:
+    """A share of images: `60.4%`, `0.604`, or `60.4`, which can only be percent."""
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        raise Refused(f"--claim {text} is no share; write it as 60.4% or 0.604") from None
+    number = number / 100 if text.endswith("%") or number > 1 else number
+    if not 0 <= number <= 1:
+        raise Refused(f"--claim {text} is no share between 0% and 100%")
+    return number
+
+
+def _read_epsilon(text: str) -> float:
+    try:
+        return parse_pixels(text)
+    except ValueError as error:
+        raise Refused(f"--epsilon {text}: {error}") from None
 
 
 def _with_restarts(word, restarts: int):
     """The attack with so many restarts, where it has random ones."""
+    if isinstance(word, Transfer):
+        return dataclasses.replace(word, attack=_with_restarts(word.attack, restarts))
     fields = {field.name for field in dataclasses.fields(word)}
     return dataclasses.replace(word, num_restarts=restarts) if "num_restarts" in fields else word
+
+
+def _told(view: View) -> str:
+    """`clean`, the policy of an augmented view, `adversarial` and the protocol where it is not `pixel`."""
+    if view.kind == "adversarial" and view.attack.protocol != "pixel":
+        return f"{view.kind} ({view.attack.protocol})"
+    return view.policy.name if view.kind == "augmented" else view.kind
 
 
 def _phase_table(phases: tuple[Phase, ...], indent: str) -> str:
@@ -265,7 +394,7 @@ def _phase_table(phases: tuple[Phase, ...], indent: str) -> str:
 
     def add(phase: Phase, depth: int):
         name = "  " * depth + phase.name + (" (before each epoch)" if depth else "")
-        views = ", ".join(view.kind if view.kind != "augmented" else view.policy.name for view in phase.views)
+        views = ", ".join(map(_told, phase.views))
         terms = " + ".join(f"{term.weight:g} {term.term}" for term in phase.terms)
         lines.append([name, str(phase.epochs), " ".join(phase.trains), views, terms])
         for inner in phase.refresh:

@@ -1,7 +1,7 @@
 """YAML, `--variant` and `--set` -> one validated `Experiment`; and back to YAML."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from keras_rcl.methods import VARIANTS, Method
 from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Network, Precision
+from keras_rcl.vocabulary.phase import Adversarial, Phase
 from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -23,7 +24,7 @@ class Evaluation:
     """How a trained classifier is measured.
 
     Fields:
-        attacks: run on the test part at the end, in the pixel protocol.
+        attacks: run on the test part at the end.
         limit: at most so many test images, with the class balance kept; all where not given.
         batch_size: images attacked at once; changes speed, never results.
         validation_attack: its robust accuracy on the validation part, after each epoch of the last phase, chooses the
@@ -36,6 +37,13 @@ class Evaluation:
     batch_size: PositiveInt = 250
     validation_attack: Attack = PGD(num_steps=10)
     validation_limit: PositiveInt | None = 500
+
+    def __post_init__(self):
+        if self.validation_attack.reads != "logits" or self.validation_attack.source:
+            raise ValueError(
+                f"validation_attack {self.validation_attack.label} does not look at the network's own logits; "
+                "choose one that does, such as pgd"
+            )
 
 
 @word
@@ -62,6 +70,19 @@ class Experiment:
         for name in self.compare:
             if name not in VARIANTS:
                 raise ValueError(f"compare: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+        for attack in _training_attacks(self.method.phases()):
+            if attack.source:
+                raise ValueError(
+                    f"method {self.method.name} trains on {attack.label}; attacks through another model are not yet "
+                    "a source of training views: leave out source"
+                )
+
+
+def _training_attacks(phases: Iterable[Phase]) -> Iterator[Attack]:
+    """The attacks of all views of the phases and of their refreshes."""
+    for phase in phases:
+        yield from (view.attack for view in phase.views if isinstance(view, Adversarial))
+        yield from _training_attacks(phase.refresh)
 
 
 _EXPERIMENT = TypeAdapter(Experiment)
@@ -156,8 +177,19 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _default_at(raw: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
+    """The fields at a path of what `raw` resolves to, where they are of a tagged value; else none."""
+    try:
+        found = to_dict(parse(raw, ""))
+    except Refused:
+        return {}
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and "name" in found else {}
+
+
 def _set(raw: dict[str, Any], setting: str) -> None:
-    """Apply `a.b=value` in place."""
+    """Apply `a.b=value` in place; a tagged value that `raw` does not give, such as an attack, is its default's."""
     path, equals, text = setting.partition("=")
     *parents, last = path.strip().split(".")
     if not equals or not all([*parents, last]):
@@ -166,7 +198,11 @@ def _set(raw: dict[str, Any], setting: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise Refused(f"--set {setting!r}: {text!r} is not a YAML value") from None
-    for key in parents:
+    whole, known = raw, []
+    for number, key in enumerate(parents, 1):
+        known.append(key)
+        if key not in raw and (number < len(parents) or last != "name"):
+            raw[key] = _default_at(whole, known)
         inner = raw.setdefault(key, {})
         if isinstance(inner, str):  # the short form of a tagged value, such as augmentation: crop_flip
             inner = raw[key] = {"name": inner}

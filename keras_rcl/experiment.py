@@ -1,13 +1,17 @@
 """The composition point: an `Experiment` becomes network, data, phases, evaluation and record."""
 
+import contextlib
 import dataclasses
 import datetime
+import functools
+import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +24,28 @@ from keras_rcl.classifier import Classifier, load_classifier
 from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.images import read_images
+from keras_rcl.encoder import load_encoder
+from keras_rcl.evaluation.journal import Journal, Taken
 from keras_rcl.evaluation.record import command_line, make_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.export import export as write_export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
+from keras_rcl.saved import resizing
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.files import atomic_folder, atomic_path, check_writable, write_json
+from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.vocabulary.word import Refused, first_line
 
 PROJECTED_IMAGES = 500
 PICTURED_IMAGES = 16
+SUPPORT_IMAGES = 256
+"""How many training images the SupCon attack contrasts with, class balance kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,20 +83,21 @@ def fit(
     """
     progress = progress or Silent()
     data = sources.load(experiment.dataset)
-    name = name or _free_name(f"{experiment.dataset.name}-{experiment.method.name}", (runs, saved_models), overwrite)
+    name = name or free_name(f"{experiment.dataset.name}-{experiment.method.name}", (runs, saved_models), overwrite)
     _check_name(name)
-    _check_replaceable(runs / name, "config.yaml", overwrite)
-    _check_replaceable(saved_models / name, "model.json", overwrite)
+    check_replaceable(runs / name, "config.yaml", overwrite)
+    check_replaceable(saved_models / name, "model.json", overwrite)
     check_writable(saved_models)
     network = build(experiment, data)
+    served = network if experiment.precision == "float32" else build(experiment, data, precision="float32")
+    own, attacks = functools.partial(_output_of, served), experiment.evaluation.attacks
+    outputs, hashes = _outputs(attacks, own, data)
     started = time.perf_counter()
     run = runs / name
     with atomic_folder(run, overwrite=overwrite):
         pass
     write_json(run / "environment.json", environment(experiment))
     _write_text(run / "config.yaml", config.to_yaml(experiment))
-
-    served = network if experiment.precision == "float32" else build(experiment, data, precision="float32")
 
     def sync():
         if served is not network:
@@ -112,26 +123,29 @@ def fit(
         seconds = time.perf_counter() - started
         test = data.test.limited(evaluation.limit)
         evaluator = Evaluator(
-            _logits_of(served),
-            evaluation.attacks,
+            own("logits"),
+            attacks,
             batch_size=evaluation.batch_size,
             seed=experiment.seed,
             jit=experiment.jit,
+            outputs=outputs,
+            support=_support(attacks, outputs, data),
         )
-        survival = evaluator(_pixels(test.images), test.labels, progress=progress)
+        survival = evaluator(pixels(test.images), test.labels, progress=progress)
         record = make_record(
             survival,
             model={"name": name, "variant": experiment.method.name, "training_seconds": round(seconds, 1)},
             data={"name": data.name, "part": "test", "indices": test.indices},
             seed=experiment.seed,
+            sources=hashes,
         )
         record["config"] = config.to_dict(experiment)
         record["validation"] = validation
         final = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
         writer.hparams(flatten(config.to_dict(experiment)), {"clean accuracy": survival.clean_accuracy, **final})
         shown = data.test.limited(PROJECTED_IMAGES)
-        embeddings = served.predict(_pixels(shown.images), verbose=0)["embedding"]
-        writer.projector(embeddings, shown.labels, data.class_names, _pixels(shown.images))
+        embeddings = served.predict(pixels(shown.images), verbose=0)["embedding"]
+        writer.projector(embeddings, shown.labels, data.class_names, pixels(shown.images))
     saved = write_export(served, saved_models / name, contract(experiment, data, record), overwrite=overwrite)
     record["model"]["hash"] = json.loads((saved / "model.json").read_text())["model_hash"]
     write_json(run / "record.json", record)
@@ -156,6 +170,8 @@ def contract(experiment: Experiment, data: sources.ImageData, record: dict[str, 
     """What `model.json` says of an export, besides what the export works out itself."""
     attacks = [view.attack for phase in experiment.method.phases() for view in phase.views if hasattr(view, "attack")]
     trained_for = {"norm": attacks[-1].norm, "epsilon": attacks[-1].epsilon} if attacks else None
+    if attacks and attacks[-1].protocol != "pixel":
+        trained_for["protocol"] = attacks[-1].protocol
     return {
         "name": record["model"]["name"],
         "variant": experiment.method.name,
@@ -184,6 +200,9 @@ def attack(
 ) -> tuple[dict[str, Any], Path]:
     """Attack a SavedModel or `.keras` on a data set.
 
+    Every batch is written to `.<name>.partial` beside the output folder as soon as it is finished. The same call, made
+    again after it was broken off at any instant, goes on from there and ends in the same record.
+
     Args:
         path: a folder that `export` made, or any SavedModel or `.keras` from images to logits or probabilities.
         attacks: each is run on every image that the model classifies correctly.
@@ -194,7 +213,7 @@ def attack(
         batch_size: images attacked at once.
         seed: of the attacks.
         save_images: also write `adversarial.npz`.
-        overwrite: replace the output folder.
+        overwrite: replace the output folder, and an interrupted evaluation of something else.
         progress: where progress is shown.
         **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
 
@@ -202,17 +221,32 @@ def attack(
         The record, and the folder that holds it.
     """
     classifier = load_classifier(path, **foreign)
-    data = sources.load(_dataset_of(classifier, dataset or {}))
-    _check_fit(classifier, data)
+    data = sources.load(dataset_of(classifier, dataset or {}))
+    check_fit(classifier, data)
     chosen = getattr(data, part)
     if not len(chosen.labels):
         raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
-    output_dir = output_dir or Path("attacks") / _free_name(path.stem, (Path("attacks"),), overwrite)
-    _check_replaceable(output_dir, "record.json", overwrite)
-    check_writable(output_dir.parent)
-    images = _pixels(chosen.images)
-    evaluator = Evaluator(classifier.logits, attacks, batch_size=min(batch_size, len(images)), seed=seed)
-    survival = evaluator(images, chosen.labels, keep_images=save_images, progress=progress)
+    outputs, hashes = _outputs(attacks, classifier.outputs, data)
+    images, progress = pixels(chosen.images), progress or Silent()
+    evaluator = Evaluator(
+        classifier.logits,
+        attacks,
+        batch_size=min(batch_size, len(images)),
+        seed=seed,
+        outputs=outputs,
+        support=_support(attacks, outputs, data),
+    )
+    question = {
+        "model": {"hash": classifier.model_hash, **foreign},
+        "sources": hashes,
+        **evaluator.question(images, chosen.labels, keep_images=save_images),
+        "versions": versions(),
+    }
+    output_dir, journal = _output_and_journal(output_dir, path.stem, question, overwrite)
+    with journal:
+        if (done := len(journal) - 1) > 0:  # but for the clean predictions
+            progress.say(f"resuming {journal.path}: {done} batches done")
+        survival = evaluator(images, chosen.labels, keep_images=save_images, progress=progress, journal=journal)
     record = make_record(
         survival,
         model={
@@ -223,6 +257,7 @@ def attack(
         },
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
+        sources=hashes,
     )
     class_names = classifier.class_names or data.class_names
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
@@ -232,10 +267,12 @@ def attack(
             np.savez_compressed(
                 folder / "adversarial.npz",
                 images=survival.adversarial,
+                predictions=survival.predictions,
                 labels=survival.labels,
                 indices=chosen.indices,
                 attacks=np.array([describe(word) for word in survival.attacks]),
             )
+    journal.discard()
     return record, output_dir
 
 
@@ -277,16 +314,16 @@ def export_run(
     checkpoints = Checkpoints(run / "checkpoints")
     if checkpoint == "best" and "best" not in checkpoints.names():
         checkpoint = "last"
-    name = name or _free_name(f"{run.name}-{checkpoint}", (saved_models,), overwrite)
+    name = name or free_name(f"{run.name}-{checkpoint}", (saved_models,), overwrite)
     _check_name(name)
-    _check_replaceable(saved_models / name, "model.json", overwrite)
+    check_replaceable(saved_models / name, "model.json", overwrite)
     data = sources.load(experiment.dataset)
     network = build(experiment, data, precision="float32")
     checkpoints.load(network, checkpoint)
     test = data.test.limited(experiment.evaluation.limit)
-    evaluator = Evaluator(_logits_of(network), (), batch_size=experiment.evaluation.batch_size)
+    evaluator = Evaluator(_output_of(network, "logits"), (), batch_size=experiment.evaluation.batch_size)
     record = make_record(
-        evaluator(_pixels(test.images), test.labels),
+        evaluator(pixels(test.images), test.labels),
         model={"name": name, "variant": experiment.method.name, "checkpoint": checkpoint},
         data={"name": data.name, "part": "test", "indices": test.indices},
         seed=experiment.seed,
@@ -320,13 +357,13 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
     if not len(held_out.labels):
         return None
     evaluator = Evaluator(
-        _logits_of(served),
+        _output_of(served, "logits"),
         (evaluation.validation_attack,),
         batch_size=min(evaluation.batch_size, len(held_out.labels)),
         seed=experiment.seed,
         jit=experiment.jit,
     )
-    images = _pixels(held_out.images)
+    images = pixels(held_out.images)
 
     def validate() -> dict[str, float]:
         sync()
@@ -339,15 +376,69 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
     return validate
 
 
-def _logits_of(network: keras.Model):
-    return lambda x: network(x, training=False)["logits"]
+def _output_of(network: keras.Model, name: str) -> Callable:
+    return lambda x: network(x, training=False)[name]
 
 
-def _pixels(images: np.ndarray) -> np.ndarray:
+def _outputs(attacks: Sequence[Attack], own: Callable, data: sources.ImageData) -> tuple[Callable, dict[str, str]]:
+    """attack -> the function of images that it looks at; and the hash of each source, all of which are read now.
+
+    `own` gives the attacked model's: `logits`, `embedding` or `projection` -> function, None where it tells none.
+    """
+    found, hashes = {}, {}
+    for member in itertools.chain.from_iterable(attack.members for attack in attacks):
+        key = source, reads = member.source, member.reads
+        if key in found:
+            continue
+        if source is None:
+            found[key] = own(reads)
+            if found[key] is None:
+                cure = "give it source=MODEL" if reads == "embedding" else "choose another attack"
+                raise Refused(f"{member.label} looks at the {reads}, which the attacked model does not tell; {cure}")
+        elif reads == "logits":
+            found[key], hashes[source] = logits_through(source, data)
+        else:
+            encoder = load_encoder(source, data.image_shape)
+            found[key], hashes[source] = encoder.embedding, encoder.model_hash
+    return lambda attack: found[attack.source, attack.reads], hashes
+
+
+def logits_through(source: str, data: sources.ImageData) -> tuple[Callable, str]:
+    """images -> logits of the classifier that a transfer attack is crafted on, and its hash."""
+    classifier = load_classifier(source)
+    if classifier.num_classes != data.num_classes:
+        raise Refused(
+            f"{source} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
+            "give a source of the same classes"
+        )
+    resize, _ = resizing(source, classifier.image_shape, data.image_shape)
+    return lambda images: classifier.logits(resize(images)), classifier.model_hash
+
+
+def _support(
+    attacks: Sequence[Attack], outputs: Callable, data: sources.ImageData
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Labels [M] and projections [M, D] of training images, always the same; where an attack contrasts with them."""
+    contrasting = [attack for attack in attacks if attack.name == "supcon"]
+    if not contrasting:
+        return None
+    if len({attack.reads for attack in contrasting}) > 1:
+        raise Refused(f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time")
+    shown = data.train.limited(SUPPORT_IMAGES)
+    if without := data.num_classes - len(np.unique(shown.labels)):
+        raise Refused(
+            f"{contrasting[0].label} contrasts with {len(shown.labels)} training images, which leave {without} of "
+            f"{data.num_classes} classes without one; choose another attack, or a larger --limit"
+        )
+    images, project = pixels(shown.images), outputs(contrasting[0])
+    return shown.labels, np.concatenate([project(images[start : start + 64]) for start in range(0, len(images), 64)])
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255
 
 
-def _free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
+def free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
     """The default name, numbered where it is taken and not to be overwritten."""
     number, candidate = 1, default
     while not overwrite and any((folder / candidate).exists() for folder in folders):
@@ -361,7 +452,7 @@ def _check_name(name: str) -> None:
         raise Refused(f"name {name!r} must be one plain word; folders go to --runs and --saved-models")
 
 
-def _check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
+def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
     """Refuse a folder that is taken, or that `overwrite` would delete though it holds something else."""
     if not folder.exists():
         return
@@ -371,7 +462,34 @@ def _check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
         raise Refused(f"{folder} has no {marker}, so it is not ours to overwrite; choose another name")
 
 
-def _dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
+def _output_and_journal(
+    output_dir: Path | None, default: str, question: dict[str, Any], overwrite: bool
+) -> tuple[Path, Journal]:
+    """The folder for the record, and the journal beside it.
+
+    Where no folder is given: that of an interrupted evaluation of the same question, else the default in `attacks`,
+    numbered where a record or another evaluation is.
+    """
+
+    def journal_of(folder):
+        return Journal(folder.with_name(f".{folder.name}.partial"), question, anew=overwrite)
+
+    if output_dir or overwrite:
+        output_dir = output_dir or Path("attacks") / default
+        check_replaceable(output_dir, "record.json", overwrite)
+        return output_dir, journal_of(output_dir)
+    check_writable("attacks")
+    partial = re.compile(rf"\.({re.escape(default)}(-\d+)?)\.partial")
+    interrupted = [found[1] for found in map(partial.fullmatch, sorted(os.listdir("attacks"))) if found]
+    numbered = (default if number == 1 else f"{default}-{number}" for number in itertools.count(1))
+    for name in itertools.chain(interrupted, numbered):
+        output_dir = Path("attacks") / name
+        if not output_dir.exists():
+            with contextlib.suppress(Taken):
+                return output_dir, journal_of(output_dir)
+
+
+def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
     """The data set that `fields` name; or the one that the model was trained with, with these fields changed."""
     if "name" not in fields:
         settings = classifier.contract.get("config")
@@ -384,7 +502,7 @@ def _dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
         raise Refused(f"data set: {first_line(error)}") from None
 
 
-def _check_fit(classifier: Classifier, data: sources.ImageData) -> None:
+def check_fit(classifier: Classifier, data: sources.ImageData) -> None:
     shape = tuple(classifier.image_shape)
     if any(want is not None and want != have for want, have in zip(shape, data.image_shape, strict=True)):
         raise Refused(
@@ -412,10 +530,11 @@ def _draw(
         curves: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
             if row["norm"] == norm:
-                curve = row["attack"].split(f" {norm}")[0]
-                curves.setdefault(curve, [(0.0, survival.clean_accuracy)]).append(
-                    (row["epsilon"], row["robust_accuracy"])
-                )
+                protocol = row["protocol"]
+                curve = row["attack"].split(f" {norm}")[0] + (f" {protocol}" if protocol != "pixel" else "")
+                # Where a protocol's box is not that of pixels, epsilon 0 changes images too.
+                start = [] if PROTOCOLS[protocol].box else [(0.0, survival.clean_accuracy)]
+                curves.setdefault(curve, start).append((row["epsilon"], row["robust_accuracy"]))
         accuracy_epsilon_plot(curves, folder / f"accuracy_epsilon_{norm}.png", norm=norm, title=title)
     strongest = int(np.argmin(survival.survived.mean(axis=1)))
     fell = np.flatnonzero(survival.clean & ~survival.survived[strongest])

@@ -26,6 +26,9 @@ class Progress(Protocol):
     def finish(self, note: str = "") -> None:
         """The bar is complete; `note` says what came of it, such as the losses."""
 
+    def say(self, line: str) -> None:
+        """A line of its own, such as what was found on disk."""
+
     def close(self) -> None:
         """No more bars. Ends the line of one that was broken off, so that what is printed next starts its own."""
 
@@ -43,6 +46,9 @@ class Silent:
         pass
 
     def finish(self, note: str = "") -> None:
+        pass
+
+    def say(self, line: str) -> None:
         pass
 
     def close(self) -> None:
@@ -94,6 +100,11 @@ class StderrProgress:
         parts = (self._label, duration(self._clock() - self._started_at), run and f"run eta {run}", note)
         self._write("  ".join(part for part in parts if part), end="\n")
         self._open = False
+
+    def say(self, line: str) -> None:
+        self.close()
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
 
     def __enter__(self):
         return self

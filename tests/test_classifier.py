@@ -12,7 +12,7 @@ from keras_rcl.attacks.craft import craft
 from keras_rcl.classifier import load_classifier
 from keras_rcl.export import export
 from keras_rcl.networks.two_headed import build_network
-from keras_rcl.vocabulary.attack import PGD
+from keras_rcl.vocabulary.attack import MIFGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.word import Refused
 
@@ -73,6 +73,15 @@ def test_an_attack_on_it_is_the_attack_on_the_network(network, folder, images, f
     found = craft(attack, load_classifier(folder / file).logits, images, labels, seed=3)
     assert np.abs(expected - images).max() > 0.02
     assert np.mean(np.abs(found - expected) < 1e-6) > 0.99
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("attack", [PGD(num_steps=2), MIFGSM(num_steps=2, protocol="cusin-repo"), AutoPGD(num_steps=2)])
+def test_an_attack_on_it_within_a_graph_of_so_many_images(folder, images, attack, count):
+    """A SavedModel does not say how many rows it gives; a batch of one is where shapes are easily mistaken."""
+    logits, labels = load_classifier(folder).logits, np.zeros(count, int)
+    crafted = tf.function(lambda x: craft(attack, logits, x, labels), autograph=False)(images[:count])
+    np.testing.assert_allclose(crafted, craft(attack, logits, images[:count], labels), rtol=0, atol=1e-5)
 
 
 def test_it_runs_within_a_graph_after_its_maker_is_gone(folder, images):

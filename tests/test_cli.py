@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+from keras_rcl.classifier import load_classifier
 from keras_rcl.commands import cli
+from keras_rcl.vocabulary.threat import PROTOCOLS
 
 SMALL = ["--limit", "120", "--no-compare", "--set", "method.epochs=1"]
 
@@ -109,6 +112,9 @@ def test_attack_repeats_what_fit_measured(here, tmp_path):
     with np.load(tmp_path / "again/adversarial.npz") as saved:
         assert saved["images"].shape == (2, record["images"], 8, 8, 1)
         assert 0 <= saved["images"].min() and saved["images"].max() <= 1
+        survived = [["1" if right else "0" for right in row == saved["labels"]] for row in saved["predictions"]]
+        assert ["".join(row) for row in survived] == record["survival"]["attacks"]
+        assert list(saved["attacks"]) == [row["attack"] for row in record["rows"][:2]]
 
 
 def test_attack_sweeps_epsilons(here, tmp_path):
@@ -122,6 +128,88 @@ def test_attack_sweeps_epsilons(here, tmp_path):
     assert robust[0] == rows[0]["clean_accuracy"] and robust == sorted(robust, reverse=True)
     table = run("attack", "saved_models/digits-at", "--limit", "20", "--output-dir", tmp_path / "table").stdout
     assert all(word in table for word in ("clean", "adversarial", "ASR", "AFR", "robust", "worst case"))
+
+
+def attacked(tmp_path, *arguments) -> dict:
+    """The record of an attack on 30 digits."""
+    base = ["attack", "saved_models/digits-at", "--limit", "30", "--overwrite", "--output-dir", tmp_path / "out"]
+    result = run(*base, "--json", *arguments)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_attack_under_every_protocol(here, tmp_path):
+    attacks = ("--attack", "pgd-5", "--attack", "apgd:num_steps=5", "--epsilon", "16/255", "--restarts", "2")
+    plain, every = attacked(tmp_path, *attacks), attacked(tmp_path, *attacks, "--protocol", "all")
+    rows = [row for row in every["rows"] if row["attack"] != "worst case"]
+    assert [row["protocol"] for row in rows] == [*PROTOCOLS, "pixel"]
+    assert every["survival"]["attacks"][0] == plain["survival"]["attacks"][0]
+    assert every["survival"]["attacks"][-1] == plain["survival"]["attacks"][1]
+    for key in ("robust_accuracy", "largest_distance", "median_distance_fallen", "zero_gradients"):
+        assert rows[0][key] == plain["rows"][0][key]
+    went = {row["protocol"]: row["largest_distance"] * 255 for row in rows[:5]}
+    assert went["pixel"] == pytest.approx(16, abs=1e-3)
+    assert went["wang-minus1to1"] == went["cusin-repo"] == pytest.approx(8, abs=1e-3)
+    assert went["wang-meanstd"] == pytest.approx(16 * (0.2675 + 0.2565 + 0.2761) / 3, abs=1e-3)
+    assert went["claf-repo"] > 100, "its clamp moves black pixels to the mean"
+    one = attacked(tmp_path, *attacks[:2], *attacks[4:], "--protocol", "wang-meanstd")
+    assert one["survival"]["attacks"] == [every["survival"]["attacks"][4]] and one["protocol"] == "wang-meanstd"
+
+
+def test_the_protocols_side_by_side(here, tmp_path):
+    base = ["attack", "saved_models/digits-at", "--attack", "fgsm", "--limit", "20", "--overwrite"]
+    said = run(*base, "--output-dir", tmp_path / "out", "--protocol", "all").stdout.splitlines()
+    assert said[0].split()[:3] == ["attack", "protocol", "epsilon"] and "largest distance" in said[0]
+    assert [line.split()[2] for line in said[2:7]] == list(PROTOCOLS)
+    assert "8.00/255" in said[2] and "4.00/255" in said[4]
+    assert "distances in pixels" in said[-2]
+    said = run(*base, "--output-dir", tmp_path / "out").stdout.splitlines()
+    assert "pixel protocol" in said[-2] and "distance" not in said[0]
+
+
+def test_transfer(here, tmp_path):
+    """Crafted on the model itself it is the white-box attack, spelt either way."""
+    other = "saved_models/digits-at/model.keras"
+    record = attacked(tmp_path, "--attack", "pgd-5", "--transfer-from", other)
+    white, transferred = record["survival"]["attacks"]
+    assert white == transferred
+    assert [row["attack"] for row in record["rows"][:2]] == ["PGD-5 linf 8/255", f"PGD-5 through {other} linf 8/255"]
+    assert record["sources"] == {other: load_classifier(here / other).model_hash}
+    spelt = attacked(tmp_path, "--attack", f"transfer:source={other},attack=pgd-5")
+    assert spelt["survival"]["attacks"] == [transferred] and spelt["attacks"] == record["attacks"][1:]
+    inner = attacked(tmp_path, "--attack", "pgd-5", "--transfer-from", other, "--epsilon", "0,1", "--restarts", "3")
+    assert [row["attack"] for row in inner["rows"][2:4]] == [f"PGD-5x3 through {other} linf {eps}" for eps in "01"]
+
+
+def test_attacks_on_the_embedding_and_the_projection(here, tmp_path):
+    """The model's own, and through a proxy of another image size; the same in batches of any size."""
+    proxy = keras.Sequential(
+        [keras.Input((12, 12, 3)), keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D()]
+    )
+    proxy.save(tmp_path / "proxy.keras")
+    attacks = [f"embedding-5:source={tmp_path / 'proxy.keras'}", "embedding-5", "supcon-5"]
+    arguments = [item for attack in attacks for item in ("--attack", attack)]
+    record = attacked(tmp_path, *arguments, "--epsilon", "64/255")
+    again = attacked(tmp_path, *arguments, "--epsilon", "64/255", "--batch-size", "7")
+    assert list(record["sources"]) == [str(tmp_path / "proxy.keras")]
+    assert again["survival"] == record["survival"]
+    assert all(row["attack_success_rate"] > 0 for row in record["rows"][1:3])
+    assert [row["largest_distance"] for row in record["rows"][:3]] == pytest.approx([64 / 255] * 3, abs=1e-6)
+
+
+def test_show_and_train_under_a_protocol(here, tmp_path):
+    protocol = ("--set", "method.attack.protocol=claf-repo")
+    assert "adversarial (claf-repo)" in run("show", "--variant", "at", *protocol).stdout
+    assert "(pixel)" not in run("show", "--variant", "at").stdout
+    folders = ("--runs", tmp_path / "runs", "--saved-models", tmp_path / "saved")
+    evaluated = (
+        "evaluation.attacks=[{name: embedding, num_steps: 2}, {name: supcon, num_steps: 2, protocol: claf-repo}]"
+    )
+    result = run("fit", "--variant", "at", *SMALL, *protocol, *folders, "--set", evaluated)
+    assert result.exit_code == 0, result.output
+    assert "pixel, claf-repo protocol" in result.stdout
+    contract = json.loads((tmp_path / "saved/digits-at/model.json").read_text())
+    assert contract["threat_model"]["protocol"] == "claf-repo"
 
 
 def test_attack_in_numbered_folders(here):
@@ -163,6 +251,48 @@ def test_a_taken_name_is_refused_or_numbered(here):
 class TestBadInput:
     def test_a_misspelt_key(self, empty):
         assert "method.clafs.temprature" in refused("fit", "--set", "method.temprature=0.1")
+
+    @pytest.mark.parametrize("attack", ["autoattack", "apgd", "square", "cw", "transfer:source=x,attack=apgd"])
+    def test_an_attack_that_has_no_protocol(self, empty, attack):
+        message = refused("attack", "model", "--attack", attack, "--protocol", "claf-repo")
+        assert "not under claf-repo" in message and "pgd" in message
+        assert "there is no model" in refused("attack", "model", "--attack", attack, "--protocol", "pixel")
+
+    def test_a_source_that_is_not_there(self, here, tmp_path):
+        for attack in ("embedding:source=nowhere", "transfer:source=nowhere"):
+            message = refused("attack", "saved_models/digits-at", "--attack", "pgd", "--attack", attack)
+            assert "there is no model at nowhere" in message
+        settings = ["--set", "evaluation.attacks=[{name: transfer, source: nowhere}]", "--runs", tmp_path / "runs"]
+        assert "nowhere" in refused("fit", "--variant", "at", *SMALL, *settings, "--saved-models", tmp_path / "saved")
+        assert not (tmp_path / "runs").exists()
+
+    def test_a_source_of_other_classes(self, here, tmp_path):
+        keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]).save(
+            tmp_path / "three.keras"
+        )
+        message = refused("attack", "saved_models/digits-at", "--transfer-from", tmp_path / "three.keras")
+        assert "tells 3 classes apart" in message and "has 10" in message
+
+    def test_what_cannot_be_transferred(self, empty):
+        assert "fab" in refused("attack", "model", "--attack", "fab", "--transfer-from", "other")
+        assert "source" in refused("attack", "model", "--attack", "transfer")
+
+    def test_a_model_that_tells_no_embedding(self, here, tmp_path):
+        inner = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+        keras.Sequential([keras.Input((8, 8, 1)), inner]).save(tmp_path / "nested.keras")
+        for attack, cure in (("embedding", "source=MODEL"), ("supcon", "another attack")):
+            message = refused("attack", tmp_path / "nested.keras", "--dataset", "digits", "--attack", attack)
+            assert "does not tell" in message and cure in message
+
+    def test_too_few_images_to_contrast_with(self, here):
+        message = refused("attack", "saved_models/digits-at", "--attack", "supcon", "--limit", "5")
+        assert "contrasts with 5 training images" in message
+
+    def test_training_through_another_model(self, empty):
+        message = refused("fit", "--variant", "at", "--set", "method.attack={name: embedding, source: proxy}")
+        assert "through proxy" in message and "not yet a source of training views" in message
+        message = refused("fit", "--variant", "at", "--set", "evaluation.validation_attack={name: supcon}")
+        assert "validation_attack SupCon-10" in message
 
     def test_an_epsilon_in_bytes(self, empty):
         message = refused("attack", "model", "--attack", "pgd:epsilon=8")

@@ -111,6 +111,16 @@ def test_a_setting_reaches_into_a_short_form(file):
     assert load(path, None, ["method.augmentation.padding=2"]).method.augmentation == CropFlip(padding=2)
 
 
+def test_a_setting_reaches_into_a_default(file):
+    """The recipe's own attack, but for its protocol; while another attack starts from its own defaults."""
+    path = file("variant: at\n")
+    default = load(path).method.attack
+    changed = load(path, None, ["method.attack.protocol=claf-repo"]).method.attack
+    assert changed == dataclasses.replace(default, protocol="claf-repo")
+    settings = ["method.attack.name=fgsm", "method.attack.epsilon=4/255"]
+    assert load(path, None, settings).method.attack == FGSM(epsilon=4 / 255)
+
+
 # Refusals
 
 

@@ -152,3 +152,16 @@ def test_silent_says_nothing(capsys):
 def test_importing_it_is_light():
     code = "import sys, keras_rcl.progress; sys.exit('tensorflow' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_a_line_of_its_own(kind, clock):
+    stream = kind()
+    progress = StderrProgress(stream, clock)
+    progress.say("resuming out")
+    progress.start("attack", 2)
+    progress.update(1)
+    progress.say("found something")
+    assert [drawn(stream)[0], drawn(stream)[-1]] == ["resuming out", "found something"]
+    assert stream.getvalue().endswith("\nfound something\n")
+    Silent().say("nothing")

@@ -1,16 +1,19 @@
 """The result record: one JSON a claim, with all that it takes to check it."""
 
 import importlib.metadata
+import json
 import platform
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.word import Refused, first_line
 
 FORMAT = 1
 PACKAGES = ("keras_rcl", "tensorflow", "keras", "numpy", "tensorflow-datasets", "keras-cv")
@@ -34,7 +37,14 @@ def command_line() -> str:
     return shlex.join([*program.split(), *sys.argv[1:]])
 
 
-def make_record(survival: Survival, *, model: dict[str, Any], data: dict[str, Any], seed: int) -> dict[str, Any]:
+def make_record(
+    survival: Survival,
+    *,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    seed: int,
+    sources: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """A record of one evaluation.
 
     Args:
@@ -42,6 +52,7 @@ def make_record(survival: Survival, *, model: dict[str, Any], data: dict[str, An
         model: name, hash, and whatever else names the model.
         data: data set, part, and `indices`, the positions of the N images in the data set's own split.
         seed: of the attacks.
+        sources: the hash of each other model that an attack looks through, by its name in the attack.
 
     Returns:
         JSON values. Per-image outcomes are strings of N digits, 1 for right: `clean`, and one an attack.
@@ -51,7 +62,8 @@ def make_record(survival: Survival, *, model: dict[str, Any], data: dict[str, An
         "command": command_line(),
         "protocol": ", ".join(dict.fromkeys(attack.protocol for attack in survival.attacks)) or "pixel",
         "model": model,
-        "data": {**data, "indices": _ranges(np.asarray(data["indices"]))},
+        "sources": sources or {},
+        "data": {**data, "indices": index_ranges(np.asarray(data["indices"]))},
         "images": len(survival.labels),
         "seed": seed,
         "attacks": _ATTACKS.dump_python(survival.attacks, mode="json"),
@@ -62,11 +74,56 @@ def make_record(survival: Survival, *, model: dict[str, Any], data: dict[str, An
     }
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """A record as `make_record` made it, with `attacks` as words and outcomes and indices as arrays.
+
+    Returns:
+        The record, in which `attacks` are words, `data.indices` int64 [N], `survival.clean` bool [N] and
+        `survival.attacks` bool [A, N].
+
+    Raises:
+        Refused: if there is no such file, or it is no record: not JSON, of another format, or inconsistent.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} cannot be read as a record: {error}; give the record.json of an attack") from None
+    try:
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}, and this version reads {FORMAT}")
+        record["attacks"] = _ATTACKS.validate_python(record["attacks"])
+        runs = [np.arange(first, last + 1) for first, last in record["data"]["indices"]]
+        record["data"]["indices"] = np.concatenate(runs or [[]]).astype(int)
+        clean, attacks = record["survival"]["clean"], record["survival"]["attacks"]
+        record["survival"] = {"clean": _outcomes(clean), "attacks": np.array([_outcomes(row) for row in attacks])}
+        counts = {record["images"], len(record["data"]["indices"]), len(clean), *(len(row) for row in attacks)}
+        if len(counts) != 1 or len(attacks) != len(record["attacks"]):
+            raise ValueError(
+                f"its outcomes are of {sorted(counts)} images and {len(attacks)} attacks, and it names "
+                f"{len(record['attacks'])} attacks"
+            )
+        texts = record["model"]["hash"], record["data"]["name"], record["data"]["part"]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("model hash, data set and part must be texts")
+    except ValidationError as error:
+        raise Refused(f"{path} is no record: attacks: {first_line(error)}") from None
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise Refused(f"{path} is no record: {what}; give the record.json of an attack") from None
+    return record
+
+
+def _outcomes(bits: str) -> np.ndarray:
+    if not set(bits) <= {"0", "1"}:
+        raise ValueError("outcomes must be strings of 0 and 1")
+    return np.array([bit == "1" for bit in bits], bool)
+
+
 def _bits(outcomes: np.ndarray) -> str:
     return "".join("1" if outcome else "0" for outcome in outcomes)
 
 
-def _ranges(indices: np.ndarray) -> list[list[int]]:
+def index_ranges(indices: np.ndarray) -> list[list[int]]:
     """[3, 4, 5, 9] -> [[3, 5], [9, 9]]: runs of consecutive indices, first and last, in order."""
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
     return [[int(run[0]), int(run[-1])] for run in np.split(indices, breaks) if len(run)]

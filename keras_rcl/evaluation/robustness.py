@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks import check_images, craft_round, length
+from keras_rcl.evaluation.journal import Journal, Piece
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
@@ -19,10 +22,10 @@ class Survival:
     """Which images survived which attacks.
 
     attacks: A attacks. labels, clean_predictions: [N]. predictions: [A, N], on the adversarial images; an image that is
-    wrong before the attack counts as fallen and is not attacked. distances: [A, N], from each image to the last that was
-    crafted of it, in pixels and in the attack's norm; NaN where none was. zero_gradients: [A], the share of zero pixel
-    gradients met. forwards, backwards: [A], passes of single images. seconds: [A]. stages: for each attack its members, each
-    with the robust accuracy after it. adversarial: [A, N, H, W, C] or None.
+    wrong before the attack counts as fallen and is not attacked. distances: [A, N], from each image to the last that
+    was crafted of it, in pixels and in the attack's norm; NaN where none was. zero_gradients: [A], the share of zero
+    pixel gradients met. forwards, backwards: [A], passes of single images. seconds: [A]. stages: for each attack its
+    members, each with the robust accuracy after it. adversarial: [A, N, H, W, C] or None.
     """
 
     attacks: tuple[Attack, ...]
@@ -131,7 +134,7 @@ class Evaluator:
         support: tuple | None = None,
     ):
         self.attacks, self.batch_size = tuple(attacks), batch_size
-        self._logits_fn = logits_fn
+        self._seed, self._support = seed, support
 
         def predict(x):
             return tf.argmax(logits_fn(x), axis=1, output_type=tf.int32)
@@ -149,11 +152,33 @@ class Evaluator:
 
         self._predict = tf.function(predict, autograph=False, jit_compile=jit)
         self._step_of = functools.cache(step_of)
+        self._count_classes = functools.cache(lambda shape: int(logits_fn(tf.zeros((1, *shape))).shape[-1]))
+
+    def question(self, images: np.ndarray, labels: np.ndarray, *, keep_images: bool = False) -> dict[str, Any]:
+        """All that the pieces of a journal depend on, as JSON values, but for models and versions."""
+        data = hashlib.sha256()
+        for array in (images, labels, *(self._support or ())[:1]):
+            data.update(np.ascontiguousarray(array))
+        return {
+            "attacks": [dataclasses.asdict(attack) for attack in self.attacks],
+            "images": data.hexdigest(),
+            "batch size": self.batch_size,
+            "seed": self._seed,
+            "kept images": keep_images,
+        }
 
     def __call__(
-        self, images: np.ndarray, labels: np.ndarray, *, keep_images: bool = False, progress: Progress | None = None
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        keep_images: bool = False,
+        progress: Progress | None = None,
+        journal: Journal | None = None,
     ) -> Survival:
         """Attack images [N, H, W, C] in [0, 1] with labels [N]; `keep_images` keeps what was crafted.
+
+        With a `journal` of this very `question` batches that it holds are read from it, and all others written to it.
 
         Each round of an attack, and each member of an ensemble, runs on what survived the rounds before, packed into
         full batches. A targeted attack aims at each image's least likely class; it succeeds, as any, where the image
@@ -165,9 +190,12 @@ class Evaluator:
         """
         check_images(images)
         labels = np.asarray(labels, np.int32)
-        clean = self.predict(images)
-        progress = progress or Silent()
-        outcomes = [self._attack(attack, images, labels, clean, keep_images, progress) for attack in self.attacks]
+        progress, piece = progress or Silent(), _afresh if journal is None else journal.piece
+        clean = piece(b"clean", lambda: {"predictions": self.predict(images)})["predictions"]
+        outcomes = [
+            self._attack(number, images, labels, clean, keep_images, progress, piece)
+            for number in range(len(self.attacks))
+        ]
 
         def column(name):
             return np.array([getattr(outcome, name) for outcome in outcomes])
@@ -186,28 +214,32 @@ class Evaluator:
             adversarial=column("adversarial") if keep_images else None,
         )
 
-    def _attack(self, attack: Attack, images, labels, clean, keep_images: bool, progress: Progress) -> "_Outcome":
-        """Run every round of an attack's members on what survives."""
+    def _attack(
+        self, number: int, images, labels, clean, keep_images: bool, progress: Progress, piece: Callable
+    ) -> "_Outcome":
+        """Run every round of an attack's members on what survives; a batch is a piece of the journal."""
+        attack = self.attacks[number]
         survivors = np.flatnonzero(clean == labels)
         outcome = _Outcome(clean.copy(), np.full(len(images), np.nan), images.copy() if keep_images else None)
-        num_classes = int(self._logits_fn(tf.convert_to_tensor(images[:1])).shape[-1])
+        num_classes = self._count_classes(images.shape[1:])
         members = [member.fitted(num_classes) for member in attack.fitted(num_classes).members]
-        attempts, started = 0, time.perf_counter()
-        for member in members:
+        attempts = 0
+        for index, member in enumerate(members):
             for round in range(member.num_rounds):
                 name = describe(attack) if len(members) == 1 else f"{describe(attack)}: {member.label}"
                 rounds = f", round {round + 1}/{member.num_rounds}" if member.num_rounds > 1 else ""
                 progress.start(name + rounds, len(survivors), work=sum(member.passes))
                 done = 0
                 for chosen, real in _batches(survivors, self.batch_size):
-                    batch = images[chosen], labels[chosen], tf.constant(round)
-                    x_adv, predicted, distances, zeros = self._step_of(member)(*batch)
-                    chosen = chosen[:real]
-                    outcome.predictions[chosen] = predicted.numpy()[:real]
-                    outcome.distances[chosen] = distances.numpy()[:real]
-                    outcome.zero_gradients += float(np.sum(zeros.numpy()[:real]))
+                    where = f"{number} {index} {round} ".encode() + chosen.tobytes()
+                    run = functools.partial(self._run, member, round, images, labels, chosen, real, keep_images)
+                    found, chosen = piece(where, run), chosen[:real]
+                    outcome.predictions[chosen] = found["predictions"]
+                    outcome.distances[chosen] = found["distances"]
+                    outcome.zero_gradients += float(np.sum(found["zero_gradients"]))
+                    outcome.seconds += float(found["seconds"])
                     if keep_images:
-                        outcome.adversarial[chosen] = x_adv.numpy()[:real]
+                        outcome.adversarial[chosen] = found["images"]
                     done += real
                     progress.update(done)
                 attempts += done
@@ -217,13 +249,22 @@ class Evaluator:
                 progress.finish(f"robust accuracy {len(survivors) / len(images):.2%}")
             outcome.stages += ((member.label, len(survivors) / len(images)),)
         outcome.zero_gradients /= max(1, attempts)
-        outcome.seconds = time.perf_counter() - started
         return outcome
+
+    def _run(self, member: Attack, round: int, images, labels, chosen, real: int, keep_images: bool) -> Piece:
+        """What one round makes of a batch of which the first `real` images count."""
+        started = time.perf_counter()
+        x_adv, predicted, distances, zeros = self._step_of(member)(images[chosen], labels[chosen], tf.constant(round))
+        made = {"predictions": predicted, "distances": distances, "zero_gradients": zeros}
+        if keep_images:
+            made["images"] = x_adv
+        arrays = {name: tensor.numpy()[:real] for name, tensor in made.items()}
+        return {**arrays, "seconds": np.array(time.perf_counter() - started)}
 
     def craft(self, number: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """What attack `number` makes of images [N, H, W, C]; per example, so the same as within an evaluation."""
         labels = np.asarray(labels, np.int32)
-        outcome = self._attack(self.attacks[number], images, labels, self.predict(images), True, Silent())
+        outcome = self._attack(number, images, labels, self.predict(images), True, Silent(), _afresh)
         return outcome.adversarial
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -246,6 +287,11 @@ class _Outcome:
     backwards: int = 0
     seconds: float = 0.0
     stages: tuple[tuple[str, float], ...] = ()
+
+
+def _afresh(where: bytes, run: Callable[[], Piece]) -> Piece:
+    """A piece where there is no journal."""
+    return run()
 
 
 def _batches(indices: np.ndarray, size: int):

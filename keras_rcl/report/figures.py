@@ -124,5 +124,31 @@ def attack_pictures(
     _save(figure, path)
 
 
+def loss_surface_plot(surface: np.ndarray, path: str | Path, *, reach: str, title: str = "") -> None:
+    """The logit margin around an image: of a smooth model a slope along the gradient, and level across it.
+
+    Args:
+        surface: [R, S] margins max_{j != y} z_j - z_y, positive where the model is wrong; rows along the gradient's
+            sign, columns along a random sign, from -1 to 1 times `reach`.
+        path: the PNG to write; its folder is made when absent.
+        reach: how far the axes go, such as `8/255`.
+        title: written above.
+
+    Raises:
+        Refused: if the file cannot be written.
+    """
+    figure = Figure(figsize=(4.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    limit = float(np.abs(surface).max()) or 1.0
+    shown = axes.imshow(surface, cmap="PuOr", vmin=-limit, vmax=limit, origin="lower", extent=(-1, 1, -1, 1))
+    if surface.min() < 0 < surface.max():
+        axes.contour(surface, levels=[0], colors="black", linewidths=1.2, extent=(-1, 1, -1, 1))
+    axes.set_xlabel(f"along a random sign, × {reach}", parse_math=False)
+    axes.set_ylabel(f"along the gradient's sign, × {reach}", parse_math=False)
+    axes.set_title(title, fontsize=10, parse_math=False)
+    figure.colorbar(shown, label="logit margin (positive: wrong)")
+    _save(figure, path)
+
+
 def _short(name: str) -> str:
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"

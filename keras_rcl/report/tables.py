@@ -48,6 +48,45 @@ def attack_table(record: Mapping) -> str:
     return text_table(list(ATTACK_COLUMNS), rows)
 
 
+def audit_text(found: Mapping, written: object) -> str:
+    """What `audit` prints: a line a check, what each raised one means and what to do, and the verdict."""
+    rows = [[finding["check"], finding["status"], finding["because"]] for finding in found["findings"]]
+    lines = [text_table(["check", "result", "found"], rows, right=()), ""]
+    for finding in found["findings"]:
+        if finding["status"] == "raised":
+            lines += [
+                f"{finding['check']}: raised because {finding['because']}.",
+                f"  It means: {finding['meaning']}",
+                f"  What to do: {finding['remedy']}",
+                "",
+            ]
+    return "\n".join([*lines, f"The claim {found['verdict']}: {found['reason']}.", f"written to {written}"])
+
+
+def protocol_table(record: Mapping) -> str:
+    """What `attack` prints of a record under other protocols: a row an attack, epsilon and protocol, side by side.
+
+    Epsilon is in the protocol's own units, the distances that the images went are in pixels.
+    """
+    rows = []
+    for row in record["rows"]:
+        epsilon = format_pixels(row["epsilon"])
+        name = row["attack"].removesuffix(f" {row['protocol']}").removesuffix(f" {epsilon}")
+        went = [_distance(row.get(key), row["norm"]) for key in ("largest_distance", "median_distance_fallen")]
+        measured = [percent(row[key]) for key in ("clean_accuracy", "robust_accuracy", "attack_success_rate")]
+        name = f"{name} {row['norm']}" if name == "worst case" else name
+        rows.append([name, row["protocol"], epsilon, *measured, *went])
+    header = ["attack", "protocol", "epsilon", "clean", "robust", "ASR", "largest distance", "median of the fallen"]
+    return text_table(header, rows, right=range(2, len(header)))
+
+
+def _distance(value: float | None, norm: str) -> str:
+    """A distance in pixels: `7.94/255` for linf, `0.502` for l2; nothing where none was measured."""
+    if value is None:
+        return ""
+    return f"{255 * value:.2f}/255" if norm == "linf" else f"{value:.3f}"
+
+
 def comparison_table(records: Mapping[str, Mapping]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one row a variant, its clean accuracy and its robust accuracy under each attack, in percent."""
     attacks = list(dict.fromkeys(_column(row) for record in records.values() for row in record["rows"]))

@@ -33,7 +33,7 @@ _CURES = {
 }
 
 
-def _refusal(path: Path, error: OSError) -> Exception:
+def refusal(path: Path, error: OSError) -> Exception:
     """The one line for a write that failed, or the error itself where the disk is not to blame."""
     if error.errno not in _CURES:
         return error
@@ -53,12 +53,12 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _refusal(path, error) from None
+        raise refusal(path, error) from None
     try:
         yield target, temporary
     except OSError as error:
         if error.filename is None or str(error.filename).startswith((str(temporary), str(target))):
-            raise _refusal(path, error) from error
+            raise refusal(path, error) from error
         raise
     finally:
         if os.path.isdir(temporary):
@@ -161,4 +161,4 @@ def check_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _refusal(folder, error) from None
+        raise refusal(folder, error) from None

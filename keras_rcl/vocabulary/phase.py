@@ -55,18 +55,33 @@ class CrossEntropy:
 
 
 @word
+class BoostedCrossEntropy:
+    """Cross-entropy and a margin on the likeliest wrong class (MART), on the views of one kind, or on all."""
+
+    term: Literal["boosted_cross_entropy"] = "boosted_cross_entropy"
+    weight: Weight = 1.0
+    on: Kind | None = None
+
+
+@word
 class SupCon:
     """Supervised contrastive loss over all views (Khosla et al. 2020; CLAF eq. 2).
 
-    `normalized=False` takes the projections before they are brought to unit length, as CLAF's published code does in
-    its first stage.
+    Fields:
+        reads: the head's `projection`, or the encoder's `embedding` where a paper has no head (Landsman, Cusin).
+        normalized: False takes it before it is brought to unit length, as CLAF's published code does in its first
+            stage.
+        positives: of an anchor: all of its `class`, or the other views of its `image` alone, which needs no label
+            (Chen et al. 2020).
     """
 
     term: Literal["supcon"] = "supcon"
     weight: Weight = 1.0
     temperature: PositiveFloat = 0.07
     reduction: Literal["mean", "sum"] = "mean"
+    reads: Literal["projection", "embedding"] = "projection"
     normalized: bool = True
+    positives: Literal["class", "image"] = "class"
 
 
 @word
@@ -87,7 +102,18 @@ class KLToClean:
     weight: Weight = 6.0
 
 
-Term = Annotated[Union[CrossEntropy, SupCon, MarginContrastive, KLToClean], Field(discriminator="term")]
+@word
+class MisclassifiedKL:
+    """`KLToClean` of each image times 1 - p_y(clean), the regulariser of MART: one clean and one adversarial view."""
+
+    term: Literal["misclassified_kl"] = "misclassified_kl"
+    weight: Weight = 5.0
+
+
+Term = Annotated[
+    Union[CrossEntropy, BoostedCrossEntropy, SupCon, MarginContrastive, KLToClean, MisclassifiedKL],
+    Field(discriminator="term"),
+]
 
 
 @word
@@ -149,10 +175,11 @@ class Phase:
     def __post_init__(self):
         kinds = [view.kind for view in self.views]
         for term in self.terms:
-            if isinstance(term, KLToClean) and sorted(kinds) != ["adversarial", "clean"]:
-                raise ValueError(f"phase {self.name!r}: kl_to_clean needs one clean and one adversarial view")
-            if isinstance(term, CrossEntropy) and term.on is not None and term.on not in kinds:
-                raise ValueError(f"phase {self.name!r}: no {term.on} view for its cross_entropy; it has {kinds}")
+            if isinstance(term, (KLToClean, MisclassifiedKL)) and sorted(kinds) != ["adversarial", "clean"]:
+                raise ValueError(f"phase {self.name!r}: {term.term} needs one clean and one adversarial view")
+            on = getattr(term, "on", None)
+            if on is not None and on not in kinds:
+                raise ValueError(f"phase {self.name!r}: no {on} view for its {term.term}; it has {kinds}")
 
     @property
     def total_epochs(self) -> int:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from keras_rcl.attacks import craft
 from keras_rcl.evaluation.robustness import Evaluator, Survival, _batches, measures
-from keras_rcl.vocabulary.attack import BIM, FGSM, PGD
+from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, PGD, AutoPGD, Embedding, Transfer
 from keras_rcl.vocabulary.word import Refused
 
 quick = settings(deadline=None, max_examples=100, derandomize=True, database=None)
@@ -236,6 +236,45 @@ def test_a_targeted_attack_aims_at_the_least_likely_class():
         np.testing.assert_allclose(survival.adversarial[0, index].ravel(), expected, atol=1e-6)
 
 
+def test_transfer_is_crafted_on_its_source_and_counts_on_the_target():
+    """Also with several rounds, each on what survived on the target; and beside the white-box attack."""
+    other = np.random.default_rng(7).normal(size=(4, 3))
+
+    def source(x):
+        return tf.reshape(tf.cast(x, tf.float64), [-1, 4]) @ other
+
+    inner = (PGD(epsilon=0.3, num_steps=5), AutoPGD(epsilon=0.3, num_steps=5), PGD(epsilon=0.3, num_restarts=3))
+    attacks = [PGD(epsilon=0.3, num_steps=5), *(Transfer(source="other", attack=attack) for attack in inner)]
+    evaluator = Evaluator(
+        linear, attacks, batch_size=5, seed=3, outputs=lambda attack: source if attack.source else linear
+    )
+    survival = evaluator(IMAGES, LABELS, keep_images=True)
+    images, labels = IMAGES[RIGHT], LABELS[RIGHT]
+    for number, logits in ((0, linear), (1, source), (2, source)):
+        plain = attacks[0] if number == 0 else attacks[number].attack
+        expected = craft(plain, logits, images, labels, seed=3)
+        np.testing.assert_allclose(survival.adversarial[number, RIGHT], expected, rtol=0, atol=1e-6)
+        predicted = np.argmax(linear(expected), axis=1)
+        np.testing.assert_array_equal(survival.predictions[number, RIGHT], predicted)
+    fallen = (~survival.survived[:, RIGHT]).sum(axis=1)
+    assert fallen[0] > fallen[1] > 0 and fallen[3] >= fallen[1]
+
+
+def test_an_attack_on_the_embedding_restarts_on_what_survives_on_the_logits():
+    """Of an encoder that looks at one pixel: each image goes up or down there, by chance, until it falls."""
+    row = np.array([[1.0], [0.0], [0.0], [0.0]])
+
+    def encoder(x):
+        return tf.reshape(tf.cast(x, tf.float64), [-1, 4]) @ row
+
+    fallen = []
+    for restarts in (1, 8):
+        attack = Embedding(epsilon=0.5, num_steps=5, num_restarts=restarts)
+        evaluator = Evaluator(linear, [attack], batch_size=5, outputs=lambda attack: encoder)
+        fallen.append(set(np.flatnonzero(~evaluator(IMAGES, LABELS).survived[0])))
+    assert fallen[0] < fallen[1]
+
+
 def test_passes_are_those_that_a_model_sees():
     seen, lock = {"forward": 0, "backward": 0}, threading.Lock()
 
@@ -258,13 +297,17 @@ def test_passes_are_those_that_a_model_sees():
 
     # One image a batch, so that none is there to fill one up; and one pass to learn the number of classes.
     images, labels = IMAGES[RIGHT[:16]], LABELS[RIGHT[:16]]
-    attacks = (*ATTACKS, FGSM(), dataclasses.replace(ATTACKS[0], targeted=True))
+    several = FAB(num_steps=2, multi_targeted=False), PGD(num_steps=2, eot_iter=3)
+    attacks = (*ATTACKS, *several, FGSM(), dataclasses.replace(ATTACKS[0], targeted=True))
     for attack in attacks:
         evaluator = Evaluator(lambda x: linear(counted(x)), [attack], batch_size=1)
         seen.update(forward=0, backward=0)
         survival = evaluator(images, labels)
         assert (seen["forward"] - 16 - 1, seen["backward"]) == (survival.forwards[0], survival.backwards[0])
         assert survival.rows()[0]["forwards"] == survival.forwards[0] >= 32
+        seen.update(forward=0, backward=0)
+        again = evaluator(images, labels)
+        assert seen["forward"] - 16 == again.forwards[0], "the number of classes is asked for once"
 
 
 @pytest.mark.parametrize("images", [IMAGES * 255, (IMAGES * 255).astype("uint8"), IMAGES - 0.5, IMAGES[0]])

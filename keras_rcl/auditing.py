@@ -1,0 +1,230 @@
+"""The composition of an audit: a model on disk, a claim or a record of it, and data become a verdict."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from keras_rcl.classifier import load_classifier
+from keras_rcl.data import sources
+from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
+from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
+from keras_rcl.experiment import check_fit, check_replaceable, dataset_of, free_name, logits_through, pixels
+from keras_rcl.progress import Progress
+from keras_rcl.report.audit_page import audit_page
+from keras_rcl.report.figures import attack_pictures, loss_surface_plot
+from keras_rcl.vocabulary.attack import describe
+from keras_rcl.vocabulary.claim import AuditBudget, Claim
+from keras_rcl.vocabulary.files import atomic_folder, check_writable, write_json
+from keras_rcl.vocabulary.threat import Norm, format_pixels
+from keras_rcl.vocabulary.word import Refused
+
+FORMAT = 1
+PICTURED_IMAGES, KEPT_IMAGES = 16, 500
+
+
+def audit_model(
+    path: Path,
+    *,
+    claim: Claim | None = None,
+    record: Path | None = None,
+    norm: Norm | None = None,
+    epsilon: float | None = None,
+    dataset: dict[str, Any] | None = None,
+    part: str = "test",
+    transfer_from: Sequence[Path] = (),
+    budget: AuditBudget = AuditBudget(),  # noqa: B008  a frozen value
+    output_dir: Path | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **foreign,
+) -> tuple[dict[str, Any], Path]:
+    """Audit a claim about a SavedModel or `.keras`, or that of a result record.
+
+    Args:
+        path: the model, as for `attack`.
+        claim: a number; or else
+        record: a `record.json` that `attack` wrote: its images are audited, outcome by outcome, and `adversarial.npz`
+            beside it is checked where it is there.
+        norm: with `epsilon`, which of the record's threat models; needed where it has several.
+        epsilon: see `norm`.
+        dataset: which images, as for `attack`.
+        part: likewise; a record names its own.
+        transfer_from: models to craft transferred images on.
+        budget: how much to spend.
+        output_dir: the folder for `audit.json`, `audit.html`, pictures and `counterexamples.npz`; `audits/<model>`,
+            numbered, where not given.
+        batch_size: images attacked at once.
+        seed: of the attacks.
+        overwrite: replace the output folder.
+        progress: where progress is shown.
+        **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
+
+    Returns:
+        What `audit.json` holds, and the folder.
+
+    Raises:
+        Refused: if model, data or record cannot be read or do not fit one another.
+    """
+    classifier = load_classifier(path, **foreign)
+    told = read_record(record) if record is not None else None
+    data = sources.load(dataset_of(classifier, dataset or {}))
+    check_fit(classifier, data)
+    others = {str(other): logits_through(str(other), data)[0] for other in transfer_from}
+    if told is not None:
+        part = told["data"]["part"]
+    chosen = getattr(data, part)
+    kept = np.arange(len(chosen.labels)) if told is None else _positions(record, told, data.name, chosen.indices)
+    images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
+    evidence = None
+    if told is not None:
+        claim, evidence = _of_record(record, told, classifier.model_hash, norm, epsilon)
+    output_dir = output_dir or Path("audits") / free_name(path.stem, (Path("audits"),), overwrite)
+    check_replaceable(output_dir, "audit.json", overwrite)
+    check_writable(output_dir.parent)
+    subject = Subject(
+        logits=classifier.logits,
+        embedding=classifier.outputs("embedding"),
+        probabilities=classifier.gives_probabilities,
+        others=others,
+    )
+    result = audit(
+        subject,
+        images,
+        labels,
+        claim,
+        evidence=evidence,
+        budget=budget,
+        batch_size=min(batch_size, len(images)),
+        seed=seed,
+        progress=progress,
+    )
+    found = _as_json(result, budget, seed)
+    found["model"] = {"name": classifier.contract.get("name", path.stem), "hash": classifier.model_hash}
+    found["record"] = None if record is None else str(record)
+    found["data"] = {"name": data.name, "part": part, "indices": index_ranges(indices)}
+    found["counterexamples"] = index_ranges(indices[result.counterexamples])
+    with atomic_folder(output_dir, overwrite=overwrite) as folder:
+        pictures = _draw(result, images, labels, classifier.class_names or data.class_names, folder)
+        if len(result.counterexamples):
+            which = result.counterexamples[:KEPT_IMAGES]
+            np.savez_compressed(
+                folder / "counterexamples.npz",
+                images=images[which],
+                adversarial=result.adversarial[:KEPT_IMAGES],
+                labels=labels[which],
+                indices=indices[which],
+            )
+        write_json(folder / "audit.json", found)
+        (folder / "audit.html").write_text(audit_page(found, pictures), encoding="utf-8")
+    return found, output_dir
+
+
+def _positions(path: Path, told: dict[str, Any], data_name: str, indices: np.ndarray) -> np.ndarray:
+    """Where the record's images are among those of the part."""
+    if told["data"]["name"] != data_name:
+        raise Refused(f"{path} is of {told['data']['name']}, not {data_name}; give that --dataset")
+    place = {int(index): position for position, index in enumerate(indices)}
+    missing = [int(index) for index in told["data"]["indices"] if int(index) not in place]
+    if missing:
+        raise Refused(
+            f"{path} names image {missing[0]} of {data_name}, which is not in its {told['data']['part']} part"
+        )
+    return np.array([place[int(index)] for index in told["data"]["indices"]], int)
+
+
+def _of_record(
+    path: Path, told: dict[str, Any], model_hash: str, norm: Norm | None, epsilon: float | None
+) -> tuple[Claim, Evidence]:
+    """The claim that a record makes of one threat model, and what it says of each image."""
+    known = dict.fromkeys((attack.norm, attack.epsilon) for attack in told["attacks"])
+    wanted = [ball for ball in known if norm in (None, ball[0]) and epsilon in (None, ball[1])]
+    if len(wanted) != 1:
+        texts = ", ".join(f"{n} {format_pixels(e)}" for n, e in known) or "no attack"
+        raise Refused(f"{path} holds {texts}; say which one to audit with --norm and --epsilon")
+    ((norm, epsilon),) = wanted
+    numbers = [i for i, attack in enumerate(told["attacks"]) if (attack.norm, attack.epsilon) == (norm, epsilon)]
+    protocols = [told["attacks"][i].protocol for i in numbers]
+    survived = told["survival"]["clean"] & told["survival"]["attacks"][numbers].all(axis=0)
+    distances = [told["rows"][i].get("largest_distance") for i in numbers]
+    evidence = Evidence(
+        clean=told["survival"]["clean"],
+        survived=survived,
+        protocol=next((name for name in protocols if name != "pixel"), "pixel"),
+        same_model=told["model"]["hash"] == model_hash,
+        attacked=_kept_images(path, told, numbers),
+        largest_distance=max((d for d in distances if d is not None), default=None),
+    )
+    return Claim(robust_accuracy=float(survived.mean()), norm=norm, epsilon=epsilon), evidence
+
+
+def _kept_images(path: Path, told: dict[str, Any], numbers: list[int]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """The adversarial images beside the record, attack by attack, with what it counts of each."""
+    archive = Path(path).parent / "adversarial.npz"
+    if not archive.is_file():
+        return ()
+    try:
+        with np.load(archive, allow_pickle=False) as kept:
+            images, names = kept["images"], [str(name) for name in kept["attacks"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise Refused(f"{archive} cannot be read: {error}; move it away to audit the record alone") from None
+    if names != [describe(attack) for attack in told["attacks"]] or images.shape[1] != told["images"]:
+        raise Refused(f"{archive} is of other attacks or images than {path}; move it away to audit the record alone")
+    clean, outcomes = told["survival"]["clean"], told["survival"]["attacks"]
+    return tuple((images[i].astype(np.float32), clean & outcomes[i]) for i in numbers)
+
+
+def _as_json(result: Audit, budget: AuditBudget, seed: int) -> dict[str, Any]:
+    """The audit as JSON values."""
+    return {
+        "format": FORMAT,
+        "command": command_line(),
+        "verdict": result.verdict,
+        "reason": result.reason,
+        "claim": TypeAdapter(Claim).dump_python(result.claim, mode="json"),
+        "findings": [
+            {
+                "check": finding.check,
+                "status": finding.status,
+                "because": finding.because,
+                "meaning": CHECKS[finding.check].meaning,
+                "remedy": CHECKS[finding.check].remedy,
+                "figures": finding.figures,
+            }
+            for finding in result.findings
+        ],
+        "images": len(result.measured.labels),
+        "clean_accuracy": result.measured.clean_accuracy,
+        "measured": result.measured.rows(),
+        "checked": result.checked.rows(),
+        "budget": TypeAdapter(AuditBudget).dump_python(budget, mode="json"),
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+def _draw(
+    result: Audit, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], folder: Path
+) -> list[tuple[str, str]]:
+    """Pictures of the audit; returns their captions and file names."""
+    reach = format_pixels(result.claim.epsilon)
+    loss_surface_plot(result.surface, folder / "loss_surface.png", reach=reach, title="loss surface of one image")
+    pictures = [("The logit margin around one image, which should be smooth", "loss_surface.png")]
+    shown = result.counterexamples[:PICTURED_IMAGES]
+    if len(shown):
+        attack_pictures(
+            images[shown],
+            result.adversarial[:PICTURED_IMAGES],
+            labels[shown],
+            result.measured.clean_predictions[shown],
+            result.predictions[:PICTURED_IMAGES],
+            class_names,
+            folder / "counterexamples.png",
+            epsilon_text=f"counter-examples, {result.claim.norm} {reach}",
+        )
+        pictures.append(("Images within the ball that the model gets wrong", "counterexamples.png"))
+    return pictures

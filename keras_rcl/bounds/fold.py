@@ -1,0 +1,373 @@
+"""A Keras network as a list of eight kinds of step, its BatchNorms folded: what is bounded, and what is exported.
+
+The steps compute what the network does at inference, to within float rounding, with fewer layers:
+
+- BatchNorm, normalisation and rescaling join the convolution or dense layer before them, or the dense layer after;
+- a dense layer joins a dense layer before it, so that the last step is the whole linear tail of the network (the
+  elision of the last layer, Gowal et al. 2018, takes it in one piece);
+- an average pooling is a convolution; a maximum pooling is a convolution that lays a window's pixels side by side as
+  channels, and the maximum over them.
+
+Kernels stay functions of the network's variables, so that a gradient tape sees through all of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_rcl.bounds.propagate import propagate
+from keras_rcl.vocabulary.word import Refused
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """The network's input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """Convolution without padding: kernel [kh, kw, C, F], bias [F], strides (down, right)."""
+
+    kernel: Any
+    bias: Any
+    strides: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """x @ kernel + bias: kernel [F, G], bias [G]."""
+
+    kernel: Any
+    bias: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """factor x + offset, each one value a channel [C]."""
+
+    factor: Any
+    offset: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Weigh:
+    """weight x, one constant a pixel [H, W, 1]."""
+
+    weight: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Pad:
+    """Zeros around the image: ((top, bottom), (left, right))."""
+
+    amounts: tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape:
+    """The same values in the step's shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """The mean over all pixels: [H, W, C] -> [C]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """The sum of all inputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReLU:
+    """max(x, 0)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Max:
+    """The maximum over k: [H, W, k C] -> [H, W, C].
+
+    Fields:
+        valid: bool [H, W, k], which of the k count; at least one does everywhere.
+    """
+
+    valid: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation of a folded network.
+
+    Fields:
+        operation: one of the kinds above.
+        inputs: the numbers of the steps that it reads.
+        shape: of its result, without the batch.
+        path: of the layer that it comes from.
+    """
+
+    operation: Any
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    path: str
+
+
+def fold(network: keras.Model, output: str = "logits", dtype: str = "float32") -> list[Step]:
+    """The steps from the image, the first, to an output, the last; each after those that it reads.
+
+    Args:
+        network: functional or Sequential, image [N, H, W, C] or [N, F] -> the output.
+        output: which one of a dict.
+        dtype: of the kernels, whatever the layers' own policies are.
+
+    Raises:
+        Refused: if a layer on the way, named by its path, is not one of `LAYERS` or has a setting without bounds.
+    """
+    builder = _Builder(dtype)
+    start = builder.add(Image(), (), network.input_shape[1:], "image")
+    last = propagate(network, dict.fromkeys(LAYERS, builder.translate), start, output)
+    return _needed(builder.steps, last)
+
+
+LAYERS = {
+    keras.layers.Conv2D: "conv",
+    keras.layers.Dense: "dense",
+    keras.layers.BatchNormalization: "batch_norm",
+    keras.layers.Normalization: "normalization",
+    keras.layers.Rescaling: "rescaling",
+    keras.layers.ReLU: "relu",
+    keras.layers.Activation: "activation",
+    keras.layers.Add: "sum",
+    keras.layers.Flatten: "reshape",
+    keras.layers.Reshape: "reshape",
+    keras.layers.ZeroPadding2D: "zero_padding",
+    keras.layers.AveragePooling2D: "average_pooling",
+    keras.layers.MaxPooling2D: "max_pooling",
+    keras.layers.GlobalAveragePooling2D: "global_average",
+    keras.layers.Dropout: "identity",
+    keras.layers.SpatialDropout2D: "identity",
+    keras.layers.GaussianNoise: "identity",
+    keras.layers.Identity: "identity",
+    keras.layers.InputLayer: "identity",
+}
+"""Layer type -> the method of `_Builder` that turns it into steps."""
+
+
+def _needed(steps: Sequence[Step], last: int) -> list[Step]:
+    """The steps that a step depends on, itself included, numbered anew."""
+    used = {last}
+    for number in range(last, -1, -1):
+        if number in used:
+            used.update(steps[number].inputs)
+    renumbered = {old: new for new, old in enumerate(sorted(used))}
+    return [replace(steps[old], inputs=tuple(renumbered[i] for i in steps[old].inputs)) for old in renumbered]
+
+
+class _Builder:
+    """Appends steps, folding each into the one before it where it can; the methods of `LAYERS` have one signature."""
+
+    def __init__(self, dtype: str):
+        self.dtype = dtype
+        self.steps: list[Step] = []
+
+    def add(self, operation, inputs: Sequence[int], shape: Sequence[int], path: str) -> int:
+        """The number of a step that computes this; a step that it was folded into stays for who else reads it."""
+        before = self.steps[inputs[0]] if len(inputs) == 1 else None
+        kinds = (type(before.operation), type(operation)) if before else None
+        if kinds in FOLDED:
+            return self.add(FOLDED[kinds](before.operation, operation), before.inputs, shape, path)
+        self.steps.append(Step(operation, tuple(inputs), tuple(shape), path))
+        return len(self.steps) - 1
+
+    def translate(self, layer, path: str, *inputs: int) -> int:
+        """The last of the steps that a layer's call becomes."""
+        order = getattr(layer, "data_format", "channels_last")
+        _refuse(order != "channels_last", path, f"is {order}", "use channels_last")
+        return getattr(self, LAYERS[type(layer)])(layer, path, *inputs)
+
+    # Linear layers
+
+    def conv(self, layer, path: str, x: int) -> int:
+        _refuse(layer.groups != 1, path, f"has {layer.groups} groups", "use one")
+        kernel = _dilated(self.values(layer.kernel), layer.dilation_rate)
+        return self.activate(
+            layer, path, self.convolve(x, kernel, self.bias(layer), layer.strides, layer.padding, path)
+        )
+
+    def dense(self, layer, path: str, x: int) -> int:
+        kernel, shape = self.values(layer.kernel), self.steps[x].shape
+        _refuse(len(shape) not in (1, 3), path, f"reads shape {shape}", "flatten before it")
+        if len(shape) == 3:
+            done = self.convolve(x, kernel[None, None], self.bias(layer), (1, 1), "valid", path)
+        else:
+            done = self.add(Dense(kernel, self.bias(layer)), [x], kernel.shape[1:], path)
+        return self.activate(layer, path, done)
+
+    def batch_norm(self, layer, path: str, x: int) -> int:
+        """gamma (x - mean) / sqrt(variance + epsilon) + beta, with the moving statistics."""
+        axis, shape = layer.axis, self.steps[x].shape
+        _refuse(axis not in (-1, len(shape)), path, f"normalises axis {axis}", "normalise the last one")
+        factor = ops.rsqrt(self.values(layer.moving_variance) + layer.epsilon)
+        factor = factor * self.values(layer.gamma) if layer.scale else factor
+        offset = -self.values(layer.moving_mean) * factor
+        return self.scale(x, factor, offset + self.values(layer.beta) if layer.center else offset, path)
+
+    def normalization(self, layer, path: str, x: int) -> int:
+        shape = self.steps[x].shape
+        _refuse(any(size != 1 for size in layer.mean.shape[:-1]), path, "normalises pixels apart", "use axis=-1")
+        mean, variance = (ops.reshape(self.values(v), (-1,)) for v in (layer.mean, layer.variance))
+        std = ops.broadcast_to(ops.maximum(ops.sqrt(variance), keras.config.epsilon()), shape[-1:])
+        if layer.invert:
+            return self.scale(x, std, ops.broadcast_to(mean, shape[-1:]), path)
+        return self.scale(x, 1 / std, -mean / std, path)
+
+    def rescaling(self, layer, path: str, x: int) -> int:
+        shape = self.steps[x].shape[-1:]
+        return self.scale(x, *(ops.broadcast_to(self.values(v), shape) for v in (layer.scale, layer.offset)), path)
+
+    def scale(self, x: int, factor, offset, path: str) -> int:
+        return self.add(Scale(factor, offset), [x], self.steps[x].shape, path)
+
+    def sum(self, layer, path: str, *inputs: int) -> int:
+        shapes = {self.steps[x].shape for x in inputs}
+        _refuse(len(shapes) > 1, path, f"adds shapes {sorted(shapes)}", "give inputs of one shape")
+        return self.add(Add(), inputs, *shapes, path)
+
+    def reshape(self, layer, path: str, x: int) -> int:
+        shape = layer.compute_output_shape((None, *self.steps[x].shape))[1:]
+        return x if shape == self.steps[x].shape else self.add(Reshape(), [x], shape, path)
+
+    def zero_padding(self, layer, path: str, x: int) -> int:
+        return self.pad(x, layer.padding, path)
+
+    def average_pooling(self, layer, path: str, x: int) -> int:
+        """A convolution that takes channels apart; with `same` padding, the mean of the pixels inside the image."""
+        channels, (height, width) = self.steps[x].shape[-1], layer.pool_size
+        kernel = np.tile(np.eye(channels) / (height * width), (height, width, 1, 1))
+        zeros = self.values(np.zeros(channels))
+        done = self.convolve(x, self.values(kernel), zeros, layer.strides, layer.padding, path)
+        share = self.inside(x, layer).mean(axis=-1, keepdims=True)
+        return done if share.min() == 1 else self.add(Weigh(1 / share), [done], self.steps[done].shape, path)
+
+    def global_average(self, layer, path: str, x: int) -> int:
+        done = self.add(Mean(), [x], self.steps[x].shape[-1:], path)
+        return self.add(Reshape(), [done], (1, 1, *self.steps[x].shape[-1:]), path) if layer.keepdims else done
+
+    # Layers that are not linear
+
+    def relu(self, layer, path: str, x: int) -> int:
+        plain = layer.max_value is None and not layer.negative_slope and not layer.threshold
+        _refuse(not plain, path, "is no plain ReLU", "leave max_value, negative_slope and threshold out")
+        return self.add(ReLU(), [x], self.steps[x].shape, path)
+
+    def activation(self, layer, path: str, x: int) -> int:
+        return self.activate(layer, path, x)
+
+    def activate(self, layer, path: str, x: int) -> int:
+        """The step of a layer's `activation`: none for the identity."""
+        name = getattr(layer.activation, "__name__", str(layer.activation))
+        _refuse(name not in ("linear", "relu"), path, f"has activation {name}", "use relu")
+        return self.add(ReLU(), [x], self.steps[x].shape, path) if name == "relu" else x
+
+    def max_pooling(self, layer, path: str, x: int) -> int:
+        channels, (height, width) = self.steps[x].shape[-1], layer.pool_size
+        count = height * width * channels
+        kernel = self.values(np.eye(count).reshape(height, width, channels, count))
+        done = self.convolve(x, kernel, self.values(np.zeros(count)), layer.strides, layer.padding, path)
+        shape = (*self.steps[done].shape[:2], channels)
+        return self.add(Max(self.inside(x, layer) > 0), [done], shape, path)
+
+    def identity(self, layer, path: str, x: int) -> int:
+        return x
+
+    # What they share
+
+    def values(self, variable):
+        return ops.cast(ops.convert_to_tensor(variable), self.dtype)
+
+    def bias(self, layer):
+        return self.values(layer.bias) if layer.use_bias else ops.zeros(layer.kernel.shape[-1:], self.dtype)
+
+    def convolve(self, x: int, kernel, bias, strides: tuple[int, int], padding: str, path: str) -> int:
+        height, width, _, filters = kernel.shape
+        if padding == "same":
+            x = self.pad(x, _same(self.steps[x].shape, (height, width), strides), path)
+        _refuse(padding not in ("same", "valid"), path, f"has padding {padding}", "use same or valid")
+        rows, columns = self.steps[x].shape[:2]
+        shape = ((rows - height) // strides[0] + 1, (columns - width) // strides[1] + 1, filters)
+        return self.add(Conv(kernel, bias, tuple(strides)), [x], shape, path)
+
+    def pad(self, x: int, amounts, path: str) -> int:
+        (top, bottom), (left, right) = amounts
+        rows, columns, channels = self.steps[x].shape
+        if not any((top, bottom, left, right)):
+            return x
+        shape = (rows + top + bottom, columns + left + right, channels)
+        return self.add(Pad(((top, bottom), (left, right))), [x], shape, path)
+
+    def inside(self, x: int, layer) -> np.ndarray:
+        """[H, W, k] of a pooling's windows: 1 where a pixel lies in the image, 0 where in the padding."""
+        rows, columns, _ = self.steps[x].shape
+        image = np.ones((rows, columns))
+        if layer.padding == "same":
+            image = np.pad(image, _same(image.shape, layer.pool_size, layer.strides))
+        windows = np.lib.stride_tricks.sliding_window_view(image, layer.pool_size)
+        windows = windows[:: layer.strides[0], :: layer.strides[1]]
+        return windows.reshape(*windows.shape[:2], -1)
+
+
+def _refuse(condition: bool, path: str, what: str, cure: str) -> None:
+    if condition:
+        raise Refused(f"layer {path} {what}, which has no bounds; {cure}")
+
+
+def _scaled(first, scale: Scale):
+    return replace(first, kernel=first.kernel * scale.factor, bias=first.bias * scale.factor + scale.offset)
+
+
+def _chained(first: Dense, dense: Dense) -> Dense:
+    return Dense(ops.matmul(first.kernel, dense.kernel), ops.matmul(first.bias, dense.kernel) + dense.bias)
+
+
+def _reads_scaled(first: Scale, dense: Dense) -> Dense:
+    return Dense(first.factor[:, None] * dense.kernel, ops.matmul(first.offset, dense.kernel) + dense.bias)
+
+
+def _scaled_twice(first: Scale, scale: Scale) -> Scale:
+    return Scale(first.factor * scale.factor, first.offset * scale.factor + scale.offset)
+
+
+def _padded_twice(first: Pad, pad: Pad) -> Pad:
+    return Pad(tuple((a + c, b + d) for (a, b), (c, d) in zip(first.amounts, pad.amounts, strict=True)))
+
+
+FOLDED = {
+    (Conv, Scale): _scaled,
+    (Dense, Scale): _scaled,
+    (Dense, Dense): _chained,
+    (Scale, Dense): _reads_scaled,
+    (Scale, Scale): _scaled_twice,
+    (Pad, Pad): _padded_twice,
+    (Reshape, Reshape): lambda first, reshape: reshape,
+}
+"""Kinds of two operations, one after the other -> the one that does both."""
+
+
+def _same(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """TensorFlow's `same` padding: as much as the last window overhangs, the odd pixel at the bottom and right."""
+    overhangs = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(shape[:2], size, strides, strict=True)]
+    return tuple((overhang // 2, overhang - overhang // 2) for overhang in overhangs)
+
+
+def _dilated(kernel, rates: tuple[int, int]):
+    """The kernel with `rate - 1` zeros between its entries."""
+    for axis, rate in enumerate(rates):
+        if rate > 1:
+            size = kernel.shape[axis]
+            spread = ops.pad(ops.expand_dims(kernel, axis + 1), [(0, (rate - 1) * (i == axis + 1)) for i in range(5)])
+            shape = [n * rate if i == axis else n for i, n in enumerate(kernel.shape)]
+            kernel = ops.take(ops.reshape(spread, shape), range(size * rate - rate + 1), axis=axis)
+    return kernel

@@ -1,0 +1,341 @@
+"""CROWN: bounds that are linear in the image, found by substituting backward from the rows of a linear map.
+
+A row is a linear function <a, z> of one step's values z, of one example. Going backward, z is replaced by what it is
+computed from, a linear step by itself and a ReLU by a line below it where a >= 0 and a line above it where a < 0, so
+that what is left at the image is below <a, z> over the whole box, and least at a corner. Upper bounds are the lower
+bounds of -a.
+
+    relu(x) >= slope x,  slope 1 where u > -l, else 0     relu(x) <= u (x - l) / (u - l)      for l < 0 < u
+
+A row that starts at one pixel depends on a window of what was before: its coefficients are kept for that window alone,
+which saves most of the work of convolutional layers. And a bound before a ReLU is sought only where the interval
+contains 0: elsewhere the ReLU is linear, and knowing its input better changes nothing.
+
+Sources: Zhang et al. 2018, "Efficient neural network robustness certification with general activation functions"
+(CROWN); Zhang et al. 2020, "Towards stable and efficient training of verifiably robust neural networks" (CROWN-IBP);
+Xu et al. 2020, "Automatic perturbation analysis" (general graphs; windows are its patches).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_rcl.bounds.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh
+from keras_rcl.bounds.interval import LOWEST, Interval, competitors, step_interval
+
+LARGEST_CHUNK = 2**22
+"""How many coefficients of rows are held at a time while bounds of inner steps are computed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where the windows of rows lie: row r's top left pixel is (stride * start[r] + offset), maybe out of the image."""
+
+    start: Any
+    stride: tuple[int, int] = (1, 1)
+    offset: tuple[int, int] = (0, 0)
+
+    def origin(self):
+        """[R, 2]."""
+        return self.start * np.array(self.stride, "int32") + np.array(self.offset, "int32")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Linear functions of one step's values, one a row.
+
+    Fields:
+        coefficients: [R, *shape] of the step, or [R, h, w, C] of a window of it.
+        example: int [R], of which example; if None, as many rows an example, in the examples' order.
+        place: of the windows; None for whole shapes.
+    """
+
+    coefficients: Any
+    example: Any = None
+    place: Place | None = None
+
+    def beside(self, values):
+        """What stands where the coefficients do: values [N, *shape] -> [R, ...]; 0 outside the image."""
+        if self.place is not None:
+            return windows(values, self.example, self.place.origin(), self.coefficients.shape[1:3])
+        if self.example is not None:
+            return ops.take(values, self.example, axis=0)
+        return ops.repeat(values, ops.shape(self.coefficients)[0] // ops.shape(values)[0], axis=0)
+
+    def constant(self, values):
+        """`beside` for values of the step [*shape] that are the same for all examples."""
+        if self.place is None:
+            return values
+        return windows(values[None], ops.zeros_like(self.example), self.place.origin(), self.coefficients.shape[1:3])
+
+    def whole(self, shape: Sequence[int]) -> "Rows":
+        """The same functions without windows."""
+        if self.place is None:
+            return self
+        number = ops.arange(ops.shape(self.coefficients)[0])
+        return replace(self, coefficients=windows(self.coefficients, number, -self.place.origin(), shape), place=None)
+
+    def plus(self, other: "Rows", shape: Sequence[int]) -> "Rows":
+        """The sum of two functions of the same step, a row each."""
+        if self.place is None or other.place is None:
+            coefficients = self.whole(shape).coefficients + other.whole(shape).coefficients
+            return Rows(coefficients, self.example)
+        both = (self, other)
+        corners = [
+            [(rows.place.offset[i], rows.place.offset[i] + rows.coefficients.shape[i + 1]) for rows in both]
+            for i in (0, 1)
+        ]
+        low, high = ([limit(end[side] for end in ends) for ends in corners] for side, limit in ((0, min), (1, max)))
+
+        def grown(number: int):
+            amounts = [(ends[number][0] - low[i], high[i] - ends[number][1]) for i, ends in enumerate(corners)]
+            return ops.pad(both[number].coefficients, [(0, 0), *amounts, (0, 0)])
+
+        return Rows(grown(0) + grown(1), self.example, replace(self.place, offset=tuple(low)))
+
+
+def windows(values, example, origin, size: Sequence[int]):
+    """A window of each row's image: values [N, H, W, C], example [R], origin [R, 2] -> [R, h, w, C], 0 outside."""
+    height, width, channels = (int(n) for n in values.shape[1:])
+    down, right = (origin[:, i : i + 1] + ops.arange(size[i], dtype="int32") for i in (0, 1))
+    inside = ((down >= 0) & (down < height))[:, :, None] & ((right >= 0) & (right < width))[:, None, :]
+    index = (ops.cast(example, "int32")[:, None, None] * height + down[:, :, None]) * width + right[:, None, :]
+    pixels = ops.pad(ops.reshape(values, (-1, channels)), [(1, 0), (0, 0)])
+    return ops.take(pixels, ops.where(inside, index + 1, 0), axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """lower x <= relu(x) <= (lower + rise) x + intercept over an interval; [N, *shape] each, no intercept negative."""
+
+    lower: Any
+    rise: Any
+    intercept: Any
+
+
+def relax(x: Interval) -> Relaxation:
+    """CROWN's lines: exact where the interval does not contain 0 inside, else the triangle's edge above."""
+    crosses, lower = (x.lower < 0) & (x.upper > 0), ops.cast(x.upper > -x.lower, x.lower.dtype)
+    # Where it does not cross, 1 stands in for the length, so that no gradient is 0 times infinity.
+    upper = x.upper / ops.where(crosses, x.upper - x.lower, ops.ones_like(x.upper))
+    zero = ops.zeros_like(upper)
+    return Relaxation(lower, ops.where(crosses, upper - lower, zero), ops.where(crosses, -upper * x.lower, zero))
+
+
+def lower_bounds(
+    steps: Sequence[Step],
+    rows: Rows,
+    intervals: Sequence[Interval],
+    slopes: dict | None = None,
+    used: dict | None = None,
+):
+    """[R], numbers that are nowhere in the box above what each row of the last of some steps gives.
+
+    Args:
+        steps: a folded network, up to the step that the rows are functions of.
+        rows: functions of the last step's values.
+        intervals: of the image, the first, and of what every ReLU and maximum reads; the others are not looked at.
+        slopes: number of a ReLU step -> its lower lines' slopes in [0, 1] where its interval contains 0, shaped as the
+            coefficients that arrive there; CROWN's for those that are missing.
+        used: filled with the slopes that were used where the interval contains 0, by the number of the ReLU step.
+    """
+    waiting, total = {len(steps) - 1: rows}, 0.0
+    for number in range(len(steps) - 1, 0, -1):
+        if number not in waiting:
+            continue
+        step, rows = steps[number], waiting.pop(number)
+        inputs = [steps[i] for i in step.inputs]
+        if isinstance(step.operation, ReLU):
+            arriving, constant = _relu(rows, intervals[step.inputs[0]], number, slopes, used)
+        else:
+            arriving, constant = RULES[type(step.operation)](step, inputs, rows, intervals)
+        total = total + constant
+        for i, read in zip(step.inputs, inputs, strict=True):
+            waiting[i] = waiting[i].plus(arriving, read.shape) if i in waiting else arriving
+    return total + least(waiting[0], intervals[0])
+
+
+def least(rows: Rows, box: Interval):
+    """min <a, x> over a box, [R]: <a, center> - <|a|, radius>."""
+    a = rows.coefficients
+    return _sum(a * rows.beside(box.center) - ops.abs(a) * rows.beside(box.radius))
+
+
+def _sum(values):
+    """[R, ...] -> [R]."""
+    return ops.sum(values, axis=tuple(range(1, len(values.shape))))
+
+
+def _conv(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+    rows = _narrow(rows, step.shape)
+    kernel, strides, a = step.operation.kernel, step.operation.strides, rows.coefficients
+    constant = ops.sum(ops.tensordot(a, step.operation.bias, axes=1), axis=(1, 2))
+    a = ops.conv_transpose(a, kernel, strides=strides, padding="valid")
+    if rows.place is None:
+        rest = [n - m for n, m in zip(inputs[0].shape[:2], a.shape[1:3], strict=True)]
+        a = ops.pad(a, [(0, 0), (0, rest[0]), (0, rest[1]), (0, 0)])
+        return replace(rows, coefficients=a), constant
+    place = rows.place
+    stride, offset = (tuple(m * s for m, s in zip(of, strides, strict=True)) for of in (place.stride, place.offset))
+    return replace(rows, coefficients=a, place=replace(place, stride=stride, offset=offset)), constant
+
+
+def _narrow(rows: Rows, shape: Sequence[int]) -> Rows:
+    """Without windows, once they hold as many pixels as the image."""
+    height, width = rows.coefficients.shape[1:3]
+    return rows.whole(shape) if height * width >= shape[0] * shape[1] else rows
+
+
+def _dense(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+    a = rows.coefficients
+    a, constant = ops.matmul(a, ops.transpose(step.operation.kernel)), ops.sum(a * step.operation.bias, axis=1)
+    return replace(rows, coefficients=a), constant
+
+
+def _scale(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+    a = rows.coefficients
+    return replace(rows, coefficients=a * step.operation.factor), _sum(a * step.operation.offset)
+
+
+def _weigh(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+    weight = rows.constant(ops.cast(step.operation.weight, rows.coefficients.dtype))
+    return replace(rows, coefficients=rows.coefficients * weight), 0.0
+
+
+def _pad(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+    """The coefficients of the zeros are dropped."""
+    (top, _), (left, _) = step.operation.amounts
+    (height, width, _), a = inputs[0].shape, rows.coefficients
+    if rows.place is None:
+        return replace(rows, coefficients=a[:, top : top + height, left : left + width]), 0.0
+    offset = (rows.place.offset[0] - top, rows.place.offset[1] - left)
+    moved = replace(rows, place=replace(rows.place, offset=offset))
+    if isinstance(inputs[0].operation, Image | ReLU | Max):  # whose rules multiply by 0 there
+        return moved, 0.0
+    return replace(moved, coefficients=a * moved.constant(ops.ones((height, width, 1), a.dtype))), 0.0
+
+
+def _reshape(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+    a = rows.whole(step.shape).coefficients
+    return replace(rows, coefficients=ops.reshape(a, (-1, *inputs[0].shape)), place=None), 0.0
+
+
+def _mean(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+    height, width, channels = inputs[0].shape
+    a = rows.coefficients[:, None, None, :] / (height * width)
+    return replace(rows, coefficients=ops.broadcast_to(a, (ops.shape(a)[0], height, width, channels))), 0.0
+
+
+def _add(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+    return rows, 0.0
+
+
+def _relu(rows: Rows, x: Interval, number: int, slopes: dict | None, used: dict | None):
+    a, lines = rows.coefficients, relax(x)
+    lower, rise, intercept = (rows.beside(values) for values in (lines.lower, lines.rise, lines.intercept))
+    if slopes is not None and number in slopes:
+        chosen = ops.where(intercept > 0, slopes[number], lower)
+        lower, rise = chosen, rise + lower - chosen
+    if used is not None:
+        used[number] = lower
+    negative = ops.minimum(a, 0.0)
+    return replace(rows, coefficients=a * lower + negative * rise), _sum(negative * intercept)
+
+
+def _max(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+    """max x >= x_i of the largest lower bound; <= the largest upper bound, or x_i where no other exceeds that bound."""
+    x = intervals[step.inputs[0]].each(lambda values: competitors(step, values))
+    line, decided = choice(x)
+    height, width, channels = step.shape
+    line = ops.reshape(line, (-1, height, width, line.shape[-2] * channels))
+    ceiling = ops.where(decided, ops.zeros_like(x.upper[..., 0, :]), ops.max(x.upper, axis=-2))
+    line, decided, ceiling = (rows.beside(ops.cast(v, x.lower.dtype)) for v in (line, decided, ceiling))
+    positive, negative = ops.maximum(rows.coefficients, 0.0), ops.minimum(rows.coefficients, 0.0)
+    a = (positive + negative * decided)[..., None, :] * ops.reshape(line, (*ops.shape(line)[:3], -1, channels))
+    return replace(rows, coefficients=ops.reshape(a, ops.shape(line))), _sum(negative * ceiling)
+
+
+def choice(x: Interval):
+    """Of [N, H, W, k, C], bool: which of k has the largest lower bound; and, [N, H, W, C], if no other exceeds it."""
+    largest = ops.argmax(x.lower, axis=-2)
+    chosen = ops.moveaxis(ops.one_hot(largest, x.lower.shape[-2], dtype="bool"), -1, -2)
+    others = ops.max(ops.where(chosen, ops.cast(LOWEST, x.upper.dtype), x.upper), axis=-2)
+    return chosen, ops.max(x.lower, axis=-2) >= others
+
+
+RULES: dict[type, Callable] = {
+    Conv: _conv,
+    Dense: _dense,
+    Scale: _scale,
+    Weigh: _weigh,
+    Pad: _pad,
+    Reshape: _reshape,
+    Mean: _mean,
+    Add: _add,
+    Max: _max,
+}
+"""Kind of step -> its rule `(step, inputs, rows, intervals) -> (rows of each of its inputs, constants [R])`."""
+
+
+def crown_intervals(steps: Sequence[Step], box: Interval, bound: Callable = lower_bounds) -> list[Interval]:
+    """The bounds of every step, those that a ReLU or maximum reads by CROWN where intervals leave it undecided.
+
+    Args:
+        steps: a folded network.
+        box: of the image.
+        bound: `lower_bounds`, or something of its first three arguments that is tighter.
+    """
+    found = [box]
+    for number, step in enumerate(steps[1:], 1):
+        interval = step_interval(step, [found[i] for i in step.inputs])
+        undecided = [_undecided(s, interval) for s in steps if number in s.inputs and type(s.operation) in (ReLU, Max)]
+        # One step from the image, whose pixels vary independently, intervals are exact.
+        if undecided and step.inputs != (0,):
+            interval = _tighten(steps[: number + 1], interval, found, reduce(ops.logical_or, undecided), bound)
+        found.append(interval)
+    return found
+
+
+def _undecided(step: Step, x: Interval):
+    """Bool [N, *shape]: where a ReLU or maximum is not linear over what it reads."""
+    if isinstance(step.operation, ReLU):
+        return (x.lower < 0) & (x.upper > 0)
+    _, decided = choice(x.each(lambda values: competitors(step, values)))
+    return ops.tile(ops.logical_not(decided), (1, 1, 1, step.operation.valid.shape[-1]))
+
+
+def _tighten(steps: Sequence[Step], interval: Interval, found: Sequence[Interval], where, bound: Callable) -> Interval:
+    """The bounds of the last of some steps, by rows for the elements in question, never wider than they were."""
+    index = ops.stack(ops.nonzero(where), axis=1)
+    count, chunk = ops.shape(index)[0], max(1, LARGEST_CHUNK // max(np.prod(step.shape) for step in steps))
+
+    def bounds_of(start, lower, upper):
+        some = index[start : start + chunk]
+        found_lower, found_upper = (
+            bound(steps, unit_rows(some, steps[-1].shape, sign, interval.lower.dtype), found) for sign in (1.0, -1.0)
+        )
+        return (
+            start + chunk,
+            ops.slice_update(lower, [start], found_lower),
+            ops.slice_update(upper, [start], -found_upper),
+        )
+
+    zeros = ops.zeros((count,), interval.lower.dtype)
+    _, lower, upper = ops.while_loop(lambda start, *_: start < count, bounds_of, (0, zeros, zeros))
+    lower, upper = (
+        ops.scatter_update(values, index, new) for values, new in ((interval.lower, lower), (interval.upper, upper))
+    )
+    return interval.intersect(Interval(lower, upper))
+
+
+def unit_rows(index, shape: Sequence[int], sign: float, dtype: str) -> Rows:
+    """sign z_i for single values of a step: index int [R, 1 + rank], an example and where in `shape`."""
+    index = ops.cast(index, "int32")
+    unit = sign * ops.one_hot(index[:, -1], shape[-1], dtype=dtype)
+    if len(shape) == 1:
+        return Rows(unit, index[:, 0])
+    return Rows(unit[:, None, None], index[:, 0], Place(index[:, 1:3]))

@@ -1,0 +1,120 @@
+"""Any encoder on disk as one thing: images in [0, 1] -> embedding. What embedding attacks look through."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.saved import brief, choose, hash_of, in_batches, probe, read_contract, read_model, resizing
+from keras_rcl.vocabulary.word import Refused
+
+KERASHUB = "kerashub:"
+"""What a source begins with that is a preset of KerasHub, and no path."""
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's pixels in [0, 1], which most presets were trained with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """An encoder read from disk.
+
+    Fields:
+        embedding: float32 images [N, H, W, C] in [0, 1] -> float32 [N, D], in inference mode, eagerly or in a graph.
+        model_hash: SHA-256 of the weights of a model exported here and of a preset, else of the files.
+    """
+
+    embedding: Callable
+    model_hash: str
+
+
+def load_encoder(source: str | Path, image_shape: Sequence[int]) -> Encoder:
+    """Read an encoder, for images of one shape.
+
+    Args:
+        source: a folder made by `keras_rcl.export`, of which it is the `embedding`; any other SavedModel or `.keras`
+            file that maps float images in [0, 1] to an output `embedding` or to one float tensor, which is flattened;
+            or `kerashub:PRESET`, such as `kerashub:dinov2_small`, the backbone of a preset of KerasHub (or of the
+            folder of one) behind the scale and offset of its own image converter. `kerashub:PRESET@224` feeds it
+            images of that size, which is much cheaper where its own is larger.
+        image_shape: (H, W, C) of the images to come. They are resized to what the encoder reads, differentiably; a grey
+            image becomes three equal channels.
+
+    Raises:
+        Refused: if there is no such encoder, or it does not map these images to one row of numbers an image.
+    """
+    if str(source).startswith(KERASHUB):
+        call, spec, model_hash = _read_kerashub(str(source))
+    else:
+        path = Path(source)
+        call, spec = read_model(path, usual=("embed", "serve", "serving_default"))
+        model_hash = hash_of(path, read_contract(path))
+    resize, shape = resizing(source, spec.shape[1:], image_shape)
+
+    def rows_of(images):
+        _, values = choose(
+            source, call(tf.cast(images, spec.dtype)), ("embedding",), "name the one that is an embedding so"
+        )
+        return tf.reshape(tf.cast(values, tf.float32), [tf.shape(values)[0], np.prod(values.shape[1:], dtype=int)])
+
+    sample = probe(shape, spec.shape[0])
+    try:
+        width = rows_of(sample).shape[1]
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(f"{source} fails on images {list(sample.shape)}: {brief(error)}; give another source") from None
+    batched = in_batches(rows_of, spec.shape[0], width)
+    return Encoder(lambda images: batched(resize(tf.convert_to_tensor(images, tf.float32))), model_hash)
+
+
+def _read_kerashub(source: str) -> tuple[Callable, tf.TensorSpec, str]:
+    """images in [0, 1] -> what a preset's backbone gives of them, the TensorSpec of the images, and its hash."""
+    preset, _, size = source.removeprefix(KERASHUB).partition("@")
+    if size and not size.isdecimal():
+        raise Refused(f"{source}: size {size!r} is no number of pixels; write {KERASHUB}{preset}@224")
+    try:
+        import keras_hub
+    except ImportError:
+        raise Refused(f"{source} needs KerasHub, which is not installed: pip install keras-hub") from None
+    shape = {"image_shape": (int(size), int(size), 3)} if size else {}
+    try:
+        backbone = keras_hub.models.Backbone.from_preset(preset, dtype="float32", **shape)
+        converter = keras_hub.layers.ImageConverter.from_preset(preset)
+    except Exception as error:
+        raise Refused(
+            f"{source} cannot be had: {brief(error)}; a preset needs the network and Kaggle, "
+            f"or give {KERASHUB}FOLDER of one that was fetched before"
+        ) from None
+    return _from_backbone(source, backbone, converter)
+
+
+def _from_backbone(source: str, backbone: keras.Model, converter) -> tuple[Callable, tf.TensorSpec, str]:
+    """The same of a backbone of KerasHub, which reads pixels 0..255 times its image converter's `scale` plus `offset`.
+
+    Where the converter has neither, or there is none: (pixels in [0, 1] - ImageNet's mean) / its standard deviation.
+    """
+    if len(backbone.inputs) != 1:
+        raise Refused(f"{source} reads {len(backbone.inputs)} inputs; choose a preset that reads images only")
+    image_size = getattr(converter, "image_size", None) or (None, None)
+    wanted = [own or size for own, size in zip(backbone.inputs[0].shape[1:], (*image_size, 3), strict=True)]
+    named = isinstance(backbone.input, dict)
+    mean, std = _IMAGENET
+    scale, offset = getattr(converter, "scale", None), getattr(converter, "offset", None)
+    if scale is None and offset is None:
+        scale, offset = 1 / 255 / np.array(std), -np.array(mean) / np.array(std)
+    scale = tf.constant(1.0 if scale is None else scale, tf.float32)
+    offset = tf.constant(0.0 if offset is None else offset, tf.float32)
+
+    def call(images):
+        pixels = 255.0 * images * scale + offset
+        return backbone({name: pixels for name in backbone.input} if named else pixels, training=False)
+
+    digest = hashlib.sha256(f"{scale.numpy().tolist()} {offset.numpy().tolist()} {wanted}".encode())
+    for weight in backbone.weights:
+        digest.update(weight.value.numpy().tobytes())
+    return call, tf.TensorSpec([None, *wanted], tf.float32), digest.hexdigest()

@@ -1,0 +1,236 @@
+"""Models on disk as functions of images: SavedModel folders and `.keras` files, ours and others'."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
+from keras_rcl.vocabulary.word import Refused, did_you_mean
+
+_FORMAT = 1
+_UNKNOWN_SIZE = 224
+
+
+def read_model(
+    path: Path, endpoint: str | None = None, *, usual: Sequence[str] = ("serve", "serving_default")
+) -> tuple[Callable, tf.TensorSpec]:
+    """images -> what a model gives of them, and the TensorSpec of the images that it reads.
+
+    Args:
+        path: a SavedModel folder, or a `.keras` file (read in safe mode).
+        endpoint: the SavedModel's signature; the first of the `usual` ones, or the only one, when not given.
+        usual: names of signatures.
+
+    Raises:
+        Refused: if there is no such model, it is damaged or carries code, or does not read float images [N, H, W, C].
+    """
+    if path.is_file():
+        if endpoint is not None:
+            raise Refused(
+                f"--endpoint {endpoint} names a signature, and {path} is a .keras file, which has none; leave it out"
+            )
+        model = _load_keras(path)
+        return _checked(path, lambda images: model(images, training=False), _spec_of(model))
+    model = _load_saved_model(path)
+    signatures = dict(model.signatures)
+    known = ", ".join(signatures) or "none"
+    if endpoint is None:
+        only = list(signatures) if len(signatures) == 1 else []
+        candidates = [name for name in (*usual, *only) if name in signatures]
+        if not candidates:
+            raise Refused(f"SavedModel {path} has the endpoints {known}; say which with --endpoint")
+        endpoint = candidates[0]
+    if endpoint not in signatures:
+        raise Refused(
+            f"SavedModel {path} has no endpoint {endpoint!r}; it has {known}{did_you_mean(endpoint, signatures)}"
+        )
+    inputs = signatures[endpoint].structured_input_signature[1]
+    if len(inputs) != 1:
+        raise Refused(
+            f"endpoint {endpoint!r} of {path} reads {', '.join(inputs) or 'nothing'}; it must read images only"
+        )
+    ((name, spec),) = inputs.items()
+    # Through `model`, as the signature by itself does not keep its variables alive.
+    return _checked(path, lambda images: model.signatures[endpoint](**{name: images}), spec)
+
+
+def read_inner(path: Path, output: str) -> Callable | None:
+    """images -> a classifier's own `embedding` or `projection` [N, D]; None where the model does not tell it.
+
+    A SavedModel made here gives both at its endpoint `embed`, a `.keras` file of ours by name. Of another's `.keras`
+    file the embedding is what its last layer with weights reads.
+    """
+    if not path.is_file():
+        model = _load_saved_model(path)
+        if output not in getattr(model.signatures.get("embed"), "structured_outputs", {}):
+            return None
+        call, _ = read_model(path, "embed")
+        return lambda images: call(images)[output]
+    model = _load_keras(path)
+    outputs = getattr(model, "output", None)
+    if isinstance(outputs, dict) and output in outputs:
+        return lambda images: model(images, training=False)[output]
+    last = next((layer for layer in reversed(model.layers) if layer.weights), None)
+    # The `input` of a model within a model is its own, and not the tensor that reaches it here.
+    entered = None if isinstance(last, keras.Model) else getattr(last, "input", None)
+    if output != "embedding" or not isinstance(entered, keras.KerasTensor) or len(entered.shape) != 2:
+        return None
+    inner = keras.Model(model.inputs, entered)
+    return lambda images: inner([images], training=False)
+
+
+def read_contract(path: Path) -> dict:
+    """`model.json` of a model exported here; empty for any other model."""
+    file = path / "model.json"
+    if not file.is_file():
+        return {}
+    try:
+        contract = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"{file} cannot be read: {brief(error)}; export the model again") from None
+    if not isinstance(contract, dict) or "model_hash" not in contract:
+        return {}
+    if contract.get("format") != _FORMAT:
+        raise Refused(
+            f"{file} has format {contract.get('format')!r}, and this version reads {_FORMAT}; export it again"
+        )
+    return contract
+
+
+def hash_of(path: Path, contract: dict) -> str:
+    """SHA-256 of the weights of a model exported here, as its contract has it, else of the files and their names."""
+    if contract:
+        return contract["model_hash"]
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def choose(name: str | Path, outputs, wanted: Sequence[str], cure: str) -> tuple[str | None, tf.Tensor]:
+    """The first output that is `wanted`, or the only one; with its name where it has one."""
+    if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
+        outputs = outputs[0]
+    if tf.is_tensor(outputs):
+        return None, outputs
+    if not isinstance(outputs, dict):
+        raise Refused(f"{name} gives {len(outputs)} outputs without names; it must give one, or name one {wanted[0]}")
+    for output in wanted:
+        if output in outputs:
+            return output, outputs[output]
+    if len(outputs) == 1:
+        return next(iter(outputs.items()))
+    raise Refused(f"{name} gives {', '.join(sorted(outputs))}, none of them {' or '.join(wanted)}; {cure}")
+
+
+def resizing(
+    name: str | Path, wanted: Sequence[int | None], given: Sequence[int]
+) -> tuple[Callable, tuple[int, int, int]]:
+    """images [N, *given] -> [N, *wanted], differentiable; and `wanted`, of which None takes any.
+
+    Sizes are brought to it bilinearly, antialiased where one shrinks; a grey image becomes three equal channels.
+
+    Raises:
+        Refused: if `name` reads channels that these images cannot become.
+    """
+    wanted = tuple(have if want is None else want for want, have in zip(wanted, given, strict=True))
+    (height, width, channels), own = wanted, given[2]
+    if channels != own and (own, channels) != (1, 3):
+        raise Refused(f"{name} reads images of {channels} channels, and these have {own}; give another source")
+    shrinks = height < given[0] or width < given[1]
+
+    def resized(images):
+        if (height, width) != tuple(given[:2]):
+            images = tf.image.resize(images, (height, width), antialias=shrinks)
+        return images if channels == own else tf.tile(images, [1, 1, 1, 3])
+
+    return resized, wanted
+
+
+def probe(image_shape: Sequence[int | None], count: int | None) -> tf.Tensor:
+    """Random images [count, H, W, C] in [0, 1], always the same."""
+    shape = [size or default for size, default in zip(image_shape, (_UNKNOWN_SIZE, _UNKNOWN_SIZE, 3), strict=True)]
+    return tf.constant(np.random.default_rng(0).random((count or 4, *shape), np.float32))
+
+
+def in_batches(fn: Callable, size: int | None, width: int) -> Callable:
+    """`fn`, which takes exactly `size` images [size, H, W, C] -> [size, width], for any number of images."""
+    if size is None:
+        return fn
+
+    def run(images):
+        count = tf.shape(images)[0]
+        filled = tf.pad(images, [[0, -count % size], [0, 0], [0, 0], [0, 0]])
+        batches = tf.reshape(filled, [-1, size, *images.shape[1:]])
+        rows = tf.map_fn(fn, batches, fn_output_signature=tf.TensorSpec([size, width], tf.float32))
+        return tf.reshape(rows, [-1, width])[:count]
+
+    return run
+
+
+def brief(error: Exception) -> str:
+    """The first line of an error, or of what Keras says was behind it, not longer than a line."""
+    said = str(error).rpartition("Exception encountered: ")[2].strip() or type(error).__name__
+    text = said.splitlines()[0].rstrip(".")
+    return text if len(text) <= 160 else f"{text[:160]}..."
+
+
+def _load_saved_model(path: Path):
+    """The SavedModel in a folder."""
+    if not path.exists():
+        raise Refused(f"there is no model at {path}; give a SavedModel folder or a .keras file")
+    if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
+        raise Refused(f"{path} holds no SavedModel; give a folder with saved_model.pb, or a .keras file")
+    try:
+        model = tf.saved_model.load(str(path))
+        dict(model.signatures)
+    except Exception as error:
+        raise Refused(f"SavedModel {path} is damaged: {brief(error)}; export it again") from None
+    return model
+
+
+def _load_keras(path: Path) -> keras.Model:
+    """The model of a `.keras` file, with one input."""
+    if path.suffix != ".keras":
+        raise Refused(f"{path} is neither a SavedModel folder nor a .keras file; give one of the two")
+    if not zipfile.is_zipfile(path):
+        raise Refused(f"{path} is no .keras archive, or is cut short; save the model again")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        if "deserialization of a `Lambda`" in str(error):
+            raise Refused(
+                f"{path} carries Python code in a Lambda layer, which is not run; give a SavedModel"
+            ) from None
+        if "Could not locate class" in str(error):
+            raise Refused(f"{path} has a layer of its own that is not known here; give a SavedModel") from None
+        raise Refused(f"{path} is damaged: {brief(error)}; save the model again") from None
+    inputs = getattr(model, "inputs", None) or []
+    if len(inputs) != 1:
+        raise Refused(f"{path} has {len(inputs)} declared inputs; it must have one, the images")
+    return model
+
+
+def _spec_of(model: keras.Model) -> tf.TensorSpec:
+    return tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype)
+
+
+def _checked(path: Path, call: Callable, spec: tf.TensorSpec) -> tuple[Callable, tf.TensorSpec]:
+    """Both as they are; refused where the model reads no batch of float images [N, H, W, C]."""
+    if not spec.dtype.is_floating:
+        raise Refused(
+            f"{path} reads {spec.dtype.name}, which no gradient reaches; choose a float --endpoint, or export one"
+        )
+    if spec.shape.rank != 4:
+        raise Refused(f"{path} reads the shape {spec.shape}; it must read images [N, H, W, C]")
+    if spec.shape[1] in (1, 3) and spec.shape[3] not in (None, 1, 2, 3, 4):
+        raise Refused(f"{path} reads the shape {spec.shape}, channels first; export it for images [N, H, W, C]")
+    return call, spec

@@ -1,0 +1,162 @@
+"""`audit` by the command line, on a linear SavedModel that knows nothing of this package."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from click.testing import CliRunner
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from keras_rcl.commands import cli
+from keras_rcl.evaluation.record import read_record
+from keras_rcl.vocabulary.word import Refused
+
+QUICK = ("--check-images", "20", "--verifier", "pgd-20:loss=logit_margin")
+HERE = ("--dataset", "digits", "--limit", "50")
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def refused(*arguments) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("error:"))
+    return line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A linear classifier of the digits as a SavedModel, and two records of attacks on it."""
+    folder = tmp_path_factory.mktemp("audit")
+    digits = load_digits()
+    fit = LogisticRegression(C=0.1, max_iter=500).fit(digits.data[:1000] / 16, digits.target[:1000])
+    module = tf.Module()
+    module.kernel, module.bias = (
+        tf.Variable(fit.coef_.T.astype("float32")),
+        tf.Variable(fit.intercept_.astype("float32")),
+    )
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 1])])
+    def serve(images):
+        return {"logits": tf.reshape(images, [-1, 64]) @ module.kernel + module.bias}
+
+    module.serve = serve
+    tf.saved_model.save(module, str(folder / "linear"), signatures={"serving_default": serve})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        strong = ("--attack", "apgd-20:loss=dlr_targeted,epsilon=32/255")
+        assert run("attack", "linear", *HERE, *strong, "--save-images", "--output-dir", "strong").exit_code == 0
+        weak = ("--attack", "fgsm:epsilon=2/255", "--attack", "fgsm:epsilon=32/255,loss=dlr")
+        assert run("attack", "linear", *HERE, *weak, "--output-dir", "two").exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_an_honest_record_stands(here):
+    result = run("audit", "linear", "--record", "strong/record.json", *HERE, *QUICK, "--output-dir", "stands", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found == json.loads((here / "stands/audit.json").read_text())
+    assert found["verdict"] == "stands" and found["claim"]["epsilon"] == "32/255"
+    assert {finding["status"] for finding in found["findings"]} == {"passed", "not run"}
+    assert found["data"] == json.loads((here / "strong/record.json").read_text())["data"]
+    assert sorted(path.name for path in (here / "stands").iterdir()) == ["audit.html", "audit.json", "loss_surface.png"]
+
+
+def test_a_false_number_falls_and_exits_with_1(here):
+    claim = ("--claim", "99%", "--epsilon", "32/255")
+    result = run("audit", "linear", *claim, *HERE, *QUICK, "--output-dir", "falls")
+    assert result.exit_code == 1, result.output
+    assert "The claim falls: 99.0% claimed" in result.stdout and "What to do:" in result.stdout
+    page = (here / "falls/audit.html").read_text()
+    assert "The claim falls" in page and 'src="counterexamples.png"' in page
+    assert (here / "falls/counterexamples.png").is_file()
+    with np.load(here / "falls/counterexamples.npz") as kept:
+        change = np.abs(kept["adversarial"].astype("float64") - kept["images"])
+        assert change.max() <= 32 / 255 + 1e-6 and kept["adversarial"].min() >= 0 and kept["adversarial"].max() <= 1
+        model = tf.saved_model.load(str(here / "linear"))
+        predicted = np.argmax(model.serve(kept["adversarial"])["logits"], axis=1)
+        assert len(predicted) and np.all(predicted != kept["labels"])
+        digits = load_digits()
+        np.testing.assert_allclose(kept["images"][..., 0], digits.images[kept["indices"]] / 16, atol=1 / 255)
+
+
+def test_one_of_several_claims_of_a_record(here):
+    said = refused("audit", "linear", "--record", "two/record.json", *HERE)
+    assert "linf 2/255, linf 32/255" in said and "--epsilon" in said
+    result = run("audit", "linear", "--record", "two/record.json", "--epsilon", "2/255", *HERE, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert (here / "audits/linear/audit.json").is_file()
+
+
+def test_edited_outcomes_are_seen(here):
+    record = json.loads((here / "strong/record.json").read_text())
+    outcomes = record["survival"]["attacks"][0]
+    record["survival"]["attacks"][0] = outcomes.replace("0", "1", 5)
+    edited = here / "strong/edited.json"
+    edited.write_text(json.dumps(record))
+    result = run("audit", "linear", "--record", edited, *HERE, *QUICK, "--output-dir", "edited")
+    assert result.exit_code == 1 and "counted the other way" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give either --claim SHARE or --record FILE"),
+        (("--claim", "5", "--record", "strong/record.json"), "give either"),
+        (("--claim", "many"), "--claim many is no share; write it as 60.4% or 0.604"),
+        (("--claim", "160%"), "between 0% and 100%"),
+        (("--claim", "60%", "--epsilon", "8"), "did you mean 8/255?"),
+        (("--claim", "60%", "--epsilon", "eight"), "--epsilon eight"),
+        (("--claim", "60%", "--verifier", "pdg"), "unknown attack 'pdg'"),
+        (("--claim", "60%", "--verifier", "fab:norm=l2"), "is of l2, the claim of linf"),
+        (("--record", "absent.json"), "absent.json cannot be read as a record"),
+        (("--record", "strong/record.json", "--norm", "l2"), "holds linf 32/255"),
+        (("--claim", "60%", "--transfer-from", "absent"), "absent"),
+        (("--claim", "60%", "--output-dir", "strong"), "strong already exists"),
+    ],
+)
+def test_refusals(here, arguments, said):
+    before = sorted(here.iterdir())
+    assert said in refused("audit", "linear", *arguments, *HERE)
+    assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r.pop("survival"), "it lacks 'survival'"),
+        (lambda r: r.update(format=9), "format 9"),
+        (lambda r: r["survival"].update(clean="10"), "of [2, 50] images"),
+        (lambda r: r["survival"].update(clean="2" * 50), "strings of 0 and 1"),
+        (lambda r: r["attacks"][0].update(name="pdg"), "attacks"),
+        (lambda r: r["data"].update(indices=[[0, 3]]), "of [4, 50] images"),
+        (lambda r: r["data"].update(name=3), "must be texts"),
+        (lambda r: r.update(attacks=[]), "names 0 attacks"),
+    ],
+)
+def test_a_record_edited_by_hand_is_refused_in_one_line(here, tmp_path, change, said):
+    record = json.loads((here / "strong/record.json").read_text())
+    change(record)
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(Refused) as caught:
+        read_record(path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"format": 1}', "\x00"])
+def test_what_is_no_record(tmp_path, text):
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(Refused):
+        read_record(path)
