@@ -4,12 +4,44 @@ from typing import Annotated, Union, get_args
 
 from pydantic import Field
 
+from keras_rcl.methods.adversarial_batch import AdversarialBatch, AdversarialContrastive
+from keras_rcl.methods.adversarial_supcon import PGDCE, SCCE, PGDBoth, PGDSupCon, SCBoth, SCSupCon, SCSupConRetrained
 from keras_rcl.methods.at import AT
 from keras_rcl.methods.baseline import Baseline
 from keras_rcl.methods.clafs import CLAFS
+from keras_rcl.methods.double_training import SingleTraining, SupConLinear
+from keras_rcl.methods.fast_at import FastAT
+from keras_rcl.methods.mart import MART
+from keras_rcl.methods.rocl import RoCLAT
+from keras_rcl.methods.scl import SCL, MarginSCL, RefinedSCL
 from keras_rcl.methods.trades import TRADES
 
-Method = Annotated[Union[Baseline, AT, TRADES, CLAFS], Field(discriminator="name")]
+Method = Annotated[
+    Union[
+        Baseline,
+        SCL,
+        RefinedSCL,
+        MarginSCL,
+        SupConLinear,
+        SingleTraining,
+        AT,
+        FastAT,
+        TRADES,
+        MART,
+        RoCLAT,
+        CLAFS,
+        PGDCE,
+        PGDSupCon,
+        PGDBoth,
+        SCCE,
+        SCSupCon,
+        SCBoth,
+        SCSupConRetrained,
+        AdversarialBatch,
+        AdversarialContrastive,
+    ],
+    Field(discriminator="name"),
+]
 """Any variant; the field `name` says which."""
 
 VARIANTS = {cls.name: cls for cls in get_args(get_args(Method)[0])}

@@ -14,13 +14,18 @@ SMALLEST_NORM = 1e-6
 """Below this length a projection is scaled by its inverse, not brought to unit length: the gradient stays finite."""
 
 
+def unit_norm(z):
+    """z / max(||z||, SMALLEST_NORM) along the last axis: [N, D] of unit Euclidean length."""
+    squared = ops.sum(ops.square(z), axis=-1, keepdims=True)
+    return z / ops.sqrt(ops.maximum(squared, SMALLEST_NORM**2))
+
+
 @keras.saving.register_keras_serializable(package="keras_rcl")
 class UnitNorm(keras.layers.Layer):
-    """z / max(||z||, SMALLEST_NORM) along the last axis: projection [N, D] of unit Euclidean length."""
+    """`unit_norm` as a layer."""
 
     def call(self, z):
-        squared = ops.sum(ops.square(z), axis=-1, keepdims=True)
-        return z / ops.sqrt(ops.maximum(squared, SMALLEST_NORM**2))
+        return unit_norm(z)
 
     def compute_output_shape(self, input_shape):
         return input_shape

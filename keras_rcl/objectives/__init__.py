@@ -1,6 +1,14 @@
 """Objectives: functions over tensors, one value per anchor or image, and thin Keras losses around them."""
 
-from keras_rcl.objectives.classification import CrossEntropy, KLToClean, cross_entropy, kl_to_clean
+from keras_rcl.objectives.classification import (
+    BoostedCrossEntropy,
+    CrossEntropy,
+    KLToClean,
+    boosted_cross_entropy,
+    cross_entropy,
+    kl_to_clean,
+    misclassified_kl,
+)
 from keras_rcl.objectives.contrastive import (
     MarginContrastive,
     SupervisedContrastive,
@@ -12,15 +20,18 @@ from keras_rcl.objectives.contrastive import (
 )
 
 __all__ = [
+    "BoostedCrossEntropy",
     "CrossEntropy",
     "KLToClean",
     "MarginContrastive",
     "SupervisedContrastive",
+    "boosted_cross_entropy",
     "collapse_value",
     "cross_entropy",
     "has_positive",
     "kl_to_clean",
     "margin_contrastive",
     "mean_over_anchors",
+    "misclassified_kl",
     "supervised_contrastive",
 ]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_rcl.objectives.classification import cross_entropy, kl_to_clean
+from keras_rcl.networks.two_headed import unit_norm
+from keras_rcl.objectives.classification import boosted_cross_entropy, cross_entropy, kl_to_clean, misclassified_kl
 from keras_rcl.objectives.contrastive import (
     collapse_value,
     has_positive,
@@ -15,7 +16,16 @@ from keras_rcl.objectives.contrastive import (
     mean_over_anchors,
     supervised_contrastive,
 )
-from keras_rcl.vocabulary.phase import CrossEntropy, KLToClean, MarginContrastive, Phase, SupCon, Term
+from keras_rcl.vocabulary.phase import (
+    BoostedCrossEntropy,
+    CrossEntropy,
+    KLToClean,
+    MarginContrastive,
+    MisclassifiedKL,
+    Phase,
+    SupCon,
+    Term,
+)
 
 
 class Batch(NamedTuple):
@@ -34,17 +44,29 @@ class Batch(NamedTuple):
         views = ops.split(stacked, len(self.kinds), axis=0)
         return ops.concatenate([v for v, k in zip(views, self.kinds, strict=True) if k == kind], axis=0)
 
+    def images(self):
+        """Which of the N images each row is a view of: [V * N]."""
+        return ops.tile(ops.arange(ops.shape(self.labels)[0] // len(self.kinds)), len(self.kinds))
 
-def _cross_entropy(term: CrossEntropy, batch: Batch):
+
+def _cross_entropy(term: CrossEntropy | BoostedCrossEntropy, batch: Batch):
+    values = cross_entropy if isinstance(term, CrossEntropy) else boosted_cross_entropy
     if term.on is None:
-        return ops.mean(cross_entropy(batch.labels, batch.outputs["logits"]))
-    return ops.mean(cross_entropy(batch.view("labels", term.on), batch.view("logits", term.on)))
+        return ops.mean(values(batch.labels, batch.outputs["logits"]))
+    return ops.mean(values(batch.view("labels", term.on), batch.view("logits", term.on)))
 
 
 def _supcon(term: SupCon, batch: Batch):
-    projection = batch.outputs["projection" if term.normalized else "unnormalized_projection"]
-    values = supervised_contrastive(batch.labels, projection, temperature=term.temperature)
-    return ops.sum(values) if term.reduction == "sum" else mean_over_anchors(values, batch.labels)
+    labels = batch.labels if term.positives == "class" else batch.images()
+    values = supervised_contrastive(labels, _contrasted(term, batch.outputs), temperature=term.temperature)
+    return ops.sum(values) if term.reduction == "sum" else mean_over_anchors(values, labels)
+
+
+def _contrasted(term: SupCon, outputs: dict):
+    """What the term reads of each anchor: [V * N, D]."""
+    if term.reads == "embedding":
+        return unit_norm(outputs["embedding"]) if term.normalized else outputs["embedding"]
+    return outputs["projection" if term.normalized else "unnormalized_projection"]
 
 
 def _margin_contrastive(term: MarginContrastive, batch: Batch):
@@ -62,19 +84,24 @@ def _kl_to_clean(term: KLToClean, batch: Batch):
     return ops.mean(kl_to_clean(batch.view("logits", "clean"), batch.view("logits", "adversarial")))
 
 
+def _misclassified_kl(term: MisclassifiedKL, batch: Batch):
+    labels = batch.view("labels", "clean")
+    return ops.mean(misclassified_kl(labels, batch.view("logits", "clean"), batch.view("logits", "adversarial")))
+
+
 TERMS: dict[str, Callable[[Term, Batch], object]] = {
     "cross_entropy": _cross_entropy,
+    "boosted_cross_entropy": _cross_entropy,
     "supcon": _supcon,
     "margin_contrastive": _margin_contrastive,
     "kl_to_clean": _kl_to_clean,
+    "misclassified_kl": _misclassified_kl,
 }
 
 
 def term_names(phase: Phase) -> tuple[str, ...]:
     """What each term is called in logs: its own name, with the view that it is on; numbered where two are alike."""
-    names = [
-        f"{term.term}_{term.on}" if isinstance(term, CrossEntropy) and term.on else term.term for term in phase.terms
-    ]
+    names = [f"{term.term}_{term.on}" if getattr(term, "on", None) else term.term for term in phase.terms]
     return tuple(
         f"{name}_{names[: index + 1].count(name)}" if names.count(name) > 1 else name
         for index, name in enumerate(names)

@@ -8,7 +8,16 @@ import pytest
 from keras_rcl.methods import VARIANTS
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.dataset import CropFlip, NoAugmentation, SimCLR
-from keras_rcl.vocabulary.phase import Augmented, CrossEntropy, KLToClean, SupCon
+from keras_rcl.vocabulary.phase import (
+    Adam,
+    Augmented,
+    BoostedCrossEntropy,
+    CrossEntropy,
+    KLToClean,
+    MarginContrastive,
+    MisclassifiedKL,
+    SupCon,
+)
 from keras_rcl.vocabulary.threat import format_pixels
 
 # Wang 2024, section IV: Adam 1e-3, batch 128, 10 epochs.
@@ -16,6 +25,106 @@ BASELINE = """
     train: 10 epochs, batch 128
         trains    encoder, classifier
         views     clean
+        terms     1 cross_entropy
+        optimizer adam 0.001 constant
+"""
+
+# Wang 2024, sections III and IV: L = alpha L_SCL + beta L_CE (eq. 3) or alpha L_Margin + beta L_CE (eq. 5), alpha =
+# beta = 0.5, m_p = 0.5, m_n = 0.1; "the baseline ResNet-18 model is trained for 10 epochs", then "refined for 10
+# additional epochs"; figs. 6 and 7 are the joint loss without a baseline before it.
+SCL = """
+    joint training: 10 epochs, batch 128
+        trains    encoder, projector, classifier
+        views     clean
+        terms     0.5 supcon(temperature 0.07, mean) + 0.5 cross_entropy
+        optimizer adam 0.001 constant
+"""
+
+REFINED_SCL = """
+    baseline: 10 epochs, batch 128
+        trains    encoder, classifier
+        views     clean
+        terms     1 cross_entropy
+        optimizer adam 0.001 constant
+    refinement: 10 epochs, batch 128
+        trains    encoder, projector, classifier
+        views     clean
+        terms     0.5 supcon(temperature 0.07, mean) + 0.5 cross_entropy
+        optimizer adam 0.001 constant
+"""
+
+MARGIN_SCL = """
+    baseline: 10 epochs, batch 128
+        trains    encoder, classifier
+        views     clean
+        terms     1 cross_entropy
+        optimizer adam 0.001 constant
+    margin refinement: 10 epochs, batch 128
+        trains    encoder, projector, classifier
+        views     clean
+        terms     0.5 margin_contrastive(0.5, 0.1) + 0.5 cross_entropy
+        optimizer adam 0.001 constant
+"""
+
+# CLAF's Table 1 names it and no setting: its own section 4.1 without the attack, "200 epochs in total" and linear
+# evaluation as there.
+SUPCON_LINEAR = """
+    contrastive training: 200 epochs, batch 256
+        trains    encoder, projector
+        views     simclr | simclr
+        terms     1 supcon(temperature 0.07, mean)
+        optimizer adam 0.05 cosine
+    linear classifier: 100 epochs, batch 256
+        trains    classifier
+        views     clean
+        terms     1 cross_entropy
+        optimizer adam 0.001 cosine
+"""
+
+# Cusin 2026, section 2.4: "first train the encoder using the SCL [...], then train a classification head"; L = alpha
+# L_SCL + (1 - alpha) L_CE on the encoder's output. Epochs, batch and alpha are the published code's.
+DOUBLE_TRAINING = """
+    contrastive training: 20 epochs, batch 128
+        trains    encoder
+        views     clean
+        terms     1 supcon of embedding(temperature 0.07, mean)
+        optimizer adam 0.001 constant
+    linear classifier: 10 epochs, batch 128
+        trains    classifier
+        views     clean
+        terms     1 cross_entropy
+        optimizer adam 0.001 constant
+"""
+
+SINGLE_TRAINING = """
+    single training: 30 epochs, batch 128
+        trains    encoder, classifier
+        views     clean
+        terms     0.1 supcon of embedding(temperature 0.07, mean) + 0.9 cross_entropy
+        optimizer adam 0.001 constant
+"""
+
+# Cusin 2026, section 4: "the images' batch is augmented with Adversarial Examples found by the PGD method (eps =
+# 8/255)". The published code: PGD-10 with steps of 2/255, and 64 images where 128 were, "because we add adversarial
+# examples"; the contrastive one at temperature 0.1 for 40 epochs, its attack on the same loss, its head on the same
+# batch for 10.
+ADVERSARIAL = """
+    adversarial training: 10 epochs, batch 64
+        trains    encoder, classifier
+        views     clean | PGD-10 linf 8/255 step 2/255 of clean
+        terms     1 cross_entropy
+        optimizer adam 0.001 constant
+"""
+
+ADVERSARIAL_CONTRASTIVE = """
+    adversarial contrastive training: 40 epochs, batch 64
+        trains    encoder
+        views     clean | SupCon-10 of embeddings linf 8/255 step 2/255 of clean
+        terms     1 supcon of embedding(temperature 0.1, mean)
+        optimizer adam 0.001 constant
+    linear classifier: 10 epochs, batch 64
+        trains    classifier
+        views     clean | PGD-10 linf 8/255 step 2/255 of clean
         terms     1 cross_entropy
         optimizer adam 0.001 constant
 """
@@ -38,6 +147,83 @@ TRADES = """
         terms     1 cross_entropy on clean + 6 kl_to_clean
         optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0005
 """
+
+# Wang et al. 2020, sections 3 and 4: BCE(adversarial) + lambda KL(p(clean) || p(adversarial)) (1 - p_y(clean)), lambda
+# = 5, PGD-10; schedule as for `at`.
+MART = """
+    MART: 100 epochs, batch 128
+        of        crop_flip, drawn once for all views
+        trains    encoder, classifier
+        views     clean | PGD-10 linf 8/255 step 2/255 of clean
+        terms     1 boosted_cross_entropy on adversarial + 5 misclassified_kl
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0005
+"""
+
+# Wong et al. 2020, section 4: one step of 1.25 epsilon from a random start; 15 epochs.
+FAST_AT = """
+    fast adversarial training: 15 epochs, batch 128
+        trains    encoder, classifier
+        views     PGD-1 linf 8/255 step 10/255 of crop_flip
+        terms     1 cross_entropy
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0005
+"""
+
+# Kim et al. 2020, sections 3.2 and 4, and their code: temperature 0.5, 7 steps of 0.007, 1000 epochs, then adversarial
+# training of all parts for 150.
+ROCL_AT = """
+    contrastive pre-training: 1000 epochs, batch 256
+        trains    encoder, projector
+        views     simclr | simclr | SupCon-7 image by image linf 8/255 step 0.007 of simclr
+        terms     1 supcon(temperature 0.5, mean, positives by image)
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 1e-06
+    adversarial training: 150 epochs, batch 256
+        trains    encoder, classifier
+        views     PGD-10 linf 8/255 step 0.007 of crop_flip
+        terms     1 cross_entropy
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0005
+"""
+
+# Landsman et al., sections 2 and 3: a pre-trained network; the examples "as additional positive pairs"; SupCon "on the
+# outputs of the layer before the final classification layer"; "Both": "first trained using the SupCon loss [...], then
+# the entire model was fully fine-tuned using only the cross-entropy loss"; "Retrained": "we froze the backbone and
+# retrained only the classification head using cross-entropy loss on clean data". All numbers are ours.
+PGD_BOTH = """
+    pre-training: 90 epochs, batch 256
+        of        crop_flip, drawn once for all views
+        trains    encoder, classifier
+        views     clean
+        terms     1 cross_entropy
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0001
+    SupCon: 10 epochs, batch 256
+        of        crop_flip, drawn once for all views
+        trains    encoder
+        views     clean | PGD-10 linf 8/255 step 2/255 of clean
+        terms     1 supcon of embedding(temperature 0.07, mean)
+        optimizer sgd 0.01 cosine momentum 0.9 weight decay 0.0001
+    cross-entropy: 10 epochs, batch 256
+        of        crop_flip, drawn once for all views
+        trains    encoder, classifier
+        views     clean | PGD-10 linf 8/255 step 2/255 of clean
+        terms     1 cross_entropy
+        optimizer sgd 0.01 cosine momentum 0.9 weight decay 0.0001
+"""
+HEAD_RETRAINING = """
+    head retraining: 10 epochs, batch 256
+        of        crop_flip, drawn once for all views
+        trains    classifier
+        views     clean
+        terms     1 cross_entropy
+        optimizer sgd 0.01 cosine momentum 0.9 weight decay 0.0001
+"""
+_PRETRAINING, _SUPCON, _CROSS_ENTROPY = (PGD_BOTH.splitlines(True)[start:][:6] for start in (1, 7, 13))
+PGD_CE = "".join(["\n", *_PRETRAINING, *_CROSS_ENTROPY])
+PGD_SUPCON = "".join(["\n", *_PRETRAINING, *_SUPCON])
+
+
+def with_embedding_attack(text: str) -> str:
+    """Landsman et al.: "the same attack strategy", on the "mean squared distance between [...] embedding vectors"."""
+    return text.replace("PGD-10", "embedding-10")
+
 
 # Rahamim and Naeh 2022, Algorithm 1 and section 4.1: f and g by "Adam optimizer, with an initial learning rate of 0.05
 # with cosine learning rate decay", batch 256, 60 + 140 epochs; c "each time for 5 epochs using Adam optimizer with a
@@ -128,13 +314,17 @@ def view_text(view) -> str:
 
 
 def term_text(term) -> str:
+    said = f"{term.weight:g} {term.term}"
     if isinstance(term, SupCon):
         fields = f"temperature {term.temperature:g}, {term.reduction}" + (not term.normalized) * ", un-normalized"
-        return f"{term.weight:g} supcon({fields})"
-    if isinstance(term, KLToClean):
-        return f"{term.weight:g} kl_to_clean"
-    assert isinstance(term, CrossEntropy)
-    return f"{term.weight:g} cross_entropy" + (f" on {term.on}" if term.on else "")
+        fields += (term.positives == "image") * ", positives by image"
+        return f"{said}{(term.reads == 'embedding') * ' of embedding'}({fields})"
+    if isinstance(term, MarginContrastive):
+        return f"{said}({term.positive_margin:g}, {term.negative_margin:g})"
+    if isinstance(term, (KLToClean, MisclassifiedKL)):
+        return said
+    assert isinstance(term, (CrossEntropy, BoostedCrossEntropy))
+    return said + (f" on {term.on}" if term.on else "")
 
 
 def optimizer_text(word) -> str:
@@ -184,13 +374,52 @@ def sentences(lines: list[str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("name", "golden"), [("baseline", BASELINE), ("at", AT), ("trades", TRADES), ("clafs", CLAFS)])
-def test_the_variant_is_the_papers(name, golden):
-    assert text_of(VARIANTS[name]()) == lines_of(golden)
+TEXTS = {
+    "baseline": BASELINE,
+    "scl": SCL,
+    "refined_scl": REFINED_SCL,
+    "margin_scl": MARGIN_SCL,
+    "supcon_linear": SUPCON_LINEAR,
+    "single_training": SINGLE_TRAINING,
+    "at": AT,
+    "fast_at": FAST_AT,
+    "trades": TRADES,
+    "mart": MART,
+    "rocl_at": ROCL_AT,
+    "clafs": CLAFS,
+    "pgd_ce": PGD_CE,
+    "pgd_supcon": PGD_SUPCON,
+    "pgd_both": PGD_BOTH,
+    "sc_ce": with_embedding_attack(PGD_CE),
+    "sc_supcon": with_embedding_attack(PGD_SUPCON),
+    "sc_both": with_embedding_attack(PGD_BOTH),
+    "sc_supcon_retrained": with_embedding_attack(PGD_SUPCON) + HEAD_RETRAINING.lstrip("\n"),
+    "adversarial": ADVERSARIAL,
+    "adversarial_contrastive": ADVERSARIAL_CONTRASTIVE,
+}
 
 
-def test_every_variant_has_its_text():
-    assert set(VARIANTS) == {"baseline", "at", "trades", "clafs"}
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_variant_is_the_papers(name):
+    assert text_of(VARIANTS[name]()) == lines_of(TEXTS[name])
+
+
+def test_every_variant_has_its_text_in_the_order_of_the_table():
+    assert list(VARIANTS) == list(TEXTS)
+
+
+def test_cusins_double_training_is_a_setting_of_supcon_linear():
+    adam = Adam(learning_rate=1e-3)
+    short = dict(encoder_epochs=20, linear_epochs=10, batch_size=128, optimizer=adam, linear_optimizer=adam)
+    method = VARIANTS["supcon_linear"](reads="embedding", num_views=1, augmentation="none", **short)
+    assert text_of(method) == lines_of(DOUBLE_TRAINING)
+
+
+@pytest.mark.parametrize("name", ["pgd_ce", "sc_supcon"])
+def test_landsmans_examples_by_themselves(name):
+    _, mixed = (phase.views for phase in VARIANTS[name]().phases())
+    _, alone = (phase.views for phase in VARIANTS[name](mixed=False).phases())
+    assert [view.kind for view in mixed] == ["clean", "adversarial"] and alone == mixed[1:]
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -222,13 +451,22 @@ def test_the_three_pgd_lengths_of_table_3_are_one_setting():
         assert text_of(method) == [line.replace("PGD-5", f"PGD-{steps}") for line in lines_of(CLAFS)]
 
 
-@pytest.mark.parametrize("name", ["baseline", "at"])
+@pytest.mark.parametrize("name", ["baseline", "scl", "single_training", "at", "fast_at"])
 @pytest.mark.parametrize(
     ("policy", "shown"), [(NoAugmentation(), "clean"), (CropFlip(), "crop_flip"), (SimCLR(), "simclr")]
 )
 def test_with_and_without_augmentation(name, policy, shown):
     views = [line for line in text_of(VARIANTS[name](augmentation=policy)) if "views" in line]
     assert len(views) == 1 and views[0].endswith(f" {shown}")
+
+
+@pytest.mark.parametrize("name", ["refined_scl", "margin_scl", "adversarial", "adversarial_contrastive"])
+def test_augmentation_reaches_every_phase(name):
+    plain, varied = (VARIANTS[name](augmentation=policy).phases() for policy in (NoAugmentation(), CropFlip()))
+    assert len(plain) == len(varied)
+    for before, after in zip(plain, varied, strict=True):
+        moved = "views" if name.endswith("scl") else "augmentation"
+        assert getattr(before, moved) != getattr(after, moved)
 
 
 def test_total_epochs_count_the_refreshes():

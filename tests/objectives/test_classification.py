@@ -1,4 +1,4 @@
-"""Cross-entropy and the KL of TRADES against the papers' loops."""
+"""Cross-entropy, the KL of TRADES and MART's two terms against the papers' loops."""
 
 import keras
 import numpy as np
@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import objectives as reference
 
-from keras_rcl.objectives import CrossEntropy, KLToClean, cross_entropy, kl_to_clean
+from keras_rcl.objectives import (
+    BoostedCrossEntropy,
+    CrossEntropy,
+    KLToClean,
+    boosted_cross_entropy,
+    cross_entropy,
+    kl_to_clean,
+    misclassified_kl,
+)
 from keras_rcl.vocabulary.word import Refused
 
 quick = settings(deadline=None, max_examples=30, derandomize=True, database=None)
@@ -47,6 +55,35 @@ def test_kl_is_the_loop(logits):
     np.testing.assert_array_equal(kl_to_clean(clean, clean), 0.0)
 
 
+@quick
+@given(two_sets_of_logits(), st.integers(0, 2**32 - 1))
+def test_marts_terms_are_the_loops(logits, seed):
+    clean, adversarial = logits
+    labels = np.random.default_rng(seed).integers(0, clean.shape[1], len(clean))
+    expected = reference.boosted_cross_entropy(labels, adversarial)
+    np.testing.assert_allclose(boosted_cross_entropy(labels, adversarial), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(BoostedCrossEntropy()(labels[:, None], adversarial), expected.mean(), rtol=1e-5)
+    expected = reference.misclassified_kl(labels, clean, adversarial)
+    np.testing.assert_allclose(misclassified_kl(labels, clean, adversarial), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_boosted_cross_entropy_has_a_slope_where_the_wrong_class_is_certain():
+    """p_k rounds to 1 there, and log(1 - p_k) would be infinite; the published code adds 1e-4 instead."""
+    logits = tf.constant([[60.0, -60.0, -60.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = boosted_cross_entropy(tf.constant([1]), logits)
+    np.testing.assert_allclose(value, [120 + 120 - np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(tape.gradient(value, logits), [[2.0, -1.5, -0.5]], atol=1e-6)
+
+
+def test_what_is_certain_and_right_weighs_nothing_in_marts_kl():
+    clean, adversarial = np.array([[100.0, 0.0]] * 2, "float32"), np.array([[0.0, 3.0]] * 2, "float32")
+    right, wrong = misclassified_kl(np.array([0, 1]), clean, adversarial)
+    assert float(right) == 0.0
+    np.testing.assert_allclose(wrong, kl_to_clean(clean, adversarial)[1])
+
+
 def test_half_precision_logits_are_computed_in_float32_and_stay_finite():
     clean, adversarial = np.array([[60000.0, -60000.0]], "float16"), np.array([[-60000.0, 60000.0]], "float16")
     value = kl_to_clean(clean, adversarial)
@@ -67,7 +104,9 @@ def test_logits_of_other_images_are_refused():
         kl_to_clean(np.zeros((2, 3)), np.zeros((1, 3)))
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy("sum", "one"), KLToClean("sum", "two")])
+@pytest.mark.parametrize(
+    "loss", [CrossEntropy("sum", "one"), KLToClean("sum", "two"), BoostedCrossEntropy("sum", "three")]
+)
 def test_loss_classes_survive_serialisation(loss):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert type(again) is type(loss) and again.get_config() == loss.get_config()

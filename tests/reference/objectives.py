@@ -81,3 +81,22 @@ def kl(clean_logits, adversarial_logits) -> np.ndarray:
             total += p * (math.log(p) - math.log(q))
         values.append(total)
     return np.array(values)
+
+
+def boosted_cross_entropy(labels, logits) -> np.ndarray:
+    """MART: -log p_y - log(1 - max_{k != y} p_k) of each image [N]."""
+    values = []
+    for label, row in zip(labels, np.float64(logits), strict=True):
+        shares = softmax(row)
+        likeliest = max((share, k) for k, share in enumerate(shares) if k != label)[1]
+        others = math.fsum(share for k, share in enumerate(shares) if k != likeliest)
+        values.append(-math.log(shares[label]) - math.log(others))
+    return np.array(values)
+
+
+def misclassified_kl(labels, clean_logits, adversarial_logits) -> np.ndarray:
+    """MART: KL(p(clean) || p(adversarial)) * (1 - p_y(clean)) of each image [N]."""
+    values = kl(clean_logits, adversarial_logits)
+    for i, (label, row) in enumerate(zip(labels, np.float64(clean_logits), strict=True)):
+        values[i] *= 1 - softmax(row)[label]
+    return values

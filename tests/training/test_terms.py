@@ -20,10 +20,12 @@ from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import (
     Adversarial,
     Augmented,
+    BoostedCrossEntropy,
     Clean,
     CrossEntropy,
     KLToClean,
     MarginContrastive,
+    MisclassifiedKL,
     Phase,
     SupCon,
 )
@@ -43,6 +45,7 @@ def batch_of(phase: Phase, labels=LABELS) -> Batch:
     projection = rng.normal(size=(count, 4)).astype("float32")
     outputs = {
         "logits": 2 * rng.normal(size=(count, 3)).astype("float32"),
+        "embedding": 3 * rng.normal(size=(count, 6)).astype("float32"),
         "unnormalized_projection": projection,
         "projection": projection / np.linalg.norm(projection, axis=1, keepdims=True),
     }
@@ -70,6 +73,23 @@ def test_supcon(views, normalized, reduction):
     assert total > 1.5 * mean
 
 
+@pytest.mark.parametrize("normalized", [True, False])
+def test_supcon_of_the_embedding(normalized):
+    value, batch = value_of(SupCon(temperature=0.5, reads="embedding", normalized=normalized))
+    embedding = batch.outputs["embedding"]
+    if normalized:
+        embedding = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    assert value == pytest.approx(loops.supcon_mean(batch.labels, embedding, 0.5), rel=1e-5)
+
+
+def test_supcon_with_the_views_of_an_image_as_its_only_positives():
+    """NT-Xent (Chen et al. 2020): the loop of SupCon with a label of its own for each image."""
+    value, batch = value_of(SupCon(temperature=0.5, positives="image"))
+    images = np.tile(np.arange(N), 3)
+    assert value == pytest.approx(loops.supcon_mean(images, batch.outputs["projection"], 0.5), rel=1e-5)
+    assert value_of(SupCon(temperature=0.5, positives="image"), (CLEAN,))[0] == 0.0  # one view has no positive
+
+
 def test_margin_contrastive():
     value, batch = value_of(MarginContrastive(positive_margin=0.6, negative_margin=0.2))
     assert value == pytest.approx(loops.margin(batch.labels, batch.outputs["projection"], 0.6, 0.2).mean(), rel=1e-5)
@@ -79,8 +99,9 @@ def test_margin_contrastive():
     ("on", "rows"), [(None, slice(None)), ("augmented", slice(0, 2 * N)), ("adversarial", slice(2 * N, None))]
 )
 def test_cross_entropy_on_the_views_of_a_kind(on, rows):
-    value, batch = value_of(CrossEntropy(on=on))
-    assert value == pytest.approx(loops.cross_entropy(batch.labels, batch.outputs["logits"])[rows].mean(), rel=1e-5)
+    for word, loop in ((CrossEntropy, loops.cross_entropy), (BoostedCrossEntropy, loops.boosted_cross_entropy)):
+        value, batch = value_of(word(on=on))
+        assert value == pytest.approx(loop(batch.labels, batch.outputs["logits"])[rows].mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("views", [(CLEAN, ATTACKED), (ATTACKED, CLEAN)])
@@ -90,6 +111,20 @@ def test_kl_to_clean_whatever_the_order_of_views(views):
     logits = batch.outputs["logits"]
     assert value == pytest.approx(loops.kl(logits[clean], logits[attacked]).mean(), rel=1e-5)
     assert value != pytest.approx(loops.kl(logits[attacked], logits[clean]).mean(), rel=1e-2)
+    value, _ = value_of(MisclassifiedKL(), views)
+    assert value == pytest.approx(loops.misclassified_kl(LABELS, logits[clean], logits[attacked]).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("term", [KLToClean(), MisclassifiedKL()])
+def test_a_kl_without_its_two_views_is_refused(term):
+    with pytest.raises(ValueError, match=f"{term.term} needs one clean and one adversarial view"):
+        phase_of(term, views=(CLEAN, CLEAN))
+
+
+@pytest.mark.parametrize("term", [CrossEntropy(on="clean"), BoostedCrossEntropy(on="clean")])
+def test_a_term_on_a_view_that_is_not_there_is_refused(term):
+    with pytest.raises(ValueError, match=f"no clean view for its {term.term}"):
+        phase_of(term)
 
 
 def test_weigh_is_the_weighted_sum():
@@ -121,7 +156,14 @@ def test_two_terms_of_a_kind_are_kept_apart():
 
 
 def test_every_term_word_has_its_function():
-    assert set(TERMS) == {"cross_entropy", "supcon", "margin_contrastive", "kl_to_clean"}
+    assert set(TERMS) == {
+        "cross_entropy",
+        "boosted_cross_entropy",
+        "supcon",
+        "margin_contrastive",
+        "kl_to_clean",
+        "misclassified_kl",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Cusin 2026: clean images and their adversarial examples in one batch."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from keras_rcl.vocabulary.attack import PGD, Attack, SupConAttack
+from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
+from keras_rcl.vocabulary.phase import Adam, Adversarial, Clean, CrossEntropy, Optimizer, Phase, SupCon
+from keras_rcl.vocabulary.word import word
+
+
+@word
+class AdversarialBatch:
+    """Cross-entropy on the images and their PGD examples in one batch (Cusin 2026, section 4).
+
+    The paper gives the radius; steps, epochs and batch (64 images and their 64 examples) are the authors' code's.
+    """
+
+    name: Literal["adversarial"] = "adversarial"
+    epochs: NonNegativeInt = 10
+    batch_size: PositiveInt = 64
+    optimizer: Optimizer = Adam(learning_rate=1e-3)
+    augmentation: Policy = NoAugmentation()
+    attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase(
+                name="adversarial training",
+                epochs=self.epochs,
+                trains=("encoder", "classifier"),
+                augmentation=self.augmentation,
+                views=(Clean(), Adversarial(attack=self.attack)),
+                terms=(CrossEntropy(),),
+                optimizer=self.optimizer,
+                batch_size=self.batch_size,
+            ),
+        )
+
+
+@word
+class AdversarialContrastive:
+    """SupCon on the images and the examples that maximise it, then a linear classifier (Cusin 2026, section 4).
+
+    The contrastive loss, and the attack on it, are of the encoder's output. Each example is pushed away from the clean
+    images of its class; in the authors' code from their examples, all of which move at once. The classifier learns
+    from images and PGD examples, as there.
+    """
+
+    name: Literal["adversarial_contrastive"] = "adversarial_contrastive"
+    encoder_epochs: NonNegativeInt = 40
+    linear_epochs: NonNegativeInt = 10
+    batch_size: PositiveInt = 64
+    temperature: PositiveFloat = 0.1
+    optimizer: Optimizer = Adam(learning_rate=1e-3)
+    linear_optimizer: Optimizer = Adam(learning_rate=1e-3)
+    augmentation: Policy = NoAugmentation()
+    attack: Attack = SupConAttack(epsilon=8 / 255, step_size=2 / 255, num_steps=10, temperature=0.1, reads="embedding")
+    linear_attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+
+    def phases(self) -> tuple[Phase, ...]:
+        batch = dict(batch_size=self.batch_size, augmentation=self.augmentation)
+        return (
+            Phase(
+                name="adversarial contrastive training",
+                epochs=self.encoder_epochs,
+                trains=("encoder",),
+                views=(Clean(), Adversarial(attack=self.attack)),
+                terms=(SupCon(temperature=self.temperature, reads="embedding"),),
+                optimizer=self.optimizer,
+                **batch,
+            ),
+            Phase(
+                name="linear classifier",
+                epochs=self.linear_epochs,
+                trains=("classifier",),
+                views=(Clean(), Adversarial(attack=self.linear_attack)),
+                terms=(CrossEntropy(),),
+                optimizer=self.linear_optimizer,
+                **batch,
+            ),
+        )

@@ -1,0 +1,84 @@
+"""Supervised contrastive learning without an attack: in two stages, or in one together with cross-entropy."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from keras_rcl.vocabulary.dataset import NoAugmentation, Policy, SimCLR
+from keras_rcl.vocabulary.phase import Adam, CrossEntropy, Optimizer, Phase, SupCon, view_of
+from keras_rcl.vocabulary.word import word
+
+
+@word
+class SupConLinear:
+    """Supervised contrastive learning of f and g, then a linear classifier on the frozen f (Khosla et al. 2020).
+
+    "SCL" of CLAF's Table 1, which gives no setting for it: the defaults are those of `clafs` (200 + 100 epochs).
+    Cusin's double training (section 2.4) is the same without g: `reads=embedding`, one view, 20 + 10 epochs of
+    Adam 1e-3, batch 128, both stages on the same augmentation.
+    """
+
+    name: Literal["supcon_linear"] = "supcon_linear"
+    encoder_epochs: NonNegativeInt = 200
+    linear_epochs: NonNegativeInt = 100
+    batch_size: PositiveInt = 256
+    temperature: PositiveFloat = 0.07
+    num_views: PositiveInt = 2
+    reads: Literal["projection", "embedding"] = "projection"
+    augmentation: Policy = SimCLR()
+    linear_augmentation: Policy = NoAugmentation()
+    optimizer: Optimizer = Adam(learning_rate=0.05, schedule="cosine")
+    linear_optimizer: Optimizer = Adam(learning_rate=1e-3, schedule="cosine")
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase(
+                name="contrastive training",
+                epochs=self.encoder_epochs,
+                trains=("encoder", "projector") if self.reads == "projection" else ("encoder",),
+                views=(view_of(self.augmentation),) * self.num_views,
+                terms=(SupCon(temperature=self.temperature, reads=self.reads),),
+                optimizer=self.optimizer,
+                batch_size=self.batch_size,
+            ),
+            Phase(
+                name="linear classifier",
+                epochs=self.linear_epochs,
+                trains=("classifier",),
+                views=(view_of(self.linear_augmentation),),
+                terms=(CrossEntropy(),),
+                optimizer=self.linear_optimizer,
+                batch_size=self.batch_size,
+            ),
+        )
+
+
+@word
+class SingleTraining:
+    """Single training: alpha * SupCon + (1 - alpha) * CE, encoder and classifier at once (Cusin, section 2.4).
+
+    The contrastive loss is on the encoder's output, one view of each image. The paper leaves alpha to be tuned; this
+    one is the authors' code's.
+    """
+
+    name: Literal["single_training"] = "single_training"
+    epochs: NonNegativeInt = 30
+    batch_size: PositiveInt = 128
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.1
+    temperature: PositiveFloat = 0.07
+    optimizer: Optimizer = Adam(learning_rate=1e-3)
+    augmentation: Policy = NoAugmentation()
+
+    def phases(self) -> tuple[Phase, ...]:
+        contrast = SupCon(weight=self.alpha, temperature=self.temperature, reads="embedding")
+        return (
+            Phase(
+                name="single training",
+                epochs=self.epochs,
+                trains=("encoder", "classifier"),
+                views=(view_of(self.augmentation),),
+                terms=(contrast, CrossEntropy(weight=1 - self.alpha)),
+                optimizer=self.optimizer,
+                batch_size=self.batch_size,
+            ),
+        )

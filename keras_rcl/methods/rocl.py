@@ -1,0 +1,67 @@
+"""RoCL: adversarial contrastive pre-training without labels."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from keras_rcl.vocabulary.attack import PGD, Attack, SupConAttack
+from keras_rcl.vocabulary.dataset import CropFlip, Policy, SimCLR
+from keras_rcl.vocabulary.phase import (
+    SGD,
+    Adversarial,
+    Augmented,
+    CrossEntropy,
+    Optimizer,
+    Phase,
+    SupCon,
+    view_of,
+)
+from keras_rcl.vocabulary.word import word
+
+
+@word
+class RoCLAT:
+    """RoCL (Kim et al. 2020, arXiv:2006.07589): contrastive training without labels, then adversarial training.
+
+    The positives of an image are its other views: two crops, and one that an attack made unlike itself. Then
+    adversarial training of all parts, by the field's schedule as for `at` but for its epochs. Where we leave the
+    paper and its code: SGD without LARS and warm-up; the attacked crop is a third one and is pushed away from itself,
+    in the paper the first away from the second; and the term of weight 1/256 that contrasts it once more is left out.
+    """
+
+    name: Literal["rocl_at"] = "rocl_at"
+    pretraining_epochs: NonNegativeInt = 1000
+    finetuning_epochs: NonNegativeInt = 150
+    batch_size: PositiveInt = 256
+    temperature: PositiveFloat = 0.5
+    pretraining_augmentation: Policy = SimCLR()
+    augmentation: Policy = CropFlip()
+    pretraining_optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=1e-6)
+    optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
+    pretraining_attack: Attack = SupConAttack(
+        epsilon=8 / 255, step_size=0.007, num_steps=7, temperature=0.5, positives="image"
+    )
+    attack: Attack = PGD(epsilon=8 / 255, step_size=0.007, num_steps=10)
+
+    def phases(self) -> tuple[Phase, ...]:
+        crop = Augmented(policy=self.pretraining_augmentation)
+        return (
+            Phase(
+                name="contrastive pre-training",
+                epochs=self.pretraining_epochs,
+                trains=("encoder", "projector"),
+                views=(crop, crop, Adversarial(attack=self.pretraining_attack, of=crop)),
+                terms=(SupCon(temperature=self.temperature, positives="image"),),
+                optimizer=self.pretraining_optimizer,
+                batch_size=self.batch_size,
+            ),
+            Phase(
+                name="adversarial training",
+                epochs=self.finetuning_epochs,
+                trains=("encoder", "classifier"),
+                views=(Adversarial(attack=self.attack, of=view_of(self.augmentation)),),
+                terms=(CrossEntropy(),),
+                optimizer=self.optimizer,
+                batch_size=self.batch_size,
+            ),
+        )

@@ -1,0 +1,104 @@
+"""Wang 2024: a contrastive loss beside cross-entropy, from scratch or on a trained baseline."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
+from keras_rcl.vocabulary.phase import (
+    Adam,
+    CrossEntropy,
+    MarginContrastive,
+    Optimizer,
+    Phase,
+    SupCon,
+    view_of,
+)
+from keras_rcl.vocabulary.word import word
+
+
+@word
+class SCL:
+    """Supervised contrastive loss and cross-entropy together from scratch (Wang 2024, eq. 3, figs. 6 and 7).
+
+    alpha * SupCon + beta * CE on one view of each image, through a projection head of two layers and 64 dimensions
+    (`network`). The paper gives no temperature; this one is Khosla et al.'s.
+    """
+
+    name: Literal["scl"] = "scl"
+    epochs: NonNegativeInt = 10
+    batch_size: PositiveInt = 128
+    alpha: NonNegativeFloat = 0.5
+    beta: NonNegativeFloat = 0.5
+    temperature: PositiveFloat = 0.07
+    optimizer: Optimizer = Adam(learning_rate=1e-3)
+    augmentation: Policy = NoAugmentation()
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (_joint(self, "joint training", SupCon(weight=self.alpha, temperature=self.temperature)),)
+
+
+@word
+class RefinedSCL:
+    """The baseline, then supervised contrastive loss and cross-entropy together (Wang 2024, eq. 3, fig. 8)."""
+
+    name: Literal["refined_scl"] = "refined_scl"
+    baseline_epochs: NonNegativeInt = 10
+    epochs: NonNegativeInt = 10
+    batch_size: PositiveInt = 128
+    alpha: NonNegativeFloat = 0.5
+    beta: NonNegativeFloat = 0.5
+    temperature: PositiveFloat = 0.07
+    optimizer: Optimizer = Adam(learning_rate=1e-3)
+    augmentation: Policy = NoAugmentation()
+
+    def phases(self) -> tuple[Phase, ...]:
+        contrast = SupCon(weight=self.alpha, temperature=self.temperature)
+        return (_baseline(self), _joint(self, "refinement", contrast))
+
+
+@word
+class MarginSCL:
+    """The baseline, then margin contrastive loss and cross-entropy together (Wang 2024, eqs. 4 and 5, fig. 9)."""
+
+    name: Literal["margin_scl"] = "margin_scl"
+    baseline_epochs: NonNegativeInt = 10
+    epochs: NonNegativeInt = 10
+    batch_size: PositiveInt = 128
+    alpha: NonNegativeFloat = 0.5
+    beta: NonNegativeFloat = 0.5
+    positive_margin: float = 0.5
+    negative_margin: float = 0.1
+    optimizer: Optimizer = Adam(learning_rate=1e-3)
+    augmentation: Policy = NoAugmentation()
+
+    def phases(self) -> tuple[Phase, ...]:
+        contrast = MarginContrastive(
+            weight=self.alpha, positive_margin=self.positive_margin, negative_margin=self.negative_margin
+        )
+        return (_baseline(self), _joint(self, "margin refinement", contrast))
+
+
+def _baseline(method: RefinedSCL | MarginSCL) -> Phase:
+    return Phase(
+        name="baseline",
+        epochs=method.baseline_epochs,
+        trains=("encoder", "classifier"),
+        views=(view_of(method.augmentation),),
+        terms=(CrossEntropy(),),
+        optimizer=method.optimizer,
+        batch_size=method.batch_size,
+    )
+
+
+def _joint(method: SCL | RefinedSCL | MarginSCL, name: str, contrast: SupCon | MarginContrastive) -> Phase:
+    """alpha * contrast + beta * CE, all parts."""
+    return Phase(
+        name=name,
+        epochs=method.epochs,
+        trains=("encoder", "projector", "classifier"),
+        views=(view_of(method.augmentation),),
+        terms=(contrast, CrossEntropy(weight=method.beta)),
+        optimizer=method.optimizer,
+        batch_size=method.batch_size,
+    )
