@@ -15,10 +15,18 @@ from keras_rcl.commands import cli
 from keras_rcl.methods import VARIANTS
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
 from keras_rcl.vocabulary.attack import AutoAttack
+from keras_rcl.vocabulary.threat import format_pixels
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PUBLISHED = {"baseline": "95.5 / 0.0", "at": "84.8 / 44.7", "clafs": "92.4 / 60.4"}
+PUBLISHED = {
+    "baseline": "95.5 / 0.0",
+    "supcon_linear": "92.6 / 18.3",
+    "at": "84.8 / 44.7",
+    "trades": "83.7 / 51.4",
+    "rocl_at": "80.2 / 40.7",
+    "clafs": "92.4 / 60.4",
+}
 """Clean and PGD-10 accuracy of CLAF's Table 1 (Rahamim and Naeh 2022): ResNet-18, and its code's own protocol."""
 
 
@@ -69,14 +77,29 @@ def autoattack() -> str:
 
 
 def reference() -> str:
-    """One row a member of AutoAttack: ours beside torchattacks', on the same weights and images."""
+    """One row a network and attack: ours beside torchattacks', on the same weights and images."""
     rows = []
     for path in sorted((ROOT / "results/benchmarks").glob("attack_reference-*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
-        for member, row in measured["members"].items():
+        name = Path(measured["model"]).name.removeprefix("cifar10-")
+        ball = f"{measured['norm']} {format_pixels(measured['epsilon'])}"
+        for attack, row in measured["summary"].items():
             shares = (percent(row[key]) for key in ("ours", "torchattacks", "agreement"))
-            rows.append([member, str(measured["images"]), *shares])
-    return markdown_table(["member", "images", "ours", "torchattacks", "same outcome"], rows)
+            rows.append([f"`{name}`", ball, attack, str(measured["images"]), *shares])
+    header = ["network", "ball", "attack", "images", "ours", "torchattacks", "same outcome"]
+    return markdown_table(header, rows, right=(3, 4, 5, 6))
+
+
+def protocols() -> str:
+    """One row a model, one column a protocol: robust accuracy, and how far the attack went in pixels."""
+    shown, rows = records("results/protocols", "cifar10"), []
+    for name, record in shown.items():
+        cells = [f"{percent(row['robust_accuracy'])} ({255 * row['largest_distance']:.1f})" for row in record["rows"]]
+        (worst,) = (row for row in records("results/autoattack", "cifar10")[name]["rows"])
+        rows.append([f"`{name}`", percent(record["clean_accuracy"]), *cells, percent(worst["robust_accuracy"])])
+    names = list(dict.fromkeys(row["protocol"] for record in shown.values() for row in record["rows"]))
+    header = ["model", "clean", *(f"PGD-10 {name}" for name in names), "AutoAttack pixel"]
+    return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
 
 
 def _commands(shown: dict[str, dict]) -> str:
@@ -98,7 +121,7 @@ def _help(context: click.Context) -> str:
     return f"```text\n{context.get_help()}\n```"
 
 
-GENERATED = {function.__name__: function for function in (variants, digits, cifar10, autoattack, reference)}
+GENERATED = {function.__name__: function for function in (variants, digits, cifar10, autoattack, reference, protocols)}
 
 
 def readme(text: str) -> str:

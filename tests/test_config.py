@@ -182,7 +182,7 @@ def test_an_unknown_variant(name, meant):
         ("a: [", "is not YAML: "),
         ("- a\n- b\n", "holds no mapping of settings; see configs/digits.yaml"),
         ("", "holds no mapping of settings"),
-        ("seed: 1\n", "names no variant; give --variant, one of baseline, at, trades, clafs"),
+        ("seed: 1\n", f"names no variant; give --variant, one of {', '.join(VARIANTS)}"),
         ("variant: [at]\n", "unknown variant ['at']"),
         ("variant: at\nmethods: {att: {}}\n", "unknown variant 'att'; did you mean 'at'?"),
         ("variant: at\nmethods: {at: 3}\n", "methods must map variants to their settings, not {'at': 3}"),

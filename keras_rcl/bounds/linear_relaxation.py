@@ -176,9 +176,10 @@ def _conv(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
     constant = ops.sum(ops.tensordot(a, step.operation.bias, axes=1), axis=(1, 2))
     a = ops.conv_transpose(a, kernel, strides=strides, padding="valid")
     if rows.place is None:
-        rest = [n - m for n, m in zip(inputs[0].shape[:2], a.shape[1:3], strict=True)]
-        a = ops.pad(a, [(0, 0), (0, rest[0]), (0, rest[1]), (0, 0)])
-        return replace(rows, coefficients=a), constant
+        # Pixels past the last window are not read; a stride above the kernel's size adds some that are not there.
+        height, width = inputs[0].shape[:2]
+        rest = [(0, max(n - m, 0)) for n, m in zip((height, width), a.shape[1:3], strict=True)]
+        return replace(rows, coefficients=ops.pad(a, [(0, 0), *rest, (0, 0)])[:, :height, :width]), constant
     place = rows.place
     stride, offset = (tuple(m * s for m, s in zip(of, strides, strict=True)) for of in (place.stride, place.offset))
     return replace(rows, coefficients=a, place=replace(place, stride=stride, offset=offset)), constant

@@ -6,7 +6,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from keras_rcl.vocabulary.attack import PGD, Attack
 from keras_rcl.vocabulary.dataset import CropFlip, Policy
-from keras_rcl.vocabulary.phase import SGD, Adversarial, CrossEntropy, Optimizer, Phase, view_of
+from keras_rcl.vocabulary.phase import SGD, Adversarial, CrossEntropy, Decay, Optimizer, Phase, view_of
 from keras_rcl.vocabulary.word import word
 
 
@@ -15,7 +15,7 @@ class AT:
     """Adversarial training (Madry et al. 2018): cross-entropy on PGD examples alone.
 
     The defaults are the field's for CIFAR-10 and ResNet-18 (Rice et al. 2020): PGD-10 at 8/255 with steps of 2/255,
-    crop and flip, SGD 0.1 with momentum, batch 128.
+    crop and flip, SGD 0.1 with momentum, batch 128. `ema`, such as 0.999, averages the weights.
     """
 
     name: Literal["at"] = "at"
@@ -23,6 +23,7 @@ class AT:
     batch_size: PositiveInt = 128
     optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
     augmentation: Policy = CropFlip()
+    ema: Decay = 0.0
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
     def phases(self) -> tuple[Phase, ...]:
@@ -35,5 +36,6 @@ class AT:
                 terms=(CrossEntropy(),),
                 optimizer=self.optimizer,
                 batch_size=self.batch_size,
+                ema=self.ema,
             ),
         )

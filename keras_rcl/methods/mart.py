@@ -11,6 +11,7 @@ from keras_rcl.vocabulary.phase import (
     Adversarial,
     BoostedCrossEntropy,
     Clean,
+    Decay,
     MisclassifiedKL,
     Optimizer,
     Phase,
@@ -23,7 +24,7 @@ class MART:
     """Misclassification-aware adversarial training (Wang et al. 2020).
 
     BCE(adversarial) + beta * KL(p(clean) || p(adversarial)) * (1 - p_y(clean)), the attack maximising cross-entropy.
-    beta = 5 is the paper's lambda for ResNet-18; schedule, attack and the joint pass are those of `trades`.
+    beta = 5 is the paper's lambda for ResNet-18; schedule, attack, the joint pass and `ema` are as of `trades`.
     """
 
     name: Literal["mart"] = "mart"
@@ -32,6 +33,7 @@ class MART:
     beta: NonNegativeFloat = 5.0
     optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
     augmentation: Policy = CropFlip()
+    ema: Decay = 0.0
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
     def phases(self) -> tuple[Phase, ...]:
@@ -45,5 +47,6 @@ class MART:
                 terms=(BoostedCrossEntropy(on="adversarial"), MisclassifiedKL(weight=self.beta)),
                 optimizer=self.optimizer,
                 batch_size=self.batch_size,
+                ema=self.ema,
             ),
         )

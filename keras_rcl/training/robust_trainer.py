@@ -12,6 +12,7 @@ from keras_rcl.training.loss_terms import (
     term_names,
     weigh,
 )
+from keras_rcl.training.moving_average import MovingAverage
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
 
@@ -28,6 +29,7 @@ class RobustTrainer(keras.Model):
         self.network = network
         self.phase = phase
         self.kinds = tuple(view.kind for view in phase.views)
+        self.average = MovingAverage(network, phase.ema) if phase.ema else None
         self.traces = 0
         names = [*term_names(phase), *(f"accuracy_{kind}" for kind in sorted(set(self.kinds)))]
         if is_contrastive(phase):
@@ -48,7 +50,10 @@ class RobustTrainer(keras.Model):
         x, y, zero_gradients = stack_views(self.network, self.phase, *data)
         if "zero_gradients" in self.means:
             self.means["zero_gradients"].update_state(zero_gradients)
-        return super().train_step((x, y))
+        metrics = super().train_step((x, y))
+        if self.average:
+            self.average.update(self.optimizer.iterations)
+        return metrics
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         values = evaluate_terms(self.phase, Batch(y, y_pred, self.kinds))

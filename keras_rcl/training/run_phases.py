@@ -65,6 +65,7 @@ class PhaseRunner:
             balanced=settings["balanced"],
         )
         self.trainer = RobustTrainer(network, phase, settings["precision"])
+        self.average = self.trainer.average
         self.optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
         freeze(network, phase)
         self.trainer.compile(optimizer=self.optimizer, jit_compile=settings["jit"])
@@ -80,15 +81,21 @@ class PhaseRunner:
         if self.phase.fresh_optimizer:
             for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
+        if self.average:
+            self.average.begin()
 
     def run_epoch(self, progress: Progress, label: str) -> dict[str, float]:
-        """One pass over the training images; returns the means of its metrics."""
+        """One pass over the training images, which leaves the average where one is kept; returns the metrics' means."""
         freeze(self.network, self.phase)
+        if self.average:
+            self.average.show(False)
         self.batches.start_epoch(self.epochs_run)
         progress.start(label, self.batches.steps_per_epoch, work=self.work_per_epoch)
         started = time.perf_counter()
         history = self.trainer.fit(self.batches.dataset, shuffle=False, verbose=0, callbacks=[_Report(progress)])
         seconds = time.perf_counter() - started
+        if self.average:
+            self.average.show(True)
         self.epochs_run += 1
         metrics = {name: float(values[-1]) for name, values in history.history.items()}
         images = self.batches.steps_per_epoch * self.batches.batch_size
@@ -108,6 +115,18 @@ class PhaseRunner:
 def _entropy(*numbers: int) -> int:
     """One seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
+
+
+def overfits_catastrophically(metrics: dict[str, float], best: float) -> bool:
+    """Whether a single-step attack has been learnt by heart (Wong et al. 2020, "catastrophic overfitting").
+
+    The training's own attack fails more than ever, while the monitored one takes more than half of what it once left.
+
+    Args:
+        metrics: of an epoch.
+        best: the highest accuracy under the monitored attack so far in the phase.
+    """
+    return metrics["monitor_adversarial_accuracy"] < best / 2 <= best <= metrics.get("accuracy_adversarial", 0.0)
 
 
 def work_per_batch(phase: Phase) -> float:
@@ -242,6 +261,7 @@ def run_phases(
     for number, (runner, refreshes) in enumerate(runners, start=1):
         phase, last_phase = runner.phase, number == len(runners)
         runner.begin()
+        best_monitored, warned = 0.0, False
         for epoch in range(1, phase.epochs + 1):
             label = f"{number}/{len(runners)} {phase.name}  epoch {epoch}/{phase.epochs}"
             for inner in refreshes:
@@ -253,6 +273,14 @@ def run_phases(
             metrics = runner.run_epoch(progress, label)
             monitored, grid = monitor()
             metrics.update(monitored)
+            if overfits_catastrophically(metrics, best_monitored) and not warned:
+                warned = True
+                progress.say(
+                    f"catastrophic overfitting in epoch {epoch} of {phase.name}: {metrics['accuracy_adversarial']:.0%} "
+                    f"under the training's attack, {metrics['monitor_adversarial_accuracy']:.0%} under the monitored "
+                    f"one, which left {best_monitored:.0%} before; take more steps, smaller ones, or fewer epochs"
+                )
+            best_monitored = max(best_monitored, metrics["monitor_adversarial_accuracy"])
             if last_phase and validate:
                 validation = validate()
                 metrics.update({f"validation_{name}": value for name, value in validation.items()})

@@ -10,6 +10,8 @@ from keras_rcl.vocabulary.network import Part
 from keras_rcl.vocabulary.word import word
 
 Weight = NonNegativeFloat
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a moving average: the share of it that a step leaves."""
 Kind = Literal["clean", "augmented", "adversarial"]
 
 
@@ -155,6 +157,8 @@ class Phase:
         reinitialize: parts drawn anew before the phase starts; as a refresh, before each of its runs.
         fresh_optimizer: for a refresh: start its optimizer anew at each run, as CLAF's published code does.
         detach_classifier: the classifier trains, but its gradient stops at the embedding (an online head).
+        ema: decay of an exponential moving average of the network over the phase's steps; 0 keeps none. The average is
+            what is monitored, validated, saved and handed on; the steps, and their attacks, are of the weights.
         frozen_statistics: False lets a frozen encoder's BatchNorm statistics move, as CLAF's published code does.
     """
 
@@ -170,9 +174,12 @@ class Phase:
     reinitialize: tuple[Part, ...] = ()
     fresh_optimizer: bool = False
     detach_classifier: bool = False
+    ema: Decay = 0.0
     frozen_statistics: bool = True
 
     def __post_init__(self):
+        if self.ema and self.refresh:
+            raise ValueError(f"phase {self.name!r}: its refreshes would train the average; leave out one of the two")
         kinds = [view.kind for view in self.views]
         for term in self.terms:
             if isinstance(term, (KLToClean, MisclassifiedKL)) and sorted(kinds) != ["adversarial", "clean"]:

@@ -6,9 +6,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_rcl.attacks import craft
+from keras_rcl import attacks
 from keras_rcl.networks import build_network
-from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, PGD, AutoPGD, CarliniWagner, Noise, RayS, Square
+from keras_rcl.vocabulary.attack import (
+    BIM,
+    FAB,
+    FGSM,
+    MIFGSM,
+    PGD,
+    AutoPGD,
+    CarliniWagner,
+    Embedding,
+    Noise,
+    RayS,
+    Square,
+    SupConAttack,
+    Transfer,
+)
 from keras_rcl.vocabulary.network import Network
 
 ATTACKS = {
@@ -50,7 +64,18 @@ NOISE = {
     for norm, epsilon in (("linf", "8/255"), ("l2", "100/255"))
 }
 """Move any image, and ask the classifier nothing."""
-EVERY = ATTACKS | ENSEMBLE | NOISE
+OTHERS = {
+    "mifgsm": MIFGSM(epsilon="8/255", num_steps=6),
+    "mifgsm l2 targeted": MIFGSM(epsilon="100/255", norm="l2", num_steps=6, targeted=True),
+    "pgd dlr": PGD(epsilon="8/255", num_steps=6, loss="dlr"),
+    "pgd kl_to_clean": PGD(epsilon="8/255", num_steps=6, loss="kl_to_clean"),
+    "embedding": Embedding(epsilon="8/255", num_steps=6),
+    "embedding l2": Embedding(epsilon="100/255", norm="l2", num_steps=6),
+    "supcon": SupConAttack(epsilon="8/255", num_steps=6, temperature=0.5),
+    "transfer": Transfer(source="another", attack=PGD(epsilon="8/255", num_steps=6)),
+}
+"""Climb something else, or by another way; what they look at is here the same function as for all others."""
+EVERY = ATTACKS | ENSEMBLE | NOISE | OTHERS
 gradient_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 every_attack = pytest.mark.parametrize("attack", EVERY.values(), ids=EVERY)
 
@@ -60,6 +85,14 @@ RNG = np.random.default_rng(0)
 IMAGES = np.clip(RNG.uniform(-0.25, 1.25, (7, 8, 8, 1)), 0, 1).astype("float32")
 LABELS = RNG.integers(0, CLASSES, 7)
 HIDDEN, OUTPUT = RNG.normal(size=(64, 16)) / 4, RNG.normal(size=(16, CLASSES))
+
+
+def craft(attack, fn, x, labels, **options):
+    """`craft`, with fixed samples for the SupCon attack to contrast with."""
+    if attack.name == "supcon":
+        samples = np.random.default_rng(7).uniform(0, 1, (8, 8, 8, 1)).astype("float32")
+        options["support"] = np.arange(8) % CLASSES, tf.cast(fn(samples), tf.float32)
+    return attacks.craft(attack, fn, x, labels, **options)
 
 
 def smooth(x):
@@ -145,7 +178,7 @@ def test_neighbours_hardly_matter_to_a_float32_network(network, name):
 def test_the_seed_decides(attack):
     first = craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy()
     assert craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == first.tobytes()
-    if attack in ENSEMBLE.values():
+    if attack in ENSEMBLE.values() or isinstance(attack, Transfer):
         return
     # After many steps other starts may end in the same corner of the ball; after one step they do not.
     one_step = attack if isinstance(attack, FGSM | Noise) else dataclasses.replace(attack, num_steps=1)

@@ -340,6 +340,8 @@ def phase_text(phase) -> list[str]:
         lines.append(f"    draws     {', '.join(phase.reinitialize)} anew")
     if phase.fresh_optimizer:
         lines.append("    starts its optimizer anew")
+    if phase.ema:
+        lines.append(f"    keeps     a moving average of decay {phase.ema:g}")
     if not phase.frozen_statistics:
         lines.append("    BatchNorm statistics of the frozen encoder move")
     if not isinstance(phase.augmentation, NoAugmentation):
@@ -406,6 +408,12 @@ def test_the_variant_is_the_papers(name):
 
 def test_every_variant_has_its_text_in_the_order_of_the_table():
     assert list(VARIANTS) == list(TEXTS)
+
+
+@pytest.mark.parametrize("name", ["at", "trades", "mart"])
+def test_the_average_is_one_setting(name):
+    phase, *lines = lines_of(TEXTS[name])
+    assert text_of(VARIANTS[name](ema=0.999)) == [phase, "    keeps     a moving average of decay 0.999", *lines]
 
 
 def test_cusins_double_training_is_a_setting_of_supcon_linear():

@@ -268,7 +268,7 @@ def test_a_refresh_reuses_its_batches(monkeypatch):
         steps.run_epoch(Silent(), "")
         orders.add(tuple(label for _, labels, _ in dataset for label in labels.numpy()))
         assert steps.batches.dataset is dataset
-        assert len(traced) == 2  # the two crops, once
+        assert len(traced) == 3  # what all views share, and the two crops, once
     assert len(orders) == 3  # and yet each epoch has its own
 
 
