@@ -39,7 +39,7 @@ import tensorflow as tf
 from scipy.optimize import linprog, minimize
 
 from keras_rcl.attacks import carlini_wagner, craft, fab
-from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, PGD, AutoAttack, AutoPGD, CarliniWagner, Square
+from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, MIFGSM, PGD, AutoAttack, AutoPGD, CarliniWagner, RayS, Square
 
 SIDE, CLASSES = 8, 4
 EPSILON = {"linf": 0.04, "l2": 0.3}
@@ -306,7 +306,10 @@ BUDGET = {
     "apgd-t": AutoPGD(loss="dlr_targeted"),
     "square": Square(),
     "autoattack": AutoAttack(),
+    "pgd dlr": PGD(num_steps=40, loss="dlr"),
     "fgsm": FGSM(),
+    "mifgsm": MIFGSM(),
+    "rays": RayS(num_queries=2000, tolerance=1e-5),
 }
 ONE_STEP = {("linear", "linf"), ("linear", "l2"), ("boxed", "linf"), ("disjoint", "linf")}
 """Where the gradient's direction, or all that the norm keeps of it, is the same all the way."""
@@ -316,7 +319,9 @@ CASES = [
     (name, norm, attack)
     for name, norm, attack in itertools.product(MODELS, EPSILON, BUDGET)
     if (name, norm) != ("boxed", "l2")
-    and (attack != "fgsm" or (name, norm) in ONE_STEP)
+    # Steps of epsilon / num_steps reach the border only where all go the same way.
+    and (attack not in ("fgsm", "mifgsm") or (name, norm) in ONE_STEP)
+    and (attack != "rays" or (name, norm) == ("linear", "linf"))
     and (attack != "autoattack" or name in ("linear", "convex"))  # slow, and its members are everywhere
     # Square's l2 moves are hills; of white noise they build 0.6 of the best step, as in `test_square`.
     and ("hills" in name) == (norm == "l2" and attack == "square")
