@@ -21,7 +21,6 @@ from keras_rcl.vocabulary.threat import PROTOCOLS, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
 INTERRUPTED = 130
-DATASET_OPTIONS = ("folder", "data_dir", "image_size", "limit")
 
 
 class OneLineErrors(click.Group):
@@ -54,6 +53,23 @@ def experiment_options(command):
         click.option(
             "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated."
         ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def data_options(command):
+    """The options that say which images a model is attacked on, and how."""
+    options = (
+        click.option("--dataset", help="A data set; the one that the model was trained with by default."),
+        click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class."),
+        click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default."),
+        click.option("--image-size", type=click.IntRange(min=1), help="Resize the images of the data set."),
+        click.option("--part", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True),
+        click.option("--limit", type=click.IntRange(min=1), help="At most so many images, class balance kept."),
+        click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
     )
     for option in reversed(options):
         command = option(command)
@@ -150,45 +166,22 @@ def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, 
 )
 @click.option("--epsilon", "epsilons", help="A list, such as 1/255,2/255,4/255,8/255,16/255; runs each attack at each.")
 @click.option("--restarts", type=click.IntRange(min=1), help="Random restarts of the attacks that have them.")
-@click.option("--dataset", help="A data set; the one that the model was trained with by default.")
-@click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class.")
-@click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
-@click.option("--image-size", type=click.IntRange(min=1), help="Resize the images of the data set.")
-@click.option("--part", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many images, class balance kept.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@data_options
 @foreign_model_options
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; attacks/<model> by default.")
 @click.option("--save-images", is_flag=True, help="Also write the adversarial images, adversarial.npz.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted attack.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def attack(
-    model,
-    attacks,
-    transfers,
-    protocol,
-    epsilons,
-    restarts,
-    dataset,
-    folder,
-    data_dir,
-    image_size,
-    limit,
-    as_json,
-    **options,
-):
+def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **options):
     """Attack a SavedModel or .keras file: of this tool, or any from images to logits or probabilities.
 
     Killed or interrupted, the same command goes on where it was.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     words = _attacks(attacks or ("fgsm", "pgd-40"), transfers, epsilons, restarts, protocol)
-    chosen = dict(name=dataset, folder=folder, data_dir=data_dir, image_size=image_size, limit=limit)
+    chosen = _dataset_fields(options)
     with StderrProgress() as progress:
-        record, written = _experiment_module().attack(
-            model, words, dataset=_given(chosen), progress=progress, **options
-        )
+        record, written = _experiment_module().attack(model, words, dataset=chosen, progress=progress, **options)
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return
@@ -210,16 +203,9 @@ def attack(
 @click.option("--norm", type=click.Choice(["linf", "l2"]), help="Of the claim; linf by default, or the record's.")
 @click.option("--epsilon", help="Of the claim, such as 8/255; 8/255 by default, or the record's.")
 @click.option("--transfer-from", multiple=True, type=click.Path(path_type=Path), help="A model to craft images on.")
-@click.option("--dataset", help="A data set; the one that the model was trained with by default.")
-@click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class.")
-@click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
-@click.option("--image-size", type=click.IntRange(min=1), help="Resize the images of the data set.")
-@click.option("--part", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many images, class balance kept.")
+@data_options
 @click.option("--check-images", type=click.IntRange(min=1), default=100, show_default=True, help="Of the checks.")
 @click.option("--verifier", help="The attack that the number is held against; autoattack by default.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @foreign_model_options
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; audits/<model> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder.")
@@ -235,7 +221,7 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
     except ValidationError as error:
         raise Refused(f"--epsilon {epsilon}: {first_line(error)}") from None
     verifier = None if verifier is None else parse_attack(verifier)
-    chosen = {"name": options.pop("dataset"), **{key: options.pop(key) for key in DATASET_OPTIONS}}
+    chosen = _dataset_fields(options)
     runtime.start_tensorflow()
     from keras_rcl.auditing import audit_model
 
@@ -246,7 +232,7 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
             record=record,
             norm=norm,
             epsilon=radius,
-            dataset=_given(chosen),
+            dataset=chosen,
             budget=AuditBudget(num_images=check_images, verifier=verifier),
             progress=progress,
             **options,
@@ -316,6 +302,12 @@ def _experiment_module():
 
 def _given(options: dict) -> dict:
     return {key: value for key, value in options.items() if value is not None}
+
+
+def _dataset_fields(options: dict) -> dict:
+    """The fields of `Dataset` that are given, taken out of the options."""
+    fields = {key: options.pop(key) for key in ("folder", "data_dir", "image_size", "limit")}
+    return _given({"name": options.pop("dataset"), **fields})
 
 
 def _as_settings(seed, precision, jit, limit, data_dir) -> list[str]:

@@ -127,8 +127,7 @@ def fold(network: keras.Model, output: str = "logits", dtype: str = "float32") -
         Refused: if a layer on the way, named by its path, is not one of `LAYERS` or has a setting without bounds.
     """
     builder = _Builder(dtype)
-    start = builder.add(Image(), (), network.input_shape[1:], "image")
-    last = propagate(network, dict.fromkeys(LAYERS, builder.translate), start, output)
+    last = propagate(network, dict.fromkeys(LAYERS, builder.translate), builder.image, output)
     return _needed(builder.steps, last)
 
 
@@ -181,6 +180,10 @@ class _Builder:
             return self.add(FOLDED[kinds](before.operation, operation), before.inputs, shape, path)
         self.steps.append(Step(operation, tuple(inputs), tuple(shape), path))
         return len(self.steps) - 1
+
+    def image(self, tensor) -> int:
+        """The first step, from the network's symbolic input."""
+        return self.add(Image(), (), tensor.shape[1:], "image")
 
     def translate(self, layer, path: str, *inputs: int) -> int:
         """The last of the steps that a layer's call becomes."""

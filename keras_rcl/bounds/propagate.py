@@ -10,7 +10,7 @@ LayerRule = Callable
 """`rule(layer, path, *values) -> value`: what a layer makes of the values of its inputs."""
 
 
-def propagate(network: keras.Model, rules: Mapping[type, LayerRule], start, output: str = "logits"):
+def propagate(network: keras.Model, rules: Mapping[type, LayerRule], start: Callable, output: str = "logits"):
     """The value of one output of a functional or Sequential model, by the rules of the layers on the way to it.
 
     A call of a layer is visited once, however many layers read it; layers that the output does not depend on are not
@@ -19,7 +19,7 @@ def propagate(network: keras.Model, rules: Mapping[type, LayerRule], start, outp
     Args:
         network: one input; one output, or a dict of them.
         rules: layer type, exactly (a subclass may compute something else) -> its rule.
-        start: the value of the network's input.
+        start: the network's symbolic input -> its value.
         output: which one of a dict.
 
     Raises:
@@ -33,7 +33,8 @@ def propagate(network: keras.Model, rules: Mapping[type, LayerRule], start, outp
         )
     if len(network.inputs) != 1:
         raise Refused(f"model {network.name} has {len(network.inputs)} inputs; give one that reads images alone")
-    return _value(_output(network, output), {id(network.inputs[0]): start}, rules, "")
+    image = network.inputs[0]
+    return _value(_output(network, output), {id(image): start(image)}, rules, "")
 
 
 def _has_graph(layer) -> bool:
