@@ -44,6 +44,14 @@ def here(folder, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """As in a terminal: a shell's background job, and so its tests, would ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def run(*arguments):
     before = signal.getsignal(signal.SIGTERM)
     try:
