@@ -119,8 +119,8 @@ CHECKS: dict[str, Check] = {
         "Report the worst case over both, and look for what masks the gradients.",
     ),
     "embedding": Check(
-        "An attack on the embedding, which knows nothing of the classifier, gets below what is claimed or fells what "
-        "attacks through the classifier do not: the head that was attacked is stale or hides the way.",
+        "An attack on the embedding, which knows nothing of the classifier, fells what attacks through the classifier do "
+        "not: the head through which the gradient flows is stale, or hides the way.",
         "Retrain the head on the encoder that is served, and attack the two together.",
     ),
     "record": Check(
@@ -535,12 +535,11 @@ class _Auditor:
             return
         through_head, through_embedding = self.survivors(*white_box), self.survivors("embedding")
         missed = (through_head & ~through_embedding).mean()
-        below = self.claim.robust_accuracy - through_embedding.mean()
         self.note(
             "embedding",
-            self.many(missed) or below > self.budget.tolerance + 2 * _error(through_embedding),
-            f"{through_embedding.mean():.1%} survive an attack on the embedding, {through_head.mean():.1%} those "
-            f"through the classifier, {self.claim.robust_accuracy:.1%} are claimed",
+            self.many(missed),
+            f"{missed:.1%} of the images survive all attacks through the classifier ({through_head.mean():.1%} do) and "
+            f"fall to one on the embedding ({through_embedding.mean():.1%} survive it)",
             robust_accuracy=through_embedding.mean(),
             share_missed_through_the_classifier=missed,
         )
@@ -626,7 +625,7 @@ class _Auditor:
         self.note(
             "protocol",
             bool(matching),
-            f"the claimed {claimed:.1%} is what PGD gives in the coordinates of {text}"
+            f"the claimed {claimed:.1%} is, within chance, what PGD gives in the coordinates of {text}"
             if matching
             else "no other coordinates that are known here give the claimed number",
             **{name: survived.mean() for name, survived in found.items()},
