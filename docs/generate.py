@@ -102,6 +102,20 @@ def protocols() -> str:
     return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
 
 
+def audits() -> str:
+    """What `audit` printed of each committed audit: its command, what was raised, and the verdict."""
+    blocks = []
+    for path in sorted((ROOT / "results/audits").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        raised = [finding for finding in found["findings"] if finding["status"] == "raised"]
+        lines = [
+            f"$ {found['command']}",
+            *(f"{finding['check']}: raised because {finding['because']}." for finding in raised),
+        ]
+        blocks.append("\n".join([*lines, f"The claim {found['verdict']}: {found['reason']}."]))
+    return "```text\n" + "\n\n".join(blocks) + "\n```"
+
+
 def _commands(shown: dict[str, dict]) -> str:
     return "```\n" + "\n".join(record["command"] for record in shown.values()) + "\n```"
 
@@ -121,7 +135,9 @@ def _help(context: click.Context) -> str:
     return f"```text\n{context.get_help()}\n```"
 
 
-GENERATED = {function.__name__: function for function in (variants, digits, cifar10, autoattack, reference, protocols)}
+GENERATED = {
+    function.__name__: function for function in (variants, digits, cifar10, autoattack, reference, protocols, audits)
+}
 
 
 def readme(text: str) -> str:

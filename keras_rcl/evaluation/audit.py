@@ -119,8 +119,8 @@ CHECKS: dict[str, Check] = {
         "Report the worst case over both, and look for what masks the gradients.",
     ),
     "embedding": Check(
-        "An attack on the embedding, which knows nothing of the classifier, fells what attacks through the classifier do "
-        "not: the head through which the gradient flows is stale, or hides the way.",
+        "An attack on the embedding, which knows nothing of the classifier, fells what attacks through the classifier "
+        "do not: the head through which the gradient flows is stale, or hides the way.",
         "Retrain the head on the encoder that is served, and attack the two together.",
     ),
     "record": Check(
