@@ -7,8 +7,10 @@ The exported Keras network is walked layer by layer into PyTorch, so both see th
 compared before anything is attacked. For each member, and for the ensemble, which is the worst case over all of them:
 robust accuracy by either, and on how many images they agree. torchattacks' own AutoAttack class runs 10 steps, so its
 members are called one by one at the published budgets (Croce and Hein 2020); its L2 APGD takes one step size for a
-whole batch, so it is given one image at a time. Each member is written as it comes, and not run again where the file
-has it.
+whole batch, so it is given one image at a time. Its Square never reaches the last row and column with squares smaller
+than the image, though the paper draws their corner from {0, ..., w - h} (Andriushchenko et al. 2020, Algorithm 2); so
+there is a second one, `Square to the edge`, with that one bound mended. Each member is written as it comes, and not run
+again where the file has it.
 """
 
 import argparse
@@ -104,6 +106,13 @@ def torch_network(path: Path) -> TorchNetwork:
     return TorchNetwork([network.get_layer("normalize"), *parts[0], *parts[1]])
 
 
+class SquareToTheEdge(torchattacks.Square):
+    """torchattacks' Square, whose corners are drawn from 0 to `high` with both ends."""
+
+    def random_int(self, low=0, high=1, shape=(1,)):
+        return super().random_int(low, high + 1, list(shape))
+
+
 def members(norm: str, epsilon: float) -> dict:
     """Name -> (our word, torchattacks' attack of a model)."""
     ours = dict(norm=norm, epsilon=epsilon)
@@ -124,6 +133,10 @@ def members(norm: str, epsilon: float) -> dict:
         "Square": (
             Square(**ours),
             lambda m: torchattacks.Square(m, n_queries=5000, n_restarts=1, loss="margin", **theirs),
+        ),
+        "Square to the edge": (
+            Square(**ours),
+            lambda m: SquareToTheEdge(m, n_queries=5000, n_restarts=1, loss="margin", **theirs),
         ),
     }
 
@@ -167,7 +180,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--norm", choices=["linf", "l2"], default="linf")
     parser.add_argument("--epsilon", type=parse_pixels, default=8 / 255)
-    parser.add_argument("--members", default="APGD-CE,APGD-T,FAB-T,Square")
+    parser.add_argument("--members", default="APGD-CE,APGD-T,FAB-T,Square,Square to the edge")
     parser.add_argument("--json", type=Path, help="the file to write, and to go on with")
     arguments = parser.parse_args()
 
