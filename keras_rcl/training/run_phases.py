@@ -503,7 +503,7 @@ class _Training:
             for runner in self.current()
         ]
         arrays = {name: variable.numpy() for name, variable in self.variables().items()}
-        return {"course": dataclasses.asdict(self.course), "runners": runners}, arrays
+        return {"where": self.where(), "course": dataclasses.asdict(self.course), "runners": runners}, arrays
 
     def restore(self, header: dict, arrays: dict[str, np.ndarray]) -> None:
         """Go on from a state."""
@@ -516,6 +516,10 @@ class _Training:
         variables = self.variables()
         for name in variables.keys() | arrays.keys():
             variables[name].assign(arrays[name])
-        if self.course.leg < len(self.legs):
-            leg = self.legs[self.course.leg]
-            self.progress.say(f"resuming {leg.label}" + (f", step {self.course.step}" if self.course.step else ""))
+        self.progress.say(f"resuming {self.where()}")
+
+    def where(self) -> str:
+        """The position in words."""
+        if self.course.leg == len(self.legs):
+            return "after the last epoch"
+        return f"{self.legs[self.course.leg].label}, step {self.course.step}"

@@ -76,7 +76,7 @@ class States:
         """
         for number in reversed(self.numbers()):
             try:
-                header, arrays = self._read(self._path(number))
+                header, arrays = self.read(number)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 self._say(f"{self._path(number)} is damaged ({error}); skipped for the state before it")
                 self._path(number).unlink(missing_ok=True)
@@ -86,6 +86,25 @@ class States:
             return header, arrays
         self._cut({})
         return None
+
+    def read(self, number: int) -> State:
+        """A state, checked.
+
+        Raises:
+            OSError, ValueError, KeyError, EOFError, BadZipFile: if it is not whole, or was made by another version.
+        """
+        content = self._path(number).read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise ValueError("its checksum is another")
+        with np.load(io.BytesIO(content[32:]), allow_pickle=False) as archive:
+            arrays = dict(archive)
+        header = json.loads(arrays.pop("header").tobytes())
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']}, and this version reads {FORMAT}")
+        for name, length in header["logs"].items():
+            if os.path.getsize(self.run / name) < length:
+                raise ValueError(f"{name} is shorter than it was")
+        return header, arrays
 
     def discard(self) -> None:
         """Delete all states: the run is done."""
@@ -98,25 +117,6 @@ class States:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06}.state"
-
-    def _read(self, path: Path) -> State:
-        """A state, checked.
-
-        Raises:
-            OSError, ValueError, KeyError, EOFError, BadZipFile: if it is not whole, or was made by another version.
-        """
-        content = path.read_bytes()
-        if hashlib.sha256(content[32:]).digest() != content[:32]:
-            raise ValueError("its checksum is another")
-        with np.load(io.BytesIO(content[32:]), allow_pickle=False) as archive:
-            arrays = dict(archive)
-        header = json.loads(arrays.pop("header").tobytes())
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}, and this version reads {FORMAT}")
-        for name, length in header["logs"].items():
-            if os.path.getsize(self.run / name) < length:
-                raise ValueError(f"{name} is shorter than it was")
-        return header, arrays
 
     def _logs(self) -> Iterator[Path]:
         """The files that grow while the run goes on."""
