@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from keras_rcl.vocabulary.phase import Phase, View
 from keras_rcl.vocabulary.threat import PROTOCOLS, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class OneLineErrors(click.Group):
@@ -37,9 +36,9 @@ class OneLineErrors(click.Group):
             click.echo(f"error: {' '.join(message.split())}", err=True)
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt) as stop:
-            # click hides what was raised behind its own Abort.
-            click.echo("; ".join(filter(None, ["interrupted", str(stop.__cause__ or stop)])), err=True)
-            sys.exit(INTERRUPTED)
+            raised = stop.__cause__ or stop  # click hides it behind its own Abort
+            click.echo("; ".join(filter(None, ["interrupted", str(raised)])), err=True)
+            sys.exit(TERMINATED if isinstance(raised, runtime.Terminated) else INTERRUPTED)
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -116,10 +115,24 @@ def cli():
 @click.option("--name", help="Of the run; <data set>-<variant> by default.")
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True)
 @click.option("--saved-models", type=click.Path(path_type=Path), default="saved_models", show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace a run and export of that name.")
+@click.option("--overwrite", is_flag=True, help="Replace a run and export of that name, or an unfinished run.")
+@click.option("--deterministic", is_flag=True, help="Give the same bits each time, also where it was broken off.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How much training a kill may cost.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
-def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, overwrite, as_json, **shortcuts):
-    """Train a variant, attack it on test images, export it as a SavedModel."""
+def fit(path, variant, settings, compare, no_compare, as_json, seed, precision, jit, limit, data_dir, **options):
+    """Train a variant, attack it on test images, export it as a SavedModel.
+
+    Killed or interrupted, the same command goes on where it was.
+    """
+    runtime.raise_on_sigterm()
+    shortcuts = dict(seed=seed, precision=precision, jit=jit, limit=limit, data_dir=data_dir)
     experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)])
     beside = () if no_compare else (compare or experiment.compare)
     others = [config.with_variant(experiment, path, other) for other in beside if other != experiment.method.name]
@@ -127,8 +140,7 @@ def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, 
     for line in runtime.advice(experiment.precision, experiment.jit):
         click.echo(f"note: {line}", err=True)
     with StderrProgress() as progress:
-        folders = dict(runs=runs, saved_models=saved_models, overwrite=overwrite, progress=progress)
-        fitted = [module.fit(experiment, name=name, **folders), *(module.fit(other, **folders) for other in others)]
+        fitted = module.fit_all([experiment, *others], progress=progress, **options)
     if as_json:
         click.echo(json.dumps([one.record for one in fitted], indent=1))
         return
@@ -138,7 +150,7 @@ def fit(path, variant, settings, compare, no_compare, name, runs, saved_models, 
         f"\naccuracy in % on {first.record['images']} test images of {first.record['data']['name']}, "
         f"{first.record['protocol']} protocol\n"
         f"run          {first.run}\nSavedModel   {first.saved_model}\n"
-        f"TensorBoard  tensorboard --logdir {runs}\n"
+        f"TensorBoard  tensorboard --logdir {options['runs']}\n"
         f"attack it    python cli.py attack {first.saved_model}"
     )
 
@@ -177,7 +189,7 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **o
 
     Killed or interrupted, the same command goes on where it was.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    runtime.raise_on_sigterm()
     words = _attacks(attacks or ("fgsm", "pgd-40"), transfers, epsilons, restarts, protocol)
     chosen = _dataset_fields(options)
     with StderrProgress() as progress:

@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import hashlib
 import itertools
 import json
 import os
 import platform
 import re
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,24 @@ from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.images import read_images
 from keras_rcl.encoder import load_encoder
-from keras_rcl.evaluation.journal import Journal, Taken
+from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.record import command_line, make_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.export import export as write_export
+from keras_rcl.export import model_hash
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
+from keras_rcl.runtime import start_tensorflow
 from keras_rcl.saved import resizing
 from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.training.run_phases import run_phases
+from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.files import atomic_folder, atomic_path, check_writable, write_json
+from keras_rcl.vocabulary.files import Taken, atomic_folder, atomic_path, check_writable, sweep, write_json
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.vocabulary.word import Refused, first_line
 
@@ -58,58 +62,135 @@ class Fitted:
     saved_model: Path
 
 
-def fit(
-    experiment: Experiment,
+def fit(experiment: Experiment, **options) -> Fitted:
+    """Train a variant, attack it on the test part, export it: `fit_all` of one."""
+    return fit_all([experiment], **options)[0]
+
+
+def fit_all(
+    experiments: Sequence[Experiment],
     *,
     name: str | None = None,
     runs: Path = Path("runs"),
     saved_models: Path = Path("saved_models"),
     overwrite: bool = False,
+    deterministic: bool = False,
+    save_every: float = 60.0,
     progress: Progress | None = None,
-) -> Fitted:
-    """Train a variant, attack it on the test part, export it.
+) -> list[Fitted]:
+    """Train variants one after another; attack each on the test part, and export it.
+
+    The same call, made again after it was broken off at any instant, goes on from there and ends in the same results.
 
     Args:
-        experiment: what to do.
-        name: of the run and of its export; `<data set>-<variant>`, numbered where that is taken, if not given.
+        experiments: what to do.
+        name: of the first run and of its export; `<data set>-<variant>`, numbered where that is taken, if not given.
         runs: the folder of runs: receives `<name>/` with the resolved config, environment, metrics, checkpoints,
             TensorBoard and the record.
         saved_models: the folder of exports: receives `<name>/`.
-        overwrite: replace a run and an export of that name.
+        overwrite: replace a run and an export of that name, and an unfinished run of something else.
+        deterministic: let every operation give the same bits each time.
+        save_every: seconds of training between two states, from which a killed run goes on.
         progress: where progress is shown.
 
     Raises:
         Refused: if the data is missing, the name is taken, or a folder cannot be written.
+        KeyboardInterrupt: with the word that the same command resumes.
     """
-    progress = progress or Silent()
-    data = sources.load(experiment.dataset)
-    name = name or free_name(f"{experiment.dataset.name}-{experiment.method.name}", (runs, saved_models), overwrite)
-    _check_name(name)
-    check_replaceable(runs / name, "config.yaml", overwrite)
-    check_replaceable(saved_models / name, "model.json", overwrite)
+    start_tensorflow(deterministic=deterministic)
+    fitted, folders = [], []
+    with contextlib.ExitStack() as all_runs:
+        for number, experiment in enumerate(experiments):
+            data = sources.load(experiment.dataset)
+
+            def claim(experiment=experiment, data=data, chosen=None if number else name) -> RunFolder:
+                question = {**_question(experiment, data), "deterministic": deterministic}
+                folder = _run_folder(experiment, question, chosen, runs, saved_models, overwrite)
+                folders.append(all_runs.enter_context(folder))
+                return folder
+
+            settings = dict(overwrite=overwrite, save_every=save_every, progress=progress or Silent())
+            fitted.append(_fit(experiment, data, claim, saved_models, **settings))
+        for folder in folders:  # only now, so that the same call finds those that are done
+            folder.finish()
+    return fitted
+
+
+def _question(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]:
+    """All that a run's results depend on, as JSON values."""
+    settings = config.to_dict(experiment)
+    del settings["compare"]
+    digest = hashlib.sha256(repr((data.name, data.class_names)).encode())
+    for part in (data.train, data.validation, data.test):
+        for array in (part.images, part.labels, part.indices):
+            digest.update(np.ascontiguousarray(array))
+    return {**settings, "images": digest.hexdigest(), "versions": versions()}
+
+
+def _run_folder(
+    experiment: Experiment,
+    question: dict[str, Any],
+    name: str | None,
+    runs: Path,
+    saved_models: Path,
+    overwrite: bool,
+) -> RunFolder:
+    """The folder of the run: without a name that of an unfinished run of the same question, or else a free one."""
+
+    def begin(folder: Path) -> None:
+        write_json(folder / "environment.json", environment(experiment))
+        _write_text(folder / "config.yaml", config.to_yaml(experiment))
+
+    default = f"{experiment.dataset.name}-{experiment.method.name}"
+    check_writable(runs)
     check_writable(saved_models)
+    if name is None and not overwrite:
+        numbered = re.compile(rf"{re.escape(default)}(-\d+)?")
+        for candidate in sorted(path.parent.parent for path in runs.glob("*/training/question.json")):
+            if numbered.fullmatch(candidate.name):
+                with contextlib.suppress(Taken):
+                    return RunFolder(candidate, question, begin)
+    name = name or free_name(default, (runs, saved_models), overwrite)
+    _check_name(name)
+    if not (runs / name / "training/question.json").is_file():
+        check_replaceable(runs / name, "config.yaml", overwrite)
+        check_replaceable(saved_models / name, "model.json", overwrite)
+    sweep(runs, re.escape(name))
+    return RunFolder(runs / name, question, begin, overwrite=overwrite)
+
+
+def _fit(
+    experiment: Experiment,
+    data: sources.ImageData,
+    claim: Callable[[], RunFolder],
+    saved_models: Path,
+    *,
+    overwrite: bool,
+    save_every: float,
+    progress: Progress,
+) -> Fitted:
+    """One run, from where it is to its record; its folder is claimed once nothing can be refused any more."""
     network = build(experiment, data)
     served = network if experiment.precision == "float32" else build(experiment, data, precision="float32")
     own, attacks = functools.partial(_output_of, served), experiment.evaluation.attacks
     outputs, hashes = _outputs(attacks, own, data)
-    started = time.perf_counter()
-    run = runs / name
-    with atomic_folder(run, overwrite=overwrite):
-        pass
-    write_json(run / "environment.json", environment(experiment))
-    _write_text(run / "config.yaml", config.to_yaml(experiment))
+    run = claim()
+    export_to = saved_models / run.path.name
+    if run.record.is_file():
+        return Fitted(experiment, json.loads(run.record.read_text(encoding="utf-8")), run.path, export_to)
+    evaluation, states = experiment.evaluation, States(run.path, progress.say)
+    resumed = states.rewind()
 
     def sync():
         if served is not network:
             served.set_weights(network.get_weights())
 
-    evaluation = experiment.evaluation
-    with TensorBoardWriter(run) as writer:
+    with TensorBoardWriter(run.path) as writer:
         validation = run_phases(
             network,
             experiment.method.phases(),
             data,
-            run,
+            run.path,
             writer=writer,
             monitored_attack=evaluation.validation_attack,
             validate=_validator(served, sync, data, experiment),
@@ -117,10 +198,13 @@ def fit(
             precision=experiment.precision,
             jit=experiment.jit,
             balanced=experiment.dataset.balanced_batches,
+            states=states,
+            resumed=resumed,
+            save_every=save_every,
             progress=progress,
         )
         sync()
-        seconds = time.perf_counter() - started
+        seconds = states.seconds
         test = data.test.limited(evaluation.limit)
         evaluator = Evaluator(
             own("logits"),
@@ -131,10 +215,13 @@ def fit(
             outputs=outputs,
             support=_support(attacks, outputs, data),
         )
-        survival = evaluator(pixels(test.images), test.labels, progress=progress)
+        images = pixels(test.images)
+        question = {"model": model_hash(served), "sources": hashes, **evaluator.question(images, test.labels)}
+        with Journal(run.evaluation, question, anew=True) as journal:
+            survival = evaluator(images, test.labels, progress=progress, journal=journal)
         record = make_record(
             survival,
-            model={"name": name, "variant": experiment.method.name, "training_seconds": round(seconds, 1)},
+            model={"name": run.path.name, "variant": experiment.method.name, "training_seconds": round(seconds, 1)},
             data={"name": data.name, "part": "test", "indices": test.indices},
             seed=experiment.seed,
             sources=hashes,
@@ -146,10 +233,21 @@ def fit(
         shown = data.test.limited(PROJECTED_IMAGES)
         embeddings = served.predict(pixels(shown.images), verbose=0)["embedding"]
         writer.projector(embeddings, shown.labels, data.class_names, pixels(shown.images))
-    saved = write_export(served, saved_models / name, contract(experiment, data, record), overwrite=overwrite)
-    record["model"]["hash"] = json.loads((saved / "model.json").read_text())["model_hash"]
-    write_json(run / "record.json", record)
-    return Fitted(experiment, record, run, saved)
+    record["model"]["hash"] = model_hash(served)
+    if not (run.resumed and _exported_hash(export_to) == record["model"]["hash"]):
+        sweep(export_to.parent, re.escape(export_to.name))
+        write_export(served, export_to, contract(experiment, data, record), overwrite=overwrite)
+    write_json(run.record, record)
+    states.discard()
+    return Fitted(experiment, record, run.path, export_to)
+
+
+def _exported_hash(folder: Path) -> str | None:
+    """Of the model that is exported there, if one is."""
+    try:
+        return json.loads((folder / "model.json").read_text(encoding="utf-8"))["model_hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def build(experiment: Experiment, data: sources.ImageData, precision: str | None = None) -> keras.Model:

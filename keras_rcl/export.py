@@ -58,7 +58,7 @@ def export(network: keras.Model, folder: str | Path, contract: dict, *, overwrit
             "num_classes": num_classes,
             "input": "float32 [N, H, W, C] in [0, 1]",
             "parameters": network.count_params(),
-            "model_hash": _model_hash(network),
+            "model_hash": model_hash(network),
             "endpoints": ENDPOINTS,
         }
         write_json(temporary / "model.json", {**contract, **computed})
@@ -99,7 +99,7 @@ def _check_round_trip(network: keras.Model, folder: Path) -> None:
         raise RuntimeError(f"the exported model's logits differ by {np.max(np.abs(found - expected)):g}: not exported")
 
 
-def _model_hash(network: keras.Model) -> str:
+def model_hash(network: keras.Model) -> str:
     """SHA-256 of the architecture, normalisation included, and of the weights' bytes, in the network's order."""
     digest = hashlib.sha256(network.to_json().encode())
     for weight in network.weights:

@@ -1,32 +1,86 @@
-"""Starts TensorFlow as this package wants it: quiet, with oneDNN, before anything else imports it."""
+"""Starts TensorFlow as this package wants it: quiet, with oneDNN, before anything else imports it; and ends a run."""
 
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
 
 
-def start_tensorflow() -> None:
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: to a run as an interrupt, but for the exit status."""
+
+
+_RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+def raise_on_sigterm() -> None:
+    """Let SIGTERM raise `Terminated` where it strikes, as SIGINT raises KeyboardInterrupt."""
+
+    def terminate(number, frame):
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
+    """Let the body finish what it is at when SIGINT or SIGTERM comes; a second one strikes at once.
+
+    Only in the main thread, where Python handles signals; a signal that is ignored stays so.
+
+    Yields:
+        Tells which exception the body is to raise, if one came; at the body's end it is raised in any case.
+    """
+    came: list[type[KeyboardInterrupt]] = []
+
+    def hold(number, frame):
+        came.append(_RAISED[number])
+        if len(came) > 1:
+            raise came[-1]
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        held = [number for number in _RAISED if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+        before = {number: signal.signal(number, hold) for number in held}
+    try:
+        yield lambda: came[0] if came else None
+        if came:
+            raise came[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_tensorflow(*, deterministic: bool = False) -> None:
     """Import TensorFlow and Keras with the settings that pay, and keep their start-up chatter off the terminal.
 
     oneDNN doubles the speed of input gradients on CPUs where it is off by default, and has to be chosen before the
     first import. What the libraries print while they start is shown only if they fail to.
+
+    Args:
+        deterministic: let every operation give the same bits each time, for the rest of the process.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if "tensorflow" in sys.modules:
-        return
-    with _quiet_stderr():
-        import keras  # noqa: F401
+    if "tensorflow" not in sys.modules:
+        with _quiet_stderr():
+            import keras  # noqa: F401
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        # float32 is to mean float32 on GPUs too, in losses and in evaluation; who wants speed chooses a mixed policy.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        tf.get_logger().setLevel("ERROR")
+        logging.getLogger("absl").setLevel(logging.ERROR)
+    if deterministic:
         import tensorflow as tf
 
-        tf.config.list_physical_devices()
-    # float32 is to mean float32 on GPUs too, in losses and in evaluation; who wants speed chooses a mixed policy.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    tf.get_logger().setLevel("ERROR")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+        tf.config.experimental.enable_op_determinism()
 
 
 def advice(precision: str, jit: bool) -> list[str]:

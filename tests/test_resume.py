@@ -129,7 +129,7 @@ def test_interrupted(folder, here, monkeypatch):
 
 def test_another_command_is_refused_or_starts_anew(here, monkeypatch):
     terminated = break_off(monkeypatch, 4, *COMMAND, "--output-dir", "out", by=signal.SIGTERM)
-    assert terminated.exit_code == 130 and terminated.stderr.endswith("\ninterrupted; the same command resumes\n")
+    assert terminated.exit_code == 143 and terminated.stderr.endswith("\ninterrupted; the same command resumes\n")
     content = Path(".out.partial").read_bytes()
     for change, named in ((("--seed", "1"), "seed"), (("--limit", "9"), "images"), (("--attack", "bim"), "attacks")):
         refused = run(*COMMAND, "--output-dir", "out", *change)

@@ -56,27 +56,41 @@ class Batches:
         self._images, self._labels = part.tensors
         with tf.device("CPU"):
             self._epoch = tf.Variable(0, trainable=False, name="epoch")
+            self._first = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_step")
         self.dataset = (
             tf.data.Dataset.from_tensors(0)
             .flat_map(self._steps)
-            .apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
             .map(self._batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .prefetch(tf.data.AUTOTUNE)
         )
 
-    def start_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration of `dataset` gives."""
+    def start_epoch(self, epoch: int, step: int = 0) -> None:
+        """Choose the epoch that the next iteration of `dataset` gives, and the first step of it."""
         self._epoch.assign(epoch)
+        self._first.assign(step)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Which images of the part are in a step of the epoch: int [N]."""
+        order_seed, _ = self._epoch_seeds()
+        return self._indices(order_seed)[step].numpy()
+
+    def _epoch_seeds(self) -> list[tf.Tensor]:
+        """Of the epoch's order, and of its steps."""
+        return tf.unstack(split(fold_in(self._seed, self._epoch.read_value())))
+
+    def _indices(self, order_seed: tf.Tensor) -> tf.Tensor:
+        """Of each step's images: int32 [steps, N]."""
+        used = self.steps_per_epoch * self.batch_size
+        return tf.reshape(self._order(order_seed, used), [self.steps_per_epoch, self.batch_size])
 
     @tf.autograph.experimental.do_not_convert
     def _steps(self, _) -> tf.data.Dataset:
-        """The indices int32 [N] and the seed int32 [2] of each step of the epoch."""
-        order_seed, steps_seed = tf.unstack(split(fold_in(self._seed, self._epoch.read_value())))
-        used = self.steps_per_epoch * self.batch_size
-        indices = tf.reshape(self._order(order_seed, used), [self.steps_per_epoch, self.batch_size])
+        """The indices int32 [N] and the seed int32 [2] of each step of the epoch that is to be run."""
+        order_seed, steps_seed = self._epoch_seeds()
         return (
-            tf.data.Dataset.from_tensor_slices(indices)
+            tf.data.Dataset.from_tensor_slices(self._indices(order_seed))
             .enumerate()
+            .skip(self._first.read_value())
             .map(lambda step, chosen: (chosen, fold_in(steps_seed, tf.cast(step, tf.int32))))
         )
 

@@ -13,17 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_rcl.vocabulary.files import check_writable, refusal
+from keras_rcl.vocabulary.files import Taken, check_writable, refusal
 from keras_rcl.vocabulary.word import Refused
 
 _FRAME = struct.Struct("<QI")
 """Before each piece: its length, and the CRC-32 of its name and bytes."""
 
 Piece = dict[str, np.ndarray]
-
-
-class Taken(Refused):
-    """The file is another run's, which is going on or was interrupted."""
 
 
 class Journal:
@@ -103,7 +99,7 @@ class Journal:
         if issubclass(kind, OSError):
             raise refusal(self.path, error) from error
         if issubclass(kind, KeyboardInterrupt):
-            raise KeyboardInterrupt("the same command resumes") from None
+            raise kind("the same command resumes") from None
 
     def discard(self) -> None:
         """Delete it: what it served is done."""

@@ -1,6 +1,7 @@
 """One trainer for every method: Keras' own `train_step`, with views stacked before it and losses weighed inside."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_rcl.training.batch_views import stack_views
@@ -21,6 +22,11 @@ class RobustTrainer(keras.Model):
 
     Tape, loss scaling, distribution and callbacks are Keras'. It expects batches from `keras_rcl.data.pipeline`:
     images [V, N, H, W, C], labels [N], seed [2].
+
+    Attributes:
+        means: of each metric over the epoch so far.
+        finite: a variable, whether the last step left every mean and every weight a number. A step that loss scaling
+            skipped does.
     """
 
     def __init__(self, network: keras.Model, phase: Phase, precision: str = "float32"):
@@ -31,6 +37,7 @@ class RobustTrainer(keras.Model):
         self.kinds = tuple(view.kind for view in phase.views)
         self.average = MovingAverage(network, phase.ema) if phase.ema else None
         self.traces = 0
+        self.finite = tf.Variable(True, trainable=False)
         names = [*term_names(phase), *(f"accuracy_{kind}" for kind in sorted(set(self.kinds)))]
         if is_contrastive(phase):
             names.append("anchors_without_positives")
@@ -53,6 +60,8 @@ class RobustTrainer(keras.Model):
         metrics = super().train_step((x, y))
         if self.average:
             self.average.update(self.optimizer.iterations)
+        numbers = [*metrics.values(), *self.network.weights]
+        self.finite.assign(tf.reduce_all([tf.reduce_all(tf.math.is_finite(number)) for number in numbers]))
         return metrics
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

@@ -1,10 +1,16 @@
-"""The engine: freezes parts, fits each phase, runs its refreshes, keeps checkpoints, writes what TensorBoard shows."""
+"""The engine: freezes parts, fits each phase, runs its refreshes, keeps checkpoints, writes what TensorBoard shows.
 
+A training is a sequence of legs, each an epoch of a phase or of one of its refreshes. Between two steps all that the
+rest of it depends on is a `Course`, the network, and the variables of the current phase's runners: that is a state.
+"""
+
+import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -15,12 +21,15 @@ from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
 from keras_rcl.networks.two_headed import parts, reinitialize
 from keras_rcl.progress import Progress, Silent
+from keras_rcl.runtime import held_signals
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.loss_terms import phase_collapse_value
 from keras_rcl.training.robust_trainer import RobustTrainer
+from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter, picture_grid
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Adversarial, Optimizer, Phase
+from keras_rcl.vocabulary.word import Refused
 
 MONITORED_IMAGES = 32
 
@@ -84,21 +93,43 @@ class PhaseRunner:
         if self.average:
             self.average.begin()
 
-    def run_epoch(self, progress: Progress, label: str) -> dict[str, float]:
-        """One pass over the training images, which leaves the average where one is kept; returns the metrics' means."""
+    def run_epoch(
+        self, progress: Progress, label: str, *, resumed: int = 0, after_step: Callable[[int], None] | None = None
+    ) -> dict[str, float]:
+        """One pass over the training images, which leaves the average where one is kept; returns the metrics' means.
+
+        Args:
+            progress: where progress is shown.
+            label: of its bar.
+            resumed: how many steps of it are done; the variables, metrics included, are as after the last of them.
+            after_step: called with the number of steps done.
+        """
         freeze(self.network, self.phase)
         if self.average:
             self.average.show(False)
-        self.batches.start_epoch(self.epochs_run)
+        self.batches.start_epoch(self.epochs_run, resumed)
+        steps = self.batches.steps_per_epoch - resumed
         progress.start(label, self.batches.steps_per_epoch, work=self.work_per_epoch)
         started = time.perf_counter()
-        history = self.trainer.fit(self.batches.dataset, shuffle=False, verbose=0, callbacks=[_Report(progress)])
+        try:
+            history = self.trainer.fit(
+                self.batches.dataset,
+                steps_per_epoch=steps,
+                shuffle=False,
+                verbose=0,
+                callbacks=[_Steps(progress, resumed, after_step)],
+            )
+        except tf.errors.ResourceExhaustedError:
+            raise Refused(
+                f"out of memory in {self.phase.name}: batches of {self.batches.batch_size} images, each in "
+                f"{len(self.phase.views)} views; give --set method.batch_size={max(1, self.batches.batch_size // 2)}"
+            ) from None
         seconds = time.perf_counter() - started
         if self.average:
             self.average.show(True)
         self.epochs_run += 1
         metrics = {name: float(values[-1]) for name, values in history.history.items()}
-        images = self.batches.steps_per_epoch * self.batches.batch_size
+        images = steps * self.batches.batch_size
         metrics["learning_rate"] = float(self.optimizer.learning_rate)
         metrics["images_per_second"] = images / seconds
         collapse = phase_collapse_value(self.phase, self.batches.batch_size)
@@ -106,6 +137,11 @@ class PhaseRunner:
             metrics["collapse_value"] = collapse
         progress.finish(f"loss {metrics['loss']:.3f}")
         return metrics
+
+    def variables(self) -> list:
+        """All that changes while the phase runs, but for the network and `epochs_run`."""
+        averages = self.average.variables if self.average else ()
+        return [*self.optimizer.variables, *self.trainer.metrics_variables, *averages]
 
     @property
     def work_per_epoch(self) -> float:
@@ -137,15 +173,26 @@ def work_per_batch(phase: Phase) -> float:
     return phase.batch_size * images
 
 
-class _Report(keras.callbacks.Callback):
-    """Passes steps on to a progress bar."""
+class _Steps(keras.callbacks.Callback):
+    """Passes steps on, and puts back the metrics of those that were done before, which Keras resets."""
 
-    def __init__(self, progress: Progress):
+    def __init__(self, progress: Progress, resumed: int, after_step: Callable[[int], None] | None):
         super().__init__()
-        self.progress = progress
+        self._progress, self._resumed, self._after_step = progress, resumed, after_step
+
+    def on_train_begin(self, logs=None):
+        self._metrics = [variable.numpy() for variable in self.model.metrics_variables]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._resumed:
+            for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
+                variable.assign(value)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.progress.update(batch + 1)
+        done = self._resumed + batch + 1
+        self._progress.update(done)
+        if self._after_step:
+            self._after_step(done)
 
 
 class Recorder:
@@ -162,6 +209,13 @@ class Recorder:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
         self.writer.scalars(phase, metrics, self.step)
+
+    def pictures(self, phase: str, grid: np.ndarray) -> None:
+        self.writer.images(phase, "clean, adversarial, perturbation", grid, self.step)
+
+    def flush(self) -> None:
+        """Hand what is held back to the operating system."""
+        self.writer.flush()
 
 
 class Monitor:
@@ -196,6 +250,52 @@ class Monitor:
         return metrics, picture_grid(self.images.numpy()[:8], adversarial.numpy()[:8])
 
 
+class Leg(NamedTuple):
+    """One epoch of a phase or of one of its refreshes.
+
+    number: of the phase, from 1. epoch: of the phase, from 1. begins: the runners that start just before.
+    """
+
+    number: int
+    epoch: int
+    runner: PhaseRunner
+    begins: tuple[PhaseRunner, ...]
+    label: str
+
+
+def _legs(runners: Sequence[tuple[PhaseRunner, Sequence[PhaseRunner]]]) -> Iterator[Leg]:
+    """A training in order, of phases with their refreshes. A phase of no epochs is left out."""
+    for number, (runner, refreshes) in enumerate(runners, start=1):
+        begins: tuple[PhaseRunner, ...] = (runner,)
+        for epoch in range(1, runner.phase.epochs + 1):
+            label = f"{number}/{len(runners)} {runner.phase.name}  epoch {epoch}/{runner.phase.epochs}"
+            for inner in refreshes:
+                begins += (inner,)
+                for inner_epoch in range(1, inner.phase.epochs + 1):
+                    inner_label = f"{label}  {inner.phase.name} {inner_epoch}/{inner.phase.epochs}"
+                    yield Leg(number, epoch, inner, begins, inner_label)
+                    begins = ()
+            yield Leg(number, epoch, runner, begins, label)
+            begins = ()
+
+
+@dataclasses.dataclass
+class Course:
+    """How far a training is, and what it has seen, besides variables; JSON values.
+
+    leg: how many are done. step: of the next, how many are done. recorded: lines of metrics. best: the validation of
+    the best epoch so far. best_monitored: the highest accuracy under the monitored attack, in the phase. warned: of
+    what, in the phase.
+    """
+
+    leg: int = 0
+    step: int = 0
+    recorded: int = 0
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
+    best_monitored: float = 0.0
+    warned: list[str] = dataclasses.field(default_factory=list)
+
+
 def run_phases(
     network: keras.Model,
     phases: tuple[Phase, ...],
@@ -209,6 +309,9 @@ def run_phases(
     precision: str = "float32",
     jit: bool = False,
     balanced: bool = False,
+    states: States | None = None,
+    resumed: State | None = None,
+    save_every: float = 60.0,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Train a network by a method's phases.
@@ -226,10 +329,17 @@ def run_phases(
         precision: the dtype policy under which the network was built; decides loss scaling.
         jit: compile the step with XLA.
         balanced: every class equally often in each batch.
+        states: where the training is saved, to be resumed from; nowhere where not given.
+        resumed: what `states` had of this very training.
+        save_every: seconds between two states. The end is saved, and where SIGINT or SIGTERM asks to stop.
         progress: where progress is shown.
 
     Returns:
         The validation metrics of the chosen weights (empty without `validate`).
+
+    Raises:
+        KeyboardInterrupt: `Terminated` for SIGTERM: once the step is done and saved.
+        Refused: if a loss or a weight is not a number, memory is short, or something cannot be written.
     """
     progress = progress or Silent()
     checkpoints, recorder = Checkpoints(folder / "checkpoints"), Recorder(folder, writer)
@@ -257,41 +367,159 @@ def run_phases(
             for runner, refreshes in runners
         )
     )
-    best: dict[str, float] = {}
-    for number, (runner, refreshes) in enumerate(runners, start=1):
-        phase, last_phase = runner.phase, number == len(runners)
-        runner.begin()
-        best_monitored, warned = 0.0, False
-        for epoch in range(1, phase.epochs + 1):
-            label = f"{number}/{len(runners)} {phase.name}  epoch {epoch}/{phase.epochs}"
-            for inner in refreshes:
-                inner.begin()
-                for inner_epoch in range(1, inner.phase.epochs + 1):
-                    inner_label = f"{label}  {inner.phase.name} {inner_epoch}/{inner.phase.epochs}"
-                    metrics = inner.run_epoch(progress, inner_label)
-                    recorder.epoch(inner.phase.name, inner.epochs_run, metrics)
-            metrics = runner.run_epoch(progress, label)
-            monitored, grid = monitor()
-            metrics.update(monitored)
-            if overfits_catastrophically(metrics, best_monitored) and not warned:
-                warned = True
-                progress.say(
-                    f"catastrophic overfitting in epoch {epoch} of {phase.name}: {metrics['accuracy_adversarial']:.0%} "
-                    f"under the training's attack, {metrics['monitor_adversarial_accuracy']:.0%} under the monitored "
-                    f"one, which left {best_monitored:.0%} before; take more steps, smaller ones, or fewer epochs"
-                )
-            best_monitored = max(best_monitored, metrics["monitor_adversarial_accuracy"])
-            if last_phase and validate:
-                validation = validate()
-                metrics.update({f"validation_{name}": value for name, value in validation.items()})
-                if not best or validation["robust_accuracy"] > best["robust_accuracy"]:
-                    best = {**validation, "epoch": epoch}
-                    checkpoints.save(network, "best")
-            recorder.epoch(phase.name, epoch, metrics)
-            writer.images(phase.name, "clean, adversarial, perturbation", grid, recorder.step)
-        checkpoints.save(network, f"{number}-{phase.name.replace(' ', '-')}")
-    checkpoints.save(network, "last")
-    if best:
-        checkpoints.load(network, "best")
+    training = _Training(network, runners, data, checkpoints, recorder, monitor, validate, progress)
+    if resumed:
+        training.restore(*resumed)
+    with held_signals() as asked:
+        training.run(states, save_every, asked)
     freeze(network, phases[-1])
-    return best
+    return training.course.best
+
+
+class _Training:
+    """A training that is going on."""
+
+    def __init__(self, network, runners, data: ImageData, checkpoints, recorder, monitor, validate, progress):
+        self.network, self.runners, self.data = network, runners, data
+        self.checkpoints, self.recorder, self.monitor = checkpoints, recorder, monitor
+        self.validate, self.progress = validate, progress
+        self.legs, self.course = list(_legs(runners)), Course()
+
+    def run(self, states: States | None, save_every: float, asked: Callable[[], type[BaseException] | None]) -> None:
+        """All legs that are left; ends with the chosen weights in the network."""
+        saved_at = time.monotonic()
+
+        def between_steps(*, due: bool = False) -> None:
+            nonlocal saved_at
+            stop = asked()
+            if states and (due or stop or time.monotonic() - saved_at >= save_every):
+                states.save(*self.state())
+                saved_at = time.monotonic()
+            if stop:
+                raise stop
+
+        def after_step(done: int) -> None:
+            self.check_finite(done, states)
+            self.course.step = done
+            if done < leg.runner.batches.steps_per_epoch:
+                between_steps()
+
+        for leg in self.legs[self.course.leg :]:
+            if not self.course.step:
+                self.begin(leg)
+            metrics = leg.runner.run_epoch(self.progress, leg.label, resumed=self.course.step, after_step=after_step)
+            better = self.finish(leg, metrics)
+            self.course.leg, self.course.step = self.course.leg + 1, 0
+            between_steps(due=better or self.course.leg == len(self.legs))
+        self.checkpoints.save(self.network, "last")
+        if self.course.best:
+            self.checkpoints.load(self.network, "best")
+
+    def begin(self, leg: Leg) -> None:
+        for runner in leg.begins:
+            runner.begin()
+        if self.host(leg) in leg.begins:
+            self.course.best_monitored, self.course.warned = 0.0, []
+
+    def finish(self, leg: Leg, metrics: dict[str, float]) -> bool:
+        """What follows an epoch: monitor, warnings, validation, records; whether it was the best so far."""
+        host, phase, better = self.host(leg), leg.runner.phase, False
+        if leg.runner is not host:
+            self.recorder.epoch(phase.name, leg.runner.epochs_run, metrics)
+            return False
+        monitored, grid = self.monitor()
+        metrics.update(monitored)
+        self.warn(leg, metrics)
+        if self.validate and host is self.runners[-1][0]:
+            validation = self.validate()
+            metrics.update({f"validation_{name}": value for name, value in validation.items()})
+            best = self.course.best
+            better = not best or validation["robust_accuracy"] > best["robust_accuracy"]
+            if better:
+                self.course.best = {**validation, "epoch": leg.epoch}
+                self.checkpoints.save(self.network, "best")
+        self.recorder.epoch(phase.name, leg.epoch, metrics)
+        self.recorder.pictures(phase.name, grid)
+        if leg.epoch == phase.epochs:
+            self.checkpoints.save(self.network, f"{leg.number}-{phase.name.replace(' ', '-')}")
+        return better
+
+    def warn(self, leg: Leg, metrics: dict[str, float]) -> None:
+        """Say what has gone wrong with the phase, each of it once."""
+        if overfits_catastrophically(metrics, self.course.best_monitored) and not self.course.warned:
+            self.course.warned.append("catastrophic overfitting")
+            self.progress.say(
+                f"catastrophic overfitting in epoch {leg.epoch} of {leg.runner.phase.name}: "
+                f"{metrics['accuracy_adversarial']:.0%} under the training's attack, "
+                f"{metrics['monitor_adversarial_accuracy']:.0%} under the monitored one, which left "
+                f"{self.course.best_monitored:.0%} before; take more steps, smaller ones, or fewer epochs"
+            )
+        self.course.best_monitored = max(self.course.best_monitored, metrics["monitor_adversarial_accuracy"])
+
+    def check_finite(self, step: int, states: States | None) -> None:
+        """Stop at a step after which a loss or a weight is not a number.
+
+        Raises:
+            Refused: naming it, the step and its images, and what to do.
+        """
+        leg = self.legs[self.course.leg]
+        trainer, batches = leg.runner.trainer, leg.runner.batches
+        if trainer.finite.numpy():
+            return
+        broken = [name for name, mean in trainer.means.items() if not math.isfinite(float(mean.result()))]
+        images = self.data.train.indices[batches.indices(step - 1)]
+        kept = "a state before it is kept" if states and states.numbers() else "no state was saved before it"
+        raise Refused(
+            f"{' and '.join(broken) or 'weights'} not finite after step {step} of epoch {leg.runner.epochs_run + 1} of "
+            f"{leg.runner.phase.name}, on the training images {', '.join(map(str, images[:8]))} and "
+            f"{max(0, len(images) - 8)} more; {kept}; the same command ends there again: give a smaller learning rate "
+            f"(now {float(leg.runner.optimizer.learning_rate):g}), or look at those images"
+        )
+
+    def host(self, leg: Leg) -> PhaseRunner:
+        """The runner of the leg's phase, which a refresh refreshes."""
+        return self.runners[leg.number - 1][0]
+
+    def variables(self) -> dict[str, object]:
+        """By name: of the network, and of the current phase's runners."""
+        named = {f"network {index}": variable for index, variable in enumerate(self.network.variables)}
+        for number, runner in enumerate(self.current()):
+            named |= {f"runner {number} {index}": variable for index, variable in enumerate(runner.variables())}
+        return named
+
+    def current(self) -> list[PhaseRunner]:
+        """The runners of the phase of the next leg, and of its refreshes; none at the end."""
+        for leg in self.legs[self.course.leg : self.course.leg + 1]:
+            runner, refreshes = self.runners[leg.number - 1]
+            return [runner, *refreshes]
+        return []
+
+    def state(self) -> State:
+        """All that the rest of the training depends on."""
+        self.course.recorded = self.recorder.step
+        self.recorder.flush()
+        runners = [
+            {"epochs run": runner.epochs_run, "average shown": bool(runner.average and runner.average.shown)}
+            for runner in self.current()
+        ]
+        arrays = {name: variable.numpy() for name, variable in self.variables().items()}
+        return {"where": self.where(), "course": dataclasses.asdict(self.course), "runners": runners}, arrays
+
+    def restore(self, header: dict, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from a state."""
+        self.course = Course(**header["course"])
+        self.recorder.step = self.course.recorded
+        for runner, told in zip(self.current(), header["runners"], strict=True):
+            runner.epochs_run = told["epochs run"]
+            if runner.average:
+                runner.average.shown = told["average shown"]
+        variables = self.variables()
+        for name in variables.keys() | arrays.keys():
+            variables[name].assign(arrays[name])
+        self.progress.say(f"resuming {self.where()}")
+
+    def where(self) -> str:
+        """The position in words."""
+        if self.course.leg == len(self.legs):
+            return "after the last epoch"
+        return f"{self.legs[self.course.leg].label}, step {self.course.step}"

@@ -156,6 +156,10 @@ class TensorBoardWriter:
         entry.sprite.single_image_dim.extend([width, height])
         projector.visualize_embeddings(str(self.folder), config)
 
+    def flush(self) -> None:
+        """Write what is still held back."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Write what is still held back, and close the event file."""
         self._writer.close()

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -31,6 +32,10 @@ _CURES = {
     errno.EDQUOT: f"make room there or {_ELSEWHERE}",
     errno.EFBIG: f"make room there or {_ELSEWHERE}",
 }
+
+
+class Taken(Refused):
+    """The file or folder is another run's, which is going on or was interrupted."""
 
 
 def refusal(path: Path, error: OSError) -> Exception:
@@ -68,9 +73,9 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
                 temporary.unlink()
 
 
-def _sync(file: Path) -> None:
-    """Wait until the file's bytes are on the disk."""
-    descriptor = os.open(file, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -96,8 +101,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise Refused(f"cannot write to {path}: it is not a file; {_ELSEWHERE}")
     with _beside(path) as (target, temporary):
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
+        sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -123,9 +129,10 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         if not target.exists():
             temporary.rename(target)
+            sync(target.parent)
             return
         aside = temporary.with_name(f"{temporary.name}.old")
         target.rename(aside)
@@ -134,6 +141,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         except BaseException:
             aside.rename(target)
             raise
+        sync(target.parent)
         shutil.rmtree(aside)
 
 
@@ -147,6 +155,22 @@ def write_json(path: str | Path, value: Any) -> None:
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def sweep(folder: str | Path, name: str = ".+") -> None:
+    """Delete what a killed process left beside the files and folders that it was writing.
+
+    Args:
+        folder: where; nobody else may be writing there.
+        name: of the targets, as a regular expression.
+    """
+    left = re.compile(rf"\.[0-9a-f]{{8}}\.({name})(\.old)?")
+    for path in Path(folder).glob(".*"):
+        if left.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def check_writable(folder: str | Path) -> None:

@@ -35,7 +35,7 @@ def indices(elements):
 
 def test_elements():
     batches = Batches(part(), (Clean(), CROP, SIMCLR), 8, 0)
-    assert batches.batch_size == 8 and batches.steps_per_epoch == 3 and len(batches.dataset) == 3
+    assert batches.batch_size == 8 and batches.steps_per_epoch == 3 and len(list(batches.dataset)) == 3
     assert batches.dataset.element_spec == (
         tf.TensorSpec((3, 8, 4, 4, 3), tf.float32),
         tf.TensorSpec((8,), tf.int32),

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_rcl.evaluation.journal import Journal, Taken
+from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.vocabulary.attack import FAB, PGD, AutoAttack, AutoPGD, Square
+from keras_rcl.vocabulary.files import Taken
 from keras_rcl.vocabulary.word import Refused
 
 QUESTION = {"model": "a", "seed": 3}
