@@ -92,6 +92,7 @@ def foreign_model_options(command):
             help="What the model gives; found out if not said.",
         ),
         click.option("--endpoint", help="Which signature of the SavedModel to call."),
+        click.option("--trust", is_flag=True, help="Load models without looking for what could do harm."),
     )
     for option in reversed(options):
         command = option(command)
