@@ -65,8 +65,8 @@ def load_classifier(
         trust: load it without looking for what could do harm.
 
     Raises:
-        Refused: if there is no such model, it is damaged or not known to be harmless, or does not map one batch of float
-            images [N, H, W, C] to one row of K >= 2 numbers an image.
+        Refused: if there is no such model, it is damaged or not known to be harmless, or does not map one batch of
+            float images [N, H, W, C] to one row of K >= 2 numbers an image.
     """
     path = Path(path)
     if input_range not in INPUT_RANGES:
@@ -99,6 +99,11 @@ def load_classifier(
             "a classifier gives a row of 2 or more logits or probabilities an image"
         )
     num_classes = values.shape[1]
+    class_names = tuple(contract.get("class_names", map(str, range(num_classes))))
+    if len(class_names) != num_classes:
+        raise Refused(
+            f"{path} gives {num_classes} classes, and its model.json names {len(class_names)}; export it again"
+        )
     told = output == "probabilities" or (output is None and name == "probabilities")
     detected = output is None and not told and _are_probabilities(values)
 
@@ -131,7 +136,7 @@ def load_classifier(
         outputs=inner,
         image_shape=image_shape,
         num_classes=num_classes,
-        class_names=tuple(contract.get("class_names", map(str, range(num_classes)))),
+        class_names=class_names,
         contract=contract,
         path=path,
         model_hash=hash_of(path, contract),

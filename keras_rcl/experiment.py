@@ -499,7 +499,8 @@ def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
         settings = classifier.contract.get("config")
         if settings is None:
             raise Refused(f"{classifier.path} has no model.json that names its data set; give --dataset")
-        fields = {**settings["dataset"], **fields}
+        # Of a model from elsewhere; TFDS would write there.
+        fields = {**settings["dataset"], "data_dir": None, **fields}
     try:
         return Dataset(**fields)
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """Models on disk as functions of images: SavedModel folders and `.keras` files, ours and others'."""
 
 import hashlib
-import json
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +12,20 @@ import tensorflow as tf
 
 import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
 from keras_rcl.trust import check_keras, check_saved_model
+from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.word import Refused, did_you_mean
 
 _FORMAT = 1
 _UNKNOWN_SIZE = 224
+
+_CONTRACT: dict[str, Callable] = {
+    "model_hash": lambda value: isinstance(value, str),
+    "name": lambda value: isinstance(value, str),
+    "variant": lambda value: value is None or isinstance(value, str),
+    "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "config": lambda value: isinstance(value, dict) and isinstance(value.get("dataset"), dict),
+}
+"""What is read of `model.json`: whether a value can be one of an export's."""
 
 
 def read_model(
@@ -98,7 +108,7 @@ def read_contract(path: Path) -> dict:
     if not file.is_file():
         return {}
     try:
-        contract = json.loads(file.read_text(encoding="utf-8"))
+        contract = read_json(file)
     except (OSError, ValueError) as error:
         raise Refused(f"{file} cannot be read: {brief(error)}; export the model again") from None
     if not isinstance(contract, dict) or "model_hash" not in contract:
@@ -107,6 +117,9 @@ def read_contract(path: Path) -> dict:
         raise Refused(
             f"{file} has format {contract.get('format')!r}, and this version reads {_FORMAT}; export it again"
         )
+    wrong = [key for key, sound in _CONTRACT.items() if key in contract and not sound(contract[key])]
+    if wrong:
+        raise Refused(f"{file}: {wrong[0]} is not what an export writes there; export the model again")
     return contract
 
 
@@ -217,7 +230,8 @@ def _load_keras(path: Path, trust: bool) -> keras.Model:
     try:
         if not trust:
             check_keras(path)
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with warnings.catch_warnings(action="ignore"):
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Refused:
         raise
     except Exception as error:
