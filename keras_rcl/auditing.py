@@ -40,6 +40,7 @@ def audit_model(
     batch_size: int = 250,
     seed: int = 0,
     overwrite: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
     **foreign,
 ) -> tuple[dict[str, Any], Path]:
@@ -61,6 +62,7 @@ def audit_model(
         batch_size: images attacked at once.
         seed: of the attacks.
         overwrite: replace the output folder.
+        trust: load all models without looking for what could do harm.
         progress: where progress is shown.
         **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
 
@@ -70,11 +72,11 @@ def audit_model(
     Raises:
         Refused: if model, data or record cannot be read or do not fit one another.
     """
-    classifier = load_classifier(path, **foreign)
+    classifier = load_classifier(path, trust=trust, **foreign)
     told = read_record(record) if record is not None else None
     data = sources.load(dataset_of(classifier, dataset or {}))
     check_fit(classifier, data)
-    others = {str(other): logits_through(str(other), data)[0] for other in transfer_from}
+    others = {str(other): logits_through(str(other), data, trust)[0] for other in transfer_from}
     if told is not None:
         part = told["data"]["part"]
     chosen = getattr(data, part)

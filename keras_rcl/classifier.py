@@ -48,7 +48,12 @@ class Classifier:
 
 
 def load_classifier(
-    path: str | Path, *, input_range: str = "0..1", output: str | None = None, endpoint: str | None = None
+    path: str | Path,
+    *,
+    input_range: str = "0..1",
+    output: str | None = None,
+    endpoint: str | None = None,
+    trust: bool = False,
 ) -> Classifier:
     """Read a classifier.
 
@@ -57,10 +62,11 @@ def load_classifier(
         input_range: the pixels that the model reads: `0..1`, `0..255` or `-1..1`.
         output: whether the model gives `logits` or `probabilities`; found out on random images when not given.
         endpoint: the SavedModel's signature; `serve`, `serving_default` or the only one when not given.
+        trust: load it without looking for what could do harm.
 
     Raises:
-        Refused: if there is no such model, it is damaged or carries code, or does not map one batch of float images
-            [N, H, W, C] to one row of K >= 2 numbers an image.
+        Refused: if there is no such model, it is damaged or not known to be harmless, or does not map one batch of
+            float images [N, H, W, C] to one row of K >= 2 numbers an image.
     """
     path = Path(path)
     if input_range not in INPUT_RANGES:
@@ -70,7 +76,7 @@ def load_classifier(
     contract = read_contract(path)
     if contract and input_range != "0..1":
         raise Refused(f"{path} was exported here and reads pixels in 0..1; leave out --input-range {input_range}")
-    call, spec = read_model(path, endpoint)
+    call, spec = read_model(path, endpoint, trust=trust)
     scale, offset = INPUT_RANGES[input_range]
 
     def outputs_of(images):
@@ -93,6 +99,11 @@ def load_classifier(
             "a classifier gives a row of 2 or more logits or probabilities an image"
         )
     num_classes = values.shape[1]
+    class_names = tuple(contract.get("class_names", map(str, range(num_classes))))
+    if len(class_names) != num_classes:
+        raise Refused(
+            f"{path} gives {num_classes} classes, and its model.json names {len(class_names)}; export it again"
+        )
     told = output == "probabilities" or (output is None and name == "probabilities")
     detected = output is None and not told and _are_probabilities(values)
 
@@ -110,7 +121,7 @@ def load_classifier(
     def inner(name):
         if name == "logits":
             return logits
-        call = read_inner(path, name)
+        call = read_inner(path, name, trust=trust)
         if call is None:
             return None
 
@@ -125,7 +136,7 @@ def load_classifier(
         outputs=inner,
         image_shape=image_shape,
         num_classes=num_classes,
-        class_names=tuple(contract.get("class_names", map(str, range(num_classes)))),
+        class_names=class_names,
         contract=contract,
         path=path,
         model_hash=hash_of(path, contract),

@@ -32,14 +32,28 @@ class OneLineErrors(click.Group):
             click.echo(error.format_message())
             sys.exit(2)
         except (click.ClickException, Refused) as error:
-            message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-            click.echo(f"error: {' '.join(message.split())}", err=True)
+            _say_error(error.format_message() if isinstance(error, click.ClickException) else str(error))
+            sys.exit(2)
+        except BrokenPipeError:  # who reads the results has seen enough
+            sys.stdout = None
+            sys.exit(128 + signal.SIGPIPE)
+        except OSError as error:
+            if not error.strerror:
+                raise
+            _say_error(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt) as stop:
             raised = stop.__cause__ or stop  # click hides it behind its own Abort
             click.echo("; ".join(filter(None, ["interrupted", str(raised)])), err=True)
             sys.exit(TERMINATED if isinstance(raised, runtime.Terminated) else INTERRUPTED)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _say_error(message: str) -> None:
+    """One line on stderr: no longer than can be read, and without what would move the cursor."""
+    line = " ".join(message.split())
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+    click.echo(f"error: {line if len(line) <= 1000 else f'{line[:1000]}...'}", err=True)
 
 
 def experiment_options(command):
@@ -64,11 +78,11 @@ def data_options(command):
         click.option("--dataset", help="A data set; the one that the model was trained with by default."),
         click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class."),
         click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default."),
-        click.option("--image-size", type=click.IntRange(min=1), help="Resize the images of the data set."),
+        click.option("--image-size", type=click.IntRange(1, 4096), help="Resize the images of the data set."),
         click.option("--part", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True),
         click.option("--limit", type=click.IntRange(min=1), help="At most so many images, class balance kept."),
         click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
     )
     for option in reversed(options):
         command = option(command)
@@ -91,6 +105,7 @@ def foreign_model_options(command):
             help="What the model gives; found out if not said.",
         ),
         click.option("--endpoint", help="Which signature of the SavedModel to call."),
+        click.option("--trust", is_flag=True, help="Load models without looking for what could do harm."),
     )
     for option in reversed(options):
         command = option(command)
@@ -105,7 +120,7 @@ def cli():
 
 @cli.command()
 @experiment_options
-@click.option("--seed", type=click.IntRange(min=0), help="Of weights, batches and attacks.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, batches and attacks.")
 @click.option("--precision", type=click.Choice(Precision.__args__), help="The dtype policy of training.")
 @click.option("--jit", is_flag=True, help="Compile with XLA (for GPUs; slower on most CPUs).")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part, class balance kept.")

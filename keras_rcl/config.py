@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from keras_rcl.methods import VARIANTS, Method
 from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
-from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.dataset import Dataset, Seed
 from keras_rcl.vocabulary.network import Network, Precision
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
@@ -58,7 +58,7 @@ class Experiment:
     """
 
     method: Method
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     dataset: Dataset = Dataset()
     network: Network = Network()
     evaluation: Evaluation = Evaluation()
@@ -162,15 +162,54 @@ def _fields(path: Iterable[str | int]) -> Iterable[str]:
     return schema.get("properties", ())
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, without aliases, by which a small file becomes a very large value, and repeated keys."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"alias *{self.peek_event().anchor}: write out what it stands for")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} is given {keys.count(key)} times")
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node):
+        value = super().construct_yaml_int(node)
+        if not -(2**63) <= value < 2**63:
+            raise yaml.YAMLError("a whole number has more than 64 bits")
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: if it is not YAML, or more than a configuration needs: aliases, repeated keys, very deep nesting.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         shipped = ", ".join(sorted(p.name for p in CONFIGS.glob("**/*.yaml")))
         raise Refused(f"no configuration file {str(path)!r}; configs/ holds {shipped}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"cannot read the configuration {str(path)!r}: {error}") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise Refused(f"{path} holds no mapping of settings; see configs/digits.yaml")
@@ -195,8 +234,8 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     if not equals or not all([*parents, last]):
         raise Refused(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parse_yaml(text)
+    except ValueError:
         raise Refused(f"--set {setting!r}: {text!r} is not a YAML value") from None
     whole, known = raw, []
     for number, key in enumerate(parents, 1):

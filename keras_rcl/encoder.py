@@ -32,7 +32,7 @@ class Encoder:
     model_hash: str
 
 
-def load_encoder(source: str | Path, image_shape: Sequence[int]) -> Encoder:
+def load_encoder(source: str | Path, image_shape: Sequence[int], *, trust: bool = False) -> Encoder:
     """Read an encoder, for images of one shape.
 
     Args:
@@ -43,6 +43,7 @@ def load_encoder(source: str | Path, image_shape: Sequence[int]) -> Encoder:
             images of that size, which is much cheaper where its own is larger.
         image_shape: (H, W, C) of the images to come. They are resized to what the encoder reads, differentiably; a grey
             image becomes three equal channels.
+        trust: load it without looking for what could do harm.
 
     Raises:
         Refused: if there is no such encoder, or it does not map these images to one row of numbers an image.
@@ -51,7 +52,7 @@ def load_encoder(source: str | Path, image_shape: Sequence[int]) -> Encoder:
         call, spec, model_hash = _read_kerashub(str(source))
     else:
         path = Path(source)
-        call, spec = read_model(path, usual=("embed", "serve", "serving_default"))
+        call, spec = read_model(path, usual=("embed", "serve", "serving_default"), trust=trust)
         model_hash = hash_of(path, read_contract(path))
     resize, shape = resizing(source, spec.shape[1:], image_shape)
 

@@ -293,6 +293,7 @@ def attack(
     seed: int = 0,
     save_images: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
     **foreign,
 ) -> tuple[dict[str, Any], Path]:
@@ -312,19 +313,20 @@ def attack(
         seed: of the attacks.
         save_images: also write `adversarial.npz`.
         overwrite: replace the output folder, and an interrupted evaluation of something else.
+        trust: load the model, and those that attacks look through, without looking for what could do harm.
         progress: where progress is shown.
         **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
 
     Returns:
         The record, and the folder that holds it.
     """
-    classifier = load_classifier(path, **foreign)
+    classifier = load_classifier(path, trust=trust, **foreign)
     data = sources.load(dataset_of(classifier, dataset or {}))
     check_fit(classifier, data)
     chosen = getattr(data, part)
     if not len(chosen.labels):
         raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
-    outputs, hashes = _outputs(attacks, classifier.outputs, data)
+    outputs, hashes = _outputs(attacks, classifier.outputs, data, trust)
     images, progress = pixels(chosen.images), progress or Silent()
     evaluator = Evaluator(
         classifier.logits,
@@ -478,7 +480,9 @@ def _output_of(network: keras.Model, name: str) -> Callable:
     return lambda x: network(x, training=False)[name]
 
 
-def _outputs(attacks: Sequence[Attack], own: Callable, data: sources.ImageData) -> tuple[Callable, dict[str, str]]:
+def _outputs(
+    attacks: Sequence[Attack], own: Callable, data: sources.ImageData, trust: bool = False
+) -> tuple[Callable, dict[str, str]]:
     """attack -> the function of images that it looks at; and the hash of each source, all of which are read now.
 
     `own` gives the attacked model's: `logits`, `embedding` or `projection` -> function, None where it tells none.
@@ -494,16 +498,16 @@ def _outputs(attacks: Sequence[Attack], own: Callable, data: sources.ImageData) 
                 cure = "give it source=MODEL" if reads == "embedding" else "choose another attack"
                 raise Refused(f"{member.label} looks at the {reads}, which the attacked model does not tell; {cure}")
         elif reads == "logits":
-            found[key], hashes[source] = logits_through(source, data)
+            found[key], hashes[source] = logits_through(source, data, trust)
         else:
-            encoder = load_encoder(source, data.image_shape)
+            encoder = load_encoder(source, data.image_shape, trust=trust)
             found[key], hashes[source] = encoder.embedding, encoder.model_hash
     return lambda attack: found[attack.source, attack.reads], hashes
 
 
-def logits_through(source: str, data: sources.ImageData) -> tuple[Callable, str]:
+def logits_through(source: str, data: sources.ImageData, trust: bool = False) -> tuple[Callable, str]:
     """images -> logits of the classifier that a transfer attack is crafted on, and its hash."""
-    classifier = load_classifier(source)
+    classifier = load_classifier(source, trust=trust)
     if classifier.num_classes != data.num_classes:
         raise Refused(
             f"{source} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
@@ -593,7 +597,8 @@ def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
         settings = classifier.contract.get("config")
         if settings is None:
             raise Refused(f"{classifier.path} has no model.json that names its data set; give --dataset")
-        fields = {**settings["dataset"], **fields}
+        # Of a model from elsewhere; TFDS would write there.
+        fields = {**settings["dataset"], "data_dir": None, **fields}
     try:
         return Dataset(**fields)
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """Models on disk as functions of images: SavedModel folders and `.keras` files, ours and others'."""
 
 import hashlib
-import json
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,14 +11,29 @@ import numpy as np
 import tensorflow as tf
 
 import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
+from keras_rcl.trust import check_keras, check_saved_model
+from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.word import Refused, did_you_mean
 
 _FORMAT = 1
 _UNKNOWN_SIZE = 224
 
+_CONTRACT: dict[str, Callable] = {
+    "model_hash": lambda value: isinstance(value, str),
+    "name": lambda value: isinstance(value, str),
+    "variant": lambda value: value is None or isinstance(value, str),
+    "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "config": lambda value: isinstance(value, dict) and isinstance(value.get("dataset"), dict),
+}
+"""What is read of `model.json`: whether a value can be one of an export's."""
+
 
 def read_model(
-    path: Path, endpoint: str | None = None, *, usual: Sequence[str] = ("serve", "serving_default")
+    path: Path,
+    endpoint: str | None = None,
+    *,
+    usual: Sequence[str] = ("serve", "serving_default"),
+    trust: bool = False,
 ) -> tuple[Callable, tf.TensorSpec]:
     """images -> what a model gives of them, and the TensorSpec of the images that it reads.
 
@@ -26,18 +41,20 @@ def read_model(
         path: a SavedModel folder, or a `.keras` file (read in safe mode).
         endpoint: the SavedModel's signature; the first of the `usual` ones, or the only one, when not given.
         usual: names of signatures.
+        trust: load it without looking for what could do harm.
 
     Raises:
-        Refused: if there is no such model, it is damaged or carries code, or does not read float images [N, H, W, C].
+        Refused: if there is no such model, it is damaged or not known to be harmless, or does not read float
+            images [N, H, W, C].
     """
     if path.is_file():
         if endpoint is not None:
             raise Refused(
                 f"--endpoint {endpoint} names a signature, and {path} is a .keras file, which has none; leave it out"
             )
-        model = _load_keras(path)
+        model = _load_keras(path, trust)
         return _checked(path, lambda images: model(images, training=False), _spec_of(model))
-    model = _load_saved_model(path)
+    model = _load_saved_model(path, trust)
     signatures = dict(model.signatures)
     known = ", ".join(signatures) or "none"
     if endpoint is None:
@@ -60,19 +77,19 @@ def read_model(
     return _checked(path, lambda images: model.signatures[endpoint](**{name: images}), spec)
 
 
-def read_inner(path: Path, output: str) -> Callable | None:
+def read_inner(path: Path, output: str, *, trust: bool = False) -> Callable | None:
     """images -> a classifier's own `embedding` or `projection` [N, D]; None where the model does not tell it.
 
     A SavedModel made here gives both at its endpoint `embed`, a `.keras` file of ours by name. Of another's `.keras`
     file the embedding is what its last layer with weights reads.
     """
     if not path.is_file():
-        model = _load_saved_model(path)
+        model = _load_saved_model(path, trust)
         if output not in getattr(model.signatures.get("embed"), "structured_outputs", {}):
             return None
-        call, _ = read_model(path, "embed")
+        call, _ = read_model(path, "embed", trust=trust)
         return lambda images: call(images)[output]
-    model = _load_keras(path)
+    model = _load_keras(path, trust)
     outputs = getattr(model, "output", None)
     if isinstance(outputs, dict) and output in outputs:
         return lambda images: model(images, training=False)[output]
@@ -91,7 +108,7 @@ def read_contract(path: Path) -> dict:
     if not file.is_file():
         return {}
     try:
-        contract = json.loads(file.read_text(encoding="utf-8"))
+        contract = read_json(file)
     except (OSError, ValueError) as error:
         raise Refused(f"{file} cannot be read: {brief(error)}; export the model again") from None
     if not isinstance(contract, dict) or "model_hash" not in contract:
@@ -100,6 +117,9 @@ def read_contract(path: Path) -> dict:
         raise Refused(
             f"{file} has format {contract.get('format')!r}, and this version reads {_FORMAT}; export it again"
         )
+    wrong = [key for key, sound in _CONTRACT.items() if key in contract and not sound(contract[key])]
+    if wrong:
+        raise Refused(f"{file}: {wrong[0]} is not what an export writes there; export the model again")
     return contract
 
 
@@ -183,28 +203,37 @@ def brief(error: Exception) -> str:
     return text if len(text) <= 160 else f"{text[:160]}..."
 
 
-def _load_saved_model(path: Path):
+def _load_saved_model(path: Path, trust: bool):
     """The SavedModel in a folder."""
     if not path.exists():
         raise Refused(f"there is no model at {path}; give a SavedModel folder or a .keras file")
     if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
         raise Refused(f"{path} holds no SavedModel; give a folder with saved_model.pb, or a .keras file")
     try:
+        if not trust:
+            check_saved_model(path)
         model = tf.saved_model.load(str(path))
         dict(model.signatures)
+    except Refused:
+        raise
     except Exception as error:
         raise Refused(f"SavedModel {path} is damaged: {brief(error)}; export it again") from None
     return model
 
 
-def _load_keras(path: Path) -> keras.Model:
+def _load_keras(path: Path, trust: bool) -> keras.Model:
     """The model of a `.keras` file, with one input."""
     if path.suffix != ".keras":
         raise Refused(f"{path} is neither a SavedModel folder nor a .keras file; give one of the two")
     if not zipfile.is_zipfile(path):
         raise Refused(f"{path} is no .keras archive, or is cut short; save the model again")
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        if not trust:
+            check_keras(path)
+        with warnings.catch_warnings(action="ignore"):
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Refused:
+        raise
     except Exception as error:
         if "deserialization of a `Lambda`" in str(error):
             raise Refused(

@@ -1,7 +1,6 @@
 """The result record: one JSON a claim, with all that it takes to check it."""
 
 import importlib.metadata
-import json
 import platform
 import shlex
 import sys
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.word import Refused, first_line
 
 FORMAT = 1
@@ -85,7 +85,7 @@ def read_record(path: Path) -> dict[str, Any]:
         Refused: if there is no such file, or it is no record: not JSON, of another format, or inconsistent.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise Refused(f"{path} cannot be read as a record: {error}; give the record.json of an attack") from None
     try:

@@ -7,6 +7,9 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from keras_rcl.vocabulary.word import word
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of random numbers: what NumPy, Keras and TensorFlow all take."""
+
 
 @word
 class NoAugmentation:
@@ -76,12 +79,12 @@ class Dataset:
         balanced_batches: draw every class equally often in each training batch.
     """
 
-    name: str = "digits"
+    name: Annotated[str, Field(pattern=r"^\w+(/[\w.+-]+)?(:[\d.*]+)?$")] = "digits"
     folder: str | None = None
     data_dir: str | None = None
-    image_size: PositiveInt | None = None
+    image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     limit: PositiveInt | None = None
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
     balanced_batches: bool = False

@@ -173,6 +173,23 @@ def sweep(folder: str | Path, name: str = ".+") -> None:
                 path.unlink()
 
 
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is not JSON in UTF-8, holds NaN or infinity, or is nested too deeply.
+    """
+
+    def no_json(word):
+        raise ValueError(f"{word} is no JSON")
+
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=no_json)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def check_writable(folder: str | Path) -> None:
     """Make a folder when absent, and see that a file can be made in it: for before a long run, not after it.
 

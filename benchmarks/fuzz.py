@@ -1,0 +1,647 @@
+"""Broken input of every kind, to the command line: one line and exit status 2 for each, or it is a finding.
+
+    python -m benchmarks.fuzz --inputs 10000 --json results/robustness/fuzz.json
+
+Input `n` of seed `s` is always the same, so `--first n --inputs 1` makes a finding again. Each is a change of something
+that was whole (a configuration, an image, an array, a record, a contract, a data set, a `.keras` file, a SavedModel) or
+a command line of random options, run through the program itself in an empty folder; only training, attacks and audits
+are left out where all input has been accepted. A worker runs them, so that what kills TensorFlow is a finding too.
+
+A finding is: a traceback; an exit status other than 0, 1 and 2; with status 2, anything but one line on stderr; a
+changed folder after a refusal; more than `--seconds` for one input; the death of the worker.
+"""
+
+import argparse
+import collections
+import contextlib
+import functools
+import io
+import json
+import os
+import random
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from keras_rcl import config
+from keras_rcl.methods import VARIANTS
+from keras_rcl.vocabulary.attack import ALIASES, ATTACKS
+from keras_rcl.vocabulary.word import Refused
+
+SMALLEST, LARGEST = 1, 8
+"""How many changes an input has."""
+
+ODD = (
+    *(None, True, False, 0, -1, 3, 2**63, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf")),
+    *("", " ", "x", "0", "8/255", "1/0", "nan", "pgd", "clafs", "..", "../../x", "/etc/passwd", "a\nb", "\0", "\u2028"),
+    *("x" * 5000, "9" * 5000, "é", "\U0001f600", "$(id)", "{}", "[", "!!python/name:os.system"),
+    *([], {}, [[]], [None], {"": None}, {"name": "pgd"}, {"name": None}, [0, 1], {"a": {"b": [1]}}),
+)
+TOKENS = tuple(
+    "{ } [ ] : - , & * ! | > ' \" % @ # ? << *a &a !!binary !!set !!float !!python/object:os.system .nan .inf ~ null "
+    "true 1:30 0x1f 2020-01-01 --- ... 8/255 1e999 -1 method dataset name attack epsilon \t \0 \ufeff \u0085".split(" ")
+)
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def change_bytes(rng: random.Random, content: bytes) -> bytes:
+    """Some bytes flipped, cut out, put in, repeated, set to zero, or the end cut off."""
+    content = bytearray(content)
+    for _ in range(rng.randint(SMALLEST, LARGEST)):
+        size = len(content)
+        start = rng.randrange(size + 1)
+        end = min(size, start + int(2 ** rng.uniform(0, 8)))
+        match rng.randrange(7):
+            case 0 if size:
+                content[start % size] ^= 1 << rng.randrange(8)
+            case 1 if size:
+                content[start % size] = rng.choice((0, 1, 0x7F, 0x80, 0xFF))
+            case 2:
+                del content[start:end]
+            case 3:
+                content[start:start] = rng.randbytes(rng.randint(1, 32))
+            case 4:
+                content[start:start] = content[start:end]
+            case 5:
+                content[start:end] = bytes(end - start)
+            case 6 if rng.random() < 0.3:
+                del content[start:]
+    return bytes(content)
+
+
+def change_text(rng: random.Random, text: str) -> str:
+    """Some lines, words or characters moved, removed or replaced."""
+    for _ in range(rng.randint(SMALLEST, LARGEST)):
+        pieces = re.split(rng.choice((r"(\n)", r"(\W)")), text)
+        place = rng.randrange(len(pieces))
+        match rng.randrange(5):
+            case 0:
+                pieces[place] = rng.choice(TOKENS)
+            case 1:
+                del pieces[place]
+            case 2:
+                pieces.insert(place, rng.choice(pieces))
+            case 3:
+                pieces.insert(place, rng.choice(TOKENS))
+            case 4:
+                other = rng.randrange(len(pieces))
+                pieces[place], pieces[other] = pieces[other], pieces[place]
+        text = "".join(pieces)
+    return text
+
+
+def change_value(rng: random.Random, value: Any) -> Any:
+    """A JSON value with some of its parts removed, renamed, wrapped, repeated, or of another type."""
+    value = json.loads(json.dumps(value))
+    for _ in range(rng.randint(SMALLEST, LARGEST)):
+        places = [(parent, key) for parent in _containers(value) for key in _keys(parent)]
+        if not places:
+            return rng.choice(ODD)
+        parent, key = rng.choice(places)
+        match rng.randrange(8):
+            case 0:
+                del parent[key]
+            case 1:
+                parent[key] = [parent[key]]
+            case 2 if isinstance(parent, dict):
+                parent[str(key) + rng.choice("sx_ ")] = parent.pop(key)
+            case 3:
+                other, at = rng.choice(places)
+                with contextlib.suppress(KeyError, IndexError):
+                    parent[key] = json.loads(json.dumps(other[at]))
+            case 4 if isinstance(parent[key], str):
+                parent[key] = change_text(rng, parent[key])
+            case 5 if isinstance(parent[key], (int, float)):
+                parent[key] = parent[key] * rng.choice((-1, 10, 1e9, 0.5)) + rng.choice((0, 1, -1))
+            case _:
+                parent[key] = rng.choice(ODD)
+    return value
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    if isinstance(value, (dict, list)):
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _containers(inner)
+
+
+def _keys(parent: Any) -> list:
+    return list(parent) if isinstance(parent, dict) else list(range(len(parent)))
+
+
+# --- inputs: each writes files into the empty folder it is called in, and returns a command line ----------------------
+
+
+class Seeds:
+    """What is whole: files made once, before anything is changed.
+
+    Fields:
+        model: the folder of a linear classifier of digits as a SavedModel with a contract.
+        keras: a `.keras` file of the same.
+        record: a record of an attack on it, with its images beside it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.model, self.keras, self.record = folder / "model", folder / "model.keras", folder / "attacked/record.json"
+
+    def make(self):
+        import keras
+        import tensorflow as tf
+
+        from keras_rcl.data import sources
+        from keras_rcl.experiment import attack, contract
+        from keras_rcl.vocabulary.attack import FGSM, PGD
+
+        keras.utils.set_random_seed(0)
+        image = keras.Input((8, 8, 1))
+        network = keras.Model(image, keras.layers.Dense(10)(keras.layers.Flatten()(image)))
+        network.save(self.keras)
+        kernel, bias = network.get_weights()
+        module = tf.Module()
+        module.kernel, module.bias = tf.Variable(kernel), tf.Variable(bias)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 1])])
+        def serve(image):
+            return {"logits": tf.reshape(image, [-1, 64]) @ module.kernel + module.bias}
+
+        tf.saved_model.save(module, str(self.model), signatures={"serve": serve})
+        attack(
+            self.model,
+            [FGSM(), PGD(num_steps=2)],
+            dataset={"name": "digits", "limit": 20},
+            output_dir=self.record.parent,
+            save_images=True,
+        )
+        experiment = config.load()
+        record = json.loads(self.record.read_text())
+        told = contract(experiment, sources.load(experiment.dataset), record)
+        computed = {"format": 1, "image_shape": [8, 8, 1], "num_classes": 10, "model_hash": record["model"]["hash"]}
+        (self.model / "model.json").write_text(json.dumps({**told, **computed}))
+        for name in os.listdir(self.record.parent):
+            if name not in ("record.json", "adversarial.npz"):
+                os.unlink(self.record.parent / name)
+
+
+def a_config(rng: random.Random, seeds: Seeds) -> list[str]:
+    files = sorted(config.CONFIGS.glob("**/*.yaml"))
+    text = rng.choice(files).read_text(encoding="utf-8")
+    path = Path("config.yaml")
+    match rng.randrange(10):
+        case 0:
+            path.write_bytes(change_bytes(rng, text.encode()))
+        case 1:
+            depth = rng.choice((50, 500, 5000, 50000))
+            bombs = (
+                "a: &a [x]\n" + "".join(f"b{n}: &{chr(98 + n)} [{f'*{chr(97 + n)},' * 9}]\n" for n in range(12)),
+                "[" * depth,
+                "[" * depth + "]" * depth,
+                "{a: " * depth + "}" * depth,
+                "".join(f"{' ' * n}a:\n" for n in range(min(depth, 2000))),
+                "- " * depth + "a",
+                f"seed: {'9' * depth}",
+                f"seed: 0x{'f' * depth}",
+                f"seed: {'1:' * depth}1",
+                "&a a: *a",
+                "a: &a\n  b: *a\nmethod: *a",
+                "<<: {variant: at}\n<<: [{seed: 1}, {seed: 2}]\nseed: 3",
+                "seed: 1\nseed: 2\n",
+                "? [a, b]\n: c\n",
+                "!!python/object/apply:os.system [id]",
+                "",
+                "---\n---\n",
+                "\ufeff" + text,
+                "seed: .nan",
+                "dataset: {limit: .inf}",
+            )
+            path.write_text(rng.choice(bombs), encoding="utf-8")
+        case 2:
+            path.mkdir()
+        case 3 | 4 | 5 | 6:
+            value = change_value(rng, yaml.safe_load(text))
+            path.write_text(yaml.safe_dump(value, allow_unicode=rng.random() < 0.5), encoding="utf-8")
+        case _:
+            path.write_bytes(change_text(rng, text).encode("utf-8", "surrogatepass"))
+    return ["show", "--config", str(path), *(["--variant", rng.choice([*VARIANTS])] if rng.random() < 0.5 else [])]
+
+
+def _paths(value: Any, before: str = "") -> Iterator[str]:
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield f"{before}{key}"
+        yield from _paths(inner, f"{before}{key}.")
+
+
+def a_setting(rng: random.Random, seeds: Seeds) -> list[str]:
+    variant = rng.choice([*VARIANTS])
+    known = list(_paths(config.to_dict(config.load(variant=variant))))
+    settings = []
+    for _ in range(rng.randint(1, 3)):
+        value = rng.choice(ODD)
+        text = value if isinstance(value, str) else json.dumps(value) if rng.random() < 0.9 else rng.choice(TOKENS)
+        setting = f"{rng.choice(known)}={text}"
+        settings += ["--set", change_text(rng, setting) if rng.random() < 0.4 else setting]
+    return ["show", "--variant", variant, *settings]
+
+
+def an_attack(rng: random.Random, seeds: Seeds) -> list[str]:
+    name = rng.choice([*ATTACKS, *ALIASES])
+    cls = ATTACKS[ALIASES.get(name, {"name": name})["name"]]
+    text = name + (f"-{rng.choice(('0', '-1', '5', '1e3', '', 'x', '9' * 5000))}" if rng.random() < 0.5 else "")
+    values = ("0", "-1", "1", "8/255", "8", "l2", "dlr", "true", "", "nan", "1e999", "1/0", str(seeds.keras), "digits")
+    fields = [f"{rng.choice([*cls.__dataclass_fields__])}={rng.choice(values)}" for _ in range(rng.randrange(4))]
+    text += ":" + ",".join(fields) if fields else ""
+    text = change_text(rng, text) if rng.random() < 0.4 else text
+    more = []
+    for option, of in (
+        ("--epsilon", values),
+        ("--restarts", values),
+        ("--protocol", ("all", "claf-repo", "x")),
+        ("--transfer-from", ("absent", str(seeds.keras), "")),
+        ("--limit", ("20", "0", "x", "9" * 30)),
+    ):
+        more += [option, rng.choice(of)] if rng.random() < 0.2 else []
+    return ["attack", str(seeds.model), "--attack", text, "--limit", "20", *more]
+
+
+def a_command_line(rng: random.Random, seeds: Seeds) -> list[str]:
+    from keras_rcl.commands import cli
+
+    verb = rng.choice([*cli.commands])
+    arguments = [change_text(rng, verb) if rng.random() < 0.05 else verb]
+    for parameter in rng.sample(cli.commands[verb].params, rng.randint(0, min(8, len(cli.commands[verb].params)))):
+        if isinstance(parameter, click.Option):
+            arguments.append(rng.choice(parameter.opts))
+            if parameter.is_flag:
+                continue
+        texts = [value for value in ODD if isinstance(value, str)]
+        choices = list(getattr(parameter.type, "choices", ())) or ["absent", str(seeds.model), str(seeds.record), "1"]
+        arguments.append(rng.choice((*texts, *choices, *choices, *choices)))
+    if rng.random() < 0.1:
+        arguments.insert(rng.randrange(len(arguments) + 1), rng.choice(("--", "-x", "--no-such", "", "\udcff")))
+    return [argument.replace("\0", "0") for argument in arguments]
+
+
+def _picture(rng: random.Random) -> tuple[bytes, str]:
+    """A picture of any mode, size and format; and its suffix."""
+    form, suffix = rng.choice((("PNG", "png"), ("JPEG", "jpg"), ("BMP", "bmp"), ("WEBP", "webp"), ("GIF", "png")))
+    modes = {"PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], "JPEG": ["L", "RGB", "CMYK"]}
+    modes |= {"BMP": ["1", "L", "P", "RGB"], "WEBP": ["RGB", "RGBA"], "GIF": ["L", "P"]}
+    size = rng.choice(((8, 8), (8, 8), (8, 8), (1, 1), (7, 8), (300, 2)))
+    image, options = Image.new(rng.choice(modes[form]), size, rng.randrange(2)), {}
+    if form in ("PNG", "WEBP", "GIF") and image.mode in ("L", "P", "RGB") and rng.random() < 0.2:
+        options = dict(save_all=True, append_images=[Image.new(image.mode, size, 1)])
+    if form in ("PNG", "JPEG", "WEBP") and rng.random() < 0.3:
+        options["exif"] = b"Exif\0\0" + rng.randbytes(rng.randrange(200))
+    if form == "PNG" and image.mode in ("L", "P") and rng.random() < 0.3:
+        options["transparency"] = 0
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    content = stream.getvalue()
+    if form == "PNG" and rng.random() < 0.1:  # says that it is very large
+        content = content[:16] + rng.randbytes(2) + content[18:20] + rng.randbytes(2) + content[22:]
+    return content, rng.choice((suffix, suffix, suffix, "png", "jpeg", "txt", "npy"))
+
+
+def _image_name(rng: random.Random, suffix: str) -> Path:
+    odd = ("a b", "é", "\udcff", "-x", "%s", "x" * 200, "a\nb", "\x1b[31m")
+    return Path(f"{rng.choice(odd) if rng.random() < 0.2 else 'image'}.{suffix}")
+
+
+def an_image(rng: random.Random, seeds: Seeds) -> list[str]:
+    content, suffix = _picture(rng)
+    path = _image_name(rng, suffix)
+    path.write_bytes(change_bytes(rng, content) if rng.random() < 0.8 else content)
+    return ["predict", str(seeds.model), *rng.choice((["--resize"], []))] + ["--", rng.choice((str(path), "."))]
+
+
+def _array(rng: random.Random) -> np.ndarray:
+    dtype = rng.choice("uint8 float32 float16 float64 int64 bool complex64 S3 U3 M8[s] object".split())
+    shape = rng.choice(((2, 8, 8, 1), (2, 8, 8, 1), (2, 8, 8, 3), (0, 8, 8, 1), (8, 8), (), (2, 8, 8, 1, 1)))
+    array = np.zeros(shape, dtype)
+    if dtype.startswith("float") and array.size:
+        array.flat[0] = rng.choice((np.nan, np.inf, -np.inf, -0.1, 1.1, 200, 6e4, 0.5))
+    return array
+
+
+def an_array(rng: random.Random, seeds: Seeds) -> list[str]:
+    path, stream = _image_name(rng, rng.choice(("npy", "npz"))), io.BytesIO()
+    if rng.random() < 0.5:
+        np.save(stream, _array(rng), allow_pickle=True)
+    else:
+        names = rng.choice((("images",), ("x",), ("images", "labels"), ("x", "y"), ()))
+        np.savez(stream, **{name: _array(rng) for name in names})
+    content = stream.getvalue()
+    if rng.random() < 0.3:  # a header that lies
+        content = content.replace(b"(2, 8", rng.choice((b"(9, 8", b"(-2,8", b"(99999999999, 8", b"((((2, 8")))
+    path.write_bytes(change_bytes(rng, content) if rng.random() < 0.5 else content)
+    return ["predict", str(seeds.model), "--", str(path)]
+
+
+def _broken_json(rng: random.Random, source: Path) -> bytes:
+    text = source.read_text(encoding="utf-8")
+    match rng.randrange(8):
+        case 0:
+            return change_bytes(rng, text.encode())
+        case 1:
+            return change_text(rng, text).encode("utf-8", "surrogatepass")
+        case 2:
+            depth = rng.choice((500, 5000, 200000))
+            return rng.choice(
+                (b"[" * depth, b"[" * depth + b"]" * depth, b'{"a":' * depth, b'{"format": ' + b"9" * depth + b"}", b"")
+            )
+        case _:
+            return json.dumps(change_value(rng, json.loads(text))).encode()
+
+
+def a_record(rng: random.Random, seeds: Seeds) -> list[str]:
+    path = Path("record.json")
+    path.write_bytes(_broken_json(rng, seeds.record) if rng.random() < 0.8 else seeds.record.read_bytes())
+    if rng.random() < 0.3:
+        content = (seeds.record.parent / "adversarial.npz").read_bytes()
+        Path("adversarial.npz").write_bytes(change_bytes(rng, content))
+    return ["audit", str(seeds.model), "--record", str(path), "--limit", "20"]
+
+
+def a_contract(rng: random.Random, seeds: Seeds) -> list[str]:
+    shutil.copytree(seeds.model, "model")
+    Path("model/model.json").write_bytes(_broken_json(rng, seeds.model / "model.json"))
+    if rng.random() < 0.5:
+        return ["attack", "model", "--attack", "noise", "--limit", "20"]
+    Image.new("L", (8, 8)).save("image.png")
+    return ["predict", "model", "image.png"]
+
+
+def a_data_set(rng: random.Random, seeds: Seeds) -> list[str]:
+    root = Path("data")
+    root.mkdir()
+    roots = [root] if rng.random() < 0.7 else [root / "train", root / "test"]
+    for number in range(rng.choice((0, 1, 10, 10, 10))):
+        for part in roots:
+            folder = part / str(number)
+            folder.mkdir(parents=True)
+            for _ in range(rng.choice((0, 1, 2, 2))):
+                content, suffix = _picture(rng)
+                if rng.random() < 0.9:
+                    stream = io.BytesIO()
+                    Image.new("L", (8, 8)).save(stream, "PNG")
+                    content, suffix = stream.getvalue(), "png"
+                file = folder / _image_name(rng, suffix)
+                file.write_bytes(change_bytes(rng, content) if rng.random() < 0.05 else content)
+    more = ["--image-size", "8"] if rng.random() < 0.3 else []
+    return ["attack", str(seeds.model), "--attack", "noise", "--dataset", "folder", "--folder", "data", *more]
+
+
+def a_keras_file(rng: random.Random, seeds: Seeds) -> list[str]:
+    path = Path("model.keras")
+    if rng.random() < 0.4:
+        path.write_bytes(change_bytes(rng, seeds.keras.read_bytes()))
+    else:
+        with zipfile.ZipFile(seeds.keras) as whole, zipfile.ZipFile(path, "w") as broken:
+            for name in whole.namelist():
+                content = whole.read(name)
+                if rng.random() < 0.5:
+                    changed = name.endswith("json") and rng.random() < 0.8
+                    content = (
+                        json.dumps(change_value(rng, json.loads(content))).encode()
+                        if changed
+                        else change_bytes(rng, content)
+                    )
+                if rng.random() < 0.95:
+                    broken.writestr(name, content)
+            if rng.random() < 0.2:
+                broken.writestr(rng.choice(("../x", "/tmp/x", "a\\b", "assets/x", "config.jsonx", "é")), b"x")
+    Image.new("L", (8, 8)).save("image.png")
+    return ["predict", str(path), "image.png"]
+
+
+def a_saved_model(rng: random.Random, seeds: Seeds) -> list[str]:
+    shutil.copytree(seeds.model, "model")
+    files = sorted(file for file in Path("model").rglob("*") if file.is_file() and file.name != "model.json")
+    for file in rng.sample(files, rng.randint(1, 2)):
+        match rng.randrange(12):
+            case 0:
+                file.unlink()
+            case 1:
+                file.write_bytes(b"")
+            case _:
+                file.write_bytes(change_bytes(rng, file.read_bytes()))
+    Image.new("L", (8, 8)).save("image.png")
+    return ["predict", "model", "image.png"]
+
+
+KINDS: dict[Callable, int] = {
+    a_config: 25,
+    a_setting: 12,
+    an_attack: 12,
+    a_command_line: 12,
+    an_image: 12,
+    an_array: 7,
+    a_record: 7,
+    a_contract: 3,
+    a_data_set: 3,
+    a_keras_file: 3,
+    a_saved_model: 4,
+}
+"""Each kind of input, and how many of a hundred are of it."""
+
+
+# --- running one ------------------------------------------------------------------------------------------------------
+
+
+class TooLong(BaseException):
+    """An input took longer than it may."""
+
+
+def _out_of_time(*_):
+    raise TooLong
+
+
+@contextlib.contextmanager
+def without_the_work(seeds: Seeds) -> Iterator[None]:
+    """Training, attacks and audits say that they were reached; the whole model is read once."""
+    from unittest import mock
+
+    from keras_rcl import auditing, experiment
+
+    def reached(*_, **__):
+        raise Refused("all input was accepted")
+
+    read = functools.cache(experiment.load_classifier)
+
+    def load(path, **options):
+        whole = Path(path) == seeds.model and not any(options.values())
+        return (read if whole else read.__wrapped__)(path, **options)
+
+    with contextlib.ExitStack() as stack:
+        for module, name, stand_in in (
+            (experiment, "fit", reached),
+            (experiment, "Evaluator", reached),
+            (auditing, "audit", reached),
+            (experiment, "load_classifier", load),
+            (auditing, "load_classifier", load),
+        ):
+            stack.enter_context(mock.patch.object(module, name, stand_in))
+        yield
+
+
+def files_of(folder: Path) -> dict[str, bytes | None]:
+    """All that lies in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def run_one(number: int, seed: int, seeds: Seeds, seconds: float) -> dict[str, Any]:
+    """Make an input and run it, in an empty folder.
+
+    Returns:
+        `kind`, `status`, and what was `wrong`: texts, none where all was as it must be.
+    """
+    from keras_rcl.commands import cli
+
+    rng = random.Random(f"{seed} {number}")
+    (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+    wrong, here = [], os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        signal.signal(signal.SIGALRM, _out_of_time)
+        try:
+            arguments = kind(rng, seeds)
+            before = files_of(Path(folder))
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            result = CliRunner().invoke(cli, arguments)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            status = result.exit_code
+            if result.exception is not None and not isinstance(result.exception, SystemExit):
+                wrong.append("traceback: " + "".join(traceback.format_exception(*result.exc_info)[-3:]))
+            elif status not in (0, 1, 2):
+                wrong.append(f"exit status {status}: {result.output[-500:]}")
+            said = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
+            if status == 2 and result.stdout == "" and (len(said) != 1 or not said[0].startswith("error: ")):
+                wrong.append(f"{len(said)} lines on stderr: {result.stderr[:500]!r}")
+            if status and files_of(Path(folder)) != before:
+                wrong.append(f"left behind: {sorted(files_of(Path(folder)).keys() - before.keys())}")
+        except TooLong:
+            status = None
+            wrong.append(f"more than {seconds:g} seconds")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.chdir(here)
+    told = {"kind": kind.__name__, "status": status}
+    return told if not wrong else {**told, "arguments": arguments, "wrong": wrong}
+
+
+# --- running all ------------------------------------------------------------------------------------------------------
+
+
+def work(folder: Path, seed: int, numbers: range, seconds: float) -> None:
+    """What the worker does: a line of JSON before and after each input, on its own standard output."""
+    from keras_rcl.runtime import start_tensorflow
+
+    start_tensorflow()
+    seeds = Seeds(folder)
+    if not seeds.record.is_file():
+        seeds.make()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    with without_the_work(seeds):
+        for number in numbers:
+            print(json.dumps({"number": number}), file=answers, flush=True)
+            found = run_one(number, seed, seeds, seconds)
+            print(json.dumps({"number": number, **found}), file=answers, flush=True)
+
+
+def outcomes(folder: Path, seed: int, numbers: range, seconds: float) -> Iterator[dict[str, Any]]:
+    """What became of each input; a worker that dies or hangs is replaced, and that is the outcome."""
+    first = numbers.start
+    while first < numbers.stop:
+        command = [sys.executable, "-m", "benchmarks.fuzz", "--worker", str(folder), "--seed", str(seed)]
+        command += ["--first", str(first), "--inputs", str(numbers.stop - first), "--seconds", str(seconds)]
+        running = None
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+            said = b""
+            with selectors.DefaultSelector() as ready:
+                for stream in (worker.stdout, worker.stderr):
+                    os.set_blocking(stream.fileno(), False)
+                    ready.register(stream, selectors.EVENT_READ)
+                pending, open_streams = b"", 2
+                while open_streams:
+                    events = ready.select(timeout=None if running is None else 3 * seconds)
+                    if not events:
+                        worker.kill()
+                    for key, _ in events:
+                        chunk = os.read(key.fd, 65536)
+                        if not chunk:
+                            ready.unregister(key.fileobj)
+                            open_streams -= 1
+                        elif key.fileobj is worker.stderr:
+                            said += chunk
+                        else:
+                            *lines, pending = (pending + chunk).split(b"\n")
+                            for answer in map(json.loads, lines):
+                                running = answer["number"] if len(answer) == 1 else None
+                                if running is None:
+                                    first = answer["number"] + 1
+                                    yield answer
+        if worker.returncode == 0:
+            return
+        if running is None:
+            raise SystemExit(f"the worker ended with {worker.returncode}: {said.decode(errors='replace')}")
+        yield {"number": running, "kind": "?", "wrong": [f"the worker died with {worker.returncode}: {said[-800:]!r}"]}
+        first = running + 1
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first input")
+    parser.add_argument("--seconds", type=float, default=20, help="that one input may take")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    numbers = range(given.first, given.first + given.inputs)
+    if given.worker:
+        return work(given.worker, given.seed, numbers, given.seconds)
+    started, kinds, statuses, findings = time.perf_counter(), collections.Counter(), collections.Counter(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for outcome in outcomes(Path(folder), given.seed, numbers, given.seconds):
+            kinds[outcome["kind"]] += 1
+            statuses[str(outcome.get("status"))] += 1
+            if "wrong" in outcome:
+                findings.append(outcome)
+                print(json.dumps(outcome).replace(folder, "SEEDS"), file=sys.stderr, flush=True)
+    record = {
+        "command": f"python -m benchmarks.fuzz {shlex.join(sys.argv[1:])}",
+        "inputs": sum(kinds.values()),
+        "kinds": dict(kinds.most_common()),
+        "exit_statuses": dict(statuses.most_common()),
+        "findings": len(findings),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    print(json.dumps(record, indent=1))
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(record, indent=1) + "\n")
+    return int(bool(findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
