@@ -171,7 +171,7 @@ def overfits_catastrophically(metrics: dict[str, float], best: float) -> bool:
 
 def mean_cosine(projection: tf.Tensor) -> tf.Tensor:
     """Of all pairs of two different rows of unit length [N, D]: (|sum of rows|^2 - N) / (N (N - 1)); 0 for one row."""
-    count = len(projection)
+    count = projection.shape[0]
     total = tf.reduce_sum(tf.square(tf.reduce_sum(projection, axis=0)))
     return (total - count) / max(1, count * (count - 1))
 
