@@ -179,8 +179,10 @@ class TensorBoardWriter:
         try:
             yield
         except tf.errors.OpError as error:
-            reason = " ".join(error.message.splitlines()[0].split()[1:])
-            raise Refused(f"cannot write to {self.folder}: {reason}; make room there or choose another folder") from None
+            reason = error.message.splitlines()[0].rpartition("; ")[2].lower()
+            raise Refused(
+                f"cannot write to {self.folder}: {reason}; make room there or choose another folder"
+            ) from None
 
     def __enter__(self):
         return self
