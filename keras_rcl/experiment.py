@@ -219,6 +219,7 @@ def _fit(
         question = {"model": model_hash(served), "sources": hashes, **evaluator.question(images, test.labels)}
         with Journal(run.evaluation, question, anew=True) as journal:
             survival = evaluator(images, test.labels, progress=progress, journal=journal)
+        journal.close()
         record = make_record(
             survival,
             model={"name": run.path.name, "variant": experiment.method.name, "training_seconds": round(seconds, 1)},
