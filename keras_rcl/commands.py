@@ -236,10 +236,14 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **o
 @click.option("--verifier", help="The attack that the number is held against; autoattack by default.")
 @foreign_model_options
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; audits/<model> by default.")
-@click.option("--overwrite", is_flag=True, help="Replace the folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted audit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the audit as JSON.")
 def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, **options):
-    """Hold a claim of robust accuracy, or a record, against checks and AutoAttack; exits with 1 where it falls."""
+    """Hold a claim of robust accuracy, or a record, against checks and AutoAttack; exits with 1 where it falls.
+
+    Killed or interrupted, the same command goes on where it was.
+    """
+    runtime.raise_on_sigterm()
     if (share is None) == (record is None):
         raise Refused("give either --claim SHARE or --record FILE")
     radius = None if epsilon is None else _read_epsilon(epsilon)

@@ -219,6 +219,7 @@ def _fit(
         question = {"model": model_hash(served), "sources": hashes, **evaluator.question(images, test.labels)}
         with Journal(run.evaluation, question, anew=True) as journal:
             survival = evaluator(images, test.labels, progress=progress, journal=journal)
+        journal.close()
         record = make_record(
             survival,
             model={"name": run.path.name, "variant": experiment.method.name, "training_seconds": round(seconds, 1)},
@@ -342,10 +343,9 @@ def attack(
         **evaluator.question(images, chosen.labels, keep_images=save_images),
         "versions": versions(),
     }
-    output_dir, journal = _output_and_journal(output_dir, path.stem, question, overwrite)
+    output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, question, overwrite)
     with journal:
-        if (done := len(journal) - 1) > 0:  # but for the clean predictions
-            progress.say(f"resuming {journal.path}: {done} batches done")
+        tell_resumed(journal, progress)
         survival = evaluator(images, chosen.labels, keep_images=save_images, progress=progress, journal=journal)
     record = make_record(
         survival,
@@ -564,31 +564,39 @@ def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
         raise Refused(f"{folder} has no {marker}, so it is not ours to overwrite; choose another name")
 
 
-def _output_and_journal(
-    output_dir: Path | None, default: str, question: dict[str, Any], overwrite: bool
+def output_and_journal(
+    output_dir: Path | None, default: Path, question: dict[str, Any], overwrite: bool, marker: str = "record.json"
 ) -> tuple[Path, Journal]:
-    """The folder for the record, and the journal beside it.
+    """The folder for the results, of which `marker` is one, and the journal beside it.
 
-    Where no folder is given: that of an interrupted evaluation of the same question, else the default in `attacks`,
-    numbered where a record or another evaluation is.
+    Where no folder is given: that of an interrupted evaluation of the same question, else the default, numbered where
+    results or another evaluation are.
     """
 
     def journal_of(folder):
-        return Journal(folder.with_name(f".{folder.name}.partial"), question, anew=overwrite)
+        journal = Journal(folder.with_name(f".{folder.name}.partial"), question, anew=overwrite)
+        sweep(folder.parent, re.escape(folder.name))
+        return journal
 
     if output_dir or overwrite:
-        output_dir = output_dir or Path("attacks") / default
-        check_replaceable(output_dir, "record.json", overwrite)
+        output_dir = output_dir or default
+        check_replaceable(output_dir, marker, overwrite)
         return output_dir, journal_of(output_dir)
-    check_writable("attacks")
-    partial = re.compile(rf"\.({re.escape(default)}(-\d+)?)\.partial")
-    interrupted = [found[1] for found in map(partial.fullmatch, sorted(os.listdir("attacks"))) if found]
-    numbered = (default if number == 1 else f"{default}-{number}" for number in itertools.count(1))
+    check_writable(default.parent)
+    partial = re.compile(rf"\.({re.escape(default.name)}(-\d+)?)\.partial")
+    interrupted = [found[1] for found in map(partial.fullmatch, sorted(os.listdir(default.parent))) if found]
+    numbered = (default.name if number == 1 else f"{default.name}-{number}" for number in itertools.count(1))
     for name in itertools.chain(interrupted, numbered):
-        output_dir = Path("attacks") / name
+        output_dir = default.parent / name
         if not output_dir.exists():
             with contextlib.suppress(Taken):
                 return output_dir, journal_of(output_dir)
+
+
+def tell_resumed(journal: Journal, progress: Progress) -> None:
+    """Say how far an interrupted evaluation is, if it is one."""
+    if (done := len(journal) - 1) > 0:  # but for the clean predictions
+        progress.say(f"resuming {journal.path}: {done} batches done")
 
 
 def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:

@@ -87,6 +87,8 @@ class RunFolder:
             elif not any(self.training.glob("*.state")):
                 shutil.rmtree(self.path)
         self.release()
+        if kind is not None and issubclass(kind, OSError):
+            raise refusal(self.path, error) from error
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             raise kind("the same command resumes") from None
 

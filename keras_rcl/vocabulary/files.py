@@ -19,6 +19,7 @@ from keras_rcl.vocabulary.word import Refused
 
 _ELSEWHERE = "choose another folder"
 _CURES = {
+    errno.EIO: f"check that disk, or {_ELSEWHERE}",
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
     errno.EROFS: _ELSEWHERE,
