@@ -43,7 +43,7 @@ from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.files import Taken, atomic_folder, atomic_path, check_writable, sweep, write_json
+from keras_rcl.vocabulary.files import Taken, atomic_folder, atomic_path, check_writable, read_json, sweep, write_json
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.vocabulary.word import Refused, first_line
 
@@ -485,7 +485,7 @@ def collect(folder: Path) -> dict[str, Any]:
         Refused: if the folder is none of `interchange`'s, or its result file is missing, damaged or not whole.
     """
     try:
-        told = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
+        told = read_json(folder / "instances.json")
         instances = told["instances"]
     except (OSError, ValueError, KeyError, TypeError):
         raise Refused(f"{folder} has no instances.json to read; give a folder that `interchange` wrote") from None
