@@ -69,9 +69,9 @@ def random_data(count: int) -> ImageData:
 def installed(*modules: str) -> set[str]:
     """Those of the peers that are there; the others are named."""
     found = {module for module in modules if util.find_spec(module)}
-    for module in modules:
-        if module not in found:
-            print(f"left out: {module}, which is not installed (pip install {PEERS[module]})", file=sys.stderr)
+    for module in sorted(set(modules) - found):
+        package = PEERS.get(module, module)
+        print(f"left out: {module}, which is not installed (pip install {package})", file=sys.stderr)
     return found
 
 
