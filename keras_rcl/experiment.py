@@ -486,7 +486,7 @@ def collect(folder: Path) -> dict[str, Any]:
     """
     try:
         told = read_json(folder / "instances.json")
-        instances = told["instances"]
+        instances, radii, _ = told["instances"], told.pop("epsilons"), told["model"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise Refused(f"{folder} has no instances.json to read; give a folder that `interchange` wrote") from None
     results = read_results(folder / RESULTS)
@@ -495,7 +495,7 @@ def collect(folder: Path) -> dict[str, Any]:
     for instance, (status, seconds) in zip(instances, results, strict=True):
         instance.update(status=status, seconds=round(seconds, 3))
     rows = []
-    for row in told.pop("epsilons"):
+    for row in radii:
         found = [instance for instance in instances if instance["epsilon"] == row["epsilon"]]
         counts = {status: sum(one["status"] == status for one in found) for status in STATUSES}
         rows.append({**row, "counts": counts, "seconds": round(sum(one["seconds"] for one in found), 1)})

@@ -357,6 +357,8 @@ class TestBadInput:
         shutil.copytree("saved_models/digits-at", tmp_path / "served", ignore=lambda *_: ["model.keras"])
         assert "no model.keras" in refused("interchange", tmp_path / "served")
         assert "instances.json" in refused("collect", tmp_path)
+        (tmp_path / "instances.json").write_text('{"instances": []}')
+        assert "instances.json" in refused("collect", tmp_path)
 
     def test_an_unknown_variant(self, empty):
         message = refused("fit", "--variant", "claffs")
