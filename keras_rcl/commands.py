@@ -12,12 +12,19 @@ from pydantic import ValidationError
 from keras_rcl import config, runtime
 from keras_rcl.methods import VARIANTS
 from keras_rcl.progress import StderrProgress
-from keras_rcl.report.tables import attack_table, audit_text, comparison_table, protocol_table, text_table
+from keras_rcl.report.tables import (
+    attack_table,
+    audit_text,
+    comparison_table,
+    protocol_table,
+    text_table,
+    verification_table,
+)
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.network import Precision
 from keras_rcl.vocabulary.phase import Phase, View
-from keras_rcl.vocabulary.threat import PROTOCOLS, parse_pixels
+from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -298,6 +305,57 @@ def predict(model, images, as_json, **options):
 def export(run, **options):
     """Export a checkpoint of a run as a SavedModel."""
     click.echo(_experiment_module().export_run(run, **options))
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--epsilon", "epsilons", default="1/255,2/255", show_default=True, help="A list of L-inf radii.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Of images a radius: the first that the model gets right.",
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="NAME[-STEPS][:KEY=VALUE,...]",
+    help="Also leave out images that fall under this attack, as in `attack`; may be repeated.",
+)
+@click.option("--timeout", type=click.IntRange(min=1), default=180, show_default=True, help="Seconds an image.")
+@data_options
+@click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; interchange/<model> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder.")
+def interchange(model, epsilons, attacks, **options):
+    """Write a model as ONNX and its robustness as VNN-LIB, for alpha-beta-CROWN and verifiers like it."""
+    try:
+        radii = [ThreatModel(epsilon=text).epsilon for text in epsilons.split(",")]
+    except ValidationError as error:
+        raise Refused(f"--epsilon {epsilons}: {first_line(error)}") from None
+    words, chosen = [parse_attack(text) for text in attacks], _dataset_fields(options)
+    with StderrProgress() as progress:
+        told, written = _experiment_module().interchange(
+            model, radii, attacks=words, dataset=chosen, progress=progress, **options
+        )
+    click.echo(
+        f"{len(told['instances'])} properties of {told['model']['name']} on {told['data']['name']} "
+        f"({told['data']['part']}) written to {written}\n"
+        f"verify them     cd {written} && python PATH/TO/alpha-beta-CROWN/complete_verifier/abcrown.py "
+        f"--config abcrown.yaml\n"
+        f"read them back  python cli.py collect {written}"
+    )
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print every image's result as JSON.")
+def collect(folders, as_json):
+    """Read what alpha-beta-CROWN found in folders that `interchange` wrote into one table."""
+    module = _experiment_module()
+    found = [module.collect(folder) for folder in folders]
+    click.echo(json.dumps(found, indent=1) if as_json else verification_table(found))
 
 
 @cli.command()

@@ -102,6 +102,17 @@ def read_inner(path: Path, output: str, *, trust: bool = False) -> Callable | No
     return lambda images: inner([images], training=False)
 
 
+def read_network(path: Path) -> keras.Model:
+    """The Keras network itself, for what works on its layers: of an export made here, or a `.keras` file.
+
+    Raises:
+        Refused: if there is none, or it is damaged or not known to be harmless.
+    """
+    if path.is_dir() and not (path / "model.keras").is_file():
+        raise Refused(f"{path} has no model.keras, and a SavedModel does not tell its layers; give a .keras file")
+    return _load_keras(path / "model.keras" if path.is_dir() else path, trust=False)
+
+
 def read_contract(path: Path) -> dict:
     """`model.json` of a model exported here; empty for any other model."""
     file = path / "model.json"

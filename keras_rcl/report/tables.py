@@ -80,6 +80,17 @@ def protocol_table(record: Mapping) -> str:
     return text_table(header, rows, right=range(2, len(header)))
 
 
+def verification_table(found: Sequence[Mapping]) -> str:
+    """What `collect` prints: a row a model and epsilon, and to how many of its images each status came."""
+    rows = []
+    for told in found:
+        for row in told["rows"]:
+            counts = map(str, (sum(row["counts"].values()), *row["counts"].values(), row["left_out"]))
+            rows.append([told["model"]["name"], format_pixels(row["epsilon"]), *counts, f"{row['seconds']:.1f}"])
+    statuses = found[0]["rows"][0]["counts"]
+    return text_table(["model", "epsilon", "images", *statuses, "left out", "seconds"], rows)
+
+
 def _distance(value: float | None, norm: str) -> str:
     """A distance in pixels: `7.94/255` for linf, `0.502` for l2; nothing where none was measured."""
     if value is None:
