@@ -1,6 +1,7 @@
 """The command line: parse, resolve, one call into `experiment`, print. TensorFlow is imported inside the call."""
 
 import dataclasses
+import io
 import json
 import signal
 import sys
@@ -27,6 +28,8 @@ class OneLineErrors(click.Group):
     """A group that says what was wrong in one line and exits with status 2, without usage texts or tracebacks."""
 
     def main(self, *args, **kwargs):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not text
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
