@@ -38,9 +38,6 @@ class OneLineErrors(click.Group):
         except (click.ClickException, Refused) as error:
             _say_error(error.format_message() if isinstance(error, click.ClickException) else str(error))
             sys.exit(2)
-        except BrokenPipeError:  # who reads the results has seen enough
-            sys.stdout = None
-            sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             if not error.strerror:
                 raise
@@ -54,10 +51,10 @@ class OneLineErrors(click.Group):
 
 
 def _say_error(message: str) -> None:
-    """One line on stderr: no longer than can be read, and without what would move the cursor."""
+    """One line on stderr: its middle left out where it is too long to read, and nothing that would move the cursor."""
     line = " ".join(message.split())
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
-    click.echo(f"error: {line if len(line) <= 1000 else f'{line[:1000]}...'}", err=True)
+    click.echo(f"error: {line if len(line) <= 1000 else f'{line[:600]} ... {line[-400:]}'}", err=True)
 
 
 def experiment_options(command):

@@ -23,10 +23,10 @@ PACKAGE = Path(__file__).parent.parent / "keras_rcl"
 IMAGES = tf.TensorSpec([None, 8, 8, 1])
 
 
-def save(path, call, **attributes):
-    """A SavedModel of logits [N, 3], with `call` on the way to them."""
+def save(path, call, classes=3, **attributes):
+    """A SavedModel of logits [N, classes], with `call` on the way to them."""
     module = tf.Module()
-    module.kernel = tf.Variable(tf.ones([64, 3]))
+    module.kernel = tf.Variable(tf.ones([64, classes]))
     for name, value in attributes.items():
         setattr(module, name, value)
 
@@ -204,11 +204,11 @@ def test_trust_loads_what_never_writes_and_says_so_in_the_command_line(tmp_path,
     assert refused.exit_code == 2 and "'WriteFile'" in refused.stderr and len(refused.stderr.splitlines()) == 1
     answered = CliRunner().invoke(cli, ["predict", "model", "images.npy", "--trust"])
     assert answered.exit_code == 0, answered.output
-    on_digits = ["--dataset", "digits", "--limit", "10", "--attack", "noise"]
-    three = CliRunner().invoke(cli, ["attack", "model", *on_digits, "--trust"])
-    assert "tells 3 classes apart" in three.stderr
-    through = CliRunner().invoke(cli, ["attack", "model", *on_digits, "--transfer-from", "model"])
-    assert "'WriteFile'" in through.stderr
+    save("harmless", lambda images: images, classes=10)
+    through = ["harmless", "--dataset", "digits", "--limit", "10", "--transfer-from", "model"]
+    for command in (["attack", "--attack", "fgsm"], ["audit", "--claim", "50%"]):
+        assert "'WriteFile'" in CliRunner().invoke(cli, [*command, *through]).stderr
+        assert "tells 3 classes apart" in CliRunner().invoke(cli, [*command, *through, "--trust"]).stderr
     assert not Path("planted").exists()
 
 
