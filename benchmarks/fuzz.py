@@ -497,7 +497,7 @@ def without_the_work(seeds: Seeds) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for module, name, stand_in in (
-            (experiment, "fit", reached),
+            (experiment, "fit_all", reached),
             (experiment, "Evaluator", reached),
             (auditing, "audit", reached),
             (experiment, "load_classifier", load),
@@ -580,7 +580,9 @@ def outcomes(folder: Path, seed: int, numbers: range, seconds: float) -> Iterato
         command = [sys.executable, "-m", "benchmarks.fuzz", "--worker", str(folder), "--seed", str(seed)]
         command += ["--first", str(first), "--inputs", str(numbers.stop - first), "--seconds", str(seconds)]
         running = None
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as worker:
             said = b""
             with selectors.DefaultSelector() as ready:
                 for stream in (worker.stdout, worker.stderr):

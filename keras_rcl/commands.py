@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import signal
 import sys
 from pathlib import Path
 
