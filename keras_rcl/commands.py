@@ -1,8 +1,8 @@
 """The command line: parse, resolve, one call into `experiment`, print. TensorFlow is imported inside the call."""
 
 import dataclasses
+import io
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class OneLineErrors(click.Group):
     """A group that says what was wrong in one line and exits with status 2, without usage texts or tracebacks."""
 
     def main(self, *args, **kwargs):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not text
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
@@ -42,9 +44,6 @@ class OneLineErrors(click.Group):
         except (click.ClickException, Refused) as error:
             _say_error(error.format_message() if isinstance(error, click.ClickException) else str(error))
             sys.exit(2)
-        except BrokenPipeError:  # who reads the results has seen enough
-            sys.stdout = None
-            sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             if not error.strerror:
                 raise
@@ -58,10 +57,10 @@ class OneLineErrors(click.Group):
 
 
 def _say_error(message: str) -> None:
-    """One line on stderr: no longer than can be read, and without what would move the cursor."""
+    """One line on stderr: its middle left out where it is too long to read, and nothing that would move the cursor."""
     line = " ".join(message.split())
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
-    click.echo(f"error: {line if len(line) <= 1000 else f'{line[:1000]}...'}", err=True)
+    click.echo(f"error: {line if len(line) <= 1000 else f'{line[:600]} ... {line[-400:]}'}", err=True)
 
 
 def experiment_options(command):

@@ -155,7 +155,8 @@ def write_json(path: str | Path, value: Any) -> None:
     """
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # What UTF-8 cannot say, of names of files, becomes JSON's own escapes.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sweep(folder: str | Path, name: str = ".+") -> None:
