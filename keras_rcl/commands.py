@@ -12,7 +12,14 @@ from pydantic import ValidationError
 from keras_rcl import config, runtime
 from keras_rcl.methods import VARIANTS
 from keras_rcl.progress import StderrProgress
-from keras_rcl.report.tables import attack_table, audit_text, comparison_table, protocol_table, text_table
+from keras_rcl.report.tables import (
+    attack_table,
+    audit_text,
+    comparison_table,
+    protocol_table,
+    text_table,
+    verification_table,
+)
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.network import Precision
@@ -21,6 +28,8 @@ from keras_rcl.vocabulary.threat import PROTOCOLS, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
 INTERRUPTED, TERMINATED = 130, 143
+METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+"""Of `verify`, from cheap to dear."""
 
 
 class OneLineErrors(click.Group):
@@ -74,7 +83,7 @@ def experiment_options(command):
 
 
 def data_options(command):
-    """The options that say which images a model is attacked on, and how."""
+    """The options that say which images a model is attacked or verified on, and how."""
     options = (
         click.option("--dataset", help="A data set; the one that the model was trained with by default."),
         click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class."),
@@ -267,6 +276,40 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
         )
     click.echo(json.dumps(found, indent=1) if as_json else audit_text(found, written))
     return int(found["verdict"] == "falls")
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--epsilon", "epsilons", default="2/255", show_default=True, help="L-inf radii, such as 1/255,2/255.")
+@click.option("--method", type=click.Choice(METHODS), default=METHODS[-1], show_default=True, help="The last to try.")
+@click.option("--no-attack", is_flag=True, help="Leave it to the bounds to find what is unsafe.")
+@click.option("--float64", is_flag=True, help="Bound in float64: rounding then matters nowhere.")
+@data_options
+@click.option("--output-dir", type=click.Path(path_type=Path), help="verifications/<model> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted verification.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def verify(model, epsilons, as_json, **options):
+    """Prove which images no L-inf perturbation of size epsilon changes the class of: attack, then bounds.
+
+    MODEL is a SavedModel of this tool or a .keras file. Killed or interrupted, the same command goes on where it was.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    radii = [_read_epsilon(epsilon) for epsilon in epsilons.split(",")]
+    chosen = _dataset_fields(options)
+    runtime.start_tensorflow()
+    from keras_rcl.verifying import verify_model
+
+    with StderrProgress() as progress:
+        record, written = verify_model(model, radii, dataset=chosen, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+        return
+    click.echo(
+        f"{verification_table(record)}\n\n"
+        f"linf, in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}); the true "
+        f"robust accuracy lies between verified and attacked\nbounds hold up to {record['dtype']} rounding\n"
+        f"written to {written}"
+    )
 
 
 @cli.command()

@@ -342,7 +342,7 @@ def attack(
         **evaluator.question(images, chosen.labels, keep_images=save_images),
         "versions": versions(),
     }
-    output_dir, journal = _output_and_journal(output_dir, path.stem, question, overwrite)
+    output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, question, overwrite)
     with journal:
         if (done := len(journal) - 1) > 0:  # but for the clean predictions
             progress.say(f"resuming {journal.path}: {done} batches done")
@@ -564,28 +564,28 @@ def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
         raise Refused(f"{folder} has no {marker}, so it is not ours to overwrite; choose another name")
 
 
-def _output_and_journal(
-    output_dir: Path | None, default: str, question: dict[str, Any], overwrite: bool
+def output_and_journal(
+    output_dir: Path | None, default: Path, question: dict[str, Any], overwrite: bool
 ) -> tuple[Path, Journal]:
     """The folder for the record, and the journal beside it.
 
-    Where no folder is given: that of an interrupted evaluation of the same question, else the default in `attacks`,
-    numbered where a record or another evaluation is.
+    Where no folder is given: that of an interrupted evaluation of the same question, else the default, numbered where a
+    record or another evaluation is.
     """
 
     def journal_of(folder):
         return Journal(folder.with_name(f".{folder.name}.partial"), question, anew=overwrite)
 
     if output_dir or overwrite:
-        output_dir = output_dir or Path("attacks") / default
+        output_dir = output_dir or default
         check_replaceable(output_dir, "record.json", overwrite)
         return output_dir, journal_of(output_dir)
-    check_writable("attacks")
-    partial = re.compile(rf"\.({re.escape(default)}(-\d+)?)\.partial")
-    interrupted = [found[1] for found in map(partial.fullmatch, sorted(os.listdir("attacks"))) if found]
-    numbered = (default if number == 1 else f"{default}-{number}" for number in itertools.count(1))
+    check_writable(default.parent)
+    partial = re.compile(rf"\.({re.escape(default.name)}(-\d+)?)\.partial")
+    interrupted = [found[1] for found in map(partial.fullmatch, sorted(os.listdir(default.parent))) if found]
+    numbered = (default.name if number == 1 else f"{default.name}-{number}" for number in itertools.count(1))
     for name in itertools.chain(interrupted, numbered):
-        output_dir = Path("attacks") / name
+        output_dir = default.with_name(name)
         if not output_dir.exists():
             with contextlib.suppress(Taken):
                 return output_dir, journal_of(output_dir)
