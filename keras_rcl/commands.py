@@ -28,7 +28,7 @@ from keras_rcl.vocabulary.threat import PROTOCOLS, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
 INTERRUPTED, TERMINATED = 130, 143
-METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 """Of `verify`, from cheap to dear."""
 
 
@@ -282,6 +282,13 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--epsilon", "epsilons", default="2/255", show_default=True, help="L-inf radii, such as 1/255,2/255.")
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[-1], show_default=True, help="The last to try.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=180,
+    show_default=True,
+    help="Seconds of branch and bound, an image.",
+)
 @click.option("--no-attack", is_flag=True, help="Leave it to the bounds to find what is unsafe.")
 @click.option("--float64", is_flag=True, help="Bound in float64: rounding then matters nowhere.")
 @data_options
@@ -289,7 +296,7 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
 @click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted verification.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def verify(model, epsilons, as_json, **options):
-    """Prove which images no L-inf perturbation of size epsilon changes the class of: attack, then bounds.
+    """Prove which images no L-inf perturbation of size epsilon changes the class of: attack, bounds, branching.
 
     MODEL is a SavedModel of this tool or a .keras file. Killed or interrupted, the same command goes on where it was.
     """

@@ -23,7 +23,8 @@ def verify_model(
     path: Path,
     epsilons: Sequence[float],
     *,
-    method: str = "alpha-crown",
+    method: str = "branch-and-bound",
+    timeout: float = 180.0,
     no_attack: bool = False,
     float64: bool = False,
     dataset: dict[str, Any] | None = None,
@@ -40,6 +41,7 @@ def verify_model(
         path: a folder that `export` made, or a `.keras` file.
         epsilons: radii in pixels.
         method: see `Certifier`.
+        timeout: likewise.
         no_attack: attack nothing first.
         float64: see `Certifier`.
         dataset: which images, as for `attack`.
@@ -73,6 +75,7 @@ def verify_model(
         network,
         epsilons,
         method=method,
+        timeout=timeout,
         attacks=attacks,
         batch_size=min(batch_size, len(images)),
         seed=seed,
@@ -99,6 +102,7 @@ def verify_model(
         seed=seed,
         attacks=[describe(attack) for attack in attacks],
         method=method,
+        timeout=timeout,
         dtype="float64" if float64 else "float32",
     )
     with atomic_folder(output_dir, overwrite=overwrite) as folder:

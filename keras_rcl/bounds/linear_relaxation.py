@@ -147,7 +147,8 @@ def lower_bounds(
     rows: Rows,
     intervals: Sequence[Interval],
     slopes: dict | None = None,
-    used: dict | None = None,
+    multipliers: dict | None = None,
+    arriving: dict | None = None,
 ):
     """[R], numbers that are nowhere in the box above what each row of the last of some steps gives.
 
@@ -157,7 +158,9 @@ def lower_bounds(
         intervals: of the image, the first, and of what every ReLU and maximum reads; the others are not looked at.
         slopes: number of a ReLU step -> its lower lines' slopes in [0, 1] where its interval contains 0, shaped as the
             coefficients that arrive there; CROWN's for those that are missing.
-        used: filled with the slopes that were used where the interval contains 0, by the number of the ReLU step.
+        multipliers: number of a ReLU step -> coefficients [R, *shape] of what it reads, added to those that leave it.
+            Where m z <= 0 for all z in question, a bound of <a, relu(z)> + m z is one of <a, relu(z)>.
+        arriving: filled with the rows that arrive at each ReLU step and, by number 0, at the image.
     """
     waiting, total = {len(steps) - 1: rows}, 0.0
     for number in range(len(steps) - 1, 0, -1):
@@ -166,12 +169,18 @@ def lower_bounds(
         step, rows = steps[number], waiting.pop(number)
         inputs = [steps[i] for i in step.inputs]
         if isinstance(step.operation, ReLU):
-            arriving, constant = _relu(rows, intervals[step.inputs[0]], number, slopes, used)
+            leaving, constant = _relu(rows, intervals[step.inputs[0]], (slopes or {}).get(number))
+            if multipliers is not None:
+                leaving = replace(leaving, coefficients=leaving.coefficients + multipliers[number])
+            if arriving is not None:
+                arriving[number] = rows
         else:
-            arriving, constant = RULES[type(step.operation)](step, inputs, rows, intervals)
+            leaving, constant = RULES[type(step.operation)](step, inputs, rows, intervals)
         total = total + constant
         for i, read in zip(step.inputs, inputs, strict=True):
-            waiting[i] = waiting[i].plus(arriving, read.shape) if i in waiting else arriving
+            waiting[i] = waiting[i].plus(leaving, read.shape) if i in waiting else leaving
+    if arriving is not None:
+        arriving[0] = waiting[0]
     return total + least(waiting[0], intervals[0])
 
 
@@ -258,17 +267,15 @@ def _add(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
     return rows, 0.0
 
 
-def _relu(rows: Rows, x: Interval, number: int, slopes: dict | None, used: dict | None):
+def _relu(rows: Rows, x: Interval, slopes=None):
     a, lines = rows.coefficients, relax(x)
     negative = ops.minimum(a, 0.0)
     constant = rows.dot(negative, lines.intercept)
-    if used is not None:
-        used[number] = rows.beside(lines.lower)
-    if slopes is not None and number in slopes:
-        lower = ops.where(rows.beside(lines.intercept) > 0, slopes[number], rows.beside(lines.lower))
-        a = (a - negative) * lower + rows.times(negative, lines.lower + lines.rise)
-    else:
+    if slopes is None:
         a = rows.times(a, lines.lower) + rows.times(negative, lines.rise)
+    else:
+        lower = ops.where(rows.beside(lines.intercept) > 0, slopes, rows.beside(lines.lower))
+        a = (a - negative) * lower + rows.times(negative, lines.lower + lines.rise)
     return replace(rows, coefficients=a), constant
 
 

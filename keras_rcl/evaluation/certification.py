@@ -11,12 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.bounds import Method, fold, worst_case_margins
+from keras_rcl.bounds.branch_and_bound import BranchAndBound
 from keras_rcl.bounds.forward import evaluate
 from keras_rcl.evaluation.journal import Journal, Piece
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, AutoPGD
 from keras_rcl.vocabulary.threat import format_pixels
+from keras_rcl.vocabulary.word import Refused
 
 Status = Literal["misclassified", "unsafe", "safe-incomplete", "safe", "timeout", "unknown"]
 """What is known of an image.
@@ -31,6 +33,9 @@ Status = Literal["misclassified", "unsafe", "safe-incomplete", "safe", "timeout"
 
 ATTACKS = (AutoPGD(), AutoPGD(loss="dlr_targeted"))
 """What is tried before any bound."""
+
+COMPLETE = "branch-and-bound"
+"""The method after the bounds."""
 
 VERIFIED = ("safe-incomplete", "safe")
 BROKEN = ("misclassified", "unsafe")
@@ -91,7 +96,9 @@ class Certifier:
     Args:
         network: functional, images [N, H, W, C] in [0, 1] -> logits [N, K] or a dict with `logits`.
         epsilons: radii in pixels.
-        method: the last one that is tried.
+        method: the last one that is tried: one of the bounds' `Method`, or `branch-and-bound`, which decides every
+            ReLU network, given time.
+        timeout: seconds of branch and bound, an image.
         attacks: run first; none to leave it to the bounds.
         batch_size: images attacked at once.
         seed: of the attacks.
@@ -106,7 +113,8 @@ class Certifier:
         network: keras.Model,
         epsilons: Sequence[float],
         *,
-        method: Method = "alpha-crown",
+        method: str = COMPLETE,
+        timeout: float = 180.0,
         attacks: Sequence[Attack] = ATTACKS,
         batch_size: int = 250,
         seed: int = 0,
@@ -114,10 +122,13 @@ class Certifier:
     ):
         self.epsilons, self._dtype = tuple(epsilons), "float64" if float64 else "float32"
         self._steps = fold(network, dtype="float64")
-        bounds = get_args(Method)
-        self._bounds = {
-            name: _compiled_bound(network, name, self._dtype) for name in bounds[: bounds.index(method) + 1]
-        }
+        self._method, self._timeout = method, timeout
+        methods = (*get_args(Method), COMPLETE)
+        if method not in methods:
+            raise Refused(f"unknown method {method!r}; choose from {', '.join(methods)}")
+        bounds = [name for name in methods[: methods.index(method) + 1] if name != COMPLETE]
+        self._bounds = {name: _compiled_bound(network, name, self._dtype) for name in bounds}
+        self._branch_and_bound = BranchAndBound(network, dtype=self._dtype) if method == COMPLETE else None
 
         def logits(images):
             outputs = network(images, training=False)
@@ -131,7 +142,13 @@ class Certifier:
     def question(self, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """All that the pieces of a journal depend on, as JSON values, but for model and versions."""
         asked = self._evaluators[0].question(images, labels, keep_images=True)
-        return {**asked, "epsilons": self.epsilons, "methods": list(self._bounds), "dtype": self._dtype}
+        return {
+            **asked,
+            "epsilons": self.epsilons,
+            "method": self._method,
+            "timeout": self._timeout,
+            "dtype": self._dtype,
+        }
 
     def __call__(
         self,
@@ -186,7 +203,29 @@ class Certifier:
                     ball.decide(index, "safe-incomplete", method)
                 progress.update(start + len(chosen))
             progress.finish(ball.told())
+        if self._branch_and_bound:
+            undecided = ball.undecided
+            progress.start(f"{COMPLETE} linf {format_pixels(epsilon)}", len(undecided))
+            for done, index in enumerate(undecided, 1):
+                wrong = np.flatnonzero(ball.margins[index] <= 0)
+                run = functools.partial(self._branch, images[index], labels[index], epsilon, wrong)
+                found = _piece(journal, f"{number} {COMPLETE} {index}".encode(), run)
+                ball.margins[index, wrong] = np.maximum(ball.margins[index, wrong], found["lower"])
+                ball.seconds[index] += found["seconds"]
+                ball.decide(index, str(found["status"]), COMPLETE, found.get("counterexample"))
+                progress.update(done, ball.told())
+            progress.finish(ball.told())
         return ball
+
+    def _branch(self, image, label: int, epsilon: float, wrong: np.ndarray) -> Piece:
+        """What branch and bound makes of an image."""
+        started = time.perf_counter()
+        check = functools.partial(self.counterexample, image, label=label, epsilon=epsilon)
+        outcome = self._branch_and_bound(image, label, epsilon, wrong=wrong, seconds=self._timeout, check=check)
+        status = {True: "safe", False: "unsafe", None: "timeout"}[outcome.safe]
+        seconds = np.array(time.perf_counter() - started)
+        found = {"status": np.array(status), "lower": np.array(outcome.lower), "seconds": seconds}
+        return found if outcome.counterexample is None else {**found, "counterexample": outcome.counterexample}
 
     def _run(self, bound: Callable, images, labels, epsilon: float) -> Piece:
         """Margins of a batch, those of the labels infinite."""
