@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_rcl.bounds import fold
+from keras_rcl.bounds.forward import evaluate
 from keras_rcl.classifier import load_classifier
 from keras_rcl.data import sources
 from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
@@ -17,6 +19,9 @@ from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json
 from keras_rcl.vocabulary.threat import ThreatModel
 from keras_rcl.vocabulary.word import Refused, first_line
+
+_TOLERANCE = 1e-3
+"""Of logits in float32 against the folded layers in float64."""
 
 
 def verify_model(
@@ -86,6 +91,9 @@ def verify_model(
         **certifier.question(images, chosen.labels),
         "versions": versions(),
     }
+    served, folded = classifier.logits(images[:10]), evaluate(fold(network, dtype="float64"), images[:10])
+    if not np.allclose(folded, served, rtol=_TOLERANCE, atol=_TOLERANCE):
+        raise Refused(f"the layers in {path} give other logits than it serves; export it again")
     output_dir, journal = output_and_journal(output_dir, Path("verifications") / path.stem, question, overwrite)
     with journal:
         if len(journal):
@@ -117,7 +125,7 @@ def _check(epsilon: float) -> None:
     try:
         ThreatModel(norm="linf", epsilon=epsilon)
     except ValueError as error:
-        raise Refused(f"--epsilon: {first_line(error)}") from None
+        raise Refused(f"--epsilon {epsilon:g}: {first_line(error)}") from None
 
 
 def _keep(found: Certification, images: np.ndarray, indices: np.ndarray, path: Path) -> None:
