@@ -290,7 +290,8 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
     help="Seconds of branch and bound, an image.",
 )
 @click.option("--no-attack", is_flag=True, help="Leave it to the bounds to find what is unsafe.")
-@click.option("--float64", is_flag=True, help="Bound in float64: rounding then matters nowhere.")
+@click.option("--float64", is_flag=True, help="Bound in float64: slower, and rounding is far smaller.")
+@click.option("--trust", is_flag=True, help="Load the model without looking for what could do harm.")
 @data_options
 @click.option("--output-dir", type=click.Path(path_type=Path), help="verifications/<model> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted verification.")
@@ -300,7 +301,7 @@ def verify(model, epsilons, as_json, **options):
 
     MODEL is a SavedModel of this tool or a .keras file. Killed or interrupted, the same command goes on where it was.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    runtime.raise_on_sigterm()
     radii = [_read_epsilon(epsilon) for epsilon in epsilons.split(",")]
     chosen = _dataset_fields(options)
     runtime.start_tensorflow()

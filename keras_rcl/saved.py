@@ -102,7 +102,7 @@ def read_inner(path: Path, output: str, *, trust: bool = False) -> Callable | No
     return lambda images: inner([images], training=False)
 
 
-def read_layers(path: Path) -> keras.Model:
+def read_layers(path: Path, *, trust: bool = False) -> keras.Model:
     """The Keras model of a `.keras` file, or the one that lies in a SavedModel exported here.
 
     Raises:
@@ -113,7 +113,7 @@ def read_layers(path: Path) -> keras.Model:
         raise Refused(f"{path} holds no model.keras, and a SavedModel by itself has no layers; give the .keras file")
     if not path.exists():
         raise Refused(f"there is no model at {path}; give a SavedModel folder or a .keras file")
-    return _load_keras(file)
+    return _load_keras(file, trust)
 
 
 def read_contract(path: Path) -> dict:

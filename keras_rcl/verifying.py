@@ -38,6 +38,7 @@ def verify_model(
     batch_size: int = 250,
     seed: int = 0,
     overwrite: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Verify a model's images in L-inf balls; broken off at any instant, the same call goes on from there.
@@ -56,6 +57,7 @@ def verify_model(
         batch_size: images attacked at once.
         seed: of the attacks.
         overwrite: replace the output folder, and an interrupted verification of something else.
+        trust: load the model without looking for what could do harm.
         progress: where progress is shown.
 
     Returns:
@@ -66,7 +68,7 @@ def verify_model(
     """
     for epsilon in epsilons:
         _check(epsilon)
-    network, classifier = read_layers(path), load_classifier(path)
+    network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
     if classifier.gives_probabilities:
         raise Refused(f"{path} gives probabilities, and margins are of logits; save it without its last softmax")
     data = sources.load(dataset_of(classifier, dataset or {}))

@@ -17,7 +17,7 @@ from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.attack import AutoPGD
 from keras_rcl.vocabulary.network import Network
 
-HERE = ("--dataset", "digits", "--limit", "20", "--epsilon", "1/255,40/255", "--timeout", "20")
+HERE = ("--dataset", "digits", "--limit", "20", "--epsilon", "1/255,40/255", "--timeout", "100000")
 
 
 def run(*arguments):
@@ -116,7 +116,7 @@ def test_killed_and_resumed_it_ends_as_uninterrupted(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(certification.Certifier, "_run", signalled)
         broken = run("verify", "small.keras", *HERE)
-    assert broken.exit_code == 130 and "the same command resumes" in broken.stderr
+    assert broken.exit_code == 143 and "the same command resumes" in broken.stderr
     assert [path.name for path in (here / "verifications").iterdir()] == [".small.partial"]
     again = run("verify", "small.keras", *HERE, "--json")
     assert "resuming" in again.stderr

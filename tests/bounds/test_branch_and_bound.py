@@ -12,6 +12,8 @@ from keras_rcl.bounds import fold
 from keras_rcl.bounds.branch_and_bound import BranchAndBound
 from keras_rcl.bounds.forward import evaluate
 
+LONG = 1e5
+
 IMAGES = 20
 """Of each network; each is verified against both other classes."""
 
@@ -61,7 +63,7 @@ def test_decides_as_the_exact_minimum_does(kind):
         low, high = np.maximum(center - epsilon, 0), np.minimum(center + epsilon, 1)
         for wrong in {0, 1, 2} - {label}:
             exact = exact_minimum(maps, np.eye(3)[label] - np.eye(3)[wrong], low, high, shortcut)
-            found = decide(image, label, epsilon, wrong=[wrong], seconds=60, check=checker(network, label, [wrong]))
+            found = decide(image, label, epsilon, wrong=[wrong], seconds=LONG, check=checker(network, label, [wrong]))
             assert found.safe == (exact > 0), (image, epsilon, wrong, exact, found)
             assert found.lower <= exact + SLACK
             if not found.safe:
@@ -80,9 +82,10 @@ def test_all_classes_at_once_are_each_of_them():
     for image, label, epsilon in problems(network, 15):
         wrong = [j for j in range(3) if j != label]
         alone = [
-            decide(image, label, epsilon, wrong=[j], seconds=60, check=checker(network, label, [j])).safe for j in wrong
+            decide(image, label, epsilon, wrong=[j], seconds=LONG, check=checker(network, label, [j])).safe
+            for j in wrong
         ]
-        found = decide(image, label, epsilon, wrong=wrong, seconds=60, check=checker(network, label, wrong))
+        found = decide(image, label, epsilon, wrong=wrong, seconds=LONG, check=checker(network, label, wrong))
         assert found.safe is all(alone)
         told.append(found.safe)
     assert True in told and False in told
@@ -137,5 +140,5 @@ def test_a_linear_network_has_nothing_to_split():
     decide, at = BranchAndBound(network), np.array([0.5, 0.25], "float32").reshape(1, 2, 1)
     # 1 + x_1 - 3 x_2 is 0.75 there, and falls by 4 epsilon.
     for epsilon, safe in ((0.15, True), (0.2, False)):
-        found = decide(at, 0, epsilon, wrong=[1], seconds=60, check=checker(network, 0, [1]))
+        found = decide(at, 0, epsilon, wrong=[1], seconds=LONG, check=checker(network, 0, [1]))
         assert found.safe is safe and found.lower == pytest.approx(0.75 - 4 * epsilon, abs=1e-6)

@@ -8,12 +8,14 @@ from sklearn.datasets import load_digits
 from keras_rcl.evaluation.certification import Certification, Certifier
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.vocabulary.attack import PGD, AutoAttack, AutoPGD
+from keras_rcl.vocabulary.attack import AutoAttack, AutoPGD
 from keras_rcl.vocabulary.word import Refused
 
 EPSILONS = (8 / 255, 24 / 255)
 QUICK = (AutoPGD(num_steps=10),)
-COUNT = 30
+COUNT = 20
+LONG = 1e5
+"""Seconds; no verdict hangs on how fast this machine is."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def digits(count):
 
 @pytest.fixture(scope="module")
 def found(network):
-    return Certifier(network, EPSILONS, attacks=QUICK)(*digits(COUNT))
+    return Certifier(network, EPSILONS, attacks=QUICK, timeout=LONG)(*digits(COUNT))
 
 
 def logits_of(network, images):
@@ -75,15 +77,15 @@ def test_counterexamples_are_true_ones(network, found):
 
 def test_no_verified_image_is_broken_by_autoattack(network, found):
     images, labels = digits(COUNT)
-    attacks = [AutoAttack(epsilon=epsilon) for epsilon in EPSILONS] + [PGD(epsilon=e, num_steps=50) for e in EPSILONS]
+    attacks = [AutoAttack(epsilon=epsilon) for epsilon in EPSILONS]
     survived = Evaluator(lambda x: network(x, training=False), attacks, batch_size=COUNT)(images, labels).survived
-    verified, broken = np.isin(found.statuses, ("safe", "safe-incomplete")), ~survived.reshape(2, 2, COUNT).all(axis=0)
-    assert not np.any(verified & broken)
-    assert verified.any() and np.any(broken & (found.statuses == "unsafe"))
+    verified = np.isin(found.statuses, ("safe", "safe-incomplete"))
+    assert not np.any(verified & ~survived)
+    assert verified.any() and np.any(~survived & (found.statuses == "unsafe"))
 
 
 def test_without_attack_and_in_float64_the_same_is_true(network, found):
-    other = Certifier(network, EPSILONS, attacks=(), float64=True)(*digits(COUNT))
+    other = Certifier(network, EPSILONS, attacks=(), timeout=LONG, float64=True)(*digits(COUNT))
     verified = [np.isin(one.statuses, ("safe", "safe-incomplete")) for one in (found, other)]
     np.testing.assert_array_equal(*verified)
     np.testing.assert_array_equal(found.statuses == "unsafe", other.statuses == "unsafe")
@@ -123,7 +125,7 @@ def test_a_supposed_counterexample_is_moved_into_ball_and_box_or_dropped(network
 
 
 def test_broken_off_and_resumed_it_is_as_uninterrupted(network, found, tmp_path, monkeypatch):
-    certifier, (images, labels) = Certifier(network, EPSILONS, attacks=QUICK), digits(COUNT)
+    certifier, (images, labels) = Certifier(network, EPSILONS, attacks=QUICK, timeout=LONG), digits(COUNT)
     whole, done = Certifier._branch, []
 
     def breaking(*arguments):
