@@ -27,7 +27,7 @@ from keras_rcl.classifier import load_classifier  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.experiment import dataset_of, pixels  # noqa: E402
-from keras_rcl.saved import read_network  # noqa: E402
+from keras_rcl.saved import read_layers  # noqa: E402
 from keras_rcl.vocabulary.attack import PGD, AutoAttack  # noqa: E402
 
 EPSILON, STEP_SIZE, STEPS, RESTARTS, BATCH = 8 / 255, 2 / 255, 40, 5, 250
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--protocol", choices=["pgd", "autoattack"], default="pgd")
     arguments = parser.parse_args()
-    classifier, network = load_classifier(arguments.model), read_network(arguments.model)
+    classifier, network = load_classifier(arguments.model), read_layers(arguments.model)
     part = sources.load(dataset_of(classifier, {})).test.limited(arguments.images)
     images, labels = pixels(part.images), part.labels
     task = images, labels

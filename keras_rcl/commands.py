@@ -28,6 +28,8 @@ from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
 INTERRUPTED, TERMINATED = 130, 143
+METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
+"""Of `verify`, from cheap to dear."""
 
 
 class OneLineErrors(click.Group):
@@ -80,7 +82,7 @@ def experiment_options(command):
 
 
 def data_options(command):
-    """The options that say which images a model is attacked on, and how."""
+    """The options that say which images a model is attacked or verified on, and how."""
     options = (
         click.option("--dataset", help="A data set; the one that the model was trained with by default."),
         click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class."),
@@ -277,6 +279,48 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
         )
     click.echo(json.dumps(found, indent=1) if as_json else audit_text(found, written))
     return int(found["verdict"] == "falls")
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--epsilon", "epsilons", default="2/255", show_default=True, help="L-inf radii, such as 1/255,2/255.")
+@click.option("--method", type=click.Choice(METHODS), default=METHODS[-1], show_default=True, help="The last to try.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=180,
+    show_default=True,
+    help="Seconds of branch and bound, an image.",
+)
+@click.option("--no-attack", is_flag=True, help="Leave it to the bounds to find what is unsafe.")
+@click.option("--float64", is_flag=True, help="Bound in float64: slower, and rounding is far smaller.")
+@click.option("--trust", is_flag=True, help="Load the model without looking for what could do harm.")
+@data_options
+@click.option("--output-dir", type=click.Path(path_type=Path), help="verifications/<model> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted verification.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def verify(model, epsilons, as_json, **options):
+    """Prove which images no L-inf perturbation of size epsilon changes the class of: attack, bounds, branching.
+
+    MODEL is a SavedModel of this tool or a .keras file. Killed or interrupted, the same command goes on where it was.
+    """
+    runtime.raise_on_sigterm()
+    radii = [_read_epsilon(epsilon) for epsilon in epsilons.split(",")]
+    chosen = _dataset_fields(options)
+    runtime.start_tensorflow()
+    from keras_rcl.verifying import verify_model
+
+    with StderrProgress() as progress:
+        record, written = verify_model(model, radii, dataset=chosen, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+        return
+    click.echo(
+        f"{verification_table(record)}\n\n"
+        f"linf, in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}); the true "
+        f"robust accuracy lies between verified and attacked\nbounds hold up to {record['dtype']} rounding\n"
+        f"written to {written}"
+    )
 
 
 @cli.command()

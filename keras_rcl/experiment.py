@@ -35,7 +35,7 @@ from keras_rcl.networks.two_headed import build_network
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime import start_tensorflow
-from keras_rcl.saved import read_network, resizing
+from keras_rcl.saved import read_layers, resizing
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.training.run_phases import run_phases
@@ -422,7 +422,7 @@ def interchange(
     chosen = getattr(data, part)
     output_dir = output_dir or Path("interchange") / free_name(path.stem, (Path("interchange"),), overwrite)
     check_replaceable(output_dir, "instances.json", overwrite)
-    model = onnx_network(read_network(path))
+    model = onnx_network(read_layers(path))
     check_writable(output_dir.parent)
     instances, rows = [], []
     for epsilon in dict.fromkeys(epsilons):

@@ -102,15 +102,18 @@ def read_inner(path: Path, output: str, *, trust: bool = False) -> Callable | No
     return lambda images: inner([images], training=False)
 
 
-def read_network(path: Path) -> keras.Model:
-    """The Keras network itself, for what works on its layers: of an export made here, or a `.keras` file.
+def read_layers(path: Path, *, trust: bool = False) -> keras.Model:
+    """The Keras model of a `.keras` file, or the one that lies in a SavedModel exported here.
 
     Raises:
-        Refused: if there is none, or it is damaged or not known to be harmless.
+        Refused: if there are no layers to be read, or the file is damaged or carries code.
     """
-    if path.is_dir() and not (path / "model.keras").is_file():
-        raise Refused(f"{path} has no model.keras, and a SavedModel does not tell its layers; give a .keras file")
-    return _load_keras(path / "model.keras" if path.is_dir() else path, trust=False)
+    file = path if path.is_file() else path / "model.keras"
+    if path.is_dir() and not file.is_file():
+        raise Refused(f"{path} holds no model.keras, and a SavedModel by itself has no layers; give the .keras file")
+    if not path.exists():
+        raise Refused(f"there is no model at {path}; give a SavedModel folder or a .keras file")
+    return _load_keras(file, trust)
 
 
 def read_contract(path: Path) -> dict:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from keras_rcl.evaluation.certification import Certification
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.files import read_json
@@ -70,6 +71,40 @@ def make_record(
         "clean_accuracy": survival.clean_accuracy,
         "rows": survival.rows(),
         "survival": {"clean": _bits(survival.clean), "attacks": [_bits(row) for row in survival.survived]},
+        "versions": versions(),
+    }
+
+
+def make_verification(
+    found: Certification, *, model: dict[str, Any], data: dict[str, Any], seed: int, **settings
+) -> dict[str, Any]:
+    """A record of a verification; arguments as of `make_record`, and whatever settings it was made with.
+
+    Returns:
+        JSON values. `outcomes` has an entry an epsilon: for each image its status, what decided it, the lower bound of
+        its margin where one was found, and the seconds spent on it.
+    """
+    return {
+        "format": FORMAT,
+        "command": command_line(),
+        "protocol": "pixel",
+        "model": model,
+        "data": {**data, "indices": index_ranges(np.asarray(data["indices"]))},
+        "images": len(found.labels),
+        "seed": seed,
+        **settings,
+        "clean_accuracy": found.clean_accuracy,
+        "rows": found.rows(),
+        "outcomes": [
+            {
+                "epsilon": epsilon,
+                "statuses": found.statuses[number].tolist(),
+                "decided_by": found.decided_by[number].tolist(),
+                "margins": [round(float(m), 6) if np.isfinite(m) else None for m in found.margins[number]],
+                "seconds": found.seconds[number].round(3).tolist(),
+            }
+            for number, epsilon in enumerate(found.epsilons)
+        ],
         "versions": versions(),
     }
 

@@ -211,7 +211,7 @@ class Evaluator:
             backwards=column("backwards"),
             seconds=column("seconds"),
             stages=tuple(outcome.stages for outcome in outcomes),
-            adversarial=column("adversarial") if keep_images else None,
+            adversarial=column("adversarial").reshape(len(outcomes), *images.shape) if keep_images else None,
         )
 
     def _attack(

@@ -48,6 +48,21 @@ def attack_table(record: Mapping) -> str:
     return text_table(list(ATTACK_COLUMNS), rows)
 
 
+def verification_table(record: Mapping) -> str:
+    """What `verify` prints of a record: one row an epsilon; accuracies in percent, then how many images are what."""
+    statuses = [name for name in record["rows"][0]["counts"] if any(row["counts"][name] for row in record["rows"])]
+    rows = [
+        [
+            format_pixels(row["epsilon"]),
+            *(percent(row[f"{kind}_accuracy"]) for kind in ("clean", "attacked", "verified")),
+            *(str(row["counts"][name]) for name in statuses),
+            f"{row['seconds'] / record['images']:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+    return text_table(["epsilon", "clean", "attacked", "verified", *statuses, "s/image"], rows)
+
+
 def audit_text(found: Mapping, written: object) -> str:
     """What `audit` prints: a line a check, what each raised one means and what to do, and the verdict."""
     rows = [[finding["check"], finding["status"], finding["because"]] for finding in found["findings"]]
