@@ -145,6 +145,12 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
+def is_done(folder: Path, whole: Path) -> bool:
+    """Whether all runs are there and none is unfinished; a process may be killed after that, too."""
+    runs, wanted = ({path.parent.name for path in where.glob("runs/*/record.json")} for where in (folder, whole))
+    return runs == wanted and not any(folder.glob("runs/*/training/question.json"))
+
+
 def instant(folder: Path) -> str:
     """What was going on when it was killed, by what lies there."""
     latest = max(folder.glob("runs/*/training"), key=os.path.getmtime, default=None)
@@ -212,7 +218,7 @@ def main() -> None:
             folder = root / variant / f"cut{row['finished']}"
             folder.mkdir(exist_ok=True)
             process = start(context, arguments, folder)
-            process.join(rng.uniform(0, 0.8 * seconds))
+            process.join(rng.uniform(0, 0.5 * seconds))
             if process.exitcode is None:
                 by = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
                 os.kill(process.pid, by)
@@ -224,16 +230,16 @@ def main() -> None:
                 where = instant(folder)
                 instants[where] += 1
                 print(f"{variant:24} {row['kills']:3} {by.name:8} {where}", file=sys.stderr, flush=True)
-                if row["kills"] < wanted and process.exitcode != 0:
-                    continue
-                if process.exitcode != 0:
+                if not is_done(folder, whole):
+                    if row["kills"] < wanted:
+                        continue
                     process = start(context, arguments, folder)
                     process.join()
             said = (folder / "said").read_text()
             row["resumed"] += said.count("resuming ")
             row["unreadable"] += said.count("is damaged")
             row["finished"] += 1
-            if process.exitcode:
+            if not is_done(folder, whole):
                 row["statuses"].append(process.exitcode)
                 row["differences"].append(said[-2000:])
                 continue

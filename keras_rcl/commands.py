@@ -15,6 +15,7 @@ from keras_rcl.progress import StderrProgress
 from keras_rcl.report.tables import (
     attack_table,
     audit_text,
+    collected_table,
     comparison_table,
     protocol_table,
     text_table,
@@ -39,7 +40,8 @@ class OneLineErrors(click.Group):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not text
         try:
-            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            with runtime.raised_sigterm():
+                status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(2)
@@ -155,7 +157,6 @@ def fit(path, variant, settings, compare, no_compare, as_json, seed, precision, 
 
     Killed or interrupted, the same command goes on where it was.
     """
-    runtime.raise_on_sigterm()
     shortcuts = dict(seed=seed, precision=precision, jit=jit, limit=limit, data_dir=data_dir)
     experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)])
     beside = () if no_compare else (compare or experiment.compare)
@@ -213,7 +214,6 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **o
 
     Killed or interrupted, the same command goes on where it was.
     """
-    runtime.raise_on_sigterm()
     words = _attacks(attacks or ("fgsm", "pgd-40"), transfers, epsilons, restarts, protocol)
     chosen = _dataset_fields(options)
     with StderrProgress() as progress:
@@ -251,7 +251,6 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
 
     Killed or interrupted, the same command goes on where it was.
     """
-    runtime.raise_on_sigterm()
     if (share is None) == (record is None):
         raise Refused("give either --claim SHARE or --record FILE")
     radius = None if epsilon is None else _read_epsilon(epsilon)
@@ -304,7 +303,6 @@ def verify(model, epsilons, as_json, **options):
 
     MODEL is a SavedModel of this tool or a .keras file. Killed or interrupted, the same command goes on where it was.
     """
-    runtime.raise_on_sigterm()
     radii = [_read_epsilon(epsilon) for epsilon in epsilons.split(",")]
     chosen = _dataset_fields(options)
     runtime.start_tensorflow()
@@ -398,7 +396,7 @@ def collect(folders, as_json):
     """Read what alpha-beta-CROWN found in folders that `interchange` wrote into one table."""
     module = _experiment_module()
     found = [module.collect(folder) for folder in folders]
-    click.echo(json.dumps(found, indent=1) if as_json else verification_table(found))
+    click.echo(json.dumps(found, indent=1) if as_json else collected_table(found))
 
 
 @cli.command()

@@ -34,7 +34,7 @@ from keras_rcl.interchange import RESULTS, STATUSES, Instance, onnx_network, rea
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime import held_signals, start_tensorflow
 from keras_rcl.saved import read_layers, resizing
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.run_folder import RunFolder
@@ -112,8 +112,9 @@ def fit_all(
 
             settings = dict(overwrite=overwrite, save_every=save_every, progress=progress or Silent())
             fitted.append(_fit(experiment, data, claim, saved_models, **settings))
-        for folder in folders:  # only now, so that the same call finds those that are done
-            folder.finish()
+        with held_signals(forget=True):
+            for folder in folders:  # only now, so that the same call finds those that are done
+                folder.finish()
     return fitted
 
 

@@ -95,7 +95,7 @@ def protocol_table(record: Mapping) -> str:
     return text_table(header, rows, right=range(2, len(header)))
 
 
-def verification_table(found: Sequence[Mapping]) -> str:
+def collected_table(found: Sequence[Mapping]) -> str:
     """What `collect` prints: a row a model and epsilon, and to how many of its images each status came."""
     rows = []
     for told in found:

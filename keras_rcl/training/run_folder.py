@@ -67,8 +67,11 @@ class RunFolder:
 
     def finish(self) -> None:
         """Let the run be finished: it holds its record, and needs nothing else."""
+        for path in self.training.iterdir():
+            if path != self._question:
+                path.unlink()
         self._question.unlink()
-        shutil.rmtree(self.training)
+        self.training.rmdir()
         self.release()
 
     def release(self) -> None:
