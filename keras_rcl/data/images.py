@@ -181,11 +181,10 @@ def _read_one(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np
 def _read_array(path: Path) -> np.ndarray:
     """The array of a `.npy` file; of a `.npz` file `images`, or its only array."""
     try:
-        with _quiet():
-            loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded, _quiet():
+        with path.open("rb") as stream, _quiet():  # NumPy leaves a file open that it cannot read
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
             key = loaded.files[0] if len(loaded.files) == 1 else "images"
             if key not in loaded.files:
                 raise Refused(f"{path} holds the arrays {loaded.files}: name the images `images`")

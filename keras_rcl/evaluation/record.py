@@ -127,6 +127,9 @@ def read_record(path: Path) -> dict[str, Any]:
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, and this version reads {FORMAT}")
         record["attacks"] = _ATTACKS.validate_python(record["attacks"])
+        counted = sum(last - first + 1 for first, last in record["data"]["indices"])
+        if counted != record["images"]:
+            raise ValueError(f"its indices are of {counted} images, and it is of {record['images']}")
         runs = [np.arange(first, last + 1) for first, last in record["data"]["indices"]]
         record["data"]["indices"] = np.concatenate(runs or [[]]).astype(int)
         clean, attacks = record["survival"]["clean"], record["survival"]["attacks"]
@@ -142,7 +145,7 @@ def read_record(path: Path) -> dict[str, Any]:
             raise ValueError("model hash, data set and part must be texts")
     except ValidationError as error:
         raise Refused(f"{path} is no record: attacks: {first_line(error)}") from None
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, MemoryError, IndexError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise Refused(f"{path} is no record: {what}; give the record.json of an attack") from None
     return record
