@@ -32,7 +32,7 @@ from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
 
 def step(network, logits_of, images, labels):
     """The gradient of the mean cross-entropy of `logits_of(images, labels)`."""
-    variables = network.trainable_variables
+    variables = [variable.value for variable in network.trainable_variables]
 
     @tf.function(autograph=False)
     def gradients(x, y):
