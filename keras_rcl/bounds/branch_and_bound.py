@@ -32,6 +32,8 @@ from keras_rcl.bounds.slopes import ascend
 CANDIDATES = 3
 """How many ReLUs are tried for a split."""
 
+_NEXT_TO_NOTHING = 1e-6
+
 DESCENTS, DESCENT_STEPS = 4, 10
 """From how many domains' worst images a gradient descent goes on, and for how long."""
 
@@ -45,12 +47,14 @@ class Outcome:
         lower: below all margins in question.
         counterexample: [H, W, C] where not safe.
         domains: how many were bounded.
+        seconds: that it took, without tracing.
     """
 
     safe: bool | None
     lower: float
     counterexample: np.ndarray | None
     domains: int
+    seconds: float
 
 
 @dataclass(order=True)
@@ -137,7 +141,9 @@ class BranchAndBound:
             seconds: after which it gives up.
             check: a supposed counter-example [H, W, C] -> a true one, or None.
         """
-        deadline = time.monotonic() + seconds
+        for function in (self._root, self._split, self._descend):
+            function.get_concrete_function()  # traced now, so that it costs no image its time
+        started = time.monotonic()
         unit = np.eye(self._steps[-1].shape[0], dtype=self._dtype)
         differences = unit[label] - unit
         wrong = np.asarray(wrong)
@@ -167,9 +173,9 @@ class BranchAndBound:
             found = self._counterexample(np.asarray(worst), differences[wrong], ends[0], check)
             lower = min(closed, heap[0].lower) if heap else closed
             if found is not None or not heap:
-                return Outcome(found is None, lower, found, domains)
-            if time.monotonic() > deadline or not len(undecided):
-                return Outcome(None, lower, None, domains)
+                return Outcome(found is None, lower, found, domains, time.monotonic() - started)
+            if time.monotonic() - started > seconds or not len(undecided):
+                return Outcome(None, lower, None, domains, time.monotonic() - started)
             batch = [heapq.heappop(heap) for _ in range(min(self._batch_size, len(heap)))]
             parents, wrong = (np.repeat([getattr(d, of) for d in batch], 2) for of in ("lower", "wrong"))
             rows = (spread(np.stack([getattr(d, of) for d in batch])) for of in ("signs", "slopes", "multipliers"))
@@ -270,10 +276,11 @@ class BranchAndBound:
         return lower_bounds(self._steps, Rows(functions), intervals, slopes, multipliers, arriving)
 
     def _gaps(self, ends, signs, arriving: dict):
-        """[B, T], how much the line taken at each ReLU can miss it by; 0 where it is decided."""
+        """[B, T], how much the line above each ReLU can cost; next to nothing where none is used, 0 where decided."""
         gaps = []
         for number, sign, end in zip(self._relus, self._apart(signs), self._relu_ends(ends), strict=True):
-            gap = -tf.minimum(arriving[number].coefficients, 0.0) * relax(_half(Interval(*end), sign)).intercept
+            cost = _NEXT_TO_NOTHING - tf.minimum(arriving[number].coefficients, 0.0)
+            gap = cost * relax(_half(Interval(*end), sign)).intercept
             gaps.append(tf.reshape(gap, (-1, math.prod(gap.shape[1:]))))
         return tf.concat(gaps, axis=1)
 
