@@ -17,6 +17,8 @@ from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "digits.yaml"
+TAGS = {"name", "term"}
+"""The fields that say which of several words a value is."""
 
 
 @word
@@ -224,7 +226,7 @@ def _default_at(raw: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
         return {}
     for key in path:
         found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) and "name" in found else {}
+    return found if isinstance(found, dict) and TAGS & found.keys() else {}
 
 
 def _set(raw: dict[str, Any], setting: str) -> None:
@@ -240,7 +242,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     whole, known = raw, []
     for number, key in enumerate(parents, 1):
         known.append(key)
-        if key not in raw and (number < len(parents) or last != "name"):
+        if key not in raw and (number < len(parents) or last not in TAGS):
             raw[key] = _default_at(whole, known)
         inner = raw.setdefault(key, {})
         if isinstance(inner, str):  # the short form of a tagged value, such as augmentation: crop_flip

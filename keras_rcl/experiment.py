@@ -492,6 +492,8 @@ def _outputs(
         key = source, reads = member.source, member.reads
         if key in found:
             continue
+        if member.name == "joint":
+            raise Refused(f"{member.label} is an attack of training; attack the model by pgd and by supcon")
         if source is None:
             found[key] = own(reads)
             if found[key] is None:

@@ -73,7 +73,8 @@ class PhaseRunner:
             augmentation=phase.augmentation,
             balanced=settings["balanced"],
         )
-        self.trainer = RobustTrainer(network, phase, settings["precision"])
+        steps_per_epoch = self.batches.steps_per_epoch
+        self.trainer = RobustTrainer(network, phase, settings["precision"], steps_per_epoch=steps_per_epoch)
         self.average = self.trainer.average
         self.optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
         freeze(network, phase)
@@ -167,7 +168,7 @@ def overfits_catastrophically(metrics: dict[str, float], best: float) -> bool:
 
 def work_per_batch(phase: Phase) -> float:
     """Forward passes that a batch costs, roughly: one forward, two for a backward, two for an attack's step."""
-    learned = 3 if "encoder" in phase.trains else 1
+    learned = (3 if "encoder" in phase.trains else 1) * (2 if phase.awp.gamma else 1)
     attacks = [view.attack for view in phase.views if isinstance(view, Adversarial)]
     images = len(phase.views) * learned + sum(attack.work for attack in attacks)
     return phase.batch_size * images

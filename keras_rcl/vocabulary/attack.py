@@ -29,7 +29,7 @@ class _Attack:
     fewest_classes = 2
     protocol = "pixel"
     reads = "logits"
-    """The output that it looks at: `logits`, `embedding` or `projection`."""
+    """The output that it looks at: `logits`, `embedding` or `projection`; a tuple where it looks at several."""
     source = None
     """The model on disk whose output that is; none for the attacked model itself."""
     counts = "num_steps"
@@ -293,6 +293,34 @@ class SupConAttack(_Ascent):
     def label(self) -> str:
         of = (self.reads == "embedding") * " of embeddings" + (self.positives == "image") * " image by image"
         return f"SupCon-{self.num_steps}{_times(self.num_restarts)}{of}"
+
+
+@word
+class JointAttack(_Ascent):
+    """PGD on `loss` + `weight` * SupCon of the projection against the clean images of the batch: an attack of training.
+
+    For a network that learns by both. In evaluation attack by `pgd` and by `supcon`.
+    """
+
+    name: Literal["joint"] = "joint"
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+    step_size: Pixels | None = None
+    num_steps: PositiveInt = 10
+    loss: Literal["cross_entropy", "kl_to_clean"] = "cross_entropy"
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: PositiveFloat = 0.07
+
+    reads = ("logits", "projection")
+    random_start = True
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return self.num_steps + 1, self.num_steps
+
+    @property
+    def label(self) -> str:
+        return f"joint-{self.num_steps}{self.suffix} + {self.weight:g} SupCon"
 
 
 @word
@@ -571,6 +599,7 @@ Attack = Annotated[
         PGD,
         Embedding,
         SupConAttack,
+        JointAttack,
         AutoPGD,
         FAB,
         CarliniWagner,
