@@ -41,9 +41,10 @@ class Evaluation:
     validation_limit: PositiveInt | None = 500
 
     def __post_init__(self):
-        if self.validation_attack.reads != "logits" or self.validation_attack.source:
+        attack = self.validation_attack
+        if attack.reads != "logits" or attack.source or attack.of_training:
             raise ValueError(
-                f"validation_attack {self.validation_attack.label} does not look at the network's own logits; "
+                f"validation_attack {attack.label} does not look at the network's own logits; "
                 "choose one that does, such as pgd"
             )
 
@@ -72,7 +73,7 @@ class Experiment:
         for name in self.compare:
             if name not in VARIANTS:
                 raise ValueError(f"compare: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
-        for attack in _training_attacks(self.method.phases()):
+        for attack in training_attacks(self.method.phases()):
             if attack.source:
                 raise ValueError(
                     f"method {self.method.name} trains on {attack.label}; attacks through another model are not yet "
@@ -80,11 +81,11 @@ class Experiment:
                 )
 
 
-def _training_attacks(phases: Iterable[Phase]) -> Iterator[Attack]:
+def training_attacks(phases: Iterable[Phase]) -> Iterator[Attack]:
     """The attacks of all views of the phases and of their refreshes."""
     for phase in phases:
         yield from (view.attack for view in phase.views if isinstance(view, Adversarial))
-        yield from _training_attacks(phase.refresh)
+        yield from training_attacks(phase.refresh)
 
 
 _EXPERIMENT = TypeAdapter(Experiment)

@@ -12,7 +12,7 @@ def stack_views(network, phase: Phase, images: tf.Tensor, labels: tf.Tensor, see
     Args:
         network: the two-headed network; attacked in inference mode, so that BatchNorm statistics are used, not moved.
         phase: whose views these are.
-        images: [V, N, H, W, C]; an adversarial view arrives as the images that it starts from.
+        images: [V, N, H, W, C]; a view that is to be crafted arrives as the images that it starts from.
         labels: [N].
         seed: [2], of this step's attacks.
 
@@ -21,7 +21,7 @@ def stack_views(network, phase: Phase, images: tf.Tensor, labels: tf.Tensor, see
     """
     views, zeros = tf.unstack(images, len(phase.views)), []
     for index, view in enumerate(phase.views):
-        if isinstance(view, Adversarial):
+        if isinstance(view, Adversarial) and view.crafted:
             crafted = craft_and_count(
                 view.attack,
                 lambda x, view=view: _read(network(x, training=False), view.attack.reads),

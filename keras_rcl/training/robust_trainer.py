@@ -43,7 +43,7 @@ class RobustTrainer(keras.Model):
         names = [*term_names(phase), *(f"accuracy_{kind}" for kind in sorted(set(self.kinds)))]
         if is_contrastive(phase):
             names.append("anchors_without_positives")
-        if any(isinstance(view, Adversarial) for view in phase.views):
+        if any(isinstance(view, Adversarial) and view.crafted for view in phase.views):
             names.append("zero_gradients")
         self.means = {name: keras.metrics.Mean(name=name) for name in names}
 

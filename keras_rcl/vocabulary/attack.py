@@ -34,6 +34,8 @@ class _Attack:
     """The model on disk whose output that is; none for the attacked model itself."""
     counts = "num_steps"
     """The field that a number after its name is, on the command line."""
+    of_training = False
+    """Whether it makes sense in training alone."""
 
     def __post_init__(self):
         check_epsilon(self.epsilon, self.norm)
@@ -313,6 +315,7 @@ class JointAttack(_Ascent):
 
     reads = ("logits", "projection")
     random_start = True
+    of_training = True
 
     @property
     def passes(self) -> tuple[int, int]:
@@ -540,6 +543,26 @@ class Transfer(_Attack):
 
 
 @word
+class Stored(_Attack):
+    """Examples that `craft-dataset` made of the training images, in place of crafting them (Landsman et al.).
+
+    For training alone. `norm` and `epsilon` are those of the attack that made what is in `folder`.
+    """
+
+    name: Literal["stored"] = "stored"
+    folder: Annotated[str, Field(min_length=1)]
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+
+    passes = (0, 0)
+    of_training = True
+
+    @property
+    def label(self) -> str:
+        return "stored examples"
+
+
+@word
 class AutoAttack(_Attack):
     """AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on what survived.
 
@@ -607,6 +630,7 @@ Attack = Annotated[
         RayS,
         Noise,
         Transfer,
+        Stored,
         AutoAttack,
     ],
     Field(discriminator="name"),

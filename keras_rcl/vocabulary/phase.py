@@ -32,11 +32,19 @@ class Augmented:
 
 @word
 class Adversarial:
-    """The images of another view, attacked through the classifier with the network in inference mode."""
+    """The images of another view, attacked through the classifier with the network in inference mode.
+
+    Under the attack `stored` they are not crafted: the view is made of the stored examples as `of` is of the images.
+    """
 
     kind: Literal["adversarial"] = "adversarial"
     attack: Attack
     of: Clean | Augmented = Clean()
+
+    @property
+    def crafted(self) -> bool:
+        """Whether each batch crafts it."""
+        return self.attack.name != "stored"
 
 
 View = Annotated[Union[Clean, Augmented, Adversarial], Field(discriminator="kind")]
