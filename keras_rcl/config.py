@@ -32,6 +32,7 @@ class Evaluation:
         validation_attack: its robust accuracy on the validation part, after each epoch of the last phase, chooses the
             best checkpoint.
         validation_limit: at most so many validation images for that.
+        patience: early stopping: the last phase ends after so many epochs in a row without a higher one.
     """
 
     attacks: tuple[Attack, ...] = (FGSM(), PGD(num_steps=40))
@@ -39,6 +40,7 @@ class Evaluation:
     batch_size: PositiveInt = 250
     validation_attack: Attack = PGD(num_steps=10)
     validation_limit: PositiveInt | None = 500
+    patience: PositiveInt | None = None
 
     def __post_init__(self):
         attack = self.validation_attack
@@ -73,6 +75,11 @@ class Experiment:
         for name in self.compare:
             if name not in VARIANTS:
                 raise ValueError(f"compare: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+        if self.evaluation.patience and not self.dataset.validation_fraction:
+            raise ValueError(
+                f"evaluation.patience {self.evaluation.patience} waits for robust accuracy on validation images, and "
+                "there are none; set dataset.validation_fraction"
+            )
         for attack in training_attacks(self.method.phases()):
             if attack.source:
                 raise ValueError(

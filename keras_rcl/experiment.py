@@ -195,6 +195,7 @@ def _fit(
             writer=writer,
             monitored_attack=evaluation.validation_attack,
             validate=_validator(served, sync, data, experiment),
+            patience=evaluation.patience,
             seed=experiment.seed,
             precision=experiment.precision,
             jit=experiment.jit,

@@ -133,6 +133,11 @@ def test_a_setting_reaches_into_a_loss(file):
 # Refusals
 
 
+def test_early_stopping_needs_validation_images():
+    said = refusal(None, "at", ["evaluation.patience=3", "dataset.validation_fraction=0"])
+    assert "evaluation.patience 3 waits" in said and "set dataset.validation_fraction" in said
+
+
 def refusal(*arguments) -> str:
     with pytest.raises(Refused) as refused:
         load(*arguments)
