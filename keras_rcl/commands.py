@@ -22,6 +22,7 @@ from keras_rcl.vocabulary.threat import PROTOCOLS, format_pixels, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
 INTERRUPTED, TERMINATED = 130, 143
+EVALUATING = [name for name, attack in ATTACKS.items() if not attack.of_training]
 
 
 class OneLineErrors(click.Group):
@@ -179,7 +180,7 @@ def fit(path, variant, settings, compare, no_compare, as_json, seed, precision, 
     "attacks",
     multiple=True,
     metavar="NAME[-STEPS][:KEY=VALUE,...]",
-    help=f"{', '.join([*ATTACKS, *ALIASES])}; may be repeated.",
+    help=f"{', '.join([*EVALUATING, *ALIASES])}; may be repeated.",
 )
 @click.option(
     "--transfer-from",

@@ -41,7 +41,8 @@ def run(*arguments):
 def here(tmp_path, monkeypatch):
     """A folder with an untrained model."""
     monkeypatch.chdir(tmp_path)
-    network = build_network(Network(encoder="small_cnn", projection_hidden=8, projection_dim=4), (8, 8, 1), 10)
+    word = Network(encoder="small_cnn", projection_hidden=8, projection_dim=4)
+    network = build_network(word, (8, 8, 1), 10, mean=[0.3], std=[0.4])
     export(network, tmp_path / "model", {"class_names": list("0123456789")})
     return tmp_path
 
