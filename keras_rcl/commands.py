@@ -1,6 +1,7 @@
 """The command line: parse, resolve, one call into `experiment`, print. TensorFlow is imported inside the call."""
 
 import dataclasses
+import functools
 import io
 import json
 import sys
@@ -21,14 +22,15 @@ from keras_rcl.report.tables import (
     text_table,
     verification_table,
 )
-from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, parse_attack
+from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, describe, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.network import Precision
 from keras_rcl.vocabulary.phase import Phase, View
-from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, parse_pixels
+from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
 INTERRUPTED, TERMINATED = 130, 143
+EVALUATING = [name for name, attack in ATTACKS.items() if not attack.of_training]
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 """Of `verify`, from cheap to dear."""
 
@@ -83,14 +85,14 @@ def experiment_options(command):
     return command
 
 
-def data_options(command):
+def data_options(command, part="test"):
     """The options that say which images a model is attacked or verified on, and how."""
     options = (
         click.option("--dataset", help="A data set; the one that the model was trained with by default."),
         click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class."),
         click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default."),
         click.option("--image-size", type=click.IntRange(1, 4096), help="Resize the images of the data set."),
-        click.option("--part", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True),
+        click.option("--part", type=click.Choice(["test", "validation", "train"]), default=part, show_default=True),
         click.option("--limit", type=click.IntRange(min=1), help="At most so many images, class balance kept."),
         click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
@@ -187,7 +189,7 @@ def fit(path, variant, settings, compare, no_compare, as_json, seed, precision, 
     "attacks",
     multiple=True,
     metavar="NAME[-STEPS][:KEY=VALUE,...]",
-    help=f"{', '.join([*ATTACKS, *ALIASES])}; may be repeated.",
+    help=f"{', '.join([*EVALUATING, *ALIASES])}; may be repeated.",
 )
 @click.option(
     "--transfer-from",
@@ -229,6 +231,37 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **o
         f"in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}), "
         f"{record['protocol']} protocol; an image that is wrong before the attack counts as wrong"
         f"{'' if pixels else '; epsilon in the units of the protocol, distances in pixels'}\nwritten to {written}"
+    )
+
+
+@cli.command("craft-dataset")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--attack", "text", metavar="NAME[-STEPS][:KEY=VALUE,...]", default="pgd-10", show_default=True)
+@functools.partial(data_options, part="train")
+@foreign_model_options
+@click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--shard-size", type=click.IntRange(min=1), default=5000, show_default=True, help="Examples a file.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted crafting.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def craft_dataset(model, text, output_dir, as_json, **options):
+    """Attack every training image once, and store what comes of it as TFRecords to train on.
+
+    Killed or interrupted, the same command goes on where it was.
+    """
+    attack, chosen = parse_attack(text), _dataset_fields(options)
+    runtime.start_tensorflow()
+    from keras_rcl.crafting import craft_dataset
+
+    with StderrProgress() as progress:
+        record = craft_dataset(model, attack, output_dir, dataset=chosen, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+        return
+    click.echo(
+        f"{record['examples']} examples of the {record['data']['part']} part of {record['data']['name']} by "
+        f"{describe(attack)}\naccuracy of {record['model']['name']} on the images {record['clean_accuracy']:.1%}, on "
+        f"the examples {record['accuracy']:.1%}\nwritten to {output_dir}\n"
+        f"train on them  python cli.py fit --variant at --set 'method.attack={_stored(output_dir, attack)}'"
     )
 
 
@@ -421,6 +454,11 @@ def show(path, variant, settings, as_json):
         click.echo(json.dumps(config.to_dict(experiment), indent=1))
         return
     click.echo(config.to_yaml(experiment) + "\n" + _phase_table(experiment.method.phases(), "# "))
+
+
+def _stored(folder: Path, attack) -> str:
+    """The setting by which a training reads what an attack has stored."""
+    return f"{{name: stored, folder: {folder}, norm: {attack.norm}, epsilon: {format_pixels(attack.epsilon)}}}"
 
 
 def _experiment_module():

@@ -17,6 +17,8 @@ from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "digits.yaml"
+TAGS = {"name", "term"}
+"""The fields that say which of several words a value is."""
 
 
 @word
@@ -30,6 +32,7 @@ class Evaluation:
         validation_attack: its robust accuracy on the validation part, after each epoch of the last phase, chooses the
             best checkpoint.
         validation_limit: at most so many validation images for that.
+        patience: early stopping: the last phase ends after so many epochs in a row without a higher one.
     """
 
     attacks: tuple[Attack, ...] = (FGSM(), PGD(num_steps=40))
@@ -37,11 +40,13 @@ class Evaluation:
     batch_size: PositiveInt = 250
     validation_attack: Attack = PGD(num_steps=10)
     validation_limit: PositiveInt | None = 500
+    patience: PositiveInt | None = None
 
     def __post_init__(self):
-        if self.validation_attack.reads != "logits" or self.validation_attack.source:
+        attack = self.validation_attack
+        if attack.reads != "logits" or attack.source or attack.of_training:
             raise ValueError(
-                f"validation_attack {self.validation_attack.label} does not look at the network's own logits; "
+                f"validation_attack {attack.label} does not look at the network's own logits; "
                 "choose one that does, such as pgd"
             )
 
@@ -70,7 +75,12 @@ class Experiment:
         for name in self.compare:
             if name not in VARIANTS:
                 raise ValueError(f"compare: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
-        for attack in _training_attacks(self.method.phases()):
+        if self.evaluation.patience and not self.dataset.validation_fraction:
+            raise ValueError(
+                f"evaluation.patience {self.evaluation.patience} waits for robust accuracy on validation images, and "
+                "there are none; set dataset.validation_fraction"
+            )
+        for attack in training_attacks(self.method.phases()):
             if attack.source:
                 raise ValueError(
                     f"method {self.method.name} trains on {attack.label}; attacks through another model are not yet "
@@ -78,11 +88,11 @@ class Experiment:
                 )
 
 
-def _training_attacks(phases: Iterable[Phase]) -> Iterator[Attack]:
+def training_attacks(phases: Iterable[Phase]) -> Iterator[Attack]:
     """The attacks of all views of the phases and of their refreshes."""
     for phase in phases:
         yield from (view.attack for view in phase.views if isinstance(view, Adversarial))
-        yield from _training_attacks(phase.refresh)
+        yield from training_attacks(phase.refresh)
 
 
 _EXPERIMENT = TypeAdapter(Experiment)
@@ -224,7 +234,7 @@ def _default_at(raw: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
         return {}
     for key in path:
         found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) and "name" in found else {}
+    return found if isinstance(found, dict) and TAGS & found.keys() else {}
 
 
 def _set(raw: dict[str, Any], setting: str) -> None:
@@ -240,7 +250,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     whole, known = raw, []
     for number, key in enumerate(parents, 1):
         known.append(key)
-        if key not in raw and (number < len(parents) or last != "name"):
+        if key not in raw and (number < len(parents) or last not in TAGS):
             raw[key] = _default_at(whole, known)
         inner = raw.setdefault(key, {})
         if isinstance(inner, str):  # the short form of a tagged value, such as augmentation: crop_flip

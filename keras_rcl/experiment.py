@@ -23,6 +23,7 @@ from keras_rcl import config
 from keras_rcl.classifier import Classifier, load_classifier
 from keras_rcl.config import Experiment
 from keras_rcl.data import sources
+from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.data.images import read_images
 from keras_rcl.encoder import load_encoder
 from keras_rcl.evaluation.journal import Journal
@@ -102,7 +103,7 @@ def fit_all(
     fitted, folders = [], []
     with contextlib.ExitStack() as all_runs:
         for number, experiment in enumerate(experiments):
-            data = sources.load(experiment.dataset)
+            data = with_stored(sources.load(experiment.dataset), config.training_attacks(experiment.method.phases()))
 
             def claim(experiment=experiment, data=data, chosen=None if number else name) -> RunFolder:
                 question = {**_question(experiment, data), "deterministic": deterministic}
@@ -124,7 +125,7 @@ def _question(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]
     del settings["compare"]
     digest = hashlib.sha256(repr((data.name, data.class_names)).encode())
     for part in (data.train, data.validation, data.test):
-        for array in (part.images, part.labels, part.indices):
+        for array in (part.images, part.labels, part.indices, *part.stored.values()):
             digest.update(np.ascontiguousarray(array))
     return {**settings, "images": digest.hexdigest(), "versions": versions()}
 
@@ -175,7 +176,7 @@ def _fit(
     network = build(experiment, data)
     served = network if experiment.precision == "float32" else build(experiment, data, precision="float32")
     own, attacks = functools.partial(_output_of, served), experiment.evaluation.attacks
-    outputs, hashes = _outputs(attacks, own, data)
+    outputs, hashes = outputs_of(attacks, own, data)
     run = claim()
     export_to = saved_models / run.path.name
     if run.record.is_file():
@@ -196,6 +197,7 @@ def _fit(
             writer=writer,
             monitored_attack=evaluation.validation_attack,
             validate=_validator(served, sync, data, experiment),
+            patience=evaluation.patience,
             seed=experiment.seed,
             precision=experiment.precision,
             jit=experiment.jit,
@@ -215,7 +217,7 @@ def _fit(
             seed=experiment.seed,
             jit=experiment.jit,
             outputs=outputs,
-            support=_support(attacks, outputs, data),
+            support=support_of(attacks, outputs, data),
         )
         images = pixels(test.images)
         question = {"model": model_hash(served), "sources": hashes, **evaluator.question(images, test.labels)}
@@ -329,7 +331,7 @@ def attack(
     chosen = getattr(data, part)
     if not len(chosen.labels):
         raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
-    outputs, hashes = _outputs(attacks, classifier.outputs, data, trust)
+    outputs, hashes = outputs_of(attacks, classifier.outputs, data, trust)
     images, progress = pixels(chosen.images), progress or Silent()
     evaluator = Evaluator(
         classifier.logits,
@@ -337,7 +339,7 @@ def attack(
         batch_size=min(batch_size, len(images)),
         seed=seed,
         outputs=outputs,
-        support=_support(attacks, outputs, data),
+        support=support_of(attacks, outputs, data),
     )
     question = {
         "model": {"hash": classifier.model_hash, **foreign},
@@ -428,8 +430,8 @@ def interchange(
     instances, rows = [], []
     for epsilon in dict.fromkeys(epsilons):
         words = [word.at(epsilon) for word in attacks]
-        outputs, _ = _outputs(words, classifier.outputs, data)
-        support = _support(words, outputs, data)
+        outputs, _ = outputs_of(words, classifier.outputs, data)
+        support = support_of(words, outputs, data)
         evaluator = Evaluator(
             classifier.logits, words, batch_size=batch_size, seed=seed, outputs=outputs, support=support
         )
@@ -607,7 +609,7 @@ def _output_of(network: keras.Model, name: str) -> Callable:
     return lambda x: network(x, training=False)[name]
 
 
-def _outputs(
+def outputs_of(
     attacks: Sequence[Attack], own: Callable, data: sources.ImageData, trust: bool = False
 ) -> tuple[Callable, dict[str, str]]:
     """attack -> the function of images that it looks at; and the hash of each source, all of which are read now.
@@ -619,6 +621,8 @@ def _outputs(
         key = source, reads = member.source, member.reads
         if key in found:
             continue
+        if member.of_training:
+            raise Refused(f"{member.name} is an attack of training; attack the model by pgd and by supcon")
         if source is None:
             found[key] = own(reads)
             if found[key] is None:
@@ -644,7 +648,7 @@ def logits_through(source: str, data: sources.ImageData, trust: bool = False) ->
     return lambda images: classifier.logits(resize(images)), classifier.model_hash
 
 
-def _support(
+def support_of(
     attacks: Sequence[Attack], outputs: Callable, data: sources.ImageData
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Labels [M] and projections [M, D] of training images, always the same; where an attack contrasts with them."""

@@ -336,6 +336,11 @@ class TestBadInput:
         message = refused("attack", "saved_models/digits-at", "--attack", "supcon", "--limit", "5")
         assert "contrasts with 5 training images" in message
 
+    def test_an_attack_of_training(self, here):
+        assert "attack the model by pgd and by supcon" in refused(
+            "attack", "saved_models/digits-at", "--attack", "joint"
+        )
+
     def test_training_through_another_model(self, empty):
         message = refused("fit", "--variant", "at", "--set", "method.attack={name: embedding, source: proxy}")
         assert "through proxy" in message and "not yet a source of training views" in message

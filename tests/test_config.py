@@ -15,7 +15,7 @@ from keras_rcl.methods import VARIANTS
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, SimCLR
-from keras_rcl.vocabulary.phase import SGD, Adam
+from keras_rcl.vocabulary.phase import SGD, Adam, MarginContrastive
 from keras_rcl.vocabulary.word import Refused
 
 SHIPPED = sorted(CONFIGS.glob("**/*.yaml"))
@@ -121,7 +121,21 @@ def test_a_setting_reaches_into_a_default(file):
     assert load(path, None, settings).method.attack == FGSM(epsilon=4 / 255)
 
 
+def test_a_setting_reaches_into_a_loss(file):
+    path = file("variant: at_scl\n")
+    default = load(path).method.contrast
+    changed = load(path, None, ["method.contrast.temperature=0.2"]).method.contrast
+    assert changed == dataclasses.replace(default, temperature=0.2)
+    settings = ["method.contrast.term=margin_contrastive", "method.contrast.weight=2"]
+    assert load(path, None, settings).method.contrast == MarginContrastive(weight=2)
+
+
 # Refusals
+
+
+def test_early_stopping_needs_validation_images():
+    said = refusal(None, "at", ["evaluation.patience=3", "dataset.validation_fraction=0"])
+    assert "evaluation.patience 3 waits" in said and "set dataset.validation_fraction" in said
 
 
 def refusal(*arguments) -> str:

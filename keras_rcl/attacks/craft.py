@@ -9,7 +9,13 @@ import tensorflow as tf
 from keras_rcl.attacks.auto_pgd import auto_pgd
 from keras_rcl.attacks.carlini_wagner import carlini_wagner
 from keras_rcl.attacks.fab import fab
-from keras_rcl.attacks.gradient_ascent import Crafted, embedding_attack, gradient_attack, supcon_attack
+from keras_rcl.attacks.gradient_ascent import (
+    Crafted,
+    embedding_attack,
+    gradient_attack,
+    joint_attack,
+    supcon_attack,
+)
 from keras_rcl.attacks.noise import noise
 from keras_rcl.attacks.norms import per_example
 from keras_rcl.attacks.rays import rays
@@ -25,8 +31,8 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=Non
     Args:
         attack: the hyper-parameters, such as `PGD(epsilon="8/255", num_steps=20)`.
         logits_fn: any callable, images [N, H, W, C] -> logits [N, K], in inference mode. Its weights do not move.
-            For an attack that `reads` another output, `embedding` or `projection`, it gives that one, [N, D]; for one
-            with a `source`, that model's.
+            For an attack that `reads` another output, `embedding` or `projection`, it gives that one, [N, D], or a
+            tuple where it reads several; for one with a `source`, that model's.
         x: float32 images in [0, 1], [N, H, W, C].
         labels: [N], the true classes; for a targeted attack the classes to reach.
         seed: an int, or two ints [2]. Each example's random numbers depend on this seed and on its own pixels alone,
@@ -93,8 +99,10 @@ def craft_round(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round
 
     def logits_of(images):
         # A SavedModel forgets the size of the batch, forwards and backwards; a reshape's gradient knows it again.
-        rows = logits_fn(tf.reshape(images, tf.shape(images)))
-        return tf.ensure_shape(tf.cast(rows, tf.float32), [images.shape[0], None])
+        outputs = logits_fn(tf.reshape(images, tf.shape(images)))
+        return tf.nest.map_structure(
+            lambda rows: tf.ensure_shape(tf.cast(rows, tf.float32), [images.shape[0], None]), outputs
+        )
 
     attack = attack.attack if attack.name == "transfer" else attack
     if attack.name == "supcon":
@@ -108,6 +116,7 @@ RUNNERS = {
     "mifgsm": gradient_attack,
     "pgd": gradient_attack,
     "embedding": embedding_attack,
+    "joint": joint_attack,
     "apgd": auto_pgd,
     "fab": fab,
     "cw": carlini_wagner,

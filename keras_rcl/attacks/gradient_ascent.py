@@ -1,4 +1,4 @@
-"""One loop for FGSM, BIM, MI-FGSM, PGD and the embedding attack: start, step, project."""
+"""One loop for FGSM, BIM, MI-FGSM, PGD and the attacks on embeddings: start, step, project."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -74,6 +74,27 @@ def supcon_attack(
 
     def loss_fn(images):
         return supervised_contrastive(labels, project(images), *contrast)
+
+    return ascend(loss_fn, x, attack, seeds)
+
+
+def joint_attack(
+    outputs_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, round: tf.Tensor
+) -> Crafted:
+    """One round of the joint attack: up a surrogate of the logits, and SupCon of the projection against the batch's.
+
+    `outputs_fn` gives both: [N, K] and [N, D]. The logits' gradient is not scaled, which would weigh the sum anew.
+    """
+    logits, projection = outputs_fn(x)
+    surrogate, reference = SURROGATES["cross_entropy"], labels
+    if attack.loss == "kl_to_clean":
+        surrogate, reference = kl_to_clean, tf.stop_gradient(logits)
+    contrast = labels, tf.stop_gradient(tf.math.l2_normalize(projection, axis=1)), attack.temperature
+
+    def loss_fn(images):
+        logits, projection = outputs_fn(images)
+        apart = supervised_contrastive(labels, tf.math.l2_normalize(projection, axis=1), *contrast)
+        return surrogate(reference, logits) + attack.weight * apart
 
     return ascend(loss_fn, x, attack, seeds)
 

@@ -20,7 +20,8 @@ class Batches:
         batch_size: N, at most the number of images.
         steps_per_epoch: batches an epoch; the remainder of each epoch's permutation is dropped.
         dataset: one epoch an iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
-            seed int32 [2]). An adversarial view holds the images at which its attack starts; `seed` is for that attack.
+            seed int32 [2]). An adversarial view holds the images at which its attack starts, or the
+            part's stored examples, varied as the images are; `seed` is for the attacks.
     """
 
     def __init__(
@@ -54,6 +55,9 @@ class Batches:
         self._order = self._balanced_order if balanced else self._shuffled_order
         self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
         self._images, self._labels = part.tensors
+        folders = {view.attack.folder for view in views if isinstance(view, Adversarial) and not view.crafted}
+        with tf.device("CPU"):
+            self._stored = {folder: tf.constant(part.stored[folder]) for folder in folders}
         with tf.device("CPU"):
             self._epoch = tf.Variable(0, trainable=False, name="epoch")
             self._first = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_step")
@@ -117,13 +121,19 @@ class Batches:
     def _batch(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The element of one step: images [V, N, H, W, C], labels [N], seed [2]."""
         seeds = tf.unstack(split(seed, num=len(self._views) + 1))
-        clean = tf.cast(tf.gather(self._images, indices), tf.float32) / 255
-        clean = augment(self._augmentation, clean, fold_in(seed, len(self._views) + 1))
-        views = [_view(view, clean, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
+        shared_seed = fold_in(seed, len(self._views) + 1)
+
+        def chosen(images: tf.Tensor) -> tf.Tensor:
+            return augment(self._augmentation, tf.cast(tf.gather(images, indices), tf.float32) / 255, shared_seed)
+
+        clean, stored = chosen(self._images), {folder: chosen(images) for folder, images in self._stored.items()}
+        views = [_view(view, clean, stored, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
         return tf.stack(views), tf.gather(self._labels, indices), seeds[0]
 
 
-def _view(view: View, clean: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """One view, [N, H, W, C], of the clean images [N, H, W, C]."""
-    source = view.of if isinstance(view, Adversarial) else view
-    return augment(source.policy, clean, seed) if isinstance(source, Augmented) else clean
+def _view(view: View, clean: tf.Tensor, stored: dict[str, tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    """One view, [N, H, W, C], of the clean images [N, H, W, C], or of those that are stored."""
+    source, images = view, clean
+    if isinstance(view, Adversarial):
+        source, images = view.of, clean if view.crafted else stored[view.attack.folder]
+    return augment(source.policy, images, seed) if isinstance(source, Augmented) else images

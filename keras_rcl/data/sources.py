@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,13 @@ class Part:
         images: uint8 [N, H, W, C].
         labels: int64 [N].
         indices: int64 [N], the position in the data set's own split (in the whole data set where it has only one).
+        stored: by their folder, adversarial examples of the images, uint8 [N, H, W, C].
     """
 
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    stored: dict[str, np.ndarray] = field(default_factory=dict)
 
     @functools.cached_property
     def tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -45,7 +47,8 @@ class Part:
         if limit is None or limit >= len(self.labels):
             return self
         kept = _stratified(self.labels, limit, np.random.default_rng(0))
-        return Part(images=self.images[kept], labels=self.labels[kept], indices=self.indices[kept])
+        stored = {folder: examples[kept] for folder, examples in self.stored.items()}
+        return Part(self.images[kept], self.labels[kept], self.indices[kept], stored)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pydantic import Field
 from keras_rcl.methods.adversarial_batch import AdversarialBatch, AdversarialContrastive
 from keras_rcl.methods.adversarial_supcon import PGDCE, SCCE, PGDBoth, PGDSupCon, SCBoth, SCSupCon, SCSupConRetrained
 from keras_rcl.methods.at import AT
+from keras_rcl.methods.at_scl import ATSCL, TRADESSCL
 from keras_rcl.methods.baseline import Baseline
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.methods.double_training import SingleTraining, SupConLinear
@@ -28,6 +29,8 @@ Method = Annotated[
         FastAT,
         TRADES,
         MART,
+        ATSCL,
+        TRADESSCL,
         RoCLAT,
         CLAFS,
         PGDCE,

@@ -15,6 +15,7 @@ from keras_rcl.vocabulary.phase import (
     MisclassifiedKL,
     Optimizer,
     Phase,
+    WeightPerturbation,
 )
 from keras_rcl.vocabulary.word import word
 
@@ -24,7 +25,8 @@ class MART:
     """Misclassification-aware adversarial training (Wang et al. 2020).
 
     BCE(adversarial) + beta * KL(p(clean) || p(adversarial)) * (1 - p_y(clean)), the attack maximising cross-entropy.
-    beta = 5 is the paper's lambda for ResNet-18; schedule, attack, the joint pass and `ema` are as of `trades`.
+    beta = 5 is the paper's lambda for ResNet-18; schedule, attack, the joint pass, `ema` and `awp` are as
+    of `trades`.
     """
 
     name: Literal["mart"] = "mart"
@@ -34,6 +36,7 @@ class MART:
     optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
     augmentation: Policy = CropFlip()
     ema: Decay = 0.0
+    awp: WeightPerturbation = WeightPerturbation()
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
     def phases(self) -> tuple[Phase, ...]:
@@ -48,5 +51,6 @@ class MART:
                 optimizer=self.optimizer,
                 batch_size=self.batch_size,
                 ema=self.ema,
+                awp=self.awp,
             ),
         )

@@ -6,7 +6,17 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from keras_rcl.vocabulary.attack import PGD, Attack
 from keras_rcl.vocabulary.dataset import CropFlip, Policy
-from keras_rcl.vocabulary.phase import SGD, Adversarial, Clean, CrossEntropy, Decay, KLToClean, Optimizer, Phase
+from keras_rcl.vocabulary.phase import (
+    SGD,
+    Adversarial,
+    Clean,
+    CrossEntropy,
+    Decay,
+    KLToClean,
+    Optimizer,
+    Phase,
+    WeightPerturbation,
+)
 from keras_rcl.vocabulary.word import word
 
 
@@ -16,7 +26,8 @@ class TRADES:
 
     The attack maximises the same KL. Defaults are the paper's for CIFAR-10 (beta = 6, PGD-10 at 8/255 with steps of
     2/255) on the field's schedule for ResNet-18, as for `at`. Clean and adversarial images pass through the network
-    together, so BatchNorm sees both; the paper's code passes them one after the other. `ema` is as of `at`.
+    together, so BatchNorm sees both; the paper's code passes them one after the other. `ema` and
+    `awp` are as of `at`, the authors' gamma 0.005.
     """
 
     name: Literal["trades"] = "trades"
@@ -26,6 +37,7 @@ class TRADES:
     optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
     augmentation: Policy = CropFlip()
     ema: Decay = 0.0
+    awp: WeightPerturbation = WeightPerturbation()
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10, loss="kl_to_clean")
 
     def phases(self) -> tuple[Phase, ...]:
@@ -40,5 +52,6 @@ class TRADES:
                 optimizer=self.optimizer,
                 batch_size=self.batch_size,
                 ema=self.ema,
+                awp=self.awp,
             ),
         )

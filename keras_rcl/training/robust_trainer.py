@@ -14,6 +14,7 @@ from keras_rcl.training.loss_terms import (
     weigh,
 )
 from keras_rcl.training.moving_average import MovingAverage
+from keras_rcl.training.weight_perturbation import WeightAscent
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
 
@@ -29,23 +30,28 @@ class RobustTrainer(keras.Model):
             skipped does.
     """
 
-    def __init__(self, network: keras.Model, phase: Phase, precision: str = "float32"):
+    def __init__(self, network: keras.Model, phase: Phase, precision: str = "float32", *, steps_per_epoch: int):
         # autocast would bring pixels to half precision before the network's own float32 normalisation.
         super().__init__(name="trainer", dtype=keras.DTypePolicy(precision), autocast=False)
         self.network = network
         self.phase = phase
         self.kinds = tuple(view.kind for view in phase.views)
         self.average = MovingAverage(network, phase.ema) if phase.ema else None
+        self.weight_ascent = WeightAscent(network, phase.awp, steps_per_epoch) if phase.awp.gamma else None
         self.traces = 0
         self.finite = tf.Variable(True, trainable=False)
         names = [*term_names(phase), *(f"accuracy_{kind}" for kind in sorted(set(self.kinds)))]
         if is_contrastive(phase):
             names.append("anchors_without_positives")
-        if any(isinstance(view, Adversarial) for view in phase.views):
+        if any(isinstance(view, Adversarial) and view.crafted for view in phase.views):
             names.append("zero_gradients")
         self.means = {name: keras.metrics.Mean(name=name) for name in names}
 
     def call(self, x, training=None):
+        if isinstance(x, tuple):
+            images, perturbation = x
+            with self.weight_ascent.at(perturbation):
+                return self.call(images, training=training)
         outputs = self.network(x, training=training)
         if self.phase.detach_classifier:
             classifier = self.network.get_layer("classifier")
@@ -57,7 +63,10 @@ class RobustTrainer(keras.Model):
         x, y, zero_gradients = stack_views(self.network, self.phase, *data)
         if "zero_gradients" in self.means:
             self.means["zero_gradients"].update_state(zero_gradients)
-        metrics = super().train_step((x, y))
+        perturbed = x
+        if self.weight_ascent:
+            perturbed = x, self.weight_ascent(lambda: self._scaled_loss(x, y), self.optimizer.iterations)
+        metrics = super().train_step((perturbed, y))
         if self.average:
             self.average.update(self.optimizer.iterations)
         numbers = [*metrics.values(), *self.network.weights]
@@ -69,6 +78,11 @@ class RobustTrainer(keras.Model):
         for name, value in values.items():
             self.means[name].update_state(value)
         return weigh(self.phase, values)
+
+    def _scaled_loss(self, x, y):
+        """The loss alone, as it is differentiated."""
+        values = evaluate_terms(self.phase, Batch(y, self(x, training=True), self.kinds))
+        return self.optimizer.scale_loss(weigh(self.phase, values))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         batch = Batch(y, y_pred, self.kinds)

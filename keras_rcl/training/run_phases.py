@@ -77,7 +77,8 @@ class PhaseRunner:
             augmentation=phase.augmentation,
             balanced=settings["balanced"],
         )
-        self.trainer = RobustTrainer(network, phase, settings["precision"])
+        steps_per_epoch = self.batches.steps_per_epoch
+        self.trainer = RobustTrainer(network, phase, settings["precision"], steps_per_epoch=steps_per_epoch)
         self.average = self.trainer.average
         self.optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
         freeze(network, phase)
@@ -178,7 +179,7 @@ def mean_cosine(projection: tf.Tensor) -> tf.Tensor:
 
 def work_per_batch(phase: Phase) -> float:
     """Forward passes that a batch costs, roughly: one forward, two for a backward, two for an attack's step."""
-    learned = 3 if "encoder" in phase.trains else 1
+    learned = (3 if "encoder" in phase.trains else 1) * (2 if phase.awp.gamma else 1)
     attacks = [view.attack for view in phase.views if isinstance(view, Adversarial)]
     images = len(phase.views) * learned + sum(attack.work for attack in attacks)
     return phase.batch_size * images
@@ -318,6 +319,7 @@ def run_phases(
     writer: TensorBoardWriter,
     monitored_attack: Attack,
     validate: Callable[[], dict[str, float]] | None = None,
+    patience: int | None = None,
     seed: int = 0,
     precision: str = "float32",
     jit: bool = False,
@@ -338,6 +340,7 @@ def run_phases(
         writer: TensorBoard.
         monitored_attack: attacks a fixed training batch once an epoch, for logs and pictures.
         validate: called after each epoch of the last phase; its `robust_accuracy` chooses the best checkpoint.
+        patience: ends the last phase after so many epochs in a row that were not better than the best before them.
         seed: of batches, augmentations, attacks and reinitialised parts.
         precision: the dtype policy under which the network was built; decides loss scaling.
         jit: compile the step with XLA.
@@ -380,7 +383,7 @@ def run_phases(
             for runner, refreshes in runners
         )
     )
-    training = _Training(network, runners, data, checkpoints, recorder, monitor, validate, progress)
+    training = _Training(network, runners, data, checkpoints, recorder, monitor, validate, patience, progress)
     if resumed:
         training.restore(*resumed)
     with held_signals() as asked:
@@ -392,10 +395,10 @@ def run_phases(
 class _Training:
     """A training that is going on."""
 
-    def __init__(self, network, runners, data: ImageData, checkpoints, recorder, monitor, validate, progress):
+    def __init__(self, network, runners, data: ImageData, checkpoints, recorder, monitor, validate, patience, progress):
         self.network, self.runners, self.data = network, runners, data
         self.checkpoints, self.recorder, self.monitor = checkpoints, recorder, monitor
-        self.validate, self.progress = validate, progress
+        self.validate, self.patience, self.progress = validate, patience, progress
         self.legs, self.course = list(_legs(runners)), Course()
 
     def run(self, states: States | None, save_every: float, asked: Callable[[], type[BaseException] | None]) -> None:
@@ -422,8 +425,11 @@ class _Training:
                 self.begin(leg)
             metrics = leg.runner.run_epoch(self.progress, leg.label, resumed=self.course.step, after_step=after_step)
             better = self.finish(leg, metrics)
-            self.course.leg, self.course.step = self.course.leg + 1, 0
-            between_steps(due=better or self.course.leg == len(self.legs))
+            ends = self.ends_early(leg) or leg is self.legs[-1]
+            self.course.leg, self.course.step = len(self.legs) if ends else self.course.leg + 1, 0
+            between_steps(due=better or ends)
+            if ends:
+                break
         self.checkpoints.save(self.network, "last")
         if self.course.best:
             self.checkpoints.load(self.network, "best")
@@ -453,9 +459,20 @@ class _Training:
                 self.checkpoints.save(self.network, "best")
         self.recorder.epoch(phase.name, leg.epoch, metrics)
         self.recorder.pictures(phase.name, grid)
-        if leg.epoch == phase.epochs:
+        if self.ends_early(leg):
+            self.progress.say(
+                f"early stopping after epoch {leg.epoch} of {phase.name}: none in {self.patience} was more robust than "
+                f"epoch {self.course.best['epoch']}"
+            )
+        if leg.epoch == phase.epochs or self.ends_early(leg):
             self.checkpoints.save(self.network, f"{leg.number}-{phase.name.replace(' ', '-')}")
         return better
+
+    def ends_early(self, leg: Leg) -> bool:
+        """Whether this epoch's validation, and those just before, let the training end before its last epoch."""
+        if not (self.patience and self.course.best) or leg.runner is not self.runners[-1][0]:
+            return False
+        return leg.epoch < leg.runner.phase.epochs and leg.epoch - self.course.best["epoch"] >= self.patience
 
     def warn(self, leg: Leg, metrics: dict[str, float], similarity: float) -> None:
         """Say what has gone wrong with the phase, each of it once."""

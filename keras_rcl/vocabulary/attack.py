@@ -29,11 +29,13 @@ class _Attack:
     fewest_classes = 2
     protocol = "pixel"
     reads = "logits"
-    """The output that it looks at: `logits`, `embedding` or `projection`."""
+    """The output that it looks at: `logits`, `embedding` or `projection`; a tuple where it looks at several."""
     source = None
     """The model on disk whose output that is; none for the attacked model itself."""
     counts = "num_steps"
     """The field that a number after its name is, on the command line."""
+    of_training = False
+    """Whether it makes sense in training alone."""
 
     def __post_init__(self):
         check_epsilon(self.epsilon, self.norm)
@@ -296,6 +298,35 @@ class SupConAttack(_Ascent):
 
 
 @word
+class JointAttack(_Ascent):
+    """PGD on `loss` + `weight` * SupCon of the projection against the clean images of the batch: an attack of training.
+
+    For a network that learns by both. In evaluation attack by `pgd` and by `supcon`.
+    """
+
+    name: Literal["joint"] = "joint"
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+    step_size: Pixels | None = None
+    num_steps: PositiveInt = 10
+    loss: Literal["cross_entropy", "kl_to_clean"] = "cross_entropy"
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: PositiveFloat = 0.07
+
+    reads = ("logits", "projection")
+    random_start = True
+    of_training = True
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        return self.num_steps + 1, self.num_steps
+
+    @property
+    def label(self) -> str:
+        return f"joint-{self.num_steps}{self.suffix} + {self.weight:g} SupCon"
+
+
+@word
 class AutoPGD(_Attack):
     """APGD (Croce and Hein 2020, Algorithm 1): PGD with momentum that chooses its own step size.
 
@@ -512,6 +543,26 @@ class Transfer(_Attack):
 
 
 @word
+class Stored(_Attack):
+    """Examples that `craft-dataset` made of the training images, in place of crafting them (Landsman et al.).
+
+    For training alone. `norm` and `epsilon` are those of the attack that made what is in `folder`.
+    """
+
+    name: Literal["stored"] = "stored"
+    folder: Annotated[str, Field(min_length=1)]
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+
+    passes = (0, 0)
+    of_training = True
+
+    @property
+    def label(self) -> str:
+        return "stored examples"
+
+
+@word
 class AutoAttack(_Attack):
     """AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on what survived.
 
@@ -571,6 +622,7 @@ Attack = Annotated[
         PGD,
         Embedding,
         SupConAttack,
+        JointAttack,
         AutoPGD,
         FAB,
         CarliniWagner,
@@ -578,6 +630,7 @@ Attack = Annotated[
         RayS,
         Noise,
         Transfer,
+        Stored,
         AutoAttack,
     ],
     Field(discriminator="name"),

@@ -32,11 +32,19 @@ class Augmented:
 
 @word
 class Adversarial:
-    """The images of another view, attacked through the classifier with the network in inference mode."""
+    """The images of another view, attacked through the classifier with the network in inference mode.
+
+    Under the attack `stored` they are not crafted: the view is made of the stored examples as `of` is of the images.
+    """
 
     kind: Literal["adversarial"] = "adversarial"
     attack: Attack
     of: Clean | Augmented = Clean()
+
+    @property
+    def crafted(self) -> bool:
+        """Whether each batch crafts it."""
+        return self.attack.name != "stored"
 
 
 View = Annotated[Union[Clean, Augmented, Adversarial], Field(discriminator="kind")]
@@ -98,7 +106,7 @@ class MarginContrastive:
 
 @word
 class KLToClean:
-    """KL(p(clean) || p(adversarial)), the regulariser of TRADES: one clean and one adversarial view of each image."""
+    """KL(p(clean) || p(adversarial)), the regulariser of TRADES: of the one clean and the one adversarial view."""
 
     term: Literal["kl_to_clean"] = "kl_to_clean"
     weight: Weight = 6.0
@@ -116,6 +124,10 @@ Term = Annotated[
     Union[CrossEntropy, BoostedCrossEntropy, SupCon, MarginContrastive, KLToClean, MisclassifiedKL],
     Field(discriminator="term"),
 ]
+
+
+Contrast = Annotated[Union[SupCon, MarginContrastive], Field(discriminator="term")]
+"""Either of the losses that compare what a network makes of several images."""
 
 
 @word
@@ -143,6 +155,20 @@ Optimizer = Annotated[Union[Adam, SGD], Field(discriminator="name")]
 
 
 @word
+class WeightPerturbation:
+    """Adversarial weight perturbation (Wu, Xia and Wang 2020): a step's gradient is taken at worse weights.
+
+    Fields:
+        gamma: length of a kernel's perturbation relative to the kernel's own; 0 for none. The authors' values are
+            0.01 for adversarial training and 0.005 for TRADES.
+        warmup_epochs: of the phase, without a perturbation (the authors': 10 of 200 for TRADES).
+    """
+
+    gamma: NonNegativeFloat = 0.0
+    warmup_epochs: NonNegativeInt = 0
+
+
+@word
 class Phase:
     """One stage of a method.
 
@@ -159,6 +185,8 @@ class Phase:
         detach_classifier: the classifier trains, but its gradient stops at the embedding (an online head).
         ema: decay of an exponential moving average of the network over the phase's steps; 0 keeps none. The average is
             what is monitored, validated, saved and handed on; the steps, and their attacks, are of the weights.
+        awp: adversarial weight perturbation of what trains, by the whole loss; metrics of a step are at the worse
+            weights. It costs each view another pass forward and back.
         frozen_statistics: False lets a frozen encoder's BatchNorm statistics move, as CLAF's published code does.
     """
 
@@ -175,6 +203,7 @@ class Phase:
     fresh_optimizer: bool = False
     detach_classifier: bool = False
     ema: Decay = 0.0
+    awp: WeightPerturbation = WeightPerturbation()
     frozen_statistics: bool = True
 
     def __post_init__(self):
@@ -182,7 +211,8 @@ class Phase:
             raise ValueError(f"phase {self.name!r}: its refreshes would train the average; leave out one of the two")
         kinds = [view.kind for view in self.views]
         for term in self.terms:
-            if isinstance(term, (KLToClean, MisclassifiedKL)) and sorted(kinds) != ["adversarial", "clean"]:
+            pairs = isinstance(term, (KLToClean, MisclassifiedKL))
+            if pairs and not kinds.count("clean") == kinds.count("adversarial") == 1:
                 raise ValueError(f"phase {self.name!r}: {term.term} needs one clean and one adversarial view")
             on = getattr(term, "on", None)
             if on is not None and on not in kinds:

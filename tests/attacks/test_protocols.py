@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks import craft
-from keras_rcl.vocabulary.attack import BIM, FGSM, MIFGSM, PGD, Embedding, SupConAttack
+from keras_rcl.vocabulary.attack import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.vocabulary.word import Refused
 
@@ -237,6 +237,44 @@ def test_the_supcon_attack_image_by_image_needs_no_label():
     assert np.all(to_itself(found) < to_itself(noise) - 0.01)
     with pytest.raises(Refused, match="image by image contrasts an image with its batch"):
         craft(attack, project, IMAGES, LABELS, support=(tf.constant(LABELS), project(IMAGES)))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "kl_to_clean"])
+def test_the_joint_attack_is_of_the_weighted_sum(loss):
+    """Without weight PGD, with an overwhelming one the SupCon attack; its step raises the sum more than theirs do."""
+    kernel = RNG.normal(size=(48, 5)).astype("float32")
+
+    def project(x):
+        return 3.0 * tf.reshape(x - 0.5, [-1, 48]) @ kernel
+
+    def found(weight, **fields):
+        """By the joint attack, and by the two others, from one start."""
+        ball = dict(epsilon=0.1, **fields)
+        joint = JointAttack(loss=loss, weight=weight, temperature=0.5, **ball)
+        return (
+            craft(joint, lambda x: (logits(x), project(x)), IMAGES, LABELS, seed=2).numpy(),
+            craft(PGD(loss=loss, **ball), logits, IMAGES, LABELS, seed=2).numpy(),
+            craft(SupConAttack(temperature=0.5, **ball), project, IMAGES, LABELS, seed=2).numpy(),
+        )
+
+    def total(x):
+        """Both losses of each image, summed, by their loops."""
+        z, clean = np.asarray(logits(x)), np.asarray(logits(IMAGES))
+        q, p = (np.exp(v) / np.exp(v).sum(axis=1, keepdims=True) for v in (z, clean))
+        values = -np.log(q[np.arange(9), LABELS]) if loss == "cross_entropy" else np.sum(p * np.log(p / q), axis=1)
+        anchors, others = (np.asarray(tf.math.l2_normalize(project(v), axis=1)) for v in (x, IMAGES))
+        for index, (anchor, label) in enumerate(zip(anchors, LABELS, strict=True)):
+            shares = np.exp(others @ anchor / 0.5)
+            values[index] -= np.mean([np.log(shares[j] / shares.sum()) for j in range(9) if LABELS[j] == label])
+        return values
+
+    without, pgd, _ = found(0.0, num_steps=10)
+    np.testing.assert_allclose(without, pgd, atol=1e-5)
+    overwhelming, _, supcon = found(1e7, num_steps=10)
+    np.testing.assert_allclose(overwhelming, supcon, atol=1e-5)
+    by_sum, by_logits, by_projection = map(total, found(1.0, num_steps=1, step_size=1e-3))
+    for other in (by_logits, by_projection):
+        assert np.all(by_sum > other - 1e-5) and np.any(by_sum > other + 1e-4)
 
 
 def test_attacks_that_read_no_logits_cannot_choose_among_restarts():

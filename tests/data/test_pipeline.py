@@ -7,8 +7,8 @@ import tensorflow as tf
 from keras_rcl.data.augmentations import augment
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import Part
-from keras_rcl.vocabulary.attack import PGD
-from keras_rcl.vocabulary.dataset import SimCLR
+from keras_rcl.vocabulary.attack import PGD, Stored
+from keras_rcl.vocabulary.dataset import CropFlip, SimCLR
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
 from keras_rcl.vocabulary.word import Refused
 
@@ -155,3 +155,18 @@ def test_epochs_do_not_retrace():
         for element in batches.dataset:
             step(*element)
     assert traced == [1]
+
+
+def test_stored_examples_are_varied_as_their_images_are():
+    """Of the inverted images the view is the inverted view: same image, same flip, drawn once or for the view."""
+    whole = part()
+    whole = Part(whole.images, whole.labels, whole.indices, {"inverted": 255 - whole.images})
+    flip = dict(name="crop_flip", padding=0)
+    stored = Stored(folder="inverted")
+    shared = Batches(whole, (Clean(), Adversarial(attack=stored)), 8, 0, augmentation=CropFlip(**flip))
+    for images, _, _ in epoch_of(shared, 0):
+        np.testing.assert_allclose(images[1], 1 - images[0], atol=1e-6)
+    alone = Batches(whole, (Adversarial(attack=stored, of=Augmented(policy=flip)),), 8, 0)
+    crafted = Batches(whole, (Adversarial(attack=ATTACK, of=Augmented(policy=flip)),), 8, 0)
+    for (images, _, _), (clean, _, _) in zip(epoch_of(alone, 3), epoch_of(crafted, 3), strict=True):
+        np.testing.assert_allclose(images, 1 - clean, atol=1e-6)

@@ -159,6 +159,27 @@ MART = """
         optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0005
 """
 
+# Ours: `at` and `trades` above, SupCon over their views and one more.
+AT_SCL = """
+    contrastive adversarial training: 100 epochs, batch 128
+        of        crop_flip, drawn once for all views
+        trains    encoder, projector, classifier
+        views     clean | simclr | PGD-10 linf 8/255 step 2/255 of clean
+        terms     1 cross_entropy on adversarial + 0.5 supcon(temperature 0.07, mean)
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0005
+"""
+
+CONTRAST = "0.5 supcon(temperature 0.07, mean)"
+
+TRADES_SCL = """
+    contrastive TRADES: 100 epochs, batch 128
+        of        crop_flip, drawn once for all views
+        trains    encoder, projector, classifier
+        views     clean | simclr | PGD-10 kl_to_clean linf 8/255 step 2/255 of clean
+        terms     1 cross_entropy on clean + 6 kl_to_clean + 0.5 supcon(temperature 0.07, mean)
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0005
+"""
+
 # Wong et al. 2020, section 4: one step of 1.25 epsilon from a random start; 15 epochs.
 FAST_AT = """
     fast adversarial training: 15 epochs, batch 128
@@ -342,6 +363,10 @@ def phase_text(phase) -> list[str]:
         lines.append("    starts its optimizer anew")
     if phase.ema:
         lines.append(f"    keeps     a moving average of decay {phase.ema:g}")
+    if phase.awp.gamma:
+        lines.append(
+            f"    perturbs  kernels by {phase.awp.gamma:g} of their length after {phase.awp.warmup_epochs} epochs"
+        )
     if not phase.frozen_statistics:
         lines.append("    BatchNorm statistics of the frozen encoder move")
     if not isinstance(phase.augmentation, NoAugmentation):
@@ -387,6 +412,8 @@ TEXTS = {
     "fast_at": FAST_AT,
     "trades": TRADES,
     "mart": MART,
+    "at_scl": AT_SCL,
+    "trades_scl": TRADES_SCL,
     "rocl_at": ROCL_AT,
     "clafs": CLAFS,
     "pgd_ce": PGD_CE,
@@ -410,10 +437,42 @@ def test_every_variant_has_its_text_in_the_order_of_the_table():
     assert list(VARIANTS) == list(TEXTS)
 
 
-@pytest.mark.parametrize("name", ["at", "trades", "mart"])
-def test_the_average_is_one_setting(name):
+@pytest.mark.parametrize("name", ["at", "trades", "mart", "at_scl", "trades_scl"])
+def test_the_average_and_the_perturbation_are_one_setting_each(name):
     phase, *lines = lines_of(TEXTS[name])
     assert text_of(VARIANTS[name](ema=0.999)) == [phase, "    keeps     a moving average of decay 0.999", *lines]
+    perturbs = "    perturbs  kernels by 0.005 of their length after 10 epochs"
+    assert text_of(VARIANTS[name](awp=dict(gamma=0.005, warmup_epochs=10))) == [phase, perturbs, *lines]
+
+
+@pytest.mark.parametrize(
+    ("setting", "before", "after"),
+    [
+        (dict(second_view="none"), "| simclr |", "|"),
+        (dict(second_view="crop_flip"), "| simclr |", "| crop_flip |"),
+        (dict(contrast=dict(term="margin_contrastive", weight=0.3)), CONTRAST, "0.3 margin_contrastive(0.5, 0.1)"),
+        (dict(attack=dict(name="supcon")), "PGD-10", "SupCon-10"),
+        (dict(attack=dict(name="joint", weight=0.5)), "PGD-10", "joint-10 + 0.5 SupCon"),
+    ],
+)
+def test_what_at_scl_contrasts_and_attacks_are_settings(setting, before, after):
+    assert before in AT_SCL
+    assert text_of(VARIANTS["at_scl"](**setting)) == lines_of(AT_SCL.replace(before, after))
+
+
+def test_without_a_projection_the_projector_does_not_train():
+    (phase,) = VARIANTS["trades_scl"](contrast=SupCon(reads="embedding")).phases()
+    assert phase.trains == ("encoder", "classifier")
+
+
+@pytest.mark.parametrize(("name", "passes"), [("at", 23), ("trades", 27), ("at_scl", 29), ("trades_scl", 30)])
+def test_the_passes_that_the_recipes_say_an_image_costs(name, passes):
+    """Ten steps forward and back, TRADES' look at the clean image, and three a view: forward, and back twice over."""
+    (phase,) = VARIANTS[name]().phases()
+    (attacked,) = (view for view in phase.views if view.kind == "adversarial")
+    assert attacked.attack.work + 3 * len(phase.views) == passes
+    if name.endswith("scl"):
+        assert f"costs {passes} passes" in inspect.cleandoc(VARIANTS[name].__doc__)
 
 
 def test_cusins_double_training_is_a_setting_of_supcon_linear():

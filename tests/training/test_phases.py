@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny import BATCH, image_data, moved, runner, snapshot, tiny_clafs, tiny_network
 
+from keras_rcl.methods.baseline import Baseline
 from keras_rcl.progress import Silent
 from keras_rcl.training import run_phases as engine
 from keras_rcl.training.checkpoints import Checkpoints
@@ -327,3 +328,35 @@ def test_the_seed_decides_the_training(tmp_path):
     first, again, other = weights
     assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(first, again, strict=True))
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("patience", "robust", "run"),
+    [
+        (None, [5, 4, 3, 2, 1, 0], 6),
+        (1, [5, 6, 6, 9, 9, 9], 3),
+        (2, [5, 4, 6, 4, 4, 9], 5),
+        (2, [1, 2, 3, 4, 5, 4], 6),
+        (3, [5, 4, 3, 2, 1, 0], 4),
+    ],
+)
+def test_early_stopping(patience, robust, run, tmp_path, monkeypatch):
+    """After so many epochs in a row that are not better; the best is left, and all that an end leaves is there."""
+    monkeypatch.setattr(engine.PhaseRunner, "run_epoch", lambda *args, **kwargs: {"loss": 0.0})
+    values = iter(robust)
+    (phase,) = Baseline(epochs=6, batch_size=BATCH).phases()
+    with TensorBoardWriter(tmp_path) as writer:
+        best = run_phases(
+            tiny_network(),
+            (phase,),
+            image_data(),
+            tmp_path,
+            writer=writer,
+            monitored_attack=FGSM(),
+            validate=lambda: {"robust_accuracy": next(values)},
+            patience=patience,
+        )
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == run
+    assert best == {"robust_accuracy": max(robust[:run]), "epoch": 1 + robust.index(max(robust[:run]))}
+    assert Checkpoints(tmp_path / "checkpoints").names() == ["1-train", "best", "last"]

@@ -115,6 +115,12 @@ def test_kl_to_clean_whatever_the_order_of_views(views):
     assert value == pytest.approx(loops.misclassified_kl(LABELS, logits[clean], logits[attacked]).mean(), rel=1e-5)
 
 
+def test_kl_to_clean_beside_other_views():
+    value, batch = value_of(KLToClean(), (CLEAN, CROP, ATTACKED))
+    logits = batch.outputs["logits"]
+    assert value == pytest.approx(loops.kl(logits[:N], logits[2 * N :]).mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize("term", [KLToClean(), MisclassifiedKL()])
 def test_a_kl_without_its_two_views_is_refused(term):
     with pytest.raises(ValueError, match=f"{term.term} needs one clean and one adversarial view"):

@@ -16,6 +16,7 @@ from keras_rcl.vocabulary.attack import (
     Noise,
     RayS,
     Square,
+    Stored,
     Transfer,
     describe,
     parse_attack,
@@ -101,6 +102,7 @@ def test_a_word_is_frozen_hashable_and_closed(cls):
         cls = functools.partial(Transfer, source="saved_models/other")
         attack, same, other = (cls(attack=FGSM(epsilon=value)) for value in ("4/255", 4 / 255, "5/255"))
     else:
+        cls = functools.partial(Stored, folder="adversarial") if cls is Stored else cls
         attack, same, other = (cls(epsilon=value) for value in ("4/255", 4 / 255, "5/255"))
     assert {attack: 1}[same] == 1
     assert attack != other
@@ -122,7 +124,7 @@ def test_at_least_one_step(cls, value):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_under_a_protocol(name):
     """What has the field takes any; what has none runs in pixels alone, and says so."""
-    attack = ATTACKS[name](**({"source": "other"} if name == "transfer" else {}))
+    attack = ATTACKS[name](**{"transfer": {"source": "other"}, "stored": {"folder": "adversarial"}}.get(name, {}))
     assert attack.under("pixel") == attack
     if attack.takes_protocol:
         assert attack.under("claf-repo").threat_model.protocol == "claf-repo"

@@ -1,0 +1,158 @@
+"""Adversarial examples on disk: made once from one part of a data set, trained on as they are."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.data.sources import ImageData, Part
+from keras_rcl.vocabulary.attack import Attack, Stored
+from keras_rcl.vocabulary.files import read_json
+from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
+from keras_rcl.vocabulary.word import Refused
+
+FORMAT = 1
+RECORD = "examples.json"
+"""What the folder holds, beside its shards: the attack, the model, the data set and its part."""
+ROUNDING = 1e-4
+"""In grey levels: by less than this, rounding of float32 pixels may take a change for smaller than it is."""
+
+_FEATURES = {
+    "image": tf.io.FixedLenFeature([], tf.string),
+    "label": tf.io.FixedLenFeature([], tf.int64),
+    "index": tf.io.FixedLenFeature([], tf.int64),
+    "part": tf.io.FixedLenFeature([], tf.string),
+}
+
+
+def whole_levels(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
+    """Adversarial images as the bytes that a picture has.
+
+    Each change is cut to whole grey levels toward the clean image, so that the bytes are in every ball and box that
+    the floats were in.
+
+    Args:
+        clean: uint8 [N, H, W, C].
+        adversarial: float32 [N, H, W, C] in [0, 1].
+
+    Returns:
+        uint8 [N, H, W, C].
+    """
+    change = 255.0 * adversarial.astype(np.float64) - clean
+    return (clean + np.sign(change) * np.floor(np.abs(change) + ROUNDING)).astype(np.uint8)
+
+
+def write_shard(path: Path, examples: Part, part: str) -> None:
+    """One TFRecord file of images and what they are of: `image` (its bytes), `label`, `index`, `part`.
+
+    Args:
+        path: of the file.
+        examples: adversarial images, with the labels and indices of the images that they were made of.
+        part: `train`, `validation` or `test`: where those are from.
+    """
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for image, label, index in zip(examples.images, examples.labels, examples.indices, strict=True):
+            feature = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()])),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+                "index": tf.train.Feature(int64_list=tf.train.Int64List(value=[index])),
+                "part": tf.train.Feature(bytes_list=tf.train.BytesList(value=[part.encode()])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+
+
+def shard_name(number: int, count: int) -> str:
+    return f"adversarial-{number:05d}-of-{count:05d}.tfrecord"
+
+
+def with_stored(data: ImageData, attacks: Iterable[Attack]) -> ImageData:
+    """The same data, its training part with the stored examples that these attacks name.
+
+    Raises:
+        Refused: if a folder holds none, or they are of another part than training, another data set, other images or
+            another ball, or lack some of the training images.
+    """
+    stored = {attack.folder: _examples(attack, data) for attack in attacks if attack.name == "stored"}
+    return dataclasses.replace(data, train=dataclasses.replace(data.train, stored=stored)) if stored else data
+
+
+def _examples(attack: Stored, data: ImageData) -> np.ndarray:
+    """The stored example of each training image, uint8 [N, H, W, C], in their order."""
+    folder = Path(attack.folder).expanduser()
+    record = _record(folder)
+    part, source = record["data"]["part"], record["data"]["name"]
+    if part != "train":
+        raise _leak(folder, part)
+    if source != data.name:
+        raise Refused(f"{folder} holds examples of {source}, and the training is on {data.name}; craft them of that")
+    norm, epsilon = record["attack"]["norm"], parse_pixels(record["attack"]["epsilon"])
+    if (norm, epsilon) != (attack.norm, attack.epsilon):
+        raise Refused(
+            f"{folder} holds examples of {norm} {format_pixels(epsilon)}, and the training asks for {attack.norm} "
+            f"{format_pixels(attack.epsilon)}; set norm and epsilon of the stored attack to those"
+        )
+    clean = data.train
+    found = _read(folder, record["shards"], data.image_shape)
+    place = {int(index): position for position, index in enumerate(found.indices)}
+    if missing := sum(int(index) not in place for index in clean.indices):
+        raise Refused(
+            f"{folder} has no example of {missing} of the {len(clean.indices)} training images; "
+            "craft them with the data set's fields as they are in training"
+        )
+    chosen = np.array([place[int(index)] for index in clean.indices])
+    images = found.images[chosen]
+    if (found.labels[chosen] != clean.labels).any() or _distance(images, clean.images, norm) > 255 * epsilon + ROUNDING:
+        raise Refused(
+            f"{folder} holds examples that are not within {norm} {format_pixels(epsilon)} of the training images, or "
+            "labelled otherwise; craft them anew"
+        )
+    return images
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    cure = "make them with `python cli.py craft-dataset MODEL --output-dir FOLDER`"
+    try:
+        record = read_json(folder / RECORD)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{folder} holds no adversarial examples ({RECORD}: {error}); {cure}") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not {"attack", "data", "shards"} <= {*record}:
+        raise Refused(f"{folder / RECORD} is no record of adversarial examples of format {FORMAT}; {cure}")
+    return record
+
+
+def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> Part:
+    """All examples of the shards, none of which is of another part than training."""
+    images, labels, indices = [], [], []
+    files = [str(folder / name) for name in shards]
+    try:
+        for batch in tf.data.TFRecordDataset(files).batch(1024):
+            read = tf.io.parse_example(batch, _FEATURES)
+            for part in np.unique(read["part"].numpy()):
+                if part != b"train":
+                    raise _leak(folder, part.decode())
+            images.append(tf.reshape(tf.io.decode_raw(read["image"], tf.uint8), [-1, *shape]).numpy())
+            labels.append(read["label"].numpy())
+            indices.append(read["index"].numpy())
+    except tf.errors.OpError as error:
+        raise Refused(f"{folder}: {error.message.splitlines()[0]}; craft the examples anew") from None
+    return Part(*map(np.concatenate, (images, labels, indices)))
+
+
+def _leak(folder: Path, part: str) -> Refused:
+    return Refused(
+        f"{folder} holds examples of the {part} part; training on them would leak it: craft those of --part train"
+    )
+
+
+def _distance(images: np.ndarray, clean: np.ndarray, norm: str) -> float:
+    """The largest distance of an image from its clean one, in grey levels."""
+    largest = 0.0
+    for start in range(0, len(clean), 1024):
+        chosen = slice(start, start + 1024)
+        change = (images[chosen].astype(np.float64) - clean[chosen]).reshape(len(clean[chosen]), -1)
+        lengths = np.abs(change).max(axis=1) if norm == "linf" else np.sqrt((change**2).sum(axis=1))
+        largest = max(largest, float(lengths.max()))
+    return largest
