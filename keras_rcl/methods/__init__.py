@@ -8,6 +8,7 @@ from keras_rcl.methods.adversarial_batch import AdversarialBatch, AdversarialCon
 from keras_rcl.methods.adversarial_supcon import PGDCE, SCCE, PGDBoth, PGDSupCon, SCBoth, SCSupCon, SCSupConRetrained
 from keras_rcl.methods.at import AT
 from keras_rcl.methods.baseline import Baseline
+from keras_rcl.methods.certified import MTLIBP, Certified, CertifiedContrastive
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.methods.double_training import SingleTraining, SupConLinear
 from keras_rcl.methods.fast_at import FastAT
@@ -39,6 +40,9 @@ Method = Annotated[
         SCSupConRetrained,
         AdversarialBatch,
         AdversarialContrastive,
+        Certified,
+        CertifiedContrastive,
+        MTLIBP,
     ],
     Field(discriminator="name"),
 ]

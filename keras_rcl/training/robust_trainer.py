@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_rcl.bounds import output_bounds, training_pass, worst_case_outputs
 from keras_rcl.training.batch_views import stack_views
 from keras_rcl.training.loss_terms import (
     Batch,
@@ -14,6 +15,7 @@ from keras_rcl.training.loss_terms import (
     weigh,
 )
 from keras_rcl.training.moving_average import MovingAverage
+from keras_rcl.training.ramps import value_at
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
 
@@ -29,11 +31,12 @@ class RobustTrainer(keras.Model):
             skipped does.
     """
 
-    def __init__(self, network: keras.Model, phase: Phase, precision: str = "float32"):
+    def __init__(self, network: keras.Model, phase: Phase, precision: str = "float32", steps_per_epoch: int = 1):
         # autocast would bring pixels to half precision before the network's own float32 normalisation.
         super().__init__(name="trainer", dtype=keras.DTypePolicy(precision), autocast=False)
         self.network = network
         self.phase = phase
+        self.steps_per_epoch = steps_per_epoch
         self.kinds = tuple(view.kind for view in phase.views)
         self.average = MovingAverage(network, phase.ema) if phase.ema else None
         self.traces = 0
@@ -43,21 +46,49 @@ class RobustTrainer(keras.Model):
             names.append("anchors_without_positives")
         if any(isinstance(view, Adversarial) for view in phase.views):
             names.append("zero_gradients")
+        if phase.worst_case:
+            names.append("epsilon")
         self.means = {name: keras.metrics.Mean(name=name) for name in names}
 
+    @property
+    def epochs(self):
+        """How many epochs of the phase are done, by the optimizer's steps: what its ramps go by."""
+        return ops.cast(self.optimizer.iterations, "float32") / self.steps_per_epoch
+
     def call(self, x, training=None):
+        x, labels = x["images"], x["labels"]
+        if self.phase.worst_case:
+            return self.bounded(x, labels)
         outputs = self.network(x, training=training)
         if self.phase.detach_classifier:
             classifier = self.network.get_layer("classifier")
             outputs = {**outputs, "logits": classifier(ops.stop_gradient(outputs["embedding"]))}
         return outputs
 
+    def bounded(self, x, y):
+        """The outputs on the views of images, and beside them those of the worst case, which comes last.
+
+        Bounds are differentiated with respect to the weights, and so belong inside the tape.
+        """
+        view, count = self.phase.worst_case, ops.shape(y)[0] // len(self.kinds)
+        epsilon = value_at(view.epsilon, self.epochs)
+        outputs, statistics = training_pass(self.network, x[:-count])
+        images, labels = x[-count:], y[-count:]
+        if view.outputs == "margins":
+            worst_case = worst_case_outputs(self.network, images, labels, epsilon, view.bound, statistics)
+        else:
+            worst_case = {
+                name: output_bounds(self.network, images, epsilon, view.bound, name, statistics=statistics).lower
+                for name in ("logits", "embedding")
+            }
+        return {**outputs, "worst_case": worst_case}
+
     def train_step(self, data):
         self.traces += 1
         x, y, zero_gradients = stack_views(self.network, self.phase, *data)
         if "zero_gradients" in self.means:
             self.means["zero_gradients"].update_state(zero_gradients)
-        metrics = super().train_step((x, y))
+        metrics = super().train_step(({"images": x, "labels": y}, y))
         if self.average:
             self.average.update(self.optimizer.iterations)
         numbers = [*metrics.values(), *self.network.weights]
@@ -68,7 +99,7 @@ class RobustTrainer(keras.Model):
         values = evaluate_terms(self.phase, Batch(y, y_pred, self.kinds))
         for name, value in values.items():
             self.means[name].update_state(value)
-        return weigh(self.phase, values)
+        return weigh(self.phase, values, self.epochs)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         batch = Batch(y, y_pred, self.kinds)
@@ -77,4 +108,6 @@ class RobustTrainer(keras.Model):
             self.means[f"accuracy_{kind}"].update_state(ops.cast(hits, "float32"))
         if "anchors_without_positives" in self.means:
             self.means["anchors_without_positives"].update_state(share_without_positives(y))
+        if self.phase.worst_case:
+            self.means["epsilon"].update_state(value_at(self.phase.worst_case.epsilon, self.epochs))
         return self.get_metrics_result()
