@@ -75,7 +75,10 @@ def worst_case_outputs(
     """What certified training weighs, to be differentiated with respect to the network's variables.
 
     Args:
-        network: as of `worst_case_margins`, likewise `images`, `labels` and `epsilon`.
+        network: as of `worst_case_margins`.
+        images: likewise.
+        labels: likewise.
+        epsilon: likewise.
         bound: `ibp` or `crown-ibp`.
         statistics: of `fold`.
 

@@ -195,10 +195,10 @@ ENCODERS: dict[str, Strided | Residual] = {
     "wide_resnet_28_10": Residual(stem=16, widths=(160, 320, 640), depths=(4, 4, 4), preactivation=True),
     "resnet50": Residual(widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), bottleneck=True),
 }
-"""`small_cnn`: for 8x8 digits, 64-d. `strided_cnn`: Cusin's, 128-d. `convex_small`: the small network of Wong and Kolter
-2018, on which much of the certification literature is measured, 100-d. `resnet18`, `resnet50`: He et al. 2016, 512-d and
-2048-d. `preact_resnet18`: He et al. 2016b with its closing BatchNorm and ReLU, 512-d. `wide_resnet_28_10`: Zagoruyko
-and Komodakis 2016, without dropout, 640-d."""
+"""`small_cnn`: for 8x8 digits, 64-d. `strided_cnn`: Cusin's, 128-d. `convex_small`: the small network of Wong and
+Kolter 2018, on which much of the certification literature is measured, 100-d. `resnet18`, `resnet50`: He et al. 2016,
+512-d and 2048-d. `preact_resnet18`: He et al. 2016b with its closing BatchNorm and ReLU, 512-d. `wide_resnet_28_10`:
+Zagoruyko and Komodakis 2016, without dropout, 640-d."""
 
 
 def build_encoder(

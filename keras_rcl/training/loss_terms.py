@@ -43,17 +43,21 @@ class Batch(NamedTuple):
     kinds: tuple[str, ...]
 
     def view(self, name: str, kind: str | None):
-        """The output `name` on the views of one kind, or on all but the worst case: [number of such views * N, ...]."""
-        seen = tuple(k for k in self.kinds if k != "worst_case")
-        if kind == "worst_case" and name != "labels":
+        """The output `name`, or the `labels`, on the views of one kind; on all but the worst case where none is given.
+
+        Returns:
+            [number of such views * N, ...].
+        """
+        if name == "labels":
+            count = sum(k == kind if kind else k != "worst_case" for k in self.kinds)
+            return self.labels[: count * (ops.shape(self.labels)[0] // len(self.kinds))]
+        if kind == "worst_case":
             return self.outputs["worst_case"][name]
-        if name != "labels" and kind is None:
+        if kind is None:
             return self.outputs[name]
-        kinds = self.kinds if name == "labels" else seen
-        stacked = self.labels if name == "labels" else self.outputs[name]
-        views = ops.split(stacked, len(kinds), axis=0)
-        wanted = (kind,) if kind else seen
-        return ops.concatenate([v for v, k in zip(views, kinds, strict=True) if k in wanted], axis=0)
+        kinds = [k for k in self.kinds if k != "worst_case"]
+        views = ops.split(self.outputs[name], len(kinds), axis=0)
+        return ops.concatenate([v for v, k in zip(views, kinds, strict=True) if k == kind], axis=0)
 
     def images(self, kind: str | None):
         """Which of the N images each row of `view` is a view of."""
@@ -132,7 +136,9 @@ def evaluate_terms(phase: Phase, batch: Batch) -> dict[str, keras.KerasTensor]:
 
 def weigh(phase: Phase, values: dict, epochs=0):
     """The total loss after so many epochs of the phase: sum of weight * value."""
-    return sum(value_at(term.weight, epochs) * values[name] for name, term in zip(term_names(phase), phase.terms, strict=True))
+    return sum(
+        value_at(term.weight, epochs) * values[name] for name, term in zip(term_names(phase), phase.terms, strict=True)
+    )
 
 
 def is_contrastive(phase: Phase) -> bool:
@@ -147,8 +153,10 @@ def share_without_positives(labels):
 
 def phase_collapse_value(phase: Phase, batch_size: int) -> float:
     """A SupCon that sits here has collapsed embeddings: ln(V * N - 1), or V * N times that for the sum; else NaN."""
-    anchors = max(2, (len(phase.views) - bool(phase.worst_case)) * batch_size)
     for term in phase.terms:
         if isinstance(term, SupCon):
+            kinds = [view.kind for view in phase.views]
+            views = sum(kind == term.on if term.on else kind != "worst_case" for kind in kinds)
+            anchors = max(2, views * batch_size)
             return collapse_value(anchors) * (anchors if term.reduction == "sum" else 1)
     return math.nan

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_rcl.bounds import output_bounds, training_pass, worst_case_outputs
+from keras_rcl.bounds import fold, output_bounds, training_pass, worst_case_outputs
 from keras_rcl.training.batch_views import stack_views
 from keras_rcl.training.loss_terms import (
     Batch,
@@ -37,6 +37,8 @@ class RobustTrainer(keras.Model):
         self.network = network
         self.phase = phase
         self.steps_per_epoch = steps_per_epoch
+        if phase.worst_case:
+            fold(network)  # refuses a layer without bounds before anything is trained
         self.kinds = tuple(view.kind for view in phase.views)
         self.average = MovingAverage(network, phase.ema) if phase.ema else None
         self.traces = 0
@@ -56,9 +58,8 @@ class RobustTrainer(keras.Model):
         return ops.cast(self.optimizer.iterations, "float32") / self.steps_per_epoch
 
     def call(self, x, training=None):
-        x, labels = x["images"], x["labels"]
         if self.phase.worst_case:
-            return self.bounded(x, labels)
+            return self.bounded(*x)
         outputs = self.network(x, training=training)
         if self.phase.detach_classifier:
             classifier = self.network.get_layer("classifier")
@@ -88,7 +89,7 @@ class RobustTrainer(keras.Model):
         x, y, zero_gradients = stack_views(self.network, self.phase, *data)
         if "zero_gradients" in self.means:
             self.means["zero_gradients"].update_state(zero_gradients)
-        metrics = super().train_step(({"images": x, "labels": y}, y))
+        metrics = super().train_step(((x, y) if self.phase.worst_case else x, y))
         if self.average:
             self.average.update(self.optimizer.iterations)
         numbers = [*metrics.values(), *self.network.weights]
@@ -99,6 +100,8 @@ class RobustTrainer(keras.Model):
         values = evaluate_terms(self.phase, Batch(y, y_pred, self.kinds))
         for name, value in values.items():
             self.means[name].update_state(value)
+        if self.phase.worst_case:
+            self.means["epsilon"].update_state(value_at(self.phase.worst_case.epsilon, self.epochs))
         return weigh(self.phase, values, self.epochs)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -107,7 +110,5 @@ class RobustTrainer(keras.Model):
             hits = ops.equal(ops.argmax(batch.view("logits", kind), axis=-1), batch.view("labels", kind))
             self.means[f"accuracy_{kind}"].update_state(ops.cast(hits, "float32"))
         if "anchors_without_positives" in self.means:
-            self.means["anchors_without_positives"].update_state(share_without_positives(y))
-        if self.phase.worst_case:
-            self.means["epsilon"].update_state(value_at(self.phase.worst_case.epsilon, self.epochs))
+            self.means["anchors_without_positives"].update_state(share_without_positives(batch.view("labels", None)))
         return self.get_metrics_result()

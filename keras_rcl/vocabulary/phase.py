@@ -30,6 +30,9 @@ class Ramp:
     after: NonNegativeFloat = 0.0
     shape: Literal["linear", "smooth"] = "linear"
 
+    def __format__(self, spec: str) -> str:
+        return f"{self.start:{spec}} to {self.stop:{spec}}"
+
 
 Weight = NonNegativeFloat | Ramp
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -268,6 +271,8 @@ class Phase:
         kinds = [view.kind for view in self.views]
         if "worst_case" in kinds and (kinds.index("worst_case") != len(kinds) - 1 or len(kinds) == 1):
             raise ValueError(f"phase {self.name!r}: one worst case comes last, after a view of images; it has {kinds}")
+        if "worst_case" in kinds and self.detach_classifier:
+            raise ValueError(f"phase {self.name!r}: bounds reach through the classifier; leave detach_classifier out")
         for term in self.terms:
             if isinstance(term, (KLToClean, MisclassifiedKL)) and sorted(kinds) != ["adversarial", "clean"]:
                 raise ValueError(f"phase {self.name!r}: {term.term} needs one clean and one adversarial view")
