@@ -136,6 +136,7 @@ def cli():
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, batches and attacks.")
 @click.option("--precision", type=click.Choice(Precision.__args__), help="The dtype policy of training.")
 @click.option("--jit", is_flag=True, help="Compile with XLA (for GPUs; slower on most CPUs).")
+@click.option("--micro-batch", type=click.IntRange(min=1), help="Images that pass at once, where memory is short.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part, class balance kept.")
 @click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
 @click.option("--compare", multiple=True, help="Also train this variant, for the table; may be repeated.")
@@ -154,12 +155,14 @@ def cli():
     help="How much training a kill may cost.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
-def fit(path, variant, settings, compare, no_compare, as_json, seed, precision, jit, limit, data_dir, **options):
+def fit(
+    path, variant, settings, compare, no_compare, as_json, seed, precision, jit, micro_batch, limit, data_dir, **options
+):
     """Train a variant, attack it on test images, export it as a SavedModel.
 
     Killed or interrupted, the same command goes on where it was.
     """
-    shortcuts = dict(seed=seed, precision=precision, jit=jit, limit=limit, data_dir=data_dir)
+    shortcuts = dict(seed=seed, precision=precision, jit=jit, micro_batch=micro_batch, limit=limit, data_dir=data_dir)
     experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)])
     beside = () if no_compare else (compare or experiment.compare)
     others = [config.with_variant(experiment, path, other) for other in beside if other != experiment.method.name]
@@ -479,12 +482,13 @@ def _dataset_fields(options: dict) -> dict:
     return _given({"name": options.pop("dataset"), **fields})
 
 
-def _as_settings(seed, precision, jit, limit, data_dir) -> list[str]:
+def _as_settings(seed, precision, jit, micro_batch, limit, data_dir) -> list[str]:
     """The short options of `fit` as settings."""
     given = {
         "seed": seed,
         "precision": precision,
         "jit": jit or None,
+        "micro_batch": micro_batch,
         "dataset.limit": limit,
         "dataset.data_dir": data_dir,
     }

@@ -59,6 +59,8 @@ class Experiment:
         seed: of weights, batches, augmentations and attacks.
         precision: the dtype policy of training; evaluation and export are float32.
         jit: compile steps with XLA (pays on a GPU; several times slower on a CPU).
+        micro_batch: at most so many images pass through the network at once in training; the losses, contrastive ones
+            too, remain those of the whole batch (Gao et al. 2021), for another forward pass.
         compare: variants trained and attacked beside this one, for the table that `fit` prints.
     """
 
@@ -69,6 +71,7 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
     precision: Precision = "float32"
     jit: bool = False
+    micro_batch: PositiveInt | None = None
     compare: tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -202,6 +202,7 @@ def _fit(
             precision=experiment.precision,
             jit=experiment.jit,
             balanced=experiment.dataset.balanced_batches,
+            micro_batch=experiment.micro_batch,
             states=states,
             resumed=resumed,
             save_every=save_every,

@@ -1,12 +1,18 @@
 """Crafts the adversarial views of a batch and stacks all views: the one room that calls another, `attacks`."""
 
+import functools
+
 import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
+from keras_rcl.training.micro_batches import in_parts
+from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
 
-def stack_views(network, phase: Phase, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor):
+def stack_views(
+    network, phase: Phase, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, micro_batch: int | None = None
+):
     """Turn the pipeline's views into one training batch.
 
     Args:
@@ -15,6 +21,7 @@ def stack_views(network, phase: Phase, images: tf.Tensor, labels: tf.Tensor, see
         images: [V, N, H, W, C]; a view that is to be crafted arrives as the images that it starts from.
         labels: [N].
         seed: [2], of this step's attacks.
+        micro_batch: attack so many images at once; divides N. One that contrasts images contrasts these.
 
     Returns:
         images [V * N, H, W, C], labels [V * N], and the share of zero gradients that the attacks met (0 without one).
@@ -22,17 +29,25 @@ def stack_views(network, phase: Phase, images: tf.Tensor, labels: tf.Tensor, see
     views, zeros = tf.unstack(images, len(phase.views)), []
     for index, view in enumerate(phase.views):
         if isinstance(view, Adversarial) and view.crafted:
-            crafted = craft_and_count(
-                view.attack,
-                lambda x, view=view: _read(network(x, training=False), view.attack.reads),
-                views[index],
-                labels,
-                seed=tf.random.experimental.stateless_fold_in(seed, index),
+            attacked = functools.partial(
+                _attacked, network, view.attack, tf.random.experimental.stateless_fold_in(seed, index)
             )
-            views[index] = crafted.images
-            zeros.append(tf.reduce_mean(crafted.zero_gradients))
+            if micro_batch:
+                rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
+                views[index], shares = in_parts(attacked, micro_batch, views[index], labels, signature=rows)
+            else:
+                views[index], shares = attacked(views[index], labels)
+            zeros.append(tf.reduce_mean(shares))
     share = tf.add_n(zeros) / len(zeros) if zeros else tf.zeros([])
     return tf.concat(views, axis=0), tf.tile(labels, [len(views)]), share
+
+
+def _attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor):
+    """The images [N, H, W, C] under attack, and the share of zero gradients that each met [N]."""
+    crafted = craft_and_count(
+        attack, lambda x: _read(network(x, training=False), attack.reads), images, labels, seed=seed
+    )
+    return crafted.images, crafted.zero_gradients
 
 
 def _read(outputs: dict, reads: str | tuple[str, ...]):

@@ -14,6 +14,7 @@ from keras_rcl.training.loss_terms import (
     term_names,
     weigh,
 )
+from keras_rcl.training.micro_batches import gradients_in_parts, in_parts
 from keras_rcl.training.moving_average import MovingAverage
 from keras_rcl.training.ramps import value_at
 from keras_rcl.training.weight_perturbation import WeightAscent
@@ -24,7 +25,8 @@ class RobustTrainer(keras.Model):
     """Trains a network by one phase; holds both and owns no mathematics.
 
     Tape, loss scaling, distribution and callbacks are Keras'. It expects batches from `keras_rcl.data.pipeline`:
-    images [V, N, H, W, C], labels [N], seed [2].
+    images [V, N, H, W, C], labels [N], seed [2]. With `micro_batch`, which divides N, so many images pass through the
+    network at once; BatchNorm normalises each such part by its own statistics.
 
     Attributes:
         means: of each metric over the epoch so far.
@@ -32,12 +34,21 @@ class RobustTrainer(keras.Model):
             skipped does.
     """
 
-    def __init__(self, network: keras.Model, phase: Phase, precision: str = "float32", *, steps_per_epoch: int):
+    def __init__(
+        self,
+        network: keras.Model,
+        phase: Phase,
+        precision: str = "float32",
+        *,
+        steps_per_epoch: int,
+        micro_batch: int | None = None,
+    ):
         # autocast would bring pixels to half precision before the network's own float32 normalisation.
         super().__init__(name="trainer", dtype=keras.DTypePolicy(precision), autocast=False)
         self.network = network
         self.phase = phase
         self.steps_per_epoch = steps_per_epoch
+        self.micro_batch = micro_batch
         if phase.worst_case:
             fold(network)  # refuses a layer without bounds before anything is trained
         self.kinds = tuple(view.kind for view in phase.views)
@@ -92,18 +103,38 @@ class RobustTrainer(keras.Model):
 
     def train_step(self, data):
         self.traces += 1
-        x, y, zero_gradients = stack_views(self.network, self.phase, *data)
+        x, y, zero_gradients = stack_views(self.network, self.phase, *data, micro_batch=self.micro_batch)
         if "zero_gradients" in self.means:
             self.means["zero_gradients"].update_state(zero_gradients)
         seen = (x, y) if self.phase.worst_case else x
         if self.weight_ascent:
             seen = x, self.weight_ascent(lambda: self._scaled_loss(x, y), self.optimizer.iterations)
-        metrics = super().train_step((seen, y))
+        metrics = self._step_in_parts(x, y) if self.micro_batch else super().train_step((seen, y))
         if self.average:
             self.average.update(self.optimizer.iterations)
         numbers = [*metrics.values(), *self.network.weights]
         self.finite.assign(tf.reduce_all([tf.reduce_all(tf.math.is_finite(number)) for number in numbers]))
         return metrics
+
+    def _step_in_parts(self, x, y):
+        """Keras' `train_step` of a batch of which only a part fits into memory."""
+        rows = {name: tf.TensorSpec(of.shape[1:], of.dtype) for name, of in self.network.output.items()}
+        held = [(variable, tf.identity(variable.value)) for variable in self.network.non_trainable_variables]
+        y_pred = in_parts(lambda part: self(part, training=True), self.micro_batch, x, signature=rows)
+        for variable, value in held:  # BatchNorm's statistics move in the pass that is taped
+            variable.assign(value)
+        with tf.GradientTape() as tape:
+            tape.watch(y_pred)
+            loss = self.compute_loss(x, y, y_pred)
+            scaled = self.optimizer.scale_loss(loss)
+        cotangents = tape.gradient(scaled, y_pred, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        variables = self.trainable_variables
+        gradients = gradients_in_parts(
+            lambda part: self(part, training=True), self.micro_batch, x, cotangents, [v.value for v in variables]
+        )
+        self._loss_tracker.update_state(loss, sample_weight=tf.shape(x)[0])
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return self.compute_metrics(x, y, y_pred)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         values = evaluate_terms(self.phase, Batch(y, y_pred, self.kinds))

@@ -80,8 +80,13 @@ class PhaseRunner:
             augmentation=phase.augmentation,
             balanced=settings["balanced"],
         )
-        steps_per_epoch = self.batches.steps_per_epoch
-        self.trainer = RobustTrainer(network, phase, settings["precision"], steps_per_epoch=steps_per_epoch)
+        self.trainer = RobustTrainer(
+            network,
+            phase,
+            settings["precision"],
+            steps_per_epoch=self.batches.steps_per_epoch,
+            micro_batch=_fitting(settings["micro_batch"], self.batches.batch_size, phase),
+        )
         self.average = self.trainer.average
         self.optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
         freeze(network, phase)
@@ -130,9 +135,10 @@ class PhaseRunner:
                 callbacks=[_Steps(progress, resumed, after_step)],
             )
         except tf.errors.ResourceExhaustedError:
+            size = self.batches.batch_size
             raise Refused(
-                f"out of memory in {self.phase.name}: batches of {self.batches.batch_size} images, each in "
-                f"{len(self.phase.views)} views; give --set method.batch_size={max(1, self.batches.batch_size // 2)}"
+                f"out of memory in {self.phase.name}: batches of {size} images, each in {len(self.phase.views)} views; "
+                f"give --micro-batch {_divisor(size, (self.trainer.micro_batch or size) // 2)}"
             ) from None
         seconds = time.perf_counter() - started
         if self.average:
@@ -188,6 +194,30 @@ def work_per_batch(phase: Phase) -> float:
     attacks = [view.attack for view in phase.views if isinstance(view, Adversarial)]
     images = len(phase.views) * learned + sum(attack.work for attack in attacks)
     return phase.batch_size * images
+
+
+def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | None:
+    """The micro-batch, where it is smaller than the batch.
+
+    Raises:
+        Refused: if it does not divide the batch, or the phase needs the whole batch at once.
+    """
+    if micro_batch is None or micro_batch >= batch_size:
+        return None
+    if batch_size % micro_batch:
+        raise Refused(
+            f"micro-batches of {micro_batch} images do not fill {phase.name}'s batches of {batch_size}; "
+            f"give --micro-batch {_divisor(batch_size, micro_batch)}"
+        )
+    if phase.worst_case or phase.awp.gamma:
+        needs = "bounds" if phase.worst_case else "awp"
+        raise Refused(f"{phase.name} takes its {needs} of the whole batch; leave out --micro-batch, or {needs}")
+    return micro_batch
+
+
+def _divisor(number: int, largest: int) -> int:
+    """The largest divisor that is not above `largest`; 1 where that is 0."""
+    return max(size for size in range(1, max(1, largest) + 1) if number % size == 0)
 
 
 class _Steps(keras.callbacks.Callback):
@@ -329,6 +359,7 @@ def run_phases(
     precision: str = "float32",
     jit: bool = False,
     balanced: bool = False,
+    micro_batch: int | None = None,
     states: States | None = None,
     resumed: State | None = None,
     save_every: float = 60.0,
@@ -350,6 +381,7 @@ def run_phases(
         precision: the dtype policy under which the network was built; decides loss scaling.
         jit: compile the step with XLA.
         balanced: every class equally often in each batch.
+        micro_batch: so many images pass through the network at once, the losses being of the whole batch.
         states: where the training is saved, to be resumed from; nowhere where not given.
         resumed: what `states` had of this very training.
         save_every: seconds between two states. The end is saved, and where SIGINT or SIGTERM asks to stop.
@@ -365,7 +397,7 @@ def run_phases(
     progress = progress or Silent()
     checkpoints, recorder = Checkpoints(folder / "checkpoints"), Recorder(folder, writer)
     monitor = Monitor(network, data, monitored_attack)
-    settings = dict(precision=precision, jit=jit, balanced=balanced)
+    settings = dict(precision=precision, jit=jit, balanced=balanced, micro_batch=micro_batch)
     runners = []
     for index, phase in enumerate(phases):
         refreshes = [

@@ -50,10 +50,11 @@ def tiny_clafs(**changes) -> CLAFS:
     return CLAFS(**{**small, **changes})
 
 
-def runner(network, phase, data=None, *, epochs=None, seed=(0,), precision="float32") -> PhaseRunner:
+def runner(network, phase, data=None, *, epochs=None, seed=(0,), **settings) -> PhaseRunner:
     data = image_data() if data is None else data
     epochs = phase.epochs if epochs is None else epochs
-    return PhaseRunner(network, phase, data, epochs=epochs, seed=seed, precision=precision, jit=False, balanced=False)
+    settings = {"precision": "float32", "jit": False, "balanced": False, "micro_batch": None, **settings}
+    return PhaseRunner(network, phase, data, epochs=epochs, seed=seed, **settings)
 
 
 def snapshot(network) -> dict[tuple[str, str], list[np.ndarray]]:
