@@ -26,84 +26,18 @@ from keras_rcl.runtime import start_tensorflow
 
 start_tensorflow()
 
-import keras  # noqa: E402
 import torch  # noqa: E402
 import torchattacks  # noqa: E402
 
+from benchmarks.torch_twin import TorchNetwork, channels_first, check_twin  # noqa: E402
 from keras_rcl import config  # noqa: E402
 from keras_rcl.classifier import load_classifier  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
+from keras_rcl.saved import read_layers  # noqa: E402
 from keras_rcl.vocabulary.attack import FAB, AutoPGD, Square  # noqa: E402
 from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
-
-
-class _PlainGradient(torch.autograd.Function):
-    """The identity, whose gradient lies in memory as torchattacks' FAB expects it."""
-
-    @staticmethod
-    def forward(context, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(context, gradient):
-        return gradient.contiguous()
-
-
-class TorchNetwork(torch.nn.Module):
-    """A chain of Keras layers as PyTorch operations: [N, C, H, W] in [0, 1] -> logits."""
-
-    def __init__(self, layers):
-        super().__init__()
-        self.steps = [step for layer in layers for step in _translate(layer)]
-
-    def forward(self, x):
-        x = _PlainGradient.apply(x)
-        for step in self.steps:
-            x = step(x)
-        return x
-
-
-def _tensor(value):
-    return torch.tensor(keras.ops.convert_to_numpy(value))
-
-
-def _translate(layer):
-    """The PyTorch operations of one Keras layer; NCHW, and NHWC order where the layer flattens."""
-    kind = type(layer).__name__
-    if kind == "Normalization":
-        mean, std = (_tensor(v).reshape(1, -1, 1, 1) for v in (layer.mean, np.sqrt(layer.variance)))
-        return [lambda x: (x - mean) / std]
-    if kind == "ZeroPadding2D":
-        (top, bottom), (left, right) = layer.padding
-        return [lambda x: torch.nn.functional.pad(x, (left, right, top, bottom))]
-    if kind == "Conv2D" and layer.padding == "valid":
-        kernel, bias = (
-            _tensor(layer.kernel).permute(3, 2, 0, 1).contiguous(),
-            _tensor(layer.bias) if layer.use_bias else None,
-        )
-        return [lambda x: torch.nn.functional.conv2d(x, kernel, bias, stride=layer.strides)]
-    if kind == "BatchNormalization":
-        values = [_tensor(v) for v in (layer.moving_mean, layer.moving_variance, layer.gamma, layer.beta)]
-        return [lambda x: torch.nn.functional.batch_norm(x, *values, eps=layer.epsilon)]
-    if kind == "ReLU":
-        return [torch.relu]
-    if kind == "Flatten":
-        return [lambda x: x.permute(0, 2, 3, 1).flatten(1)]
-    if kind == "Dense":
-        kernel, bias = _tensor(layer.kernel), _tensor(layer.bias)
-        return [lambda x: x @ kernel + bias]
-    if kind in ("InputLayer", "Activation"):
-        return []
-    raise SystemExit(f"no PyTorch twin for layer {layer.name} ({kind})")
-
-
-def torch_network(path: Path) -> TorchNetwork:
-    """The classifier of an export: normalisation, encoder, classifier."""
-    network = keras.saving.load_model(path / "model.keras")
-    parts = [network.get_layer(name).layers for name in ("encoder", "classifier")]
-    return TorchNetwork([network.get_layer("normalize"), *parts[0], *parts[1]])
 
 
 class SquareToTheEdge(torchattacks.Square):
@@ -188,11 +122,8 @@ def main() -> None:
     dataset = config.parse(classifier.contract["config"], str(arguments.model)).dataset
     part = sources.load(dataset).test.limited(arguments.limit)
     images, labels = part.images.astype(np.float32) / 255, part.labels
-    twin = torch_network(arguments.model).eval()
-    theirs_in = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    with torch.no_grad():
-        difference = np.abs(twin(theirs_in).numpy() - np.asarray(classifier.logits(images))).max()
-    assert difference < 1e-3, f"the two networks differ by {difference}"
+    twin, theirs_in = TorchNetwork(read_layers(arguments.model)).eval(), channels_first(images)
+    check_twin(twin, images, classifier.logits(images))
 
     record = {
         "protocol": "pixel",

@@ -28,36 +28,47 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from keras_rcl.evaluation.record import versions
-from keras_rcl.training.states import States
+from keras_rcl.runtime import start_tensorflow
 
-EPOCHS = {
-    "baseline": ("epochs=3",),
-    "at": ("epochs=2",),
-    "trades": ("epochs=2", "ema=0.9"),
-    "mart": ("epochs=2",),
-    "clafs": ("warmup_epochs=1", "adversarial_epochs=2", "inner_epochs=2", "linear_epochs=1"),
-    "supcon_linear": ("encoder_epochs=2", "linear_epochs=2"),
-    "rocl_at": ("pretraining_epochs=1", "finetuning_epochs=2"),
-    "refined_scl": ("baseline_epochs=1", "epochs=2"),
-    "margin_scl": ("baseline_epochs=1", "epochs=2"),
-    "sc_both": ("pretraining_epochs=1", "supcon_epochs=1", "finetuning_epochs=1"),
-    "adversarial_contrastive": ("encoder_epochs=1", "linear_epochs=2"),
+start_tensorflow()
+
+from keras_rcl.evaluation.record import versions  # noqa: E402
+from keras_rcl.training.states import States  # noqa: E402
+
+METHODS = {
+    "baseline": dict(epochs=3),
+    "at": dict(epochs=2),
+    "trades": dict(epochs=2, ema=0.9),
+    "mart": dict(epochs=2),
+    "clafs": dict(warmup_epochs=1, adversarial_epochs=2, inner_epochs=2, linear_epochs=1),
+    "supcon_linear": dict(encoder_epochs=2, linear_epochs=2),
+    "rocl_at": dict(pretraining_epochs=1, finetuning_epochs=2),
+    "refined_scl": dict(baseline_epochs=1, epochs=2),
+    "margin_scl": dict(baseline_epochs=1, epochs=2),
+    "sc_both": dict(pretraining_epochs=1, supcon_epochs=1, finetuning_epochs=1),
+    "adversarial_contrastive": dict(encoder_epochs=1, linear_epochs=2),
 }
-"""A variant of each family, and its schedule."""
+"""A variant of each family, and its schedule; the first trains another one after itself."""
 
-COMMON = "--limit 120 --deterministic --save-every 0 --set method.batch_size=32 --set evaluation.limit=60"
-ATTACKS = "[{name: fgsm, epsilon: 16/255}, {name: pgd, epsilon: 16/255, num_steps: 5}]"
+CONFIG = {
+    "dataset": {"name": "digits", "validation_fraction": 0.2, "test_fraction": 0.3, "limit": 120},
+    "network": {"encoder": "small_cnn", "projection_hidden": 64, "projection_dim": 32},
+    "evaluation": {
+        "attacks": [{"name": "pgd", "epsilon": "16/255", "num_steps": 5}],
+        "validation_attack": {"name": "fgsm", "epsilon": "16/255"},
+        "limit": 60,
+    },
+    "methods": {name: {**schedule, "batch_size": 32} for name, schedule in METHODS.items()},
+}
+
 TIMES = {"command", "seconds", "training_seconds", "images_per_second"}
 """What differs between two runs of the same bits."""
 
 
-def command(variant: str) -> list[str]:
-    """Of `fit`; the baseline's trains another variant after it."""
-    settings = [part for text in EPOCHS[variant] for part in ("--set", f"method.{text}")]
-    beside = ["--compare", "scl", "--set", "methods.scl.epochs=1"] if variant == "baseline" else ["--no-compare"]
-    shown = ["--set", f"evaluation.attacks={ATTACKS}"]
-    return ["fit", "--variant", variant, *shlex.split(COMMON), *settings, *shown, *beside]
+def command(variant: str, settings: Path) -> list[str]:
+    """Of `fit`."""
+    beside = ["--compare", "at"] if variant == next(iter(METHODS)) else ["--no-compare"]
+    return ["fit", "--config", str(settings), "--variant", variant, "--deterministic", "--save-every", "0", *beside]
 
 
 def run(arguments: list[str], folder: Path) -> None:
@@ -134,13 +145,18 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
+def is_done(folder: Path, whole: Path) -> bool:
+    """Whether all runs are there and none is unfinished; a process may be killed after that, too."""
+    runs, wanted = ({path.parent.name for path in where.glob("runs/*/record.json")} for where in (folder, whole))
+    return runs == wanted and not any(folder.glob("runs/*/training/question.json"))
+
+
 def instant(folder: Path) -> str:
     """What was going on when it was killed, by what lies there."""
-    (*_, latest) = sorted([Path("none"), *folder.glob("runs/*/training")], key=str)
-    if not latest.is_dir():
-        return "before the run" if latest.name == "none" else "after the run"
-    run_folder = latest.parent
-    states = States(run_folder, print)
+    latest = max(folder.glob("runs/*/training"), key=os.path.getmtime, default=None)
+    if latest is None:
+        return "after the run" if any(folder.glob("runs/*")) else "before the run"
+    run_folder, states = latest.parent, States(latest.parent, print)
     if (run_folder / "record.json").is_file():
         return "after the record"
     if any(path.name.startswith(".") or path.name == run_folder.name for path in folder.glob("saved_models/*")):
@@ -158,7 +174,7 @@ def instant(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--variants", nargs="+", default=list(EPOCHS), choices=list(EPOCHS))
+    parser.add_argument("--variants", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="Work here, and leave the runs; a temporary folder by default.")
@@ -168,11 +184,16 @@ def main() -> None:
     )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.started"])
+    warm_up = context.Process(target=abs, args=(0,))
+    warm_up.start()
+    warm_up.join()
     rng = np.random.default_rng(options.seed)
-    root = options.keep or Path(tempfile.mkdtemp(prefix="crash"))
+    root = (options.keep or Path(tempfile.mkdtemp(prefix="crash"))).resolve()
     began, instants, rows = time.time(), collections.Counter(), []
+    root.mkdir(exist_ok=True)
+    (root / "crash.yaml").write_text(json.dumps(CONFIG))
     for number, variant in enumerate(options.variants):
-        arguments, whole = command(variant), root / variant / "whole"
+        arguments, whole = command(variant, root / "crash.yaml"), root / variant / "whole"
         whole.mkdir(parents=True)
         started = time.perf_counter()
         process = start(context, arguments, whole)
@@ -197,7 +218,7 @@ def main() -> None:
             folder = root / variant / f"cut{row['finished']}"
             folder.mkdir(exist_ok=True)
             process = start(context, arguments, folder)
-            process.join(rng.uniform(0, 1.1 * seconds) if row["kills"] < wanted else None)
+            process.join(rng.uniform(0, 0.5 * seconds))
             if process.exitcode is None:
                 by = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
                 os.kill(process.pid, by)
@@ -209,16 +230,16 @@ def main() -> None:
                 where = instant(folder)
                 instants[where] += 1
                 print(f"{variant:24} {row['kills']:3} {by.name:8} {where}", file=sys.stderr, flush=True)
-                if row["kills"] < wanted and process.exitcode != 0:
-                    continue
-                if process.exitcode != 0:
+                if not is_done(folder, whole):
+                    if row["kills"] < wanted:
+                        continue
                     process = start(context, arguments, folder)
                     process.join()
             said = (folder / "said").read_text()
             row["resumed"] += said.count("resuming ")
             row["unreadable"] += said.count("is damaged")
             row["finished"] += 1
-            if process.exitcode:
+            if not is_done(folder, whole):
                 row["statuses"].append(process.exitcode)
                 row["differences"].append(said[-2000:])
                 continue

@@ -13,13 +13,16 @@ changed folder after a refusal; more than `--seconds` for one input; the death o
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import io
 import json
 import os
+import queue
 import random
 import re
+import resource
 import selectors
 import shlex
 import shutil
@@ -29,6 +32,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,7 +165,7 @@ class Seeds:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.model, self.keras, self.record = folder / "model", folder / "model.keras", folder / "attacked/record.json"
 
     def make(self):
@@ -493,7 +497,7 @@ def without_the_work(seeds: Seeds) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for module, name, stand_in in (
-            (experiment, "fit", reached),
+            (experiment, "fit_all", reached),
             (experiment, "Evaluator", reached),
             (auditing, "audit", reached),
             (experiment, "load_classifier", load),
@@ -556,6 +560,7 @@ def work(folder: Path, seed: int, numbers: range, seconds: float) -> None:
     from keras_rcl.runtime import start_tensorflow
 
     start_tensorflow()
+    warnings.simplefilter("always")  # every time, and not only the first
     seeds = Seeds(folder)
     if not seeds.record.is_file():
         seeds.make()
@@ -575,7 +580,9 @@ def outcomes(folder: Path, seed: int, numbers: range, seconds: float) -> Iterato
         command = [sys.executable, "-m", "benchmarks.fuzz", "--worker", str(folder), "--seed", str(seed)]
         command += ["--first", str(first), "--inputs", str(numbers.stop - first), "--seconds", str(seconds)]
         running = None
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as worker:
             said = b""
             with selectors.DefaultSelector() as ready:
                 for stream in (worker.stdout, worker.stderr):
@@ -608,12 +615,33 @@ def outcomes(folder: Path, seed: int, numbers: range, seconds: float) -> Iterato
         first = running + 1
 
 
+def shared_out(folder: Path, seed: int, numbers: range, seconds: float, workers: int) -> Iterator[dict[str, Any]]:
+    """The same, from several workers at once, as they come."""
+    found: queue.Queue = queue.Queue()
+
+    def follow(number: int):
+        part = numbers[number * len(numbers) // workers : (number + 1) * len(numbers) // workers]
+        try:
+            for outcome in outcomes(folder / str(number), seed, part, seconds):
+                found.put(outcome)
+        finally:
+            found.put(None)
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        followed = [pool.submit(follow, number) for number in range(workers)]
+        for _ in range(workers):
+            yield from iter(found.get, None)
+    for one in followed:
+        one.result()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="the number of the first input")
     parser.add_argument("--seconds", type=float, default=20, help="that one input may take")
+    parser.add_argument("--workers", type=int, default=1, help="processes at once")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -622,12 +650,15 @@ def main():
         return work(given.worker, given.seed, numbers, given.seconds)
     started, kinds, statuses, findings = time.perf_counter(), collections.Counter(), collections.Counter(), []
     with tempfile.TemporaryDirectory() as folder:
-        for outcome in outcomes(Path(folder), given.seed, numbers, given.seconds):
+        for outcome in shared_out(Path(folder), given.seed, numbers, given.seconds, given.workers):
             kinds[outcome["kind"]] += 1
             statuses[str(outcome.get("status"))] += 1
             if "wrong" in outcome:
                 findings.append(outcome)
                 print(json.dumps(outcome).replace(folder, "SEEDS"), file=sys.stderr, flush=True)
+    from keras_rcl.evaluation.record import versions
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     record = {
         "command": f"python -m benchmarks.fuzz {shlex.join(sys.argv[1:])}",
         "inputs": sum(kinds.values()),
@@ -635,6 +666,8 @@ def main():
         "exit_statuses": dict(statuses.most_common()),
         "findings": len(findings),
         "seconds": round(time.perf_counter() - started, 1),
+        "seconds_of_one_core": round(used.ru_utime + used.ru_stime, 1),
+        "versions": versions(),
     }
     print(json.dumps(record, indent=1))
     if given.json:

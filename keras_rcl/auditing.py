@@ -1,5 +1,6 @@
 """The composition of an audit: a model on disk, a claim or a record of it, and data become a verdict."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from keras_rcl.classifier import load_classifier
 from keras_rcl.data import sources
 from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
 from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
-from keras_rcl.experiment import check_fit, check_replaceable, dataset_of, free_name, logits_through, pixels
-from keras_rcl.progress import Progress
+from keras_rcl.experiment import check_fit, dataset_of, logits_through, output_and_journal, pixels, tell_resumed
+from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.audit_page import audit_page
 from keras_rcl.report.figures import attack_pictures, loss_surface_plot
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
-from keras_rcl.vocabulary.files import atomic_folder, check_writable, write_json
+from keras_rcl.vocabulary.files import atomic_folder, write_json
 from keras_rcl.vocabulary.threat import Norm, format_pixels
 from keras_rcl.vocabulary.word import Refused
 
@@ -45,6 +46,8 @@ def audit_model(
     **foreign,
 ) -> tuple[dict[str, Any], Path]:
     """Audit a claim about a SavedModel or `.keras`, or that of a result record.
+
+    The same call, made again after it was broken off, goes on from there, as with `attack`.
 
     Args:
         path: the model, as for `attack`.
@@ -76,7 +79,7 @@ def audit_model(
     told = read_record(record) if record is not None else None
     data = sources.load(dataset_of(classifier, dataset or {}))
     check_fit(classifier, data)
-    others = {str(other): logits_through(str(other), data, trust)[0] for other in transfer_from}
+    others = {str(other): logits_through(str(other), data, trust) for other in transfer_from}
     if told is not None:
         part = told["data"]["part"]
     chosen = getattr(data, part)
@@ -85,26 +88,40 @@ def audit_model(
     evidence = None
     if told is not None:
         claim, evidence = _of_record(record, told, classifier.model_hash, norm, epsilon)
-    output_dir = output_dir or Path("audits") / free_name(path.stem, (Path("audits"),), overwrite)
-    check_replaceable(output_dir, "audit.json", overwrite)
-    check_writable(output_dir.parent)
+    progress, batch_size = progress or Silent(), min(batch_size, len(images))
     subject = Subject(
         logits=classifier.logits,
         embedding=classifier.outputs("embedding"),
         probabilities=classifier.gives_probabilities,
-        others=others,
+        others={name: logits for name, (logits, _) in others.items()},
     )
-    result = audit(
-        subject,
-        images,
-        labels,
-        claim,
-        evidence=evidence,
-        budget=budget,
-        batch_size=min(batch_size, len(images)),
-        seed=seed,
-        progress=progress,
-    )
+    question = {
+        "model": {"hash": classifier.model_hash, **foreign},
+        "sources": {name: model_hash for name, (_, model_hash) in others.items()},
+        "claim": TypeAdapter(Claim).dump_python(claim, mode="json"),
+        "record": None if record is None else Path(record).read_text(encoding="utf-8"),
+        "budget": TypeAdapter(AuditBudget).dump_python(budget, mode="json"),
+        "images": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
+        "batch size": batch_size,
+        "seed": seed,
+        "versions": versions(),
+    }
+    default = Path("audits") / path.stem
+    output_dir, journal = output_and_journal(output_dir, default, question, overwrite, marker="audit.json")
+    with journal:
+        tell_resumed(journal, progress)
+        result = audit(
+            subject,
+            images,
+            labels,
+            claim,
+            evidence=evidence,
+            budget=budget,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+            journal=journal,
+        )
     found = _as_json(result, budget, seed)
     found["model"] = {"name": classifier.contract.get("name", path.stem), "hash": classifier.model_hash}
     found["record"] = None if record is None else str(record)
@@ -123,6 +140,7 @@ def audit_model(
             )
         write_json(folder / "audit.json", found)
         (folder / "audit.html").write_text(audit_page(found, pictures), encoding="utf-8")
+    journal.discard()
     return found, output_dir
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
+import io
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -13,33 +13,43 @@ from pydantic import ValidationError
 from keras_rcl import config, runtime
 from keras_rcl.methods import VARIANTS
 from keras_rcl.progress import StderrProgress
-from keras_rcl.report.tables import attack_table, audit_text, comparison_table, protocol_table, text_table
+from keras_rcl.report.tables import (
+    attack_table,
+    audit_text,
+    collected_table,
+    comparison_table,
+    protocol_table,
+    text_table,
+    verification_table,
+)
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, describe, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.network import Precision
 from keras_rcl.vocabulary.phase import Phase, View
-from keras_rcl.vocabulary.threat import PROTOCOLS, format_pixels, parse_pixels
+from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
 INTERRUPTED, TERMINATED = 130, 143
 EVALUATING = [name for name, attack in ATTACKS.items() if not attack.of_training]
+METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
+"""Of `verify`, from cheap to dear."""
 
 
 class OneLineErrors(click.Group):
     """A group that says what was wrong in one line and exits with status 2, without usage texts or tracebacks."""
 
     def main(self, *args, **kwargs):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not text
         try:
-            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            with runtime.raised_sigterm():
+                status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(2)
         except (click.ClickException, Refused) as error:
             _say_error(error.format_message() if isinstance(error, click.ClickException) else str(error))
             sys.exit(2)
-        except BrokenPipeError:  # who reads the results has seen enough
-            sys.stdout = None
-            sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             if not error.strerror:
                 raise
@@ -53,10 +63,10 @@ class OneLineErrors(click.Group):
 
 
 def _say_error(message: str) -> None:
-    """One line on stderr: no longer than can be read, and without what would move the cursor."""
+    """One line on stderr: its middle left out where it is too long to read, and nothing that would move the cursor."""
     line = " ".join(message.split())
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
-    click.echo(f"error: {line if len(line) <= 1000 else f'{line[:1000]}...'}", err=True)
+    click.echo(f"error: {line if len(line) <= 1000 else f'{line[:600]} ... {line[-400:]}'}", err=True)
 
 
 def experiment_options(command):
@@ -76,7 +86,7 @@ def experiment_options(command):
 
 
 def data_options(command, part="test"):
-    """The options that say which images a model is attacked on, and how."""
+    """The options that say which images a model is attacked or verified on, and how."""
     options = (
         click.option("--dataset", help="A data set; the one that the model was trained with by default."),
         click.option("--folder", type=click.Path(), help="With --dataset folder: one sub-folder a class."),
@@ -149,7 +159,6 @@ def fit(path, variant, settings, compare, no_compare, as_json, seed, precision, 
 
     Killed or interrupted, the same command goes on where it was.
     """
-    runtime.raise_on_sigterm()
     shortcuts = dict(seed=seed, precision=precision, jit=jit, limit=limit, data_dir=data_dir)
     experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)])
     beside = () if no_compare else (compare or experiment.compare)
@@ -207,7 +216,6 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **o
 
     Killed or interrupted, the same command goes on where it was.
     """
-    runtime.raise_on_sigterm()
     words = _attacks(attacks or ("fgsm", "pgd-40"), transfers, epsilons, restarts, protocol)
     chosen = _dataset_fields(options)
     with StderrProgress() as progress:
@@ -231,11 +239,11 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **o
 @click.option("--attack", "text", metavar="NAME[-STEPS][:KEY=VALUE,...]", default="pgd-10", show_default=True)
 @functools.partial(data_options, part="train")
 @foreign_model_options
-@click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; adversarial/<model> by default.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=5000, show_default=True, help="Examples a file.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted crafting.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def craft_dataset(model, text, output_dir, as_json, **options):
+def craft_dataset(model, text, as_json, **options):
     """Attack every training image once, and store what comes of it as TFRecords to train on.
 
     Killed or interrupted, the same command goes on where it was.
@@ -246,15 +254,15 @@ def craft_dataset(model, text, output_dir, as_json, **options):
     from keras_rcl.crafting import craft_dataset
 
     with StderrProgress() as progress:
-        record = craft_dataset(model, attack, output_dir, dataset=chosen, progress=progress, **options)
+        record, written = craft_dataset(model, attack, dataset=chosen, progress=progress, **options)
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return
     click.echo(
         f"{record['examples']} examples of the {record['data']['part']} part of {record['data']['name']} by "
         f"{describe(attack)}\naccuracy of {record['model']['name']} on the images {record['clean_accuracy']:.1%}, on "
-        f"the examples {record['accuracy']:.1%}\nwritten to {output_dir}\n"
-        f"train on them  python cli.py fit --variant at --set 'method.attack={_stored(output_dir, attack)}'"
+        f"the examples {record['accuracy']:.1%}\nwritten to {written}\n"
+        f"train on them  python cli.py fit --variant at --set 'method.attack={_stored(written, attack)}'"
     )
 
 
@@ -270,10 +278,13 @@ def craft_dataset(model, text, output_dir, as_json, **options):
 @click.option("--verifier", help="The attack that the number is held against; autoattack by default.")
 @foreign_model_options
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; audits/<model> by default.")
-@click.option("--overwrite", is_flag=True, help="Replace the folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted audit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the audit as JSON.")
 def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, **options):
-    """Hold a claim of robust accuracy, or a record, against checks and AutoAttack; exits with 1 where it falls."""
+    """Hold a claim of robust accuracy, or a record, against checks and AutoAttack; exits with 1 where it falls.
+
+    Killed or interrupted, the same command goes on where it was.
+    """
     if (share is None) == (record is None):
         raise Refused("give either --claim SHARE or --record FILE")
     radius = None if epsilon is None else _read_epsilon(epsilon)
@@ -305,6 +316,47 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--epsilon", "epsilons", default="2/255", show_default=True, help="L-inf radii, such as 1/255,2/255.")
+@click.option("--method", type=click.Choice(METHODS), default=METHODS[-1], show_default=True, help="The last to try.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=180,
+    show_default=True,
+    help="Seconds of branch and bound, an image.",
+)
+@click.option("--no-attack", is_flag=True, help="Leave it to the bounds to find what is unsafe.")
+@click.option("--float64", is_flag=True, help="Bound in float64: slower, and rounding is far smaller.")
+@click.option("--trust", is_flag=True, help="Load the model without looking for what could do harm.")
+@data_options
+@click.option("--output-dir", type=click.Path(path_type=Path), help="verifications/<model> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted verification.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def verify(model, epsilons, as_json, **options):
+    """Prove which images no L-inf perturbation of size epsilon changes the class of: attack, bounds, branching.
+
+    MODEL is a SavedModel of this tool or a .keras file. Killed or interrupted, the same command goes on where it was.
+    """
+    radii = [_read_epsilon(epsilon) for epsilon in epsilons.split(",")]
+    chosen = _dataset_fields(options)
+    runtime.start_tensorflow()
+    from keras_rcl.verifying import verify_model
+
+    with StderrProgress() as progress:
+        record, written = verify_model(model, radii, dataset=chosen, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(record, indent=1))
+        return
+    click.echo(
+        f"{verification_table(record)}\n\n"
+        f"linf, in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}); the true "
+        f"robust accuracy lies between verified and attacked\nbounds hold up to {record['dtype']} rounding\n"
+        f"written to {written}"
+    )
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--resize", is_flag=True, help="Resize images that are not of the model's size.")
 @foreign_model_options
@@ -328,6 +380,57 @@ def predict(model, images, as_json, **options):
 def export(run, **options):
     """Export a checkpoint of a run as a SavedModel."""
     click.echo(_experiment_module().export_run(run, **options))
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--epsilon", "epsilons", default="1/255,2/255", show_default=True, help="A list of L-inf radii.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Of images a radius: the first that the model gets right.",
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="NAME[-STEPS][:KEY=VALUE,...]",
+    help="Also leave out images that fall under this attack, as in `attack`; may be repeated.",
+)
+@click.option("--timeout", type=click.IntRange(min=1), default=180, show_default=True, help="Seconds an image.")
+@data_options
+@click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; interchange/<model> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder.")
+def interchange(model, epsilons, attacks, **options):
+    """Write a model as ONNX and its robustness as VNN-LIB, for alpha-beta-CROWN and verifiers like it."""
+    try:
+        radii = [ThreatModel(epsilon=text).epsilon for text in epsilons.split(",")]
+    except ValidationError as error:
+        raise Refused(f"--epsilon {epsilons}: {first_line(error)}") from None
+    words, chosen = [parse_attack(text) for text in attacks], _dataset_fields(options)
+    with StderrProgress() as progress:
+        told, written = _experiment_module().interchange(
+            model, radii, attacks=words, dataset=chosen, progress=progress, **options
+        )
+    click.echo(
+        f"{len(told['instances'])} properties of {told['model']['name']} on {told['data']['name']} "
+        f"({told['data']['part']}) written to {written}\n"
+        f"verify them     cd {written} && python PATH/TO/alpha-beta-CROWN/complete_verifier/abcrown.py "
+        f"--config abcrown.yaml\n"
+        f"read them back  python cli.py collect {written}"
+    )
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print every image's result as JSON.")
+def collect(folders, as_json):
+    """Read what alpha-beta-CROWN found in folders that `interchange` wrote into one table."""
+    module = _experiment_module()
+    found = [module.collect(folder) for folder in folders]
+    click.echo(json.dumps(found, indent=1) if as_json else collected_table(found))
 
 
 @cli.command()

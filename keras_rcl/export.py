@@ -39,7 +39,8 @@ def export(network: keras.Model, folder: str | Path, contract: dict, *, overwrit
         The folder.
 
     Raises:
-        Refused: if the folder exists or cannot be written, or the class names do not fit the network.
+        Refused: if the folder exists or cannot be written, the class names do not fit the network, or a weight is not
+            finite.
         RuntimeError: if the SavedModel, read back, does not give the network's logits.
     """
     folder = Path(folder)
@@ -48,6 +49,8 @@ def export(network: keras.Model, folder: str | Path, contract: dict, *, overwrit
         raise Refused(
             f"{len(contract['class_names'])} class names for a network of {num_classes} classes; give one for each"
         )
+    if not all(np.isfinite(weight).all() for weight in network.get_weights()):
+        raise Refused("the network has weights that are not finite; export a checkpoint from before")
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         _write_saved_model(network, temporary)
         _check_round_trip(network, temporary)

@@ -17,20 +17,31 @@ class Terminated(KeyboardInterrupt):
 _RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
-def raise_on_sigterm() -> None:
-    """Let SIGTERM raise `Terminated` where it strikes, as SIGINT raises KeyboardInterrupt."""
+@contextlib.contextmanager
+def raised_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` where it strikes the body, as SIGINT raises KeyboardInterrupt."""
 
     def terminate(number, frame):
         raise Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
+    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
-def held_signals() -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
+def held_signals(*, forget: bool = False) -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
     """Let the body finish what it is at when SIGINT or SIGTERM comes; a second one strikes at once.
 
     Only in the main thread, where Python handles signals; a signal that is ignored stays so.
+
+    Args:
+        forget: raise nothing at the body's end: it was the last that there was to do.
 
     Yields:
         Tells which exception the body is to raise, if one came; at the body's end it is raised in any case.
@@ -48,7 +59,7 @@ def held_signals() -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
         before = {number: signal.signal(number, hold) for number in held}
     try:
         yield lambda: came[0] if came else None
-        if came:
+        if came and not forget:
             raise came[0]
     finally:
         for number, handler in before.items():

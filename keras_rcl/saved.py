@@ -102,6 +102,20 @@ def read_inner(path: Path, output: str, *, trust: bool = False) -> Callable | No
     return lambda images: inner([images], training=False)
 
 
+def read_layers(path: Path, *, trust: bool = False) -> keras.Model:
+    """The Keras model of a `.keras` file, or the one that lies in a SavedModel exported here.
+
+    Raises:
+        Refused: if there are no layers to be read, or the file is damaged or carries code.
+    """
+    file = path if path.is_file() else path / "model.keras"
+    if path.is_dir() and not file.is_file():
+        raise Refused(f"{path} holds no model.keras, and a SavedModel by itself has no layers; give the .keras file")
+    if not path.exists():
+        raise Refused(f"there is no model at {path}; give a SavedModel folder or a .keras file")
+    return _load_keras(file, trust)
+
+
 def read_contract(path: Path) -> dict:
     """`model.json` of a model exported here; empty for any other model."""
     file = path / "model.json"

@@ -123,7 +123,7 @@ def _check_class(file: Path, named: dict[str, Any]) -> None:
     if name == "function":
         known = isinstance(module, str) and _FUNCTIONS.fullmatch(module)
         name = config
-    elif name in _FOREIGN_CODE:
+    elif not isinstance(name, str) or name in _FOREIGN_CODE:
         known = False
     elif module in ("keras", "builtins"):
         known = name in _TOP_LEVEL

@@ -1,10 +1,14 @@
 """The command line, end to end on digits; and what it says of bad input."""
 
 import json
+import pickle
+import re
+import shutil
 from pathlib import Path
 
 import keras
 import numpy as np
+import onnxruntime
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -244,6 +248,50 @@ def test_export_a_phase(here, tmp_path):
     assert (tmp_path / "digits-at-1-adversarial-training/saved_model.pb").is_file()
 
 
+def test_interchange_and_what_a_verifier_found(here, tmp_path):
+    """As alpha-beta-CROWN would go about it: by the CSV, the ONNX network and the properties alone."""
+    folder = tmp_path / "exchange"
+    written = run(
+        *("interchange", "saved_models/digits-at", "--epsilon", "1/255,2/255", "--count", "3", "--attack", "pgd-5"),
+        *("--output-dir", folder, "--timeout", "9", "--batch-size", "10"),
+    )
+    assert written.exit_code == 0, written.output
+    assert f"cd {folder}" in written.stdout and f"collect {folder}" in written.stdout
+    results, lines = [], [line.split(",") for line in (folder / "instances.csv").read_text().splitlines()]
+    for network, written_property, timeout in lines:
+        session = onnxruntime.InferenceSession(folder / network, providers=["CPUExecutionProvider"])
+        text = (folder / written_property).read_text()
+        low, high = (np.float32(re.findall(rf"{sign} X_\d+ ([\d.]+)", text)) for sign in (">=", "<="))
+        (label,) = set(re.findall(r"\(>= Y_\d+ Y_(\d+)\)", text))
+        (logits,) = session.run(None, {"image": (low + high).reshape(1, 1, 8, 8) / 2})
+        assert logits.argmax() == int(label) and timeout == "9"
+        results.append([("safe", "unknown", "unsafe-bab")[len(results) % 3], 2.0])
+    assert len(results) == 6
+    (folder / "results.pkl").write_bytes(pickle.dumps({"results": results}))
+    table = run("collect", folder, folder).stdout.splitlines()
+    assert table[0].split() == "model epsilon images timeout safe safe-incomplete unsafe left out seconds".split()
+    for line, epsilon in zip(table[2:], ["1/255", "2/255"] * 2, strict=True):
+        assert line.split()[:7] == ["digits-at", epsilon, "3", "1", "1", "0", "1"]
+    (told,) = json.loads(run("collect", folder, "--json").stdout)
+    assert [row["seconds"] for row in told["rows"]] == [6.0, 6.0]
+    (folder / "results.pkl").write_bytes(pickle.dumps({"results": results[:5]}))
+    assert "5 results of 6 instances" in refused("collect", folder)
+
+
+def test_interchange_leaves_out_what_is_wrong_or_falls(here, tmp_path):
+    """The images of its list are the first that survive in the record of the same attack."""
+    chosen = ("saved_models/digits-at", "--attack", "pgd-5", "--epsilon", "4/255")
+    record = attacked(tmp_path, *chosen[1:])
+    survived = np.array(list(record["survival"]["attacks"][0])) == "1"
+    indices = np.concatenate([np.arange(first, last + 1) for first, last in record["data"]["indices"]])
+    result = run("interchange", *chosen, "--limit", "30", "--count", "2", "--output-dir", tmp_path / "exchange")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "exchange/instances.json").read_text())
+    assert [one["index"] for one in told["instances"]] == list(indices[survived][:2])
+    assert told["epsilons"] == [{"epsilon": 4 / 255, "left_out": int(np.flatnonzero(survived)[1]) - 1}]
+    assert told["epsilons"][0]["left_out"] and told["model"]["hash"] == record["model"]["hash"]
+
+
 def test_a_taken_name_is_refused_or_numbered(here):
     assert "--overwrite" in refused("fit", "--variant", "at", "--name", "digits-at", *SMALL)
 
@@ -303,6 +351,19 @@ class TestBadInput:
         message = refused("attack", "model", "--attack", "pgd:epsilon=8")
         assert "epsilon 8" in message and "8/255" in message
         assert "8/255" in refused("fit", "--set", "method.attack={name: pgd, epsilon: 8}")
+
+    def test_an_interchange_that_cannot_be_written(self, here, tmp_path):
+        assert "8/255" in refused("interchange", "saved_models/digits-at", "--epsilon", "1/255,8")
+        keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]).save(
+            tmp_path / "soft.keras"
+        )
+        message = refused("interchange", tmp_path / "soft.keras", "--dataset", "digits")
+        assert "softmax" in message and "no bounds" in message
+        shutil.copytree("saved_models/digits-at", tmp_path / "served", ignore=lambda *_: ["model.keras"])
+        assert "no model.keras" in refused("interchange", tmp_path / "served")
+        assert "instances.json" in refused("collect", tmp_path)
+        (tmp_path / "instances.json").write_text('{"instances": []}')
+        assert "instances.json" in refused("collect", tmp_path)
 
     def test_an_unknown_variant(self, empty):
         message = refused("fit", "--variant", "claffs")

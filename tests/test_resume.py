@@ -155,7 +155,7 @@ def test_default_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def begin(question, overwrite=False):
-        output_dir, journal = experiment._output_and_journal(None, "m.1", {"seed": question}, overwrite)
+        output_dir, journal = experiment.output_and_journal(None, Path("attacks/m.1"), {"seed": question}, overwrite)
         journal.close()
         assert journal.path == output_dir.with_name(f".{output_dir.name}.partial")
         return output_dir.name

@@ -16,6 +16,7 @@ Sources: Zhang et al. 2018, "Efficient neural network robustness certification w
 Xu et al. 2020, "Automatic perturbation analysis" (general graphs; windows are its patches).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -65,6 +66,21 @@ class Rows:
         if self.example is not None:
             return ops.take(values, self.example, axis=0)
         return ops.repeat(values, ops.shape(self.coefficients)[0] // ops.shape(values)[0], axis=0)
+
+    def times(self, a, values):
+        """a `beside(values)`, for a [R, ...] in the place of the coefficients."""
+        if self.place is not None or self.example is not None:
+            return a * self.beside(values)
+        apart = ops.reshape(a, (ops.shape(values)[0], -1, *a.shape[1:]))
+        return ops.reshape(apart * values[:, None], ops.shape(a))
+
+    def dot(self, a, values):
+        """[R], <a, beside(values)>, likewise."""
+        if self.place is not None or self.example is not None:
+            return _sum(a * self.beside(values))
+        size = math.prod(a.shape[1:])
+        apart = ops.reshape(a, (ops.shape(values)[0], -1, size))
+        return ops.reshape(ops.matmul(apart, ops.reshape(values, (-1, size, 1))), (-1,))
 
     def constant(self, values):
         """`beside` for values of the step [*shape] that are the same for all examples."""
@@ -131,7 +147,8 @@ def lower_bounds(
     rows: Rows,
     intervals: Sequence[Interval],
     slopes: dict | None = None,
-    used: dict | None = None,
+    multipliers: dict | None = None,
+    arriving: dict | None = None,
 ):
     """[R], numbers that are nowhere in the box above what each row of the last of some steps gives.
 
@@ -141,7 +158,9 @@ def lower_bounds(
         intervals: of the image, the first, and of what every ReLU and maximum reads; the others are not looked at.
         slopes: number of a ReLU step -> its lower lines' slopes in [0, 1] where its interval contains 0, shaped as the
             coefficients that arrive there; CROWN's for those that are missing.
-        used: filled with the slopes that were used where the interval contains 0, by the number of the ReLU step.
+        multipliers: number of a ReLU step -> coefficients [R, *shape] of what it reads, added to those that leave it.
+            Where m z <= 0 for all z in question, a bound of <a, relu(z)> + m z is one of <a, relu(z)>.
+        arriving: filled with the rows that arrive at each ReLU step and, by number 0, at the image.
     """
     waiting, total = {len(steps) - 1: rows}, 0.0
     for number in range(len(steps) - 1, 0, -1):
@@ -150,19 +169,25 @@ def lower_bounds(
         step, rows = steps[number], waiting.pop(number)
         inputs = [steps[i] for i in step.inputs]
         if isinstance(step.operation, ReLU):
-            arriving, constant = _relu(rows, intervals[step.inputs[0]], number, slopes, used)
+            leaving, constant = _relu(rows, intervals[step.inputs[0]], (slopes or {}).get(number))
+            if multipliers is not None:
+                leaving = replace(leaving, coefficients=leaving.coefficients + multipliers[number])
+            if arriving is not None:
+                arriving[number] = rows
         else:
-            arriving, constant = RULES[type(step.operation)](step, inputs, rows, intervals)
+            leaving, constant = RULES[type(step.operation)](step, inputs, rows, intervals)
         total = total + constant
         for i, read in zip(step.inputs, inputs, strict=True):
-            waiting[i] = waiting[i].plus(arriving, read.shape) if i in waiting else arriving
+            waiting[i] = waiting[i].plus(leaving, read.shape) if i in waiting else leaving
+    if arriving is not None:
+        arriving[0] = waiting[0]
     return total + least(waiting[0], intervals[0])
 
 
 def least(rows: Rows, box: Interval):
     """min <a, x> over a box, [R]: <a, center> - <|a|, radius>."""
     a = rows.coefficients
-    return _sum(a * rows.beside(box.center) - ops.abs(a) * rows.beside(box.radius))
+    return rows.dot(a, box.center) - rows.dot(ops.abs(a), box.radius)
 
 
 def _sum(values):
@@ -179,10 +204,17 @@ def _conv(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
         # Pixels past the last window are not read; a stride above the kernel's size adds some that are not there.
         height, width = inputs[0].shape[:2]
         rest = [(0, max(n - m, 0)) for n, m in zip((height, width), a.shape[1:3], strict=True)]
-        return replace(rows, coefficients=ops.pad(a, [(0, 0), *rest, (0, 0)])[:, :height, :width]), constant
+        return replace(rows, coefficients=_cut(ops.pad(a, [(0, 0), *rest, (0, 0)]), 0, 0, height, width)), constant
     place = rows.place
     stride, offset = (tuple(m * s for m, s in zip(of, strides, strict=True)) for of in (place.stride, place.offset))
     return replace(rows, coefficients=a, place=replace(place, stride=stride, offset=offset)), constant
+
+
+def _cut(a, top: int, left: int, height: int, width: int):
+    """a[:, top : top + height, left : left + width], whose gradient is several times as slow."""
+    if tuple(a.shape[1:3]) == (height, width):
+        return a
+    return ops.slice(a, (0, top, left, 0), (ops.shape(a)[0], height, width, a.shape[3]))
 
 
 def _narrow(rows: Rows, shape: Sequence[int]) -> Rows:
@@ -212,7 +244,7 @@ def _pad(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
     (top, _), (left, _) = step.operation.amounts
     (height, width, _), a = inputs[0].shape, rows.coefficients
     if rows.place is None:
-        return replace(rows, coefficients=a[:, top : top + height, left : left + width]), 0.0
+        return replace(rows, coefficients=_cut(a, top, left, height, width)), 0.0
     offset = (rows.place.offset[0] - top, rows.place.offset[1] - left)
     moved = replace(rows, place=replace(rows.place, offset=offset))
     if isinstance(inputs[0].operation, Image | ReLU | Max):  # whose rules multiply by 0 there
@@ -235,16 +267,16 @@ def _add(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
     return rows, 0.0
 
 
-def _relu(rows: Rows, x: Interval, number: int, slopes: dict | None, used: dict | None):
+def _relu(rows: Rows, x: Interval, slopes=None):
     a, lines = rows.coefficients, relax(x)
-    lower, rise, intercept = (rows.beside(values) for values in (lines.lower, lines.rise, lines.intercept))
-    if slopes is not None and number in slopes:
-        chosen = ops.where(intercept > 0, slopes[number], lower)
-        lower, rise = chosen, rise + lower - chosen
-    if used is not None:
-        used[number] = lower
     negative = ops.minimum(a, 0.0)
-    return replace(rows, coefficients=a * lower + negative * rise), _sum(negative * intercept)
+    constant = rows.dot(negative, lines.intercept)
+    if slopes is None:
+        a = rows.times(a, lines.lower) + rows.times(negative, lines.rise)
+    else:
+        lower = ops.where(rows.beside(lines.intercept) > 0, slopes, rows.beside(lines.lower))
+        a = (a - negative) * lower + rows.times(negative, lines.lower + lines.rise)
+    return replace(rows, coefficients=a), constant
 
 
 def _max(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
@@ -312,7 +344,7 @@ def _undecided(step: Step, x: Interval):
 def _tighten(steps: Sequence[Step], interval: Interval, found: Sequence[Interval], where, bound: Callable) -> Interval:
     """The bounds of the last of some steps, by rows for the elements in question, never wider than they were."""
     index = ops.stack(ops.nonzero(where), axis=1)
-    count, chunk = ops.shape(index)[0], max(1, LARGEST_CHUNK // max(np.prod(step.shape) for step in steps))
+    count, chunk = ops.shape(index)[0], max(1, LARGEST_CHUNK // max(math.prod(step.shape) for step in steps))
 
     def bounds_of(start, lower, upper):
         some = index[start : start + chunk]

@@ -1,12 +1,12 @@
 """alpha-CROWN: the slopes of the lines below each ReLU, chosen so that the bound is as high as it gets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from keras_rcl.bounds.fold import Step
 from keras_rcl.bounds.interval import Interval
-from keras_rcl.bounds.linear_relaxation import Rows, lower_bounds
+from keras_rcl.bounds.linear_relaxation import Rows, lower_bounds, relax
 
 _DECAYS, _SMALL = (0.9, 0.999), 1e-8
 
@@ -36,35 +36,60 @@ def optimized_lower_bounds(
     Source: Xu et al. 2021, "Fast and complete: enabling complete verification with rapid and massively parallel
     incomplete verifiers"; numbers of their published code.
     """
-    found = {}
-    best = lower_bounds(steps, rows, intervals, used=found)
-    numbers, slopes = list(found), list(found.values())
-    if not slopes:
+    arriving = {}
+    best = lower_bounds(steps, rows, intervals, arriving=arriving)
+    numbers = [number for number in arriving if number]
+    if not numbers:
         return best
+    start = [arriving[n].beside(relax(intervals[steps[n].inputs[0]]).lower) for n in numbers]
 
-    def climb(iteration, best, slopes, mean, square):
+    def bound(slopes):
+        return lower_bounds(steps, rows, intervals, slopes=dict(zip(numbers, slopes, strict=True)))
+
+    best, _ = ascend(
+        bound, best, start, [1.0] * len(start), iterations=iterations, learning_rate=learning_rate, decay=decay
+    )
+    return best
+
+
+def ascend(
+    bound: Callable, best, variables: Sequence, limits: Sequence[float], *, iterations: int, learning_rate, decay: float
+):
+    """The largest values [R] of a bound that Adam meets, each row for itself, and the variables at the end.
+
+    Args:
+        bound: variables -> [R].
+        best: [R], a value of each row that is known.
+        variables: tensors; they are kept between 0 and their `limits`.
+        limits: one a tensor.
+        iterations: steps.
+        learning_rate: of the first step.
+        decay: what it is multiplied by after each.
+    """
+
+    def climb(iteration, best, variables, mean, square):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(slopes)
-            bound = lower_bounds(steps, rows, intervals, slopes=dict(zip(numbers, slopes, strict=True)))
-        gradients = tape.gradient(bound, slopes)
+            tape.watch(variables)
+            values = bound(variables)
+        gradients = tape.gradient(values, variables)
         mean, square = (
-            [decay * old + (1 - decay) * g**power for old, g in zip(moment, gradients, strict=True)]
-            for power, decay, moment in ((1, _DECAYS[0], mean), (2, _DECAYS[1], square))
+            [rate * old + (1 - rate) * g**power for old, g in zip(moment, gradients, strict=True)]
+            for power, rate, moment in ((1, _DECAYS[0], mean), (2, _DECAYS[1], square))
         )
         time = tf.cast(iteration + 1, best.dtype)
         first, second = (1 - tf.cast(rate, best.dtype) ** time for rate in _DECAYS)
         rate = learning_rate * decay ** (time - 1)
-        slopes = [
-            tf.clip_by_value(old + rate * (m / first) / (tf.sqrt(s / second) + _SMALL), 0.0, 1.0)
-            for old, m, s in zip(slopes, mean, square, strict=True)
+        variables = [
+            tf.clip_by_value(old + rate * (m / first) / (tf.sqrt(s / second) + _SMALL), 0.0, limit)
+            for old, m, s, limit in zip(variables, mean, square, limits, strict=True)
         ]
-        return iteration + 1, tf.maximum(best, bound), slopes, mean, square
+        return iteration + 1, tf.maximum(best, values), variables, mean, square
 
-    zeros = [tf.zeros_like(values) for values in slopes]
-    _, best, *_ = tf.while_loop(
+    zeros = [tf.zeros_like(values) for values in variables]
+    _, best, variables, *_ = tf.while_loop(
         lambda iteration, *_: iteration < iterations,
         climb,
-        (0, best, slopes, zeros, zeros),
+        (0, best, list(variables), zeros, zeros),
         maximum_iterations=iterations,
     )
-    return best
+    return best, variables

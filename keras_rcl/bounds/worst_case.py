@@ -56,9 +56,16 @@ def worst_case_margins(
         Refused: if the method is unknown, or a layer has no bounds.
     """
     images, steps = _images_and_steps(network, images, "logits")
-    unit = ops.eye(steps[-1].shape[0], dtype=images.dtype)
-    differences = ops.take(unit, labels, axis=0)[:, None, :] - unit
-    return _least(*past_scaling(steps, pixel_ball(images, epsilon)), differences, method, iterations, inner_iterations)
+    (classes,), own = steps[-1].shape, ops.cast(labels, "int32")[:, None]
+    unit, others = ops.eye(classes, dtype=images.dtype), ops.arange(classes - 1, dtype="int32")
+    others = others + ops.cast(others >= own, "int32")
+    differences = ops.take(unit, own, axis=0) - ops.take(unit, others, axis=0)
+    steps, box = past_scaling(steps, pixel_ball(images, epsilon))
+    margins = _least(steps, box, differences, method, iterations, inner_iterations)
+    # A 0 is put in at the label.
+    before, after = (ops.pad(margins, [(0, 0), side]) for side in ((0, 1), (1, 0)))
+    column = ops.arange(classes, dtype="int32")
+    return ops.where(column < own, before, ops.where(column > own, after, ops.zeros_like(after)))
 
 
 def worst_case_logits(network: keras.Model, images, labels, epsilon, method: Method = "crown-ibp"):

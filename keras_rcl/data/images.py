@@ -3,6 +3,9 @@
 Pixels are the unit everywhere: what is not plainly 8-bit or already in [0, 1] is refused, never guessed.
 """
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +89,19 @@ def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = 
     return images.astype(np.float32)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What Pillow and NumPy warn of in broken files is refused or harmless; a picture of absurd size is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""What Pillow raises of a broken file."""
+
+
 def open_image(path: Path) -> Image.Image:
     """Open an image file, of which only the header has been read.
 
@@ -93,11 +109,13 @@ def open_image(path: Path) -> Image.Image:
         Refused: a file that is missing, no image, animated, or of more than 8 bits a channel.
     """
     try:
-        image = Image.open(path, formats=_FORMATS)
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a JPEG with pictures behind it
+        with _quiet():
+            image = Image.open(path, formats=_FORMATS)
+            # MPO is a JPEG with pictures behind it.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except FileNotFoundError:
         raise Refused(f"{path} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except _BROKEN:
         raise Refused(f"{path} is not a readable PNG, JPEG, BMP or WebP image: repair or remove it") from None
     deep = image.mode[0] in "IF" or any(";16" in str(tile) for tile in image.tile)
     if frames > 1 or deep:
@@ -119,10 +137,10 @@ def decode(image: Image.Image, path: Path, channels: int) -> np.ndarray:
         Refused: a truncated or corrupt file, named by `path`.
     """
     try:
-        with image:
+        with image, _quiet():
             converted = image.convert("RGBA") if image.mode == "P" else image
             pixels = np.asarray(converted.convert("L" if channels == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except _BROKEN:
         raise Refused(f"{path} is truncated or corrupt: repair or remove it") from None
     return pixels[..., None] if channels == 1 else pixels
 
@@ -153,21 +171,20 @@ def _expand(paths: list[Path]) -> list[Path]:
 def _read_one(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np.ndarray:
     """One image file as uint8 [H, W, C]."""
     height, width, channels = image_shape
-    pixels = decode(open_image(path), path, channels)
-    if resize:
-        return resized(pixels, height, width)
-    if pixels.shape[:2] != (height, width):
-        raise Refused(f"{path} is {_by(pixels.shape[:2])}, expected {_by((height, width))}: resize it first")
-    return pixels
+    image = open_image(path)
+    if not resize and image.size != (width, height):
+        image.close()
+        raise Refused(f"{path} is {_by(image.size[::-1])}, expected {_by((height, width))}: resize it first")
+    return resized(decode(image, path, channels), height, width)
 
 
 def _read_array(path: Path) -> np.ndarray:
     """The array of a `.npy` file; of a `.npz` file `images`, or its only array."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
+        with path.open("rb") as stream, _quiet():  # NumPy leaves a file open that it cannot read
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
             key = loaded.files[0] if len(loaded.files) == 1 else "images"
             if key not in loaded.files:
                 raise Refused(f"{path} holds the arrays {loaded.files}: name the images `images`")

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks import check_images
 from keras_rcl.attacks.surrogates import logit_margin
+from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import (
@@ -217,8 +218,9 @@ def audit(
     batch_size: int = 100,
     seed: int = 0,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Audit:
-    """Audit a claim on images [N, H, W, C] in [0, 1] with labels [N].
+    """Audit a claim on images [N, H, W, C] in [0, 1] with labels [N]; attacks that the journal holds are read from it.
 
     Verdict: `falls` where fewer images survive the verifier than are claimed, beyond `claim_tolerance` on the same
     images, or beyond two standard errors of a share of N images where the claim names none; `not shown` where a
@@ -230,17 +232,18 @@ def audit(
     check_images(images)
     if not len(images):
         raise Refused("no images to audit; choose another part or a higher limit")
-    auditor = _Auditor(subject, images, np.asarray(labels, np.int32), claim, evidence, budget, batch_size, seed)
+    labels = np.asarray(labels, np.int32)
+    auditor = _Auditor(subject, images, labels, claim, evidence, budget, batch_size, seed, journal)
     return auditor.run(progress or Silent())
 
 
 class _Auditor:
     """One audit, while it is made."""
 
-    def __init__(self, subject, images, labels, claim, evidence, budget, batch_size, seed):
+    def __init__(self, subject, images, labels, claim, evidence, budget, batch_size, seed, journal):
         self.subject, self.claim, self.evidence, self.budget = subject, claim, evidence, budget
         self.images, self.labels = images, labels
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.journal = batch_size, seed, journal
         self.count = min(budget.num_images, len(images))
         largest = np.finfo(np.float32).max / 4
         self.logits = tf.function(
@@ -454,7 +457,7 @@ class _Auditor:
             seed=self.seed,
             outputs=self.outputs,
         )
-        return evaluator(images, labels, keep_images=True, progress=progress)
+        return evaluator(images, labels, keep_images=True, progress=progress, journal=self.journal)
 
     def survivors(self, *names: str) -> np.ndarray:
         """[n] bool: which of the checks' images survive all the attacks of these names."""

@@ -129,7 +129,7 @@ class Journal:
         """Refuse the file of another question, unless it may be thrown away, and what is no journal."""
         try:
             found = dict(json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise Refused(f"{self.path} is no journal of an evaluation; remove it") from None
         if not anew:
             other = ", ".join(key for key in {**question, **found} if found.get(key) != question.get(key))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from keras_rcl.evaluation.certification import Certification
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.files import read_json
@@ -74,6 +75,40 @@ def make_record(
     }
 
 
+def make_verification(
+    found: Certification, *, model: dict[str, Any], data: dict[str, Any], seed: int, **settings
+) -> dict[str, Any]:
+    """A record of a verification; arguments as of `make_record`, and whatever settings it was made with.
+
+    Returns:
+        JSON values. `outcomes` has an entry an epsilon: for each image its status, what decided it, the lower bound of
+        its margin where one was found, and the seconds spent on it.
+    """
+    return {
+        "format": FORMAT,
+        "command": command_line(),
+        "protocol": "pixel",
+        "model": model,
+        "data": {**data, "indices": index_ranges(np.asarray(data["indices"]))},
+        "images": len(found.labels),
+        "seed": seed,
+        **settings,
+        "clean_accuracy": found.clean_accuracy,
+        "rows": found.rows(),
+        "outcomes": [
+            {
+                "epsilon": epsilon,
+                "statuses": found.statuses[number].tolist(),
+                "decided_by": found.decided_by[number].tolist(),
+                "margins": [round(float(m), 6) if np.isfinite(m) else None for m in found.margins[number]],
+                "seconds": found.seconds[number].round(3).tolist(),
+            }
+            for number, epsilon in enumerate(found.epsilons)
+        ],
+        "versions": versions(),
+    }
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """A record as `make_record` made it, with `attacks` as words and outcomes and indices as arrays.
 
@@ -92,6 +127,9 @@ def read_record(path: Path) -> dict[str, Any]:
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, and this version reads {FORMAT}")
         record["attacks"] = _ATTACKS.validate_python(record["attacks"])
+        counted = sum(last - first + 1 for first, last in record["data"]["indices"])
+        if counted != record["images"]:
+            raise ValueError(f"its indices are of {counted} images, and it is of {record['images']}")
         runs = [np.arange(first, last + 1) for first, last in record["data"]["indices"]]
         record["data"]["indices"] = np.concatenate(runs or [[]]).astype(int)
         clean, attacks = record["survival"]["clean"], record["survival"]["attacks"]
@@ -107,7 +145,7 @@ def read_record(path: Path) -> dict[str, Any]:
             raise ValueError("model hash, data set and part must be texts")
     except ValidationError as error:
         raise Refused(f"{path} is no record: attacks: {first_line(error)}") from None
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, MemoryError, IndexError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise Refused(f"{path} is no record: {what}; give the record.json of an attack") from None
     return record

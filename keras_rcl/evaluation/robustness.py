@@ -211,7 +211,7 @@ class Evaluator:
             backwards=column("backwards"),
             seconds=column("seconds"),
             stages=tuple(outcome.stages for outcome in outcomes),
-            adversarial=column("adversarial") if keep_images else None,
+            adversarial=column("adversarial").reshape(len(outcomes), *images.shape) if keep_images else None,
         )
 
     def _attack(
@@ -231,7 +231,7 @@ class Evaluator:
                 progress.start(name + rounds, len(survivors), work=sum(member.passes))
                 done = 0
                 for chosen, real in _batches(survivors, self.batch_size):
-                    where = f"{number} {index} {round} ".encode() + chosen.tobytes()
+                    where = f"{number} {index} {round} {describe(attack)} ".encode() + chosen.tobytes()
                     run = functools.partial(self._run, member, round, images, labels, chosen, real, keep_images)
                     found, chosen = piece(where, run), chosen[:real]
                     outcome.predictions[chosen] = found["predictions"]

@@ -48,6 +48,21 @@ def attack_table(record: Mapping) -> str:
     return text_table(list(ATTACK_COLUMNS), rows)
 
 
+def verification_table(record: Mapping) -> str:
+    """What `verify` prints of a record: one row an epsilon; accuracies in percent, then how many images are what."""
+    statuses = [name for name in record["rows"][0]["counts"] if any(row["counts"][name] for row in record["rows"])]
+    rows = [
+        [
+            format_pixels(row["epsilon"]),
+            *(percent(row[f"{kind}_accuracy"]) for kind in ("clean", "attacked", "verified")),
+            *(str(row["counts"][name]) for name in statuses),
+            f"{row['seconds'] / record['images']:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+    return text_table(["epsilon", "clean", "attacked", "verified", *statuses, "s/image"], rows)
+
+
 def audit_text(found: Mapping, written: object) -> str:
     """What `audit` prints: a line a check, what each raised one means and what to do, and the verdict."""
     rows = [[finding["check"], finding["status"], finding["because"]] for finding in found["findings"]]
@@ -78,6 +93,17 @@ def protocol_table(record: Mapping) -> str:
         rows.append([name, row["protocol"], epsilon, *measured, *went])
     header = ["attack", "protocol", "epsilon", "clean", "robust", "ASR", "largest distance", "median of the fallen"]
     return text_table(header, rows, right=range(2, len(header)))
+
+
+def collected_table(found: Sequence[Mapping]) -> str:
+    """What `collect` prints: a row a model and epsilon, and to how many of its images each status came."""
+    rows = []
+    for told in found:
+        for row in told["rows"]:
+            counts = map(str, (sum(row["counts"].values()), *row["counts"].values(), row["left_out"]))
+            rows.append([told["model"]["name"], format_pixels(row["epsilon"]), *counts, f"{row['seconds']:.1f}"])
+    statuses = found[0]["rows"][0]["counts"]
+    return text_table(["model", "epsilon", "images", *statuses, "left out", "seconds"], rows)
 
 
 def _distance(value: float | None, norm: str) -> str:

@@ -1,5 +1,6 @@
 """Weights on disk: written whole or not at all."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import keras
 
 from keras_rcl.vocabulary.files import atomic_path
 from keras_rcl.vocabulary.word import Refused, did_you_mean
+
+_HEADER, _PREAMBLE = 4096, 2**18
+"""More than HDF5 adds: for each weight, and in all; in bytes."""
 
 
 class Checkpoints:
@@ -21,6 +25,10 @@ class Checkpoints:
     def save(self, network: keras.Model, name: str) -> None:
         """Write the network's weights and statistics under a name, replacing what stood there only when complete."""
         with atomic_path(self.path(name)) as temporary:
+            # HDF5 cannot bear a write that fails, so the room is taken before.
+            with temporary.open("wb") as file:
+                sizes = [weight.nbytes + _HEADER for weight in network.get_weights()]
+                os.posix_fallocate(file.fileno(), 0, sum(sizes) + _PREAMBLE)
             network.save_weights(temporary)
 
     def names(self) -> list[str]:

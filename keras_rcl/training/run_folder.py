@@ -67,8 +67,11 @@ class RunFolder:
 
     def finish(self) -> None:
         """Let the run be finished: it holds its record, and needs nothing else."""
+        for path in self.training.iterdir():
+            if path != self._question:
+                path.unlink()
         self._question.unlink()
-        shutil.rmtree(self.training)
+        self.training.rmdir()
         self.release()
 
     def release(self) -> None:
@@ -87,6 +90,8 @@ class RunFolder:
             elif not any(self.training.glob("*.state")):
                 shutil.rmtree(self.path)
         self.release()
+        if kind is not None and issubclass(kind, OSError):
+            raise refusal(self.path, error) from error
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             raise kind("the same command resumes") from None
 

@@ -23,7 +23,7 @@ from keras_rcl.networks.two_headed import parts, reinitialize
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.runtime import held_signals
 from keras_rcl.training.checkpoints import Checkpoints
-from keras_rcl.training.loss_terms import phase_collapse_value
+from keras_rcl.training.loss_terms import is_contrastive, phase_collapse_value
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter, picture_grid
@@ -32,6 +32,10 @@ from keras_rcl.vocabulary.phase import Adversarial, Optimizer, Phase
 from keras_rcl.vocabulary.word import Refused
 
 MONITORED_IMAGES = 32
+DEAD = 0.5
+"""The share of zero pixel gradients from which on an attack is called dead."""
+COLLAPSED = 0.999
+"""The mean cosine between projections from which on they are called collapsed."""
 
 
 def make_optimizer(word: Optimizer, decay_steps: int) -> keras.optimizers.Optimizer:
@@ -166,6 +170,13 @@ def overfits_catastrophically(metrics: dict[str, float], best: float) -> bool:
     return metrics["monitor_adversarial_accuracy"] < best / 2 <= best <= metrics.get("accuracy_adversarial", 0.0)
 
 
+def mean_cosine(projection: tf.Tensor) -> tf.Tensor:
+    """Of all pairs of two different rows of unit length [N, D]: (|sum of rows|^2 - N) / (N (N - 1)); 0 for one row."""
+    count = projection.shape[0]
+    total = tf.reduce_sum(tf.square(tf.reduce_sum(projection, axis=0)))
+    return (total - count) / max(1, count * (count - 1))
+
+
 def work_per_batch(phase: Phase) -> float:
     """Forward passes that a batch costs, roughly: one forward, two for a backward, two for an attack's step."""
     learned = (3 if "encoder" in phase.trains else 1) * (2 if phase.awp.gamma else 1)
@@ -234,21 +245,23 @@ class Monitor:
                 return network(x, training=False)["logits"]
 
             crafted = craft_and_count(attack, logits_fn, self.images, self.labels)
-            predictions = [tf.argmax(logits_fn(x), axis=1, output_type=tf.int32) for x in (self.images, crafted.images)]
+            outputs = [network(x, training=False) for x in (self.images, crafted.images)]
+            predictions = [tf.argmax(output["logits"], axis=1, output_type=tf.int32) for output in outputs]
             hits = [tf.reduce_mean(tf.cast(p == self.labels, tf.float32)) for p in predictions]
-            return crafted.images, hits, tf.reduce_mean(crafted.zero_gradients)
+            similarity = mean_cosine(tf.cast(outputs[0]["projection"], tf.float32))
+            return crafted.images, hits, tf.reduce_mean(crafted.zero_gradients), similarity
 
         self._attacked = attacked
 
-    def __call__(self) -> tuple[dict[str, float], object]:
-        """The metrics, and the grid of clean, adversarial and perturbation."""
-        adversarial, (clean_hits, adversarial_hits), zeros = self._attacked()
+    def __call__(self) -> tuple[dict[str, float], float, object]:
+        """The metrics, the mean cosine of projections, and the grid of clean, adversarial and perturbation."""
+        adversarial, (clean_hits, adversarial_hits), zeros, similarity = self._attacked()
         metrics = {
             "monitor_clean_accuracy": float(clean_hits),
             "monitor_adversarial_accuracy": float(adversarial_hits),
             "monitor_zero_gradients": float(zeros),
         }
-        return metrics, picture_grid(self.images.numpy()[:8], adversarial.numpy()[:8])
+        return metrics, float(similarity), picture_grid(self.images.numpy()[:8], adversarial.numpy()[:8])
 
 
 class Leg(NamedTuple):
@@ -433,9 +446,9 @@ class _Training:
         if leg.runner is not host:
             self.recorder.epoch(phase.name, leg.runner.epochs_run, metrics)
             return False
-        monitored, grid = self.monitor()
+        monitored, similarity, grid = self.monitor()
         metrics.update(monitored)
-        self.warn(leg, metrics)
+        self.warn(leg, metrics, similarity)
         if self.validate and host is self.runners[-1][0]:
             validation = self.validate()
             metrics.update({f"validation_{name}": value for name, value in validation.items()})
@@ -461,17 +474,31 @@ class _Training:
             return False
         return leg.epoch < leg.runner.phase.epochs and leg.epoch - self.course.best["epoch"] >= self.patience
 
-    def warn(self, leg: Leg, metrics: dict[str, float]) -> None:
+    def warn(self, leg: Leg, metrics: dict[str, float], similarity: float) -> None:
         """Say what has gone wrong with the phase, each of it once."""
-        if overfits_catastrophically(metrics, self.course.best_monitored) and not self.course.warned:
-            self.course.warned.append("catastrophic overfitting")
-            self.progress.say(
-                f"catastrophic overfitting in epoch {leg.epoch} of {leg.runner.phase.name}: "
+        best, attacked = self.course.best_monitored, metrics.get("zero_gradients", 0.0)
+        self.course.best_monitored = max(best, metrics["monitor_adversarial_accuracy"])
+        raised = {}
+        if overfits_catastrophically(metrics, best):
+            raised["catastrophic overfitting"] = (
                 f"{metrics['accuracy_adversarial']:.0%} under the training's attack, "
-                f"{metrics['monitor_adversarial_accuracy']:.0%} under the monitored one, which left "
-                f"{self.course.best_monitored:.0%} before; take more steps, smaller ones, or fewer epochs"
+                f"{metrics['monitor_adversarial_accuracy']:.0%} under the monitored one, which left {best:.0%} before; "
+                "take more steps, smaller ones, or fewer epochs"
             )
-        self.course.best_monitored = max(self.course.best_monitored, metrics["monitor_adversarial_accuracy"])
+        if attacked > DEAD:
+            raised["dead attack"] = (
+                f"{attacked:.0%} of the pixel gradients that it met are zero, so it moves little; choose another loss "
+                "of the attack, such as logit_margin, or a smaller learning rate"
+            )
+        if is_contrastive(leg.runner.phase) and similarity > COLLAPSED:
+            raised["collapsed embeddings"] = (
+                f"the projections of the monitored images have a mean cosine of {similarity:.4f}; take a smaller "
+                "learning rate, another temperature, or larger batches"
+            )
+        for name, text in raised.items():
+            if name not in self.course.warned:
+                self.course.warned.append(name)
+                self.progress.say(f"{name} in epoch {leg.epoch} of {leg.runner.phase.name}: {text}")
 
     def check_finite(self, step: int, states: States | None) -> None:
         """Stop at a step after which a loss or a weight is not a number.

@@ -1,5 +1,6 @@
 """What a run leaves for TensorBoard: scalars, picture grids, texts, hyper-parameters, the embedding projector."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,18 +101,18 @@ class TensorBoardWriter:
 
     def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
         """One value for each curve `phase/name`."""
-        with self._writer.as_default(step=step):
+        with self._writing(step):
             for name, value in values.items():
                 tf.summary.scalar(f"{phase}/{name}", float(value))
 
     def images(self, phase: str, name: str, grid: np.ndarray, step: int) -> None:
         """A picture `phase/name`: uint8 RGB [h, w, 3]."""
-        with self._writer.as_default(step=step):
+        with self._writing(step):
             tf.summary.image(f"{phase}/{name}", grid[None])
 
     def text(self, name: str, markdown: str) -> None:
         """A page in the Text tab."""
-        with self._writer.as_default(step=0):
+        with self._writing(0):
             tf.summary.text(name, markdown)
 
     def hparams(self, hparams: Mapping[str, Scalar], metrics: Mapping[str, float]) -> None:
@@ -120,7 +121,7 @@ class TensorBoardWriter:
         No experiment summary is written: TensorBoard takes only one for a whole log folder, and without it shows the
         hyper-parameters of every variant.
         """
-        with self._writer.as_default(step=0):
+        with self._writing(0):
             hparams_api.hparams(dict(hparams))
         self.scalars("final", metrics, step=0)
 
@@ -158,11 +159,30 @@ class TensorBoardWriter:
 
     def flush(self) -> None:
         """Write what is still held back."""
-        self._writer.flush()
+        with self._refusing():
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what is still held back, and close the event file."""
-        self._writer.close()
+        with self._refusing():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int):
+        """Summaries of the body go to the event file, under this step."""
+        with self._refusing(), self._writer.as_default(step=step):
+            yield
+
+    @contextlib.contextmanager
+    def _refusing(self):
+        """What TensorFlow says of a write that failed, in one line."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            reason = error.message.splitlines()[0].rpartition("; ")[2].lower()
+            raise Refused(
+                f"cannot write to {self.folder}: {reason}; make room there or choose another folder"
+            ) from None
 
     def __enter__(self):
         return self

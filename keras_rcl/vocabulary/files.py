@@ -19,6 +19,7 @@ from keras_rcl.vocabulary.word import Refused
 
 _ELSEWHERE = "choose another folder"
 _CURES = {
+    errno.EIO: f"check that disk, or {_ELSEWHERE}",
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
     errno.EROFS: _ELSEWHERE,
@@ -154,7 +155,8 @@ def write_json(path: str | Path, value: Any) -> None:
     """
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # What UTF-8 cannot say, of names of files, becomes JSON's own escapes.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sweep(folder: str | Path, name: str = ".+") -> None:

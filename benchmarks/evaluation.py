@@ -1,0 +1,206 @@
+"""A model's robust accuracy by each tool's own evaluation, beside ours: seconds at equal accuracy.
+
+    pip install -e '.[peers]'
+    python -m benchmarks.evaluation saved_models/cifar10-at --images 1000 --repeats 5
+    python -m benchmarks.evaluation saved_models/cifar10-at --images 1000 --repeats 1 --protocol autoattack
+
+`pgd` is PGD-40 with 5 random restarts, each tool with what it has for restarts: ART an argument, foolbox `repeat`,
+torchattacks `MultiAttack`, which goes on with the survivors; cleverhans and the plain loop repeat the attack by hand.
+`autoattack` is the four standard attacks on survivors at the published budgets, torchattacks' called one by one, for
+its own AutoAttack takes 10 steps. Operations are told where they are counted, which is ours alone: how much is done to
+which image is each tool's choice.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from keras_rcl.runtime import start_tensorflow
+
+start_tensorflow()
+
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from benchmarks.side_by_side import alternate, installed, operations_per_image, options, rows_of, tell  # noqa: E402
+from keras_rcl.classifier import load_classifier  # noqa: E402
+from keras_rcl.data import sources  # noqa: E402
+from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
+from keras_rcl.experiment import dataset_of, pixels  # noqa: E402
+from keras_rcl.saved import read_layers  # noqa: E402
+from keras_rcl.vocabulary.attack import PGD, AutoAttack  # noqa: E402
+
+EPSILON, STEP_SIZE, STEPS, RESTARTS, BATCH = 8 / 255, 2 / 255, 40, 5, 250
+
+
+def accuracy_of(attacked, images, labels) -> float:
+    """The share of images that stay right: `attacked` is images [N, H, W, C], labels [N] -> bool [N]."""
+    batches = [slice(start, start + BATCH) for start in range(0, len(labels), BATCH)]
+    return float(np.concatenate([attacked(images[batch], labels[batch]) for batch in batches]).mean())
+
+
+class Ours:
+    """Our evaluation, and how many forward passes of one image it took, a backward one counted as two."""
+
+    def __init__(self, logits, images, labels, attack):
+        self.evaluator = Evaluator(logits, [attack], batch_size=min(BATCH, len(labels)))
+        self.images, self.labels, self.passes = images, labels, 0
+
+    def __call__(self) -> float:
+        survival = self.evaluator(self.images, self.labels)
+        self.passes = int(survival.forwards.sum() + 2 * survival.backwards.sum())
+        return float(survival.survived[0].mean())
+
+
+def art(model, images, labels):
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classes = model.output_shape[-1]
+    classifier = TensorFlowV2Classifier(model, classes, images.shape[1:], loss_object=loss, clip_values=(0.0, 1.0))
+    settings = dict(eps=EPSILON, eps_step=STEP_SIZE, max_iter=STEPS, num_random_init=RESTARTS, batch_size=BATCH)
+    attack = ProjectedGradientDescent(classifier, **settings, verbose=False)
+
+    def accuracy():
+        right = classifier.predict(images).argmax(1) == labels
+        return float((right & (classifier.predict(attack.generate(images, labels)).argmax(1) == labels)).mean())
+
+    return accuracy
+
+
+def foolbox(model, images, labels):
+    import foolbox
+
+    bounded = foolbox.TensorFlowModel(model, bounds=(0, 1))
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS).repeat(RESTARTS)
+
+    def survives(x, y):
+        fell = attack(bounded, tf.constant(x), foolbox.Misclassification(tf.constant(y)), epsilons=EPSILON)[2]
+        return ~fell.numpy()
+
+    return lambda: accuracy_of(survives, images, labels)
+
+
+def cleverhans(model, images, labels):
+    from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient_descent
+
+    def survives(x, y):
+        right = model(x, training=False).numpy().argmax(1) == y
+        for _ in range(RESTARTS):
+            settings = dict(clip_min=0.0, clip_max=1.0, y=tf.constant(y), rand_init=True, sanity_checks=False)
+            x_adv = projected_gradient_descent(
+                model, tf.constant(x), EPSILON, STEP_SIZE, STEPS, np.inf, rand_minmax=EPSILON, **settings
+            )
+            right &= model(x_adv, training=False).numpy().argmax(1) == y
+        return right
+
+    return lambda: accuracy_of(survives, images, labels)
+
+
+def torchattacks(twin, images, labels):
+    import torch
+    import torchattacks
+
+    from benchmarks.torch_twin import channels_first
+
+    pgd = [torchattacks.PGD(twin, EPSILON, STEP_SIZE, STEPS, random_start=True) for _ in range(RESTARTS)]
+    attack = torchattacks.MultiAttack(pgd)
+
+    def survives(x, y):
+        x_adv = attack(channels_first(x), torch.tensor(y))
+        with torch.no_grad():
+            return (twin(channels_first(x)).argmax(1).numpy() == y) & (twin(x_adv).argmax(1).numpy() == y)
+
+    return lambda: accuracy_of(survives, images, labels)
+
+
+def plain_torch(twin, images, labels):
+    import torch
+
+    from benchmarks.torch_twin import channels_first
+
+    def pgd(x, y):
+        x_adv = (x + torch.empty_like(x).uniform_(-EPSILON, EPSILON)).clamp(0, 1)
+        for _ in range(STEPS):
+            x_adv.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(twin(x_adv), y), x_adv)
+            x_adv = x_adv.detach() + STEP_SIZE * gradient.sign()
+            x_adv = torch.clamp(torch.min(torch.max(x_adv, x - EPSILON), x + EPSILON), 0, 1)
+        return x_adv.detach()
+
+    @torch.no_grad()
+    def right(x, y):
+        return twin(x).argmax(1) == y
+
+    def survives(x, y):
+        x, y = channels_first(x), torch.tensor(y)
+        standing = right(x, y)
+        for _ in range(RESTARTS):
+            standing &= right(pgd(x, y), y)
+        return standing.numpy()
+
+    return lambda: accuracy_of(survives, images, labels)
+
+
+def torchattacks_ensemble(twin, images, labels):
+    """The four members one after the other, on what survives."""
+    from benchmarks.attack_reference import members, survivors_of_torch
+    from benchmarks.torch_twin import channels_first
+
+    makes = [members("linf", EPSILON)[name][1] for name in ("APGD-CE", "APGD-T", "FAB-T", "Square")]
+    x = channels_first(images)
+
+    def accuracy():
+        right = np.concatenate(
+            [twin(x[start : start + BATCH]).argmax(1).numpy() for start in range(0, len(labels), BATCH)]
+        )
+        standing = right == labels
+        for make in makes:
+            standing = survivors_of_torch(make, twin, x, labels, standing, BATCH)
+        return float(standing.mean())
+
+    return accuracy
+
+
+def main() -> None:
+    parser = options(__doc__, images=1000, network=False)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--protocol", choices=["pgd", "autoattack"], default="pgd")
+    arguments = parser.parse_args()
+    classifier, network = load_classifier(arguments.model), read_layers(arguments.model)
+    part = sources.load(dataset_of(classifier, {})).test.limited(arguments.images)
+    images, labels = pixels(part.images), part.labels
+    task = images, labels
+    if arguments.protocol == "pgd":
+        there = installed("art", "foolbox", "cleverhans", "torch", "torchattacks")
+        attack = PGD(epsilon=EPSILON, step_size=STEP_SIZE, num_steps=STEPS, num_restarts=RESTARTS)
+        contenders = {"ours": Ours(classifier.logits, *task, attack)}
+        model = keras.Model(network.input, network.output["logits"])
+        makes = {"art": art, "foolbox": foolbox, "cleverhans": cleverhans}
+        contenders |= {name: make(model, *task) for name, make in makes.items() if name in there}
+        torch_makes = {"torchattacks": torchattacks, "plain torch": plain_torch}
+    else:
+        there = installed("torch", "torchattacks")
+        contenders = {"ours": Ours(classifier.logits, *task, AutoAttack(epsilon=EPSILON))}
+        torch_makes = {"torchattacks": torchattacks_ensemble}
+    if "torch" in there:
+        from benchmarks.torch_twin import TorchNetwork, check_twin
+
+        twin = TorchNetwork(network).eval()
+        check_twin(twin, images[:BATCH], classifier.logits(images[:BATCH]))
+        needs = {"plain torch": "torch"}
+        contenders |= {n: make(twin, *task) for n, make in torch_makes.items() if needs.get(n, n) in there}
+    seconds, accuracies = alternate(contenders, arguments.repeats)
+    operations = {"ours": contenders["ours"].passes * operations_per_image(network)}
+    rows = rows_of(seconds, dict.fromkeys(contenders, len(labels)), operations)
+    for name in contenders:
+        rows[name]["robust_accuracy"] = accuracies[name]
+    apart = 100 * (max(accuracies[n] for n in contenders) - min(accuracies[n] for n in contenders))
+    facts = {"model_hash": classifier.model_hash, "images": len(labels), "protocol": arguments.protocol}
+    tell(arguments, rows, ["robust_accuracy"], **facts, robust_accuracies_apart=apart)
+    print(f"\nrobust accuracies are {apart:.2f} points apart, {'' if apart <= 0.5 else 'NOT '}within 0.5")
+
+
+if __name__ == "__main__":
+    main()

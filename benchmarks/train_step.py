@@ -1,0 +1,171 @@
+"""What training costs: an adversarial step over a clean one, `fit` over its bare step, waiting for data, a CLAF epoch.
+
+    python -m benchmarks.train_step --network resnet18 --images 256 --json results/benchmarks/train_step.json
+    python -m benchmarks.train_step --network strided_cnn --images 1024 --claf
+
+Random images and weights. `bare` calls the compiled step on one batch again and again; `fit, one batch` is Keras' `fit`
+on a data set of that batch, and the difference is fit's own; `fit, pipeline` draws its batches, and what it takes more
+is waiting. With `--claf` an epoch of the second stage of `clafs`, its inner epochs included, beside a plain compiled
+Algorithm 1 on the same batches, whose weights have to end equal, and beside the online head.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from keras_rcl.runtime import start_tensorflow
+
+start_tensorflow()
+
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from benchmarks.plain_claf import PlainCLAF  # noqa: E402
+from benchmarks.side_by_side import (  # noqa: E402
+    alternate,
+    operations_per_image,
+    options,
+    random_data,
+    random_network,
+    rows_of,
+    tell,
+)
+from keras_rcl.methods import AT, CLAFS, Baseline  # noqa: E402
+from keras_rcl.progress import Silent  # noqa: E402
+from keras_rcl.training.run_phases import PhaseRunner  # noqa: E402
+from keras_rcl.vocabulary.attack import PGD  # noqa: E402
+from keras_rcl.vocabulary.dataset import CropFlip  # noqa: E402
+from keras_rcl.vocabulary.phase import Adam  # noqa: E402
+
+SETTINGS = dict(precision="float32", jit=False, balanced=False)
+CLAF = CLAFS(
+    inner_epochs=5,
+    augmentation=CropFlip(),
+    attack=PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=5, random_start=False),
+    optimizer=Adam(learning_rate=1e-3),
+)
+"""Algorithm 1 without what is random in its attack."""
+
+HOW = ("bare", "fit, one batch", "fit, pipeline")
+
+
+def runner_of(encoder, phase, data):
+    return PhaseRunner(random_network(encoder), phase, data, epochs=1000, seed=(0,), **SETTINGS)
+
+
+def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
+    """The contenders of a clean and an adversarial step, and how many forward passes an image costs in each."""
+    attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=5)
+    methods = {"clean": Baseline(batch_size=batch_size), "PGD-5": AT(batch_size=batch_size, attack=attack)}
+    contenders, passes = {}, {}
+    for name, method in methods.items():
+        runner = runner_of(encoder, method.phases()[0], data)
+        batch = next(iter(runner.batches.dataset))
+        once = tf.data.Dataset.from_tensors(batch).repeat(runner.batches.steps_per_epoch)
+        compiled = tf.function(runner.trainer.train_step, autograph=False)
+
+        def bare(compiled=compiled, batch=batch, count=runner.batches.steps_per_epoch):
+            for _ in range(count):
+                metrics = compiled(batch)
+            return float(metrics["loss"])
+
+        def fit(dataset, runner=runner):
+            return runner.trainer.fit(dataset, shuffle=False, verbose=0).history["loss"][-1]
+
+        runs = bare, functools.partial(fit, once), functools.partial(fit, runner.batches.dataset)
+        contenders |= {f"{name}, {how}": run for how, run in zip(HOW, runs, strict=True)}
+        cost = 3 + (3 * attack.num_steps if name == "PGD-5" else 0)
+        passes |= {f"{name}, {how}": cost for how in HOW}
+    return contenders, passes
+
+
+class ClafEpoch:
+    """An epoch of the second stage by our engine, inner epochs included."""
+
+    def __init__(self, encoder: str, recipe: CLAFS, data):
+        phase = recipe.phases()[1]
+        self.network = random_network(encoder)
+        settings = dict(epochs=1000, **SETTINGS)
+        self.inner = [PhaseRunner(self.network, inner, data, seed=(0, 1), **settings) for inner in phase.refresh]
+        self.outer = PhaseRunner(self.network, phase, data, seed=(0, 0), **settings)
+
+    def __call__(self) -> float:
+        for runner in self.inner:
+            for _ in range(runner.phase.epochs):
+                runner.run_epoch(Silent(), "")
+        return self.outer.run_epoch(Silent(), "")["loss"]
+
+
+class PlainClafEpoch:
+    """The same by `PlainCLAF`, from the same pipeline."""
+
+    def __init__(self, encoder: str, recipe: CLAFS, data):
+        self.network = random_network(encoder)
+        self.plain = PlainCLAF(self.network, recipe)
+        reads = ClafEpoch(encoder, recipe, data)
+        self.inner, self.outer, self.epochs_run = reads.inner[0].batches, reads.outer.batches, 0
+        self.inner_epochs = recipe.inner_epochs
+
+    def head_epochs(self):
+        for number in range(self.inner_epochs):
+            self.inner.start_epoch(self.epochs_run * self.inner_epochs + number)
+            yield ((views[0], labels) for views, labels, _ in self.inner.dataset)
+
+    def __call__(self) -> float:
+        self.outer.start_epoch(self.epochs_run)
+        batches = ((*tf.unstack(views, 3), labels) for views, labels, _ in self.outer.dataset)
+        loss = self.plain.epoch(self.head_epochs(), batches)
+        self.epochs_run += 1
+        return loss
+
+
+def weights_apart(first: keras.Model, second: keras.Model) -> float:
+    """The largest difference between two networks' weights, over the largest weight."""
+    pairs = list(zip(first.get_weights(), second.get_weights(), strict=True))
+    return max(np.abs(a - b).max() for a, b in pairs) / max(np.abs(a).max() for a, _ in pairs)
+
+
+def main() -> None:
+    parser = options(__doc__, images=256)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--claf", action="store_true", help="time CLAF's epochs, and not steps")
+    arguments = parser.parse_args()
+    data, facts = random_data(arguments.images), {}
+    per_image = operations_per_image(random_network(arguments.network))
+    if arguments.claf:
+        recipe = dataclasses.replace(CLAF, batch_size=arguments.batch_size)
+        online = dataclasses.replace(recipe, head="online")
+        ours, plain = (make(arguments.network, recipe, data) for make in (ClafEpoch, PlainClafEpoch))
+        assert weights_apart(ours.network, plain.network) == 0
+        ours(), plain()
+        facts["weights_apart_after_an_epoch"] = float(weights_apart(ours.network, plain.network))
+        contenders = {
+            "clafs": ours,
+            "plain Algorithm 1": plain,
+            "clafs, online head": ClafEpoch(arguments.network, online, data),
+        }
+        attack, learn = 3 * recipe.attack.num_steps, 3 * 3
+        passes = dict.fromkeys(contenders, recipe.inner_epochs * (attack + 1) + attack + learn)
+        passes["clafs, online head"] = attack + learn
+    else:
+        contenders, passes = steps(arguments.network, data, arguments.batch_size)
+    seconds, _ = alternate(contenders, arguments.repeats)
+    images = len(data.train.labels) // arguments.batch_size * arguments.batch_size
+    operations = {name: passes[name] * per_image * images for name in contenders}
+    rows = rows_of(seconds, dict.fromkeys(contenders, images), operations)
+    if not arguments.claf:
+        for name in ("clean", "PGD-5"):
+            bare, fit, pipeline = (
+                rows[f"{name}, {how}"]["seconds"] for how in ("bare", "fit, one batch", "fit, pipeline")
+            )
+            facts[f"{name}_fit_overhead"], facts[f"{name}_stall"] = fit / bare - 1, pipeline / fit - 1
+        facts["adversarial_over_clean"] = rows["PGD-5, bare"]["seconds"] / rows["clean, bare"]["seconds"]
+    tell(arguments, rows, network=arguments.network, batch_size=arguments.batch_size, **facts)
+    print()
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' ')}: {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""beta-CROWN: decides whether a class can overtake within a ball, by splitting ReLUs until bounds suffice.
+
+A domain is the part of the ball where some ReLUs' inputs z have given signs s. Its bound is CROWN's with what follows
+from the signs: such a ReLU is linear, and for any beta >= 0
+
+    min { f(x) : s_k z_k(x) >= 0 for all k }  >=  min_x  f(x) - sum_k beta_k s_k z_k(x),
+
+beta being ascended together with the slopes. A domain whose bound is not positive is split at the ReLU that promises
+most: of those at which the lines are furthest from the ReLU a few are tried.
+
+Sources: Wang et al. 2021, "Beta-CROWN: efficient bound propagation with per-neuron split constraints"; De Palma et al.
+2021, "Improved branch and bound for neural network verification via Lagrangian decomposition" (filtered smart
+branching); Bunel et al. 2020, "Branch and bound for piecewise linear neural network verification".
+"""
+
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.bounds.fold import Max, ReLU, fold
+from keras_rcl.bounds.interval import Interval, past_scaling, pixel_ball
+from keras_rcl.bounds.linear_relaxation import Rows, crown_intervals, lower_bounds, relax
+from keras_rcl.bounds.slopes import ascend
+
+CANDIDATES = 3
+"""How many ReLUs are tried for a split."""
+
+_NEXT_TO_NOTHING = 1e-6
+
+DESCENTS, DESCENT_STEPS = 4, 10
+"""From how many domains' worst images a gradient descent goes on, and for how long."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What branch and bound found.
+
+    Fields:
+        safe: True if no class can overtake, False if one does, None if time ran out.
+        lower: below all margins in question.
+        counterexample: [H, W, C] where not safe.
+        domains: how many were bounded.
+        seconds: that it took, without tracing.
+    """
+
+    safe: bool | None
+    lower: float
+    counterexample: np.ndarray | None
+    domains: int
+    seconds: float
+
+
+@dataclass(order=True)
+class _Domain:
+    """A part of the ball and a class; arrays are of the ReLUs [U] that the ball leaves undecided."""
+
+    lower: float
+    order: int
+    wrong: int = field(compare=False)
+    signs: np.ndarray = field(compare=False)
+    slopes: np.ndarray = field(compare=False)
+    multipliers: np.ndarray = field(compare=False)
+
+
+class BranchAndBound:
+    """Verifies one image at a time; traced once.
+
+    Args:
+        network: functional, images [N, H, W, C] in [0, 1] -> logits [N, K] or a dict with `logits`.
+        dtype: of the bounds.
+        batch_size: domains split at once.
+        iterations: of the ascent of slopes and multipliers, a domain.
+        root_iterations: the same for the whole ball.
+        learning_rate: of the ascent.
+
+    Raises:
+        Refused: if a layer has no bounds.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        dtype: str = "float32",
+        batch_size: int = 32,
+        iterations: int = 20,
+        root_iterations: int = 40,
+        learning_rate: float = 0.1,
+    ):
+        self._network, self._dtype, self._batch_size = network, dtype, batch_size
+        self._iterations, self._root_iterations, self._learning_rate = iterations, root_iterations, learning_rate
+        self._steps = fold(network, dtype=dtype)
+        self._relus = [number for number, step in enumerate(self._steps) if isinstance(step.operation, ReLU)]
+        self._shapes = [self._steps[number].shape for number in self._relus]
+        self._sizes = [math.prod(shape) for shape in self._shapes]
+        readers = [step for step in self._steps if isinstance(step.operation, ReLU | Max)]
+        self._read = sorted({step.inputs[0] for step in readers})
+        image, total, classes = self._steps[0].shape, sum(self._sizes), self._steps[-1].shape[0]
+
+        def spec(*shape, of=dtype):
+            return tf.TensorSpec(shape, of)
+
+        ends = [[spec(1, *self._steps[number].shape)] * 2 for number in [0, *self._read]]
+        state = [spec(None, total)] * 3
+        self._root = tf.function(
+            self._root_bounds, autograph=False, input_signature=[spec(1, *image), spec(), spec(None, classes)]
+        )
+        self._split = tf.function(
+            self._split_bounds, autograph=False, input_signature=[ends, spec(None, classes), *state]
+        )
+        self._descend = tf.function(
+            self._descended,
+            autograph=False,
+            input_signature=[spec(None, *image), spec(None, classes), spec(1, *image), spec(1, *image)],
+        )
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        label: int,
+        epsilon: float,
+        *,
+        wrong: Sequence[int],
+        seconds: float,
+        check: Callable[[np.ndarray], np.ndarray | None],
+    ) -> Outcome:
+        """Decide whether any of some classes overtakes the label's within epsilon of an image.
+
+        Args:
+            image: [H, W, C] in [0, 1].
+            label: its class.
+            epsilon: radius in pixels.
+            wrong: the classes in question.
+            seconds: after which it gives up.
+            check: a supposed counter-example [H, W, C] -> a true one, or None.
+        """
+        for function in (self._root, self._split, self._descend):
+            function.get_concrete_function()  # traced now, so that it costs no image its time
+        started = time.monotonic()
+        unit = np.eye(self._steps[-1].shape[0], dtype=self._dtype)
+        differences = unit[label] - unit
+        wrong = np.asarray(wrong)
+        *state, worst, ends = self._root(image[None].astype(self._dtype), epsilon, differences[wrong])
+        low, high = (
+            np.concatenate([np.zeros(0), *(np.ravel(end[side]) for end in self._relu_ends(ends))]) for side in (0, 1)
+        )
+        undecided = np.flatnonzero((low < 0) & (high > 0))
+        order, domains, closed, heap = itertools.count(), 0, math.inf, []
+
+        def spread(rows):
+            """[B, U] -> [B, T]."""
+            full = np.zeros((len(rows), len(low)), self._dtype)
+            full[:, undecided] = rows
+            return full
+
+        parents = [-math.inf] * len(wrong)
+        while True:
+            bounds, *state = (np.asarray(values) for values in state)
+            domains += len(bounds)
+            for parent, bound, j, *rows in zip(parents, bounds, wrong, *(s[:, undecided] for s in state), strict=True):
+                lower = max(parent, float(bound))
+                if lower > 0:
+                    closed = min(closed, lower)
+                else:
+                    heapq.heappush(heap, _Domain(lower, next(order), j, *rows))
+            found = self._counterexample(np.asarray(worst), differences[wrong], ends[0], check)
+            lower = min(closed, heap[0].lower) if heap else closed
+            if found is not None or not heap:
+                return Outcome(found is None, lower, found, domains, time.monotonic() - started)
+            if time.monotonic() - started > seconds or not len(undecided):
+                return Outcome(None, lower, None, domains, time.monotonic() - started)
+            batch = [heapq.heappop(heap) for _ in range(min(self._batch_size, len(heap)))]
+            parents, wrong = (np.repeat([getattr(d, of) for d in batch], 2) for of in ("lower", "wrong"))
+            rows = (spread(np.stack([getattr(d, of) for d in batch])) for of in ("signs", "slopes", "multipliers"))
+            *state, worst, kept = self._split(ends, differences[wrong[::2]], *rows)
+            kept = np.asarray(kept)
+            parents, wrong, worst = parents[kept], wrong[kept], np.asarray(worst)[kept]
+            state = [np.asarray(values)[kept] for values in state]
+
+    def _counterexample(self, images, functions, box, check) -> np.ndarray | None:
+        """A true counter-example at or near the worst images [B, H, W, C] of some domains."""
+        adversarial, margins = (np.asarray(values) for values in self._descend(images, functions, *box))
+        for index in np.flatnonzero(margins < 0):
+            if (true := check(adversarial[index])) is not None:
+                return true
+        return None
+
+    # In the graph. Signs, slopes and multipliers of domains are [B, T], of all ReLUs side by side.
+
+    def _root_bounds(self, image, epsilon, functions):
+        """Of the whole ball: bounds [B], signs, slopes, multipliers, worst images, ends of what is read."""
+        box = pixel_ball(image, epsilon)
+        rest, scaled = past_scaling(self._steps, box)
+        intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled)
+        ends = [[intervals[number].lower, intervals[number].upper] for number in [0, *self._read]]
+        lines = [relax(Interval(*end)).lower for end in self._relu_ends(ends)]
+        slopes = tf.concat([tf.zeros((1, 0), self._dtype), *(tf.reshape(line, (1, -1)) for line in lines)], axis=1)
+        slopes = tf.repeat(slopes, tf.shape(functions)[0], axis=0)
+        signs = tf.zeros_like(slopes)
+        bounds, slopes, multipliers, worst = self._ascended(
+            ends, functions, signs, slopes, signs, self._root_iterations
+        )
+        return bounds, signs, slopes, multipliers, worst, ends
+
+    def _split_bounds(self, ends, functions, signs, slopes, multipliers):
+        """Of both halves of each domain, one after the other: as `_root_bounds`, and which of them count [2 B].
+
+        A domain in which all ReLUs are decided stays as it is, and is ascended further.
+        """
+        arriving = {}
+        self._lower(ends, functions, signs, slopes, multipliers, arriving)
+        gaps = self._gaps(ends, signs, arriving)
+        largest, tried = tf.math.top_k(gaps, k=min(CANDIDATES, gaps.shape[1]))
+        count = tried.shape[1]
+
+        def halves(tried):
+            """[B, C] -> signs [B, C, 2, T] with z of each tried ReLU set to either side."""
+            at = tf.one_hot(tried, gaps.shape[1], dtype=signs.dtype)
+            return signs[:, None, None, :] + tf.stack([at, -at], axis=2)
+
+        def flat(values):
+            return tf.reshape(values, (-1, values.shape[-1]))
+
+        several = [tf.repeat(values, 2 * count, axis=0) for values in (functions, slopes, multipliers)]
+        promised = self._lower(ends, several[0], flat(halves(tried)), *several[1:])
+        promised = tf.reduce_sum(tf.minimum(tf.reshape(promised, (-1, count, 2)), 0.0), axis=2)
+        promised = tf.where(largest > 0, promised, tf.constant(-np.inf, promised.dtype))
+        chosen = tf.gather(tried, tf.argmax(promised, axis=1), axis=1, batch_dims=1)
+        splits = largest[:, :1] > 0
+        signs = tf.where(splits[:, :, None], halves(chosen[:, None])[:, 0], signs[:, None, :])
+        functions, slopes, multipliers = (tf.repeat(values, 2, axis=0) for values in (functions, slopes, multipliers))
+        signs = flat(signs)
+        bounds, slopes, multipliers, worst = self._ascended(
+            ends, functions, signs, slopes, multipliers, self._iterations
+        )
+        kept = tf.reshape(tf.concat([tf.ones_like(splits), splits], axis=1), (-1,))
+        return bounds, signs, slopes, multipliers, worst, kept
+
+    def _ascended(self, ends, functions, signs, slopes, multipliers, iterations: int):
+        """Bounds [B], slopes and multipliers after the ascent, and the images at which the last bounds are attained."""
+        arriving = {}
+
+        def bound(variables):
+            return self._lower(ends, functions, signs, *variables)
+
+        best = bound([slopes, multipliers])
+        best, (slopes, multipliers) = ascend(
+            bound,
+            best,
+            [slopes, multipliers],
+            [1.0, np.inf],
+            iterations=iterations,
+            learning_rate=self._learning_rate,
+            decay=0.98,
+        )
+        best = tf.maximum(best, self._lower(ends, functions, signs, slopes, multipliers, arriving))
+        (low, high), a = ends[0], arriving[0].coefficients
+        return best, slopes, multipliers, tf.where(a > 0, low, high)
+
+    def _lower(self, ends, functions, signs, slopes, multipliers, arriving: dict | None = None):
+        """[B], the bound of each domain's function."""
+        intervals = dict(zip([0, *self._read], (Interval(*end) for end in ends), strict=True))
+        # A ReLU reads its interval by its input's number, and two may read one: the halves are laid over it in turn.
+        for number, sign in zip(self._relus, self._apart(signs), strict=True):
+            read = self._steps[number].inputs[0]
+            intervals[read] = _half(intervals[read], sign)
+        apart = (self._apart(values) for values in (slopes, -signs * multipliers))
+        slopes, multipliers = (dict(zip(self._relus, values, strict=True)) for values in apart)
+        return lower_bounds(self._steps, Rows(functions), intervals, slopes, multipliers, arriving)
+
+    def _gaps(self, ends, signs, arriving: dict):
+        """[B, T], how much the line above each ReLU can cost; next to nothing where none is used, 0 where decided."""
+        gaps = []
+        for number, sign, end in zip(self._relus, self._apart(signs), self._relu_ends(ends), strict=True):
+            cost = _NEXT_TO_NOTHING - tf.minimum(arriving[number].coefficients, 0.0)
+            gap = cost * relax(_half(Interval(*end), sign)).intercept
+            gaps.append(tf.reshape(gap, (-1, math.prod(gap.shape[1:]))))
+        return tf.concat(gaps, axis=1)
+
+    def _descended(self, images, functions, low, high):
+        """The worst of some images [B, H, W, C], moved down their function of the logits: images, margins."""
+
+        def margins(images, functions):
+            outputs = self._network(tf.cast(images, "float32"), training=False)
+            logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+            return tf.reduce_sum(tf.cast(logits, self._dtype) * functions, axis=1)
+
+        first, worst = tf.math.top_k(-margins(images, functions), k=tf.minimum(DESCENTS, tf.shape(images)[0]))
+        images, functions = tf.gather(images, worst), tf.gather(functions, worst)
+        best, reached = images, -first
+        for step in range(DESCENT_STEPS):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(images)
+                values = margins(images, functions)
+            size = (high - low) / 2 ** (1 + step / 2)
+            images = tf.clip_by_value(images - size * tf.sign(tape.gradient(values, images)), low, high)
+            values = margins(images, functions)
+            lower = values < reached
+            best = tf.where(lower[:, None, None, None], images, best)
+            reached = tf.where(lower, values, reached)
+        return best, reached
+
+    def _relu_ends(self, ends) -> list:
+        """Those of what each ReLU reads."""
+        return [ends[1 + self._read.index(self._steps[number].inputs[0])] for number in self._relus]
+
+    def _apart(self, values) -> list:
+        """[B, T] -> [B, *shape] of each ReLU."""
+        pieces = tf.split(values, self._sizes, axis=1) if self._sizes else []
+        return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+
+def _half(x: Interval, signs) -> Interval:
+    """The interval without what lies on the other side of 0 than the sign; all of it where that is 0."""
+    lower = tf.where(signs > 0, tf.maximum(x.lower, 0.0), x.lower)
+    return Interval(lower, tf.where(signs < 0, tf.minimum(x.upper, 0.0), x.upper))

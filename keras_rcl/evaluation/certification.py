@@ -1,0 +1,296 @@
+"""Which images a classifier provably keeps right within a ball: attacks first, then bounds, cheap before dear."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.bounds import Method, fold, worst_case_margins
+from keras_rcl.bounds.branch_and_bound import BranchAndBound
+from keras_rcl.bounds.forward import evaluate
+from keras_rcl.evaluation.journal import Journal, Piece
+from keras_rcl.evaluation.robustness import Evaluator
+from keras_rcl.progress import Progress, Silent
+from keras_rcl.vocabulary.attack import Attack, AutoPGD
+from keras_rcl.vocabulary.threat import format_pixels
+from keras_rcl.vocabulary.word import Refused
+
+Status = Literal["misclassified", "unsafe", "safe-incomplete", "safe", "timeout", "unknown"]
+"""What is known of an image.
+
+- `misclassified`: wrong as it is; it counts as wrong at every epsilon.
+- `unsafe`: an image of its ball is classified otherwise, in float64 too.
+- `safe-incomplete`: bounds alone prove that none is.
+- `safe`: branch and bound proves it.
+- `timeout`: branch and bound was not done in time.
+- `unknown`: the methods that were asked for do not tell.
+"""
+
+ATTACKS = (AutoPGD(), AutoPGD(loss="dlr_targeted"))
+"""What is tried before any bound."""
+
+COMPLETE = "branch-and-bound"
+"""The method after the bounds."""
+
+VERIFIED = ("safe-incomplete", "safe")
+BROKEN = ("misclassified", "unsafe")
+
+BOUND_BATCH = 20
+"""How many images are bounded at once, at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Certification:
+    """What is known of N images at E epsilons.
+
+    Fields:
+        epsilons: [E].
+        labels: [N].
+        clean_predictions: [N].
+        statuses: [E, N], each a `Status`.
+        decided_by: [E, N], `attack`, a method, or nothing.
+        margins: [E, N], the best lower bound of the least margin; minus infinity where none was sought.
+        seconds: [E, N], of attack, bounds and branching; what a batch took is shared out among its images.
+        counterexamples: (number of the epsilon, number of the image) -> float32 [H, W, C].
+    """
+
+    epsilons: tuple[float, ...]
+    labels: np.ndarray
+    clean_predictions: np.ndarray
+    statuses: np.ndarray
+    decided_by: np.ndarray
+    margins: np.ndarray
+    seconds: np.ndarray
+    counterexamples: dict[tuple[int, int], np.ndarray]
+
+    @property
+    def clean_accuracy(self) -> float:
+        return float((self.clean_predictions == self.labels).mean())
+
+    def rows(self) -> list[dict]:
+        """One row an epsilon. The robust accuracy lies between `verified_accuracy` and `attacked_accuracy`."""
+        return [
+            {
+                "norm": "linf",
+                "epsilon": epsilon,
+                "clean_accuracy": self.clean_accuracy,
+                "attacked_accuracy": float(np.mean(~np.isin(statuses, BROKEN))),
+                "verified_accuracy": float(np.mean(np.isin(statuses, VERIFIED))),
+                "counts": {status: int(np.sum(statuses == status)) for status in get_args(Status)},
+                "seconds": round(float(seconds.sum()), 3),
+            }
+            for epsilon, statuses, seconds in zip(self.epsilons, self.statuses, self.seconds, strict=True)
+        ]
+
+
+class Certifier:
+    """Verifies images in the L-inf balls around them, cut to the pixel box.
+
+    Each image goes from the attack to ever tighter bounds until one decides it.
+
+    Args:
+        network: functional, images [N, H, W, C] in [0, 1] -> logits [N, K] or a dict with `logits`.
+        epsilons: radii in pixels.
+        method: the last one that is tried: one of the bounds' `Method`, or `branch-and-bound`, which decides every
+            ReLU network, given time.
+        timeout: seconds of branch and bound, an image.
+        attacks: run first; none to leave it to the bounds.
+        batch_size: images attacked at once.
+        seed: of the attacks.
+        float64: bound in float64. Bounds hold up to the rounding of their arithmetic, which is not bounded itself.
+
+    Raises:
+        Refused: if a layer has no bounds.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        epsilons: Sequence[float],
+        *,
+        method: str = COMPLETE,
+        timeout: float = 180.0,
+        attacks: Sequence[Attack] = ATTACKS,
+        batch_size: int = 250,
+        seed: int = 0,
+        float64: bool = False,
+    ):
+        self.epsilons, self._dtype = tuple(epsilons), "float64" if float64 else "float32"
+        self._steps = fold(network, dtype="float64")
+        self._method, self._timeout = method, timeout
+        methods = (*get_args(Method), COMPLETE)
+        if method not in methods:
+            raise Refused(f"unknown method {method!r}; choose from {', '.join(methods)}")
+        bounds = [name for name in methods[: methods.index(method) + 1] if name != COMPLETE]
+        self._bounds = {name: _compiled_bound(network, name, self._dtype) for name in bounds}
+        self._branch_and_bound = BranchAndBound(network, dtype=self._dtype) if method == COMPLETE else None
+
+        def logits(images):
+            outputs = network(images, training=False)
+            return outputs["logits"] if isinstance(outputs, dict) else outputs
+
+        self._evaluators = [
+            Evaluator(logits, [attack.at(epsilon) for attack in attacks], batch_size=batch_size, seed=seed)
+            for epsilon in self.epsilons
+        ]
+
+    def question(self, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """All that the pieces of a journal depend on, as JSON values, but for model and versions."""
+        asked = self._evaluators[0].question(images, labels, keep_images=True)
+        return {
+            **asked,
+            "epsilons": list(self.epsilons),
+            "method": self._method,
+            "timeout": self._timeout,
+            "dtype": self._dtype,
+        }
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        progress: Progress | None = None,
+        journal: Journal | None = None,
+    ) -> Certification:
+        """Verify images [N, H, W, C] in [0, 1] with labels [N]; with a `journal` of this question, go on from it.
+
+        Raises:
+            Refused: if the images are no batch of floats in [0, 1].
+        """
+        labels, progress, counterexamples = np.asarray(labels, np.int32), progress or Silent(), {}
+        balls = []
+        for number in range(len(self.epsilons)):
+            balls.append(self._verify(number, images, labels, progress, journal))
+            counterexamples.update({(number, index): image for index, image in balls[-1].broken.items()})
+        return Certification(
+            epsilons=self.epsilons,
+            labels=labels,
+            clean_predictions=balls[0].predictions,
+            statuses=np.stack([ball.statuses for ball in balls]),
+            decided_by=np.stack([ball.decided_by for ball in balls]),
+            margins=np.stack([ball.margins.min(axis=1) for ball in balls]),
+            seconds=np.stack([ball.seconds for ball in balls]),
+            counterexamples=counterexamples,
+        )
+
+    def _verify(self, number: int, images, labels, progress: Progress, journal: Journal | None) -> "_Ball":
+        """Attack, then one method after the other, each on what is undecided."""
+        epsilon, evaluator = self.epsilons[number], self._evaluators[number]
+        survival = evaluator(images, labels, keep_images=True, progress=progress, journal=journal)
+        ball = _Ball(survival.clean_predictions, labels, self._steps[-1].shape[0])
+        ball.seconds[survival.clean] = survival.seconds.sum() / max(1, survival.clean.sum())
+        for survived, adversarial in zip(survival.survived, survival.adversarial, strict=True):
+            for index in np.setdiff1d(ball.undecided, np.flatnonzero(survived)):
+                broken = self.counterexample(images[index], adversarial[index], labels[index], epsilon)
+                if broken is not None:
+                    ball.decide(index, "unsafe", "attack", broken)
+        for method, bound in self._bounds.items():
+            undecided = ball.undecided
+            progress.start(f"{method} linf {format_pixels(epsilon)}", len(undecided))
+            for start in range(0, len(undecided), BOUND_BATCH):
+                chosen = undecided[start : start + BOUND_BATCH]
+                run = functools.partial(self._run, bound, images[chosen], labels[chosen], epsilon)
+                found = _piece(journal, f"{number} {method} ".encode() + chosen.tobytes(), run)
+                ball.margins[chosen] = np.maximum(ball.margins[chosen], found["margins"])
+                ball.seconds[chosen] += found["seconds"] / len(chosen)
+                for index in chosen[ball.margins[chosen].min(axis=1) > 0]:
+                    ball.decide(index, "safe-incomplete", method)
+                progress.update(start + len(chosen))
+            progress.finish(ball.told())
+        if self._branch_and_bound:
+            undecided = ball.undecided
+            progress.start(f"{COMPLETE} linf {format_pixels(epsilon)}", len(undecided))
+            for done, index in enumerate(undecided, 1):
+                wrong = np.flatnonzero(ball.margins[index] <= 0)
+                run = functools.partial(self._branch, images[index], labels[index], epsilon, wrong)
+                found = _piece(journal, f"{number} {COMPLETE} {index}".encode(), run)
+                ball.margins[index, wrong] = np.maximum(ball.margins[index, wrong], found["lower"])
+                ball.seconds[index] += found["seconds"]
+                status = str(found["status"])
+                ball.decide(index, status, COMPLETE if status != "timeout" else "", found.get("counterexample"))
+                progress.update(done, ball.told())
+            progress.finish(ball.told())
+        return ball
+
+    def _branch(self, image, label: int, epsilon: float, wrong: np.ndarray) -> Piece:
+        """What branch and bound makes of an image."""
+        check = functools.partial(self.counterexample, image, label=label, epsilon=epsilon)
+        outcome = self._branch_and_bound(image, label, epsilon, wrong=wrong, seconds=self._timeout, check=check)
+        status = {True: "safe", False: "unsafe", None: "timeout"}[outcome.safe]
+        found = {"status": np.array(status), "lower": np.array(outcome.lower), "seconds": np.array(outcome.seconds)}
+        return found if outcome.counterexample is None else {**found, "counterexample": outcome.counterexample}
+
+    def _run(self, bound: Callable, images, labels, epsilon: float) -> Piece:
+        """Margins of a batch, those of the labels infinite."""
+        bound.get_concrete_function()  # traced now, so that it is no part of the seconds
+        started = time.perf_counter()
+        margins = bound(images.astype(self._dtype), labels, np.asarray(epsilon, self._dtype)).numpy()
+        np.put_along_axis(margins, labels[:, None], np.inf, axis=1)
+        return {"margins": margins, "seconds": np.array(time.perf_counter() - started)}
+
+    def counterexample(self, image, adversarial, label: int, epsilon: float) -> np.ndarray | None:
+        """A float32 image of the ball that is classified otherwise in float64, near a supposed one; None if it is not.
+
+        Args:
+            image: float32 [H, W, C], the ball's center.
+            adversarial: the supposed one; what lies outside ball or box by rounding is moved inside.
+            label: of the image.
+            epsilon: the radius.
+        """
+        center = image.astype(np.float64)
+        low, high = np.maximum(center - epsilon, 0), np.minimum(center + epsilon, 1)
+        moved = np.clip(adversarial, low, high).astype(np.float32)
+        moved = np.where(moved > high, np.nextafter(moved, np.float32(-1)), moved)
+        moved = np.where(moved < low, np.nextafter(moved, np.float32(2)), moved)
+        (logits,) = evaluate(self._steps, moved[None])
+        return moved if np.delete(logits, label).max() > logits[label] else None
+
+
+class _Ball:
+    """What is known of all images at one epsilon, while it is found out."""
+
+    def __init__(self, predictions: np.ndarray, labels: np.ndarray, num_classes: int):
+        self.predictions = predictions
+        self.statuses = np.full(len(labels), "unknown", f"<U{max(map(len, get_args(Status)))}")
+        self.statuses[predictions != labels] = "misclassified"
+        self.decided_by = np.full(len(labels), "", "<U16")
+        self.margins = np.full((len(labels), num_classes), -np.inf)
+        self.seconds = np.zeros(len(labels))
+        self.broken: dict[int, np.ndarray] = {}
+
+    @property
+    def undecided(self) -> np.ndarray:
+        return np.flatnonzero(self.statuses == "unknown")
+
+    def decide(self, index: int, status: Status, by: str, broken: np.ndarray | None = None) -> None:
+        self.statuses[index], self.decided_by[index] = status, by
+        if broken is not None:
+            self.broken[int(index)] = broken
+
+    def told(self) -> str:
+        """For progress."""
+        safe = np.isin(self.statuses, VERIFIED).mean()
+        return f"verified {safe:.2%}, undecided {len(self.undecided) / len(self.statuses):.2%}"
+
+
+def _compiled_bound(network: keras.Model, method: Method, dtype: str) -> Callable:
+    """images [N, H, W, C], labels [N], epsilon -> margins [N, K]."""
+    return tf.function(
+        functools.partial(worst_case_margins, network, method=method),
+        autograph=False,
+        input_signature=[
+            tf.TensorSpec([None, *network.inputs[0].shape[1:]], dtype),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([], dtype),
+        ],
+    )
+
+
+def _piece(journal: Journal | None, name: bytes, compute: Callable[[], Piece]) -> Piece:
+    return compute() if journal is None else journal.piece(name, compute)

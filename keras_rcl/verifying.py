@@ -1,0 +1,143 @@
+"""The composition of a verification: a model on disk and data become a record of what is proved."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_rcl.bounds import fold
+from keras_rcl.bounds.forward import evaluate
+from keras_rcl.classifier import load_classifier
+from keras_rcl.data import sources
+from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
+from keras_rcl.evaluation.record import make_verification, versions
+from keras_rcl.experiment import check_fit, dataset_of, output_and_journal, pixels
+from keras_rcl.progress import Progress, Silent
+from keras_rcl.saved import read_layers
+from keras_rcl.vocabulary.attack import describe
+from keras_rcl.vocabulary.files import atomic_folder, write_json
+from keras_rcl.vocabulary.threat import ThreatModel
+from keras_rcl.vocabulary.word import Refused, first_line
+
+_TOLERANCE = 1e-3
+"""Of logits in float32 against the folded layers in float64."""
+
+
+def verify_model(
+    path: Path,
+    epsilons: Sequence[float],
+    *,
+    method: str = "branch-and-bound",
+    timeout: float = 180.0,
+    no_attack: bool = False,
+    float64: bool = False,
+    dataset: dict[str, Any] | None = None,
+    part: str = "test",
+    output_dir: Path | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    overwrite: bool = False,
+    trust: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Verify a model's images in L-inf balls; broken off at any instant, the same call goes on from there.
+
+    Args:
+        path: a folder that `export` made, or a `.keras` file.
+        epsilons: radii in pixels.
+        method: see `Certifier`.
+        timeout: likewise.
+        no_attack: attack nothing first.
+        float64: see `Certifier`.
+        dataset: which images, as for `attack`.
+        part: likewise.
+        output_dir: the folder for `record.json` and `counterexamples.npz`; `verifications/<model>`, numbered, where not
+            given.
+        batch_size: images attacked at once.
+        seed: of the attacks.
+        overwrite: replace the output folder, and an interrupted verification of something else.
+        trust: load the model without looking for what could do harm.
+        progress: where progress is shown.
+
+    Returns:
+        The record, and the folder that holds it.
+
+    Raises:
+        Refused: if model or data cannot be read or do not fit one another, or a layer has no bounds.
+    """
+    for epsilon in epsilons:
+        _check(epsilon)
+    network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
+    if classifier.gives_probabilities:
+        raise Refused(f"{path} gives probabilities, and margins are of logits; save it without its last softmax")
+    data = sources.load(dataset_of(classifier, dataset or {}))
+    check_fit(classifier, data)
+    chosen = getattr(data, part)
+    if not len(chosen.labels):
+        raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
+    images, progress = pixels(chosen.images), progress or Silent()
+    attacks = () if no_attack else tuple(attack for attack in ATTACKS if attack.fewest_classes <= data.num_classes)
+    certifier = Certifier(
+        network,
+        epsilons,
+        method=method,
+        timeout=timeout,
+        attacks=attacks,
+        batch_size=min(batch_size, len(images)),
+        seed=seed,
+        float64=float64,
+    )
+    question = {
+        "model": {"hash": classifier.model_hash},
+        **certifier.question(images, chosen.labels),
+        "versions": versions(),
+    }
+    served, folded = classifier.logits(images[:10]), evaluate(fold(network, dtype="float64"), images[:10])
+    if not np.allclose(folded, served, rtol=_TOLERANCE, atol=_TOLERANCE):
+        raise Refused(f"the layers in {path} give other logits than it serves; export it again")
+    output_dir, journal = output_and_journal(output_dir, Path("verifications") / path.stem, question, overwrite)
+    with journal:
+        if len(journal):
+            progress.say(f"resuming {journal.path}: {len(journal)} pieces done")
+        found = certifier(images, chosen.labels, progress=progress, journal=journal)
+    record = make_verification(
+        found,
+        model={
+            "name": classifier.contract.get("name", path.stem),
+            "variant": classifier.contract.get("variant"),
+            "hash": classifier.model_hash,
+        },
+        data={"name": data.name, "part": part, "indices": chosen.indices},
+        seed=seed,
+        attacks=[describe(attack) for attack in attacks],
+        method=method,
+        timeout=timeout,
+        dtype="float64" if float64 else "float32",
+    )
+    with atomic_folder(output_dir, overwrite=overwrite) as folder:
+        write_json(folder / "record.json", record)
+        if found.counterexamples:
+            _keep(found, images, chosen.indices, folder / "counterexamples.npz")
+    journal.discard()
+    return record, output_dir
+
+
+def _check(epsilon: float) -> None:
+    try:
+        ThreatModel(norm="linf", epsilon=epsilon)
+    except ValueError as error:
+        raise Refused(f"--epsilon {epsilon:g}: {first_line(error)}") from None
+
+
+def _keep(found: Certification, images: np.ndarray, indices: np.ndarray, path: Path) -> None:
+    """One entry a counter-example: of which image and at which epsilon."""
+    numbers, which = (np.array(column) for column in zip(*found.counterexamples, strict=True))
+    np.savez_compressed(
+        path,
+        images=images[which],
+        adversarial=np.stack(list(found.counterexamples.values())),
+        labels=found.labels[which],
+        indices=indices[which],
+        epsilons=np.array(found.epsilons)[numbers],
+    )

@@ -1,0 +1,144 @@
+"""Branch and bound against the exact minimum, and its bounds of single domains against their own images."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from milp_oracle import affine_maps, exact_minimum
+from test_tightness import NETWORKS, SLACK, dense, functions, network_of
+from tiny_networks import random_images, random_network
+
+from keras_rcl.bounds import fold
+from keras_rcl.bounds.branch_and_bound import BranchAndBound
+from keras_rcl.bounds.forward import evaluate
+
+LONG = 1e5
+
+IMAGES = 20
+"""Of each network; each is verified against both other classes."""
+
+KINDS = {**NETWORKS, "wide": lambda: network_of([keras.layers.Flatten(), *dense(16, 16, 3)], (2, 2, 1), 6)}
+SPLITTING = ("dense", "deep", "wide")
+"""Those on which the bounds of the whole ball do not decide everything."""
+
+
+def balanced(kind):
+    """The network with logits of mean 0, so that each class is somewhere the largest and margins are close."""
+    network = KINDS[kind]()
+    bias, images = network.layers[-1].bias, random_images(200, 99, network.input_shape[1:])
+    bias.assign(bias - np.mean(network(images, training=False), axis=0))
+    return network
+
+
+def problems(network, count):
+    """Images, each with its own class and a radius."""
+    steps = fold(network, dtype="float64")
+    for seed in range(count):
+        image = random_images(1, seed, network.input_shape[1:])[0]
+        epsilon = float(np.random.default_rng(seed).choice([0.05, 0.1, 0.2, 0.3, 0.5]))
+        yield image, int(evaluate(steps, image[None]).argmax()), epsilon
+
+
+def checker(network, label, wrong):
+    steps = fold(network, dtype="float64")
+
+    def check(image):
+        (logits,) = evaluate(steps, image[None])
+        return image if logits[wrong].max() > logits[label] else None
+
+    return check
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decides_as_the_exact_minimum_does(kind):
+    network = balanced(kind)
+    shape, shortcut = network.input_shape[1:], (0, 2) if kind == "residual" else None
+    maps, decide = (
+        affine_maps(functions(network), int(np.prod(shape))),
+        BranchAndBound(network, root_iterations=1, iterations=5),
+    )
+    decided, domains = [], []
+    for image, label, epsilon in problems(network, IMAGES):
+        center = image.ravel().astype("float64")
+        low, high = np.maximum(center - epsilon, 0), np.minimum(center + epsilon, 1)
+        for wrong in {0, 1, 2} - {label}:
+            exact = exact_minimum(maps, np.eye(3)[label] - np.eye(3)[wrong], low, high, shortcut)
+            found = decide(image, label, epsilon, wrong=[wrong], seconds=LONG, check=checker(network, label, [wrong]))
+            assert found.safe == (exact > 0), (image, epsilon, wrong, exact, found)
+            assert found.lower <= exact + SLACK
+            if not found.safe:
+                change = np.abs(found.counterexample - image)
+                assert change.max() <= epsilon + 1e-6
+                assert found.counterexample.min() >= 0 and found.counterexample.max() <= 1
+            decided.append(found.safe)
+            domains.append(found.domains)
+    assert len(decided) == 2 * IMAGES and 0.1 < np.mean(decided) < 0.95
+    assert kind not in SPLITTING or max(domains) > 2
+
+
+def test_all_classes_at_once_are_each_of_them():
+    network = balanced("conv")
+    decide, told = BranchAndBound(network), []
+    for image, label, epsilon in problems(network, 15):
+        wrong = [j for j in range(3) if j != label]
+        alone = [
+            decide(image, label, epsilon, wrong=[j], seconds=LONG, check=checker(network, label, [j])).safe
+            for j in wrong
+        ]
+        found = decide(image, label, epsilon, wrong=wrong, seconds=LONG, check=checker(network, label, wrong))
+        assert found.safe is all(alone)
+        told.append(found.safe)
+    assert True in told and False in told
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_domains_bound_is_below_all_of_its_images(dtype):
+    """Whatever the slopes and the multipliers are; the signs are those of one image, so that no domain is empty."""
+    network, rng = random_network(["conv", "add", "max_pooling"], seed=4), np.random.default_rng(0)
+    search, steps = BranchAndBound(network, dtype=dtype, root_iterations=1), fold(network, dtype="float64")
+    image, epsilon = random_images(1, 3)[0].astype(dtype), 0.2
+    function = np.eye(3)[[0]].astype(dtype) - np.eye(3)[[1]].astype(dtype)
+    *_, ends = search._root_bounds(tf.constant(image[None]), tf.constant(epsilon, dtype), function)
+    (low, high), total = (end.numpy() for end in ends[0]), sum(search._sizes)
+    images = rng.uniform(low, high, (4000, *image.shape))
+    margins = evaluate(steps, images) @ function[0]
+    read = np.concatenate([_values(steps, n, images) for n in search._relus], axis=1)
+    tighter = 0
+    for trial in range(30):
+        few = rng.permutation(total) < 5
+        signs = np.where(few, np.sign(read[trial]), 0)
+        inside = np.all(signs * read >= 0, axis=1)
+        slopes, multipliers = rng.uniform(size=total), rng.uniform(size=total) * 0.2
+        rows = [values[None].astype(dtype) for values in (signs, slopes, multipliers)]
+        bound = float(search._lower(ends, function, *rows)[0])
+        assert bound <= margins[inside].min() + SLACK
+        tighter += bound > float(search._lower(ends, function, rows[0], rows[1], 0 * rows[2])[0])
+    assert 0 < tighter, "multipliers are seen at work"
+
+
+def _values(steps, number, images):
+    """[N, size], what a ReLU reads."""
+    return evaluate(steps[: steps[number].inputs[0] + 1], images).reshape(len(images), -1)
+
+
+def test_out_of_time():
+    network = balanced("deep")
+    decide = BranchAndBound(network, root_iterations=1)
+    told = []
+    for image, label, epsilon in problems(network, 30):
+        wrong = [j for j in range(3) if j != label]
+        told.append(decide(image, label, epsilon, wrong=wrong, seconds=0, check=lambda image: None))
+    given_up = [found for found in told if found.safe is None]
+    assert given_up and all(found.lower <= 0 and found.counterexample is None for found in given_up)
+    assert all(found.domains == 2 for found in told), "nothing but the whole ball was bounded, once a class"
+
+
+def test_a_linear_network_has_nothing_to_split():
+    image = keras.Input((1, 2, 1))
+    network = keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(image)))
+    network.layers[-1].set_weights([np.array([[1.0, 0.0], [-3.0, 0.0]]), np.array([1.0, 0.0])])
+    decide, at = BranchAndBound(network), np.array([0.5, 0.25], "float32").reshape(1, 2, 1)
+    # 1 + x_1 - 3 x_2 is 0.75 there, and falls by 4 epsilon.
+    for epsilon, safe in ((0.15, True), (0.2, False)):
+        found = decide(at, 0, epsilon, wrong=[1], seconds=LONG, check=checker(network, 0, [1]))
+        assert found.safe is safe and found.lower == pytest.approx(0.75 - 4 * epsilon, abs=1e-6)

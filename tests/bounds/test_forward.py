@@ -1,0 +1,17 @@
+"""The NumPy pass of a folded network against Keras itself."""
+
+import numpy as np
+import pytest
+from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network
+
+from keras_rcl.bounds import fold
+from keras_rcl.bounds.forward import evaluate
+
+
+@pytest.mark.parametrize("block", IMAGE_BLOCKS)
+def test_numpy_gives_what_keras_does(block):
+    for seed, tail in enumerate(TAILS):
+        network, images = random_network(["conv", block], tail, seed=seed), random_images(3, seed)
+        found = evaluate(fold(network, dtype="float64"), images)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, network(images, training=False), rtol=1e-5, atol=1e-5)

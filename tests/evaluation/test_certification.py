@@ -1,0 +1,185 @@
+"""Certification of a small trained network: against AutoAttack, hand arithmetic, and itself broken off."""
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from keras_rcl.evaluation.certification import Certification, Certifier
+from keras_rcl.evaluation.journal import Journal
+from keras_rcl.evaluation.robustness import Evaluator
+from keras_rcl.vocabulary.attack import AutoAttack, AutoPGD
+from keras_rcl.vocabulary.word import Refused
+
+EPSILONS = (8 / 255, 24 / 255)
+QUICK = (AutoPGD(num_steps=10),)
+COUNT = 20
+LONG = 1e5
+"""Seconds; no verdict hangs on how fast this machine is."""
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Two hidden layers on digits, trained for a moment."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(12, activation="relu"), keras.layers.Dense(12, activation="relu")]
+    network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), *layers, keras.layers.Dense(10)])
+    network.compile(
+        keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
+    )
+    images, labels = digits(1000)
+    network.fit(images, labels, epochs=5, batch_size=100, verbose=0)
+    return network
+
+
+def digits(count):
+    found = load_digits()
+    return (found.images[-count:, ..., None] / 16).astype("float32"), found.target[-count:].astype("int32")
+
+
+@pytest.fixture(scope="module")
+def found(network):
+    return Certifier(network, EPSILONS, attacks=QUICK, timeout=LONG)(*digits(COUNT))
+
+
+def logits_of(network, images):
+    """By hand, in float64."""
+    x = images.reshape(len(images), -1).astype("float64")
+    *hidden, last = (layer for layer in network.layers if layer.weights)
+    for layer in hidden:
+        x = np.maximum(x @ layer.kernel.numpy().astype("float64") + layer.bias.numpy(), 0)
+    return x @ last.kernel.numpy().astype("float64") + last.bias.numpy()
+
+
+def test_every_image_is_decided(network, found):
+    images, labels = digits(COUNT)
+    statuses = found.statuses
+    right = logits_of(network, images).argmax(axis=1) == labels
+    np.testing.assert_array_equal(statuses != "misclassified", np.tile(right, (2, 1)))
+    assert set(statuses.ravel()) <= {"misclassified", "unsafe", "safe-incomplete", "safe"}
+    assert {"unsafe", "safe-incomplete", "safe"} <= set(statuses.ravel()), "all are seen at work"
+    verified = np.isin(statuses, ("safe", "safe-incomplete"))
+    assert np.all(verified[0] | ~verified[1]), "what is safe in a ball is safe in a smaller one"
+    assert np.all(found.margins[verified] > 0)
+    by = found.decided_by
+    assert np.all((by == "branch-and-bound") >= (statuses == "safe")) and np.all((by == "") == ~np.tile(right, (2, 1)))
+
+
+def test_counterexamples_are_true_ones(network, found):
+    images, labels = digits(COUNT)
+    assert set(found.counterexamples) == set(zip(*np.nonzero(found.statuses == "unsafe"), strict=True))
+    for (number, index), image in found.counterexamples.items():
+        assert image.dtype == np.float32 and 0 <= image.min() and image.max() <= 1
+        change = np.abs(image.astype("float64") - images[index].astype("float64"))
+        assert change.max() <= EPSILONS[number] + 1e-15
+        assert logits_of(network, image[None]).argmax() != labels[index]
+
+
+def test_no_verified_image_is_broken_by_autoattack(network, found):
+    images, labels = digits(COUNT)
+    attacks = [AutoAttack(epsilon=epsilon) for epsilon in EPSILONS]
+    survived = Evaluator(lambda x: network(x, training=False), attacks, batch_size=COUNT)(images, labels).survived
+    verified = np.isin(found.statuses, ("safe", "safe-incomplete"))
+    assert not np.any(verified & ~survived)
+    assert verified.any() and np.any(~survived & (found.statuses == "unsafe"))
+
+
+def test_without_attack_and_in_float64_the_same_is_true(network, found):
+    other = Certifier(network, EPSILONS, attacks=(), timeout=LONG, float64=True)(*digits(COUNT))
+    verified = [np.isin(one.statuses, ("safe", "safe-incomplete")) for one in (found, other)]
+    np.testing.assert_array_equal(*verified)
+    np.testing.assert_array_equal(found.statuses == "unsafe", other.statuses == "unsafe")
+    assert set(other.decided_by[other.statuses == "unsafe"]) == {"branch-and-bound"}
+
+
+def test_bounds_alone_leave_some_unknown(network, found):
+    images, labels = digits(COUNT)
+    bounds = Certifier(network, EPSILONS, attacks=(), method="crown")(images, labels)
+    assert set(bounds.statuses.ravel()) == {"misclassified", "safe-incomplete", "unknown"}
+    assert set(bounds.decided_by.ravel()) <= {"", "ibp", "crown-ibp", "crown"}
+    verified = [np.isin(one.statuses, ("safe", "safe-incomplete")) for one in (bounds, found)]
+    assert np.all(verified[0] <= verified[1]) and verified[0].sum() < verified[1].sum()
+
+
+def test_without_time_what_bounds_leave_open_is_a_timeout(network, found):
+    hasty = Certifier(network, EPSILONS[1:], attacks=QUICK, timeout=0.0)(*digits(COUNT))
+    out = hasty.statuses[0] == "timeout"
+    assert out.any() and np.all(hasty.margins[0, out] <= 0)
+    same = ~out
+    np.testing.assert_array_equal(hasty.statuses[0, same], found.statuses[1, same])
+
+
+def test_a_supposed_counterexample_is_moved_into_ball_and_box_or_dropped(network):
+    certifier = Certifier(network, EPSILONS[:1], attacks=(), method="ibp")
+    (image,), (label,) = digits(1)
+    assert certifier.counterexample(image, image, label, 0.1) is None
+    rng, told = np.random.default_rng(0), 0
+    for _ in range(200):
+        supposed = image + rng.choice([-1.0, 1.0], image.shape).astype("float32")
+        moved = certifier.counterexample(image, supposed, label, 0.3)
+        if moved is not None:
+            told += 1
+            assert np.all(np.abs(moved.astype("float64") - image) <= 0.3)
+            assert moved.min() >= 0 and moved.max() <= 1 and moved.dtype == np.float32
+    assert told
+
+
+def test_broken_off_and_resumed_it_is_as_uninterrupted(network, found, tmp_path, monkeypatch):
+    certifier, (images, labels) = Certifier(network, EPSILONS, attacks=QUICK, timeout=LONG), digits(COUNT)
+    whole, done = Certifier._branch, []
+
+    def breaking(*arguments):
+        done.append(1)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    def journal():
+        return Journal(tmp_path / "journal", certifier.question(images, labels))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), journal() as kept:
+        patch.setattr(Certifier, "_branch", breaking)
+        certifier(images, labels, journal=kept)
+    with journal() as kept:
+        assert len(kept) > 3
+        resumed = certifier(images, labels, journal=kept)
+    np.testing.assert_array_equal(resumed.statuses, found.statuses)
+    np.testing.assert_array_equal(resumed.decided_by, found.decided_by)
+    assert resumed.counterexamples.keys() == found.counterexamples.keys()
+    for key, image in resumed.counterexamples.items():
+        np.testing.assert_array_equal(image, found.counterexamples[key])
+
+
+def test_rows_by_hand():
+    statuses = np.array([["misclassified", "unsafe", "safe", "safe-incomplete", "timeout", "unknown", "safe", "safe"]])
+    labels = np.arange(8)
+    found = Certification(
+        epsilons=(2 / 255,),
+        labels=labels,
+        clean_predictions=np.where(labels == 0, 9, labels),
+        statuses=statuses,
+        decided_by=np.full((1, 8), ""),
+        margins=np.zeros((1, 8)),
+        seconds=np.full((1, 8), 0.5),
+        counterexamples={},
+    )
+    (row,) = found.rows()
+    assert (row["clean_accuracy"], row["attacked_accuracy"], row["verified_accuracy"]) == (7 / 8, 6 / 8, 4 / 8)
+    assert row["counts"] == {
+        "misclassified": 1,
+        "unsafe": 1,
+        "safe-incomplete": 1,
+        "safe": 3,
+        "timeout": 1,
+        "unknown": 1,
+    }
+    assert row["seconds"] == 4.0 and row["epsilon"] == 2 / 255
+
+
+def test_an_unknown_method_and_an_unsupported_layer_are_refused(network):
+    with pytest.raises(Refused, match="unknown method 'milp'; choose from ibp, .*branch-and-bound"):
+        Certifier(network, EPSILONS, method="milp")
+    image = keras.Input((8, 8, 1))
+    other = keras.Model(image, keras.layers.Dense(2)(keras.layers.Softmax(name="odd")(keras.layers.Flatten()(image))))
+    with pytest.raises(Refused, match="layer odd .Softmax. has no bounds"):
+        Certifier(other, EPSILONS)

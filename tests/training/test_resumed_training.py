@@ -1,0 +1,203 @@
+"""A training that is broken off at any step, and resumed, ends in the same bits as one that is not."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorflow.python.framework import config as tensorflow_config
+from tiny import BATCH, image_data, tiny_clafs, tiny_network
+
+from keras_rcl.methods.at import AT
+from keras_rcl.progress import Silent
+from keras_rcl.runtime import Terminated
+from keras_rcl.training import run_phases as engine
+from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.run_phases import run_phases
+from keras_rcl.training.states import States
+from keras_rcl.training.tensorboard import TensorBoardWriter
+from keras_rcl.vocabulary.attack import FGSM
+from keras_rcl.vocabulary.phase import SGD
+from keras_rcl.vocabulary.word import Refused
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    tf.config.experimental.enable_op_determinism()
+    yield
+    tensorflow_config.disable_op_determinism()
+
+
+class Killed(BaseException):
+    """Where a process would be killed."""
+
+
+class Dies(Silent):
+    """Raises after so many steps of this process, or signals it; `lines` is what it was told to say."""
+
+    def __init__(self, after: int | None = None, by=Killed):
+        self.left, self.by, self.lines = after, by, []
+
+    def update(self, done, note=""):
+        if self.left is None:
+            return
+        self.left -= 1
+        if self.left == 0:
+            if isinstance(self.by, signal.Signals):
+                signal.raise_signal(self.by)
+            else:
+                raise self.by
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def train(folder, method, progress, save_every=0.0):
+    """Run a method in a folder as `fit` does: the network, the chosen validation."""
+    network, states = tiny_network(), States(folder, progress.say)
+    resumed = states.rewind()
+
+    def validate():
+        return {"robust_accuracy": float(np.abs(network.get_weights()[0]).sum() % 1)}
+
+    with TensorBoardWriter(folder) as writer:
+        chosen = run_phases(
+            network,
+            method.phases(),
+            image_data(),
+            folder,
+            writer=writer,
+            monitored_attack=FGSM(),
+            validate=validate,
+            states=states,
+            resumed=resumed,
+            save_every=save_every,
+            progress=progress,
+        )
+    return network, chosen
+
+
+def left(folder, network, chosen):
+    """All that a training leaves, but for times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line.pop("images_per_second") > 0 for line in lines)
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    tags = [tag for tag in events.Tags()["tensors"] if "images_per_second" not in tag]
+    curves = {tag: [(e.step, e.tensor_proto.SerializeToString()) for e in events.Tensors(tag)] for tag in tags}
+    checkpoints, held, weights = Checkpoints(folder / "checkpoints"), tiny_network(seed=1), {}
+    for name in checkpoints.names():
+        checkpoints.load(held, name)
+        weights[name] = [value.tobytes() for value in held.get_weights()]
+    return lines, curves, weights, [value.tobytes() for value in network.get_weights()], chosen
+
+
+# A step in the refresh, the first and the last of an epoch; each counted from where the process before was stopped.
+CLAFS = tiny_clafs(adversarial_epochs=2, linear_epochs=2)
+AVERAGED = AT(epochs=3, ema=0.8, batch_size=BATCH, attack=FGSM(epsilon=8 / 255))
+
+
+@pytest.mark.parametrize(
+    ("method", "deaths", "where"),
+    [
+        (CLAFS, (2, 3, 4, 5), "3/3 linear evaluation  epoch 1/2, step 1"),
+        (AVERAGED, (2, 3), "1/1 adversarial training  epoch 2/3, step 1"),
+    ],
+    ids=["refresh", "average"],
+)
+def test_killed_and_resumed(tmp_path, method, deaths, where):
+    expected = left(tmp_path / "whole", *train(tmp_path / "whole", method, Dies()))
+    for after in deaths:
+        with pytest.raises(Killed):
+            train(tmp_path / "cut", method, Dies(after))
+        (tmp_path / "cut/tensorboard/events.out.tfevents.of-the-killed").write_bytes(b"torn")
+    last = Dies()
+    found = left(tmp_path / "cut", *train(tmp_path / "cut", method, last))
+    assert found == expected
+    assert last.lines == [f"resuming {where}"]
+
+
+def test_a_signal_lets_the_step_end_and_saves_it(tmp_path):
+    """Nothing is saved on account of time, and yet nothing is lost; with a damaged state one step is."""
+    method = tiny_clafs(warmup_epochs=0, adversarial_epochs=0, linear_epochs=2)
+    expected = left(tmp_path / "whole", *train(tmp_path / "whole", method, Dies(), save_every=1e9))
+    before = signal.getsignal(signal.SIGTERM)
+    for by, raised, said in ((signal.SIGTERM, Terminated, None), (signal.SIGINT, KeyboardInterrupt, "1/2, step 1")):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        progress = Dies(1 if by == signal.SIGTERM else 2, by)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            train(tmp_path / "cut", method, progress, save_every=1e9)
+        assert stopped.type is raised and signal.getsignal(signal.SIGTERM) == before
+        assert said is None or said in progress.lines[0]
+    latest = max((tmp_path / "cut/training").glob("*.state"))
+    latest.write_bytes(latest.read_bytes()[:-1])
+    last = Dies()
+    assert left(tmp_path / "cut", *train(tmp_path / "cut", method, last)) == expected
+    assert "is damaged" in last.lines[0] and last.lines[1].startswith("resuming 3/3 linear evaluation")
+
+
+def test_after_the_last_epoch_only_the_end_is_left(tmp_path):
+    method = tiny_clafs(warmup_epochs=0, adversarial_epochs=0, linear_epochs=2)
+    expected = left(tmp_path, *train(tmp_path, method, Dies()))
+    last = Dies(1)
+    assert left(tmp_path, *train(tmp_path, method, last)) == expected
+    assert last.lines == ["resuming after the last epoch"]
+
+
+# Guards
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step(tmp_path):
+    """At a learning rate of 1e30 the first step is finite and the second is not."""
+    method = AT(epochs=2, batch_size=BATCH, attack=FGSM(), optimizer=SGD(learning_rate=1e30, momentum=0.0))
+    with pytest.raises(Refused) as refusal:
+        train(tmp_path, method, Dies())
+    line = str(refusal.value)
+    assert "not finite after step" in line and "of epoch 1 of adversarial training" in line
+    assert "and 8 more" in line and "smaller learning rate (now 1e+30)" in line and "\n" not in line
+    named = line.split("training images ")[1].split(" and 8")[0].split(", ")
+    assert len(named) == 8 and all(0 <= int(index) < 2 * BATCH for index in named)
+
+
+def test_the_images_that_are_named_are_those_of_the_step():
+    batches = engine.PhaseRunner(
+        tiny_network(), AVERAGED.phases()[0], image_data(), epochs=1, seed=(0,), precision="float32", jit=False,
+        balanced=False,
+    ).batches  # fmt: skip
+    batches.start_epoch(3)
+    for step, (_, labels, _) in enumerate(batches.dataset):
+        np.testing.assert_array_equal(image_data().train.labels[batches.indices(step)], labels)
+    everything = [labels.numpy() for _, labels, _ in batches.dataset]
+    batches.start_epoch(3, step=1)
+    np.testing.assert_array_equal([labels.numpy() for _, labels, _ in batches.dataset], everything[1:])
+
+
+def test_memory_that_does_not_suffice_is_told(tmp_path, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    monkeypatch.setattr(engine.RobustTrainer, "fit", exhausted)
+    with pytest.raises(Refused, match="out of memory in adversarial training: batches of 16 .* method.batch_size=8"):
+        train(tmp_path, AVERAGED, Dies())
+
+
+@pytest.mark.parametrize(
+    ("shares", "similarity", "named"),
+    [({"zero_gradients": 0.6}, 0.0, "dead attack"), ({}, 0.9995, "collapsed embeddings"), ({}, 0.99, None)],
+)
+def test_a_warning_is_given_once_a_phase(shares, similarity, named):
+    progress = Dies()
+    contrast, _, _ = CLAFS.phases()
+    training = engine._Training(None, [], image_data(), None, None, None, None, progress)
+    runner = type("Runner", (), {"phase": contrast})
+    metrics = {"monitor_adversarial_accuracy": 0.5, **shares}
+    for epoch in (1, 2):
+        training.warn(engine.Leg(1, epoch, runner, (), ""), metrics, similarity)
+    assert [line.split(" in epoch ")[0] for line in progress.lines] == ([named] if named else [])
+
+
+def test_mean_cosine_by_hand():
+    rows = np.array([[1, 0], [0, 1], [1, 0]], np.float32)  # of three pairs, one has the cosine 1
+    assert float(engine.mean_cosine(tf.constant(rows))) == pytest.approx(1 / 3)
+    assert float(engine.mean_cosine(tf.constant(rows[:1]))) == 0

@@ -1,0 +1,95 @@
+"""The folder of a run: claimed by one, resumed by the same question alone, finished once."""
+
+import json
+import os
+
+import pytest
+
+from keras_rcl.runtime import Terminated
+from keras_rcl.training.run_folder import RunFolder
+from keras_rcl.vocabulary.files import Taken
+from keras_rcl.vocabulary.word import Refused
+
+QUESTION = {"seed": 1, "method": {"epochs": 3}}
+
+
+def begin(folder):
+    (folder / "config.yaml").write_text("begun")
+
+
+def claim(path, question=QUESTION, **options):
+    return RunFolder(path, question, begin, **options)
+
+
+def test_begun_resumed_finished(tmp_path):
+    path = tmp_path / "run"
+    with claim(path) as run:
+        assert not run.resumed and (path / "config.yaml").read_text() == "begun"
+        (path / "config.yaml").write_text("kept")
+    with claim(path) as run:
+        assert run.resumed and (path / "config.yaml").read_text() == "kept"
+        run.record.write_text("{}")
+        (path / "training/000001.state").write_text("")
+        run.finish()
+    assert sorted(os.listdir(path)) == ["config.yaml", "record.json"]
+
+
+def test_one_process_at_a_time(tmp_path):
+    with claim(tmp_path / "run"):
+        for options in ({}, {"overwrite": True}, {"question": {"seed": 2}}):
+            with pytest.raises(Taken, match="run is written by another run; wait for it or give another --name"):
+                claim(tmp_path / "run", **options)
+    claim(tmp_path / "run").release()
+
+
+def test_another_question_is_refused_with_what_differs(tmp_path):
+    claim(tmp_path / "run").release()
+    with pytest.raises(Taken, match="unfinished run with other seed, jit; repeat its command .* --overwrite"):
+        claim(tmp_path / "run", {**QUESTION, "seed": 2, "jit": True})
+    (tmp_path / "run/kept").touch()
+    with claim(tmp_path / "run", overwrite=True) as run:
+        assert run.resumed and (tmp_path / "run/kept").exists()  # the same question goes on
+    with claim(tmp_path / "run", {**QUESTION, "seed": 2}, overwrite=True) as run:
+        assert not run.resumed and not (tmp_path / "run/kept").exists()
+    assert json.loads((tmp_path / "run/training/question.json").read_text())["seed"] == 2
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    claim(tmp_path / "run").release()
+    (tmp_path / "run/checkpoints").mkdir()
+    for left in ("run/.0123abcd.record.json", "run/checkpoints/.0123abcd.best.weights.h5"):
+        (tmp_path / left).touch()
+    (tmp_path / "run/checkpoints/.mine").touch()
+    claim(tmp_path / "run").release()
+    assert os.listdir(tmp_path / "run/checkpoints") == [".mine"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", "config.yaml", "training"]
+
+
+def test_a_question_that_is_no_question(tmp_path):
+    claim(tmp_path / "run").release()
+    (tmp_path / "run/training/question.json").write_text("[1]")
+    with pytest.raises(Refused, match="question.json cannot be read; remove .*run"):
+        claim(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Terminated])
+def test_interrupted_it_says_how_to_resume(tmp_path, kind):
+    with pytest.raises(kind, match="the same command resumes"), claim(tmp_path / "run"):
+        raise kind
+    assert claim(tmp_path / "run").resumed
+
+
+def test_refused_before_anything_was_saved_it_leaves_nothing(tmp_path):
+    with pytest.raises(Refused), claim(tmp_path / "run"):
+        raise Refused("no")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(Refused), claim(tmp_path / "run"):
+        (tmp_path / "run/training/000001.state").touch()
+        raise Refused("no")
+    assert claim(tmp_path / "run").resumed
+
+
+def test_a_full_disk_is_refused(tmp_path):
+    with pytest.raises(Refused, match="cannot write to .*run: no space left on device; make room"):
+        with claim(tmp_path / "run"):
+            raise OSError(28, "No space left on device")
