@@ -248,7 +248,6 @@ def craft_dataset(model, text, as_json, **options):
 
     Killed or interrupted, the same command goes on where it was.
     """
-    runtime.raise_on_sigterm()
     attack, chosen = parse_attack(text), _dataset_fields(options)
     runtime.start_tensorflow()
     from keras_rcl.crafting import craft_dataset
@@ -544,7 +543,9 @@ def _with_restarts(word, restarts: int):
 
 
 def _told(view: View) -> str:
-    """`clean`, the policy of an augmented view, `adversarial` and the protocol where it is not `pixel`."""
+    """The kind of a view; its policy, its protocol where that is not `pixel`, or its bound and what that is of."""
+    if view.kind == "worst_case":
+        return f"worst case ({view.bound}{' lower bounds' * (view.outputs == 'lower_bounds')})"
     if view.kind == "adversarial" and view.attack.protocol != "pixel":
         return f"{view.kind} ({view.attack.protocol})"
     return view.policy.name if view.kind == "augmented" else view.kind

@@ -275,6 +275,9 @@ def contract(experiment: Experiment, data: sources.ImageData, record: dict[str, 
     trained_for = {"norm": attacks[-1].norm, "epsilon": attacks[-1].epsilon} if attacks else None
     if attacks and attacks[-1].protocol != "pixel":
         trained_for["protocol"] = attacks[-1].protocol
+    certified = experiment.method.phases()[-1].worst_case
+    if certified and certified.outputs == "margins":
+        trained_for = {"norm": "linf", "epsilon": certified.radius, "bound": certified.bound}
     return {
         "name": record["model"]["name"],
         "variant": experiment.method.name,

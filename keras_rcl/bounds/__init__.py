@@ -1,15 +1,25 @@
 """Bounds: what a network's outputs can be at most and at least, over a ball of images."""
 
+from keras_rcl.bounds.batch_statistics import training_pass
 from keras_rcl.bounds.fold import fold
 from keras_rcl.bounds.interval import Interval
-from keras_rcl.bounds.worst_case import Method, output_bounds, verified, worst_case_logits, worst_case_margins
+from keras_rcl.bounds.worst_case import (
+    Method,
+    output_bounds,
+    verified,
+    worst_case_logits,
+    worst_case_margins,
+    worst_case_outputs,
+)
 
 __all__ = [
     "Interval",
     "Method",
     "fold",
     "output_bounds",
+    "training_pass",
     "verified",
     "worst_case_logits",
     "worst_case_margins",
+    "worst_case_outputs",
 ]

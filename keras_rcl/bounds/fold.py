@@ -11,7 +11,7 @@ The steps compute what the network does at inference, to within float rounding, 
 Kernels stay functions of the network's variables, so that a gradient tape sees through all of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,18 +115,21 @@ class Step:
     path: str
 
 
-def fold(network: keras.Model, output: str = "logits", dtype: str = "float32") -> list[Step]:
+def fold(
+    network: keras.Model, output: str = "logits", dtype: str = "float32", statistics: Mapping | None = None
+) -> list[Step]:
     """The steps from the image, the first, to an output, the last; each after those that it reads.
 
     Args:
         network: functional or Sequential, image [N, H, W, C] or [N, F] -> the output.
         output: which one of a dict.
         dtype: of the kernels, whatever the layers' own policies are.
+        statistics: path of a BatchNorm -> mean and variance in place of its moving ones, in training.
 
     Raises:
         Refused: if a layer on the way, named by its path, is not one of `LAYERS` or has a setting without bounds.
     """
-    builder = _Builder(dtype)
+    builder = _Builder(dtype, statistics or {})
     last = propagate(network, dict.fromkeys(LAYERS, builder.translate), builder.image, output)
     return _needed(builder.steps, last)
 
@@ -168,8 +171,8 @@ def _needed(steps: Sequence[Step], last: int) -> list[Step]:
 class _Builder:
     """Appends steps, folding each into the one before it where it can; the methods of `LAYERS` have one signature."""
 
-    def __init__(self, dtype: str):
-        self.dtype = dtype
+    def __init__(self, dtype: str, statistics: Mapping):
+        self.dtype, self.statistics = dtype, statistics
         self.steps: list[Step] = []
 
     def add(self, operation, inputs: Sequence[int], shape: Sequence[int], path: str) -> int:
@@ -210,12 +213,14 @@ class _Builder:
         return self.activate(layer, path, done)
 
     def batch_norm(self, layer, path: str, x: int) -> int:
-        """gamma (x - mean) / sqrt(variance + epsilon) + beta, with the moving statistics."""
+        """gamma (x - mean) / sqrt(variance + epsilon) + beta."""
         axis, shape = layer.axis, self.steps[x].shape
         _refuse(axis not in (-1, len(shape)), path, f"normalises axis {axis}", "normalise the last one")
-        factor = ops.rsqrt(self.values(layer.moving_variance) + layer.epsilon)
+        moments = self.statistics.get(path, (layer.moving_mean, layer.moving_variance))
+        mean, variance = (self.values(moment) for moment in moments)
+        factor = ops.rsqrt(variance + layer.epsilon)
         factor = factor * self.values(layer.gamma) if layer.scale else factor
-        offset = -self.values(layer.moving_mean) * factor
+        offset = -mean * factor
         return self.scale(x, factor, offset + self.values(layer.beta) if layer.center else offset, path)
 
     def normalization(self, layer, path: str, x: int) -> int:

@@ -1,6 +1,6 @@
 """The worst that can happen to a network's logits within an L-inf ball in the pixel box."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal, get_args
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import keras
 from keras import ops
 
-from keras_rcl.bounds.fold import Dense, Image, Step, fold
+from keras_rcl.bounds.fold import Dense, Image, ReLU, Step, fold
 from keras_rcl.bounds.interval import Interval, interval_bounds, past_scaling, pixel_ball
 from keras_rcl.bounds.linear_relaxation import Rows, crown_intervals, least, lower_bounds
 from keras_rcl.bounds.slopes import optimized_lower_bounds
@@ -56,16 +56,9 @@ def worst_case_margins(
         Refused: if the method is unknown, or a layer has no bounds.
     """
     images, steps = _images_and_steps(network, images, "logits")
-    (classes,), own = steps[-1].shape, ops.cast(labels, "int32")[:, None]
-    unit, others = ops.eye(classes, dtype=images.dtype), ops.arange(classes - 1, dtype="int32")
-    others = others + ops.cast(others >= own, "int32")
-    differences = ops.take(unit, own, axis=0) - ops.take(unit, others, axis=0)
+    differences = _differences(labels, steps, images.dtype)
     steps, box = past_scaling(steps, pixel_ball(images, epsilon))
-    margins = _least(steps, box, differences, method, iterations, inner_iterations)
-    # A 0 is put in at the label.
-    before, after = (ops.pad(margins, [(0, 0), side]) for side in ((0, 1), (1, 0)))
-    column = ops.arange(classes, dtype="int32")
-    return ops.where(column < own, before, ops.where(column > own, after, ops.zeros_like(after)))
+    return _with_label(_least(steps, box, differences, method, iterations, inner_iterations), labels)
 
 
 def worst_case_logits(network: keras.Model, images, labels, epsilon, method: Method = "crown-ibp"):
@@ -74,6 +67,78 @@ def worst_case_logits(network: keras.Model, images, labels, epsilon, method: Met
     They are the upper bounds of logit_j - logit_y (Wong and Kolter 2018). Arguments as of `worst_case_margins`.
     """
     return -worst_case_margins(network, images, labels, epsilon, method)
+
+
+def worst_case_outputs(
+    network: keras.Model, images, labels, epsilon, bound: Method = "ibp", statistics: Mapping | None = None
+) -> dict:
+    """What certified training weighs, to be differentiated with respect to the network's variables.
+
+    Args:
+        network: as of `worst_case_margins`.
+        images: likewise.
+        labels: likewise.
+        epsilon: likewise.
+        bound: `ibp` or `crown-ibp`.
+        statistics: of `fold`.
+
+    Returns:
+        `logits` [N, K] of `worst_case_logits`; `interval_tightness` and `relu_balance`, each a number.
+    """
+    images, steps = _images_and_steps(network, images, "logits", statistics)
+    steps, box = past_scaling(steps, pixel_ball(images, epsilon))
+    (classes,), intervals = steps[-1].shape, interval_bounds(steps, box)
+    rows = Rows(ops.reshape(_differences(labels, steps, images.dtype), (-1, classes)))
+    margins = _least_of_intervals(steps, rows, intervals)
+    if bound != "ibp":
+        margins = ops.maximum(margins, lower_bounds(steps, rows, intervals))
+    read = [intervals[step.inputs[0]] for step in steps if isinstance(step.operation, ReLU)]
+    # A mean over the pixels that vary: those of a padding do not.
+    width = ops.sum(box.radius) / ops.cast(ops.size(images), images.dtype)
+    return {
+        "logits": -_with_label(ops.reshape(margins, (-1, classes - 1)), labels),
+        "interval_tightness": interval_tightness(width, read),
+        "relu_balance": relu_balance(read),
+    }
+
+
+TOLERANCE = 0.5
+"""tau of Shi et al. 2021: what the ratios that they regularise may fall to for free."""
+
+_SMALL = 1e-12
+
+
+def interval_tightness(width, read: Sequence[Interval]):
+    """mean over ReLUs i of max(0, tau - width / mean(radius_i)) / tau.
+
+    Args:
+        width: the mean radius of the box of images.
+        read: what each ReLU reads.
+
+    Source: Shi et al. 2021, "Fast certified robust training with short warmup", section 3.3.
+    """
+    ratios = [width / ops.maximum(ops.mean(x.radius), _SMALL) for x in read]
+    return sum(ops.relu(TOLERANCE - ratio) for ratio in ratios) / (TOLERANCE * len(read))
+
+
+def relu_balance(read: Sequence[Interval]):
+    """mean over ReLUs of (max(0, tau - min(m, 1/m)) + max(0, tau - min(v, 1/v))) / tau.
+
+    m: the sum of the centers of active neurons (lower > 0) over that of the inactive ones (upper < 0), without its
+    sign; v: likewise of the squared distances of the centers from their mean. Where one of the two sets is empty the
+    ReLU counts nothing. Source: as of `interval_tightness`.
+    """
+    total = 0.0
+    for x in read:
+        center, active, inactive = x.center, x.lower > 0, x.upper < 0
+        spread = ops.square(center - ops.mean(center))
+        both = ops.logical_and(ops.any(active), ops.any(inactive))
+        for values in (ops.abs(center), spread):
+            one, other = (ops.sum(ops.where(where, values, ops.zeros_like(values))) for where in (active, inactive))
+            # Where nothing is compared, 1 stands in for either side, so that no gradient is 0 times infinity.
+            one, other = (ops.where(both, side, ops.ones_like(side)) for side in (one, other))
+            total = total + ops.relu(TOLERANCE - ops.minimum(one, other) / ops.maximum(one, other))
+    return total / (TOLERANCE * len(read))
 
 
 def verified(margins, labels):
@@ -91,12 +156,13 @@ def output_bounds(
     *,
     iterations: int = 20,
     inner_iterations: int = 0,
+    statistics: Mapping | None = None,
 ) -> Interval:
-    """Bounds of each value of an output, [N, K] for logits; arguments as of `worst_case_margins`.
+    """Bounds of each value of an output, [N, K] for logits; arguments as of `worst_case_margins` and `fold`.
 
     Each is for itself: bounds of margins are tighter than the difference of these.
     """
-    images, steps = _images_and_steps(network, images, output)
+    images, steps = _images_and_steps(network, images, output, statistics)
     shape = steps[-1].shape
     steps, box = past_scaling(steps, pixel_ball(images, epsilon))
     if method == "ibp":
@@ -107,9 +173,23 @@ def output_bounds(
     return Interval(*(ops.reshape(values, (-1, *shape)) for values in (lower, -upper)))
 
 
-def _images_and_steps(network: keras.Model, images, output: str) -> tuple:
+def _images_and_steps(network: keras.Model, images, output: str, statistics: Mapping | None = None) -> tuple:
     images = ops.convert_to_tensor(images)
-    return images, fold(network, output, dtype=keras.backend.standardize_dtype(images.dtype))
+    return images, fold(network, output, keras.backend.standardize_dtype(images.dtype), statistics)
+
+
+def _differences(labels, steps: Sequence[Step], dtype: str):
+    """logit_y - logit_j for j other than y, as functions of the logits: [N, K - 1, K]."""
+    (classes,), own = steps[-1].shape, ops.cast(labels, "int32")[:, None]
+    unit, others = ops.eye(classes, dtype=dtype), ops.arange(classes - 1, dtype="int32")
+    return ops.take(unit, own, axis=0) - ops.take(unit, others + ops.cast(others >= own, "int32"), axis=0)
+
+
+def _with_label(margins, labels):
+    """The margins [N, K - 1] of the others with a 0 put in at the label: [N, K]."""
+    own, column = ops.cast(labels, "int32")[:, None], ops.arange(margins.shape[1] + 1, dtype="int32")
+    before, after = (ops.pad(margins, [(0, 0), side]) for side in ((0, 1), (1, 0)))
+    return ops.where(column < own, before, ops.where(column > own, after, ops.zeros_like(after)))
 
 
 def _least(steps: Sequence[Step], box: Interval, functions, method: Method, iterations: int, inner_iterations: int):

@@ -9,6 +9,7 @@ from keras_rcl.methods.adversarial_supcon import PGDCE, SCCE, PGDBoth, PGDSupCon
 from keras_rcl.methods.at import AT
 from keras_rcl.methods.at_scl import ATSCL, TRADESSCL
 from keras_rcl.methods.baseline import Baseline
+from keras_rcl.methods.certified import MTLIBP, Certified, CertifiedContrastive
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.methods.double_training import SingleTraining, SupConLinear
 from keras_rcl.methods.fast_at import FastAT
@@ -42,6 +43,9 @@ Method = Annotated[
         SCSupConRetrained,
         AdversarialBatch,
         AdversarialContrastive,
+        Certified,
+        CertifiedContrastive,
+        MTLIBP,
     ],
     Field(discriminator="name"),
 ]

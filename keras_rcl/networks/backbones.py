@@ -46,10 +46,10 @@ class Layers:
         return replace(self, policy="float32")
 
     def conv(self, x, filters: int, kernel: int, stride: int, name: str, *, use_bias: bool = False):
-        """Convolution with symmetric padding of `kernel // 2`, He-normal (He et al. 2015)."""
+        """Convolution with symmetric padding of `(kernel - 1) // 2`, He-normal (He et al. 2015)."""
         padding = "same" if stride == 1 else "valid"
         if stride > 1 and kernel > 1:
-            x = keras.layers.ZeroPadding2D(kernel // 2, dtype=self._policy(), name=f"{name}_pad")(x)
+            x = keras.layers.ZeroPadding2D((kernel - 1) // 2, dtype=self._policy(), name=f"{name}_pad")(x)
         return keras.layers.Conv2D(
             filters,
             kernel,
@@ -97,26 +97,32 @@ class Layers:
 
 @dataclass(frozen=True)
 class Strided:
-    """A plain CNN: 3x3 convolutions of stride 2 in place of pooling, then fully connected layers.
+    """A plain CNN: convolutions of stride 2 in place of pooling, then fully connected layers.
 
     Fields:
         convs: filters of each convolution; each is followed by BatchNorm and ReLU.
         denses: widths of the fully connected layers; ReLU between them, BatchNorm after the last.
+        kernel: pixels a side of the convolutions' kernels.
+        normalized: False leaves BatchNorm out and puts a ReLU after the last layer.
     """
 
     convs: tuple[int, ...]
     denses: tuple[int, ...]
+    kernel: int = 3
+    normalized: bool = True
 
     def __call__(self, layers: Layers, x):
         for index, filters in enumerate(self.convs, 1):
             reading = layers.in_float32() if index == 1 else layers
-            x = reading.conv(x, filters, 3, 2, f"conv{index}", use_bias=True)
-            x = layers.relu(layers.norm(x, f"conv{index}_norm"), f"conv{index}_relu")
+            x = reading.conv(x, filters, self.kernel, 2, f"conv{index}", use_bias=True)
+            x = layers.norm(x, f"conv{index}_norm") if self.normalized else x
+            x = layers.relu(x, f"conv{index}_relu")
         x = layers.flatten(x, "flatten")
         *hidden, last = self.denses
         for index, units in enumerate(hidden, 1):
             x = layers.relu(layers.dense(x, units, f"dense{index}"), f"dense{index}_relu")
-        return layers.norm(layers.dense(x, last, f"dense{len(self.denses)}"), "embedding_norm")
+        x = layers.dense(x, last, f"dense{len(self.denses)}")
+        return layers.norm(x, "embedding_norm") if self.normalized else layers.relu(x, "embedding_relu")
 
 
 @dataclass(frozen=True)
@@ -183,14 +189,16 @@ class Residual:
 ENCODERS: dict[str, Strided | Residual] = {
     "small_cnn": Strided(convs=(32, 64), denses=(64,)),
     "strided_cnn": Strided(convs=(32, 64, 128), denses=(256, 128)),
+    "convex_small": Strided(convs=(16, 32), denses=(100,), kernel=4, normalized=False),
     "resnet18": Residual(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2)),
     "preact_resnet18": Residual(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), preactivation=True),
     "wide_resnet_28_10": Residual(stem=16, widths=(160, 320, 640), depths=(4, 4, 4), preactivation=True),
     "resnet50": Residual(widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), bottleneck=True),
 }
-"""`small_cnn`: for 8x8 digits, 64-d. `strided_cnn`: Cusin's, 128-d. `resnet18`, `resnet50`: He et al. 2016, 512-d and
-2048-d. `preact_resnet18`: He et al. 2016b with its closing BatchNorm and ReLU, 512-d. `wide_resnet_28_10`: Zagoruyko
-and Komodakis 2016, without dropout, 640-d."""
+"""`small_cnn`: for 8x8 digits, 64-d. `strided_cnn`: Cusin's, 128-d. `convex_small`: the small network of Wong and
+Kolter 2018, on which much of the certification literature is measured, 100-d. `resnet18`, `resnet50`: He et al. 2016,
+512-d and 2048-d. `preact_resnet18`: He et al. 2016b with its closing BatchNorm and ReLU, 512-d. `wide_resnet_28_10`:
+Zagoruyko and Komodakis 2016, without dropout, 640-d."""
 
 
 def build_encoder(

@@ -16,13 +16,16 @@ from keras_rcl.objectives.contrastive import (
     mean_over_anchors,
     supervised_contrastive,
 )
+from keras_rcl.training.ramps import value_at
 from keras_rcl.vocabulary.phase import (
     BoostedCrossEntropy,
     CrossEntropy,
+    IntervalTightness,
     KLToClean,
     MarginContrastive,
     MisclassifiedKL,
     Phase,
+    ReLUBalance,
     SupCon,
     Term,
 )
@@ -31,48 +34,60 @@ from keras_rcl.vocabulary.phase import (
 class Batch(NamedTuple):
     """The outputs of one forward pass over V views of N images, stacked view by view.
 
-    labels: [V * N]; outputs: each [V * N, ...]; kinds: the kind of each of the V views.
+    labels: [V * N]; outputs: each [V * N, ...]; kinds: the kind of each of the V views. Those of a worst case, which is
+    the last view, are apart: `outputs["worst_case"]`, each [N, ...].
     """
 
     labels: object
     outputs: dict
     kinds: tuple[str, ...]
 
-    def view(self, name: str, kind: str):
-        """The output `name` on the views of one kind: [number of such views * N, ...]."""
-        stacked = self.labels if name == "labels" else self.outputs[name]
-        views = ops.split(stacked, len(self.kinds), axis=0)
-        return ops.concatenate([v for v, k in zip(views, self.kinds, strict=True) if k == kind], axis=0)
+    def view(self, name: str, kind: str | None):
+        """The output `name`, or the `labels`, on the views of one kind; on all but the worst case where none is given.
 
-    def images(self):
-        """Which of the N images each row is a view of: [V * N]."""
-        return ops.tile(ops.arange(ops.shape(self.labels)[0] // len(self.kinds)), len(self.kinds))
+        Returns:
+            [number of such views * N, ...].
+        """
+        if name == "labels":
+            count = sum(k == kind if kind else k != "worst_case" for k in self.kinds)
+            return self.labels[: count * (ops.shape(self.labels)[0] // len(self.kinds))]
+        if kind == "worst_case":
+            return self.outputs["worst_case"][name]
+        if kind is None:
+            return self.outputs[name]
+        kinds = [k for k in self.kinds if k != "worst_case"]
+        views = ops.split(self.outputs[name], len(kinds), axis=0)
+        return ops.concatenate([v for v, k in zip(views, kinds, strict=True) if k == kind], axis=0)
+
+    def images(self, kind: str | None):
+        """Which of the N images each row of `view` is a view of."""
+        count = ops.shape(self.labels)[0] // len(self.kinds)
+        return ops.arange(ops.shape(self.view("labels", kind))[0]) % count
 
 
 def _cross_entropy(term: CrossEntropy | BoostedCrossEntropy, batch: Batch):
     values = cross_entropy if isinstance(term, CrossEntropy) else boosted_cross_entropy
-    if term.on is None:
-        return ops.mean(values(batch.labels, batch.outputs["logits"]))
     return ops.mean(values(batch.view("labels", term.on), batch.view("logits", term.on)))
 
 
 def _supcon(term: SupCon, batch: Batch):
-    labels = batch.labels if term.positives == "class" else batch.images()
-    values = supervised_contrastive(labels, _contrasted(term, batch.outputs), temperature=term.temperature)
+    labels = batch.view("labels", term.on) if term.positives == "class" else batch.images(term.on)
+    values = supervised_contrastive(labels, _contrasted(term, batch), temperature=term.temperature)
     return ops.sum(values) if term.reduction == "sum" else mean_over_anchors(values, labels)
 
 
-def _contrasted(term: SupCon, outputs: dict):
-    """What the term reads of each anchor: [V * N, D]."""
+def _contrasted(term: SupCon, batch: Batch):
+    """What the term reads of each anchor: [number of views * N, D]."""
     if term.reads == "embedding":
-        return unit_norm(outputs["embedding"]) if term.normalized else outputs["embedding"]
-    return outputs["projection" if term.normalized else "unnormalized_projection"]
+        embedding = batch.view("embedding", term.on)
+        return unit_norm(embedding) if term.normalized else embedding
+    return batch.view("projection" if term.normalized else "unnormalized_projection", term.on)
 
 
 def _margin_contrastive(term: MarginContrastive, batch: Batch):
     return ops.mean(
         margin_contrastive(
-            batch.labels,
+            batch.view("labels", None),
             batch.outputs["projection"],
             positive_margin=term.positive_margin,
             negative_margin=term.negative_margin,
@@ -89,6 +104,10 @@ def _misclassified_kl(term: MisclassifiedKL, batch: Batch):
     return ops.mean(misclassified_kl(labels, batch.view("logits", "clean"), batch.view("logits", "adversarial")))
 
 
+def _regularizer(term: IntervalTightness | ReLUBalance, batch: Batch):
+    return batch.outputs["worst_case"][term.term]
+
+
 TERMS: dict[str, Callable[[Term, Batch], object]] = {
     "cross_entropy": _cross_entropy,
     "boosted_cross_entropy": _cross_entropy,
@@ -96,6 +115,8 @@ TERMS: dict[str, Callable[[Term, Batch], object]] = {
     "margin_contrastive": _margin_contrastive,
     "kl_to_clean": _kl_to_clean,
     "misclassified_kl": _misclassified_kl,
+    "interval_tightness": _regularizer,
+    "relu_balance": _regularizer,
 }
 
 
@@ -113,9 +134,11 @@ def evaluate_terms(phase: Phase, batch: Batch) -> dict[str, keras.KerasTensor]:
     return {name: TERMS[term.term](term, batch) for name, term in zip(term_names(phase), phase.terms, strict=True)}
 
 
-def weigh(phase: Phase, values: dict):
-    """The total loss: sum of weight * value."""
-    return sum(term.weight * values[name] for name, term in zip(term_names(phase), phase.terms, strict=True))
+def weigh(phase: Phase, values: dict, epochs=0):
+    """The total loss after so many epochs of the phase: sum of weight * value."""
+    return sum(
+        value_at(term.weight, epochs) * values[name] for name, term in zip(term_names(phase), phase.terms, strict=True)
+    )
 
 
 def is_contrastive(phase: Phase) -> bool:
@@ -130,8 +153,10 @@ def share_without_positives(labels):
 
 def phase_collapse_value(phase: Phase, batch_size: int) -> float:
     """A SupCon that sits here has collapsed embeddings: ln(V * N - 1), or V * N times that for the sum; else NaN."""
-    anchors = max(2, len(phase.views) * batch_size)
     for term in phase.terms:
         if isinstance(term, SupCon):
+            kinds = [view.kind for view in phase.views]
+            views = sum(kind == term.on if term.on else kind != "worst_case" for kind in kinds)
+            anchors = max(2, views * batch_size)
             return collapse_value(anchors) * (anchors if term.reduction == "sum" else 1)
     return math.nan

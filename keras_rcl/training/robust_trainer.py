@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_rcl.bounds import fold, output_bounds, training_pass, worst_case_outputs
 from keras_rcl.training.batch_views import stack_views
 from keras_rcl.training.loss_terms import (
     Batch,
@@ -14,6 +15,7 @@ from keras_rcl.training.loss_terms import (
     weigh,
 )
 from keras_rcl.training.moving_average import MovingAverage
+from keras_rcl.training.ramps import value_at
 from keras_rcl.training.weight_perturbation import WeightAscent
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
@@ -35,6 +37,9 @@ class RobustTrainer(keras.Model):
         super().__init__(name="trainer", dtype=keras.DTypePolicy(precision), autocast=False)
         self.network = network
         self.phase = phase
+        self.steps_per_epoch = steps_per_epoch
+        if phase.worst_case:
+            fold(network)  # refuses a layer without bounds before anything is trained
         self.kinds = tuple(view.kind for view in phase.views)
         self.average = MovingAverage(network, phase.ema) if phase.ema else None
         self.weight_ascent = WeightAscent(network, phase.awp, steps_per_epoch) if phase.awp.gamma else None
@@ -45,9 +50,18 @@ class RobustTrainer(keras.Model):
             names.append("anchors_without_positives")
         if any(isinstance(view, Adversarial) and view.crafted for view in phase.views):
             names.append("zero_gradients")
+        if phase.worst_case:
+            names.append("epsilon")
         self.means = {name: keras.metrics.Mean(name=name) for name in names}
 
+    @property
+    def epochs(self):
+        """How many epochs of the phase are done, by the optimizer's steps: what its ramps go by."""
+        return ops.cast(self.optimizer.iterations, "float32") / self.steps_per_epoch
+
     def call(self, x, training=None):
+        if self.phase.worst_case:
+            return self.bounded(*x)
         if isinstance(x, tuple):
             images, perturbation = x
             with self.weight_ascent.at(perturbation):
@@ -58,15 +72,33 @@ class RobustTrainer(keras.Model):
             outputs = {**outputs, "logits": classifier(ops.stop_gradient(outputs["embedding"]))}
         return outputs
 
+    def bounded(self, x, y):
+        """The outputs on the views of images, and beside them those of the worst case, which comes last.
+
+        Bounds are differentiated with respect to the weights, and so belong inside the tape.
+        """
+        view, count = self.phase.worst_case, ops.shape(y)[0] // len(self.kinds)
+        epsilon = value_at(view.epsilon, self.epochs)
+        outputs, statistics = training_pass(self.network, x[:-count])
+        images, labels = x[-count:], y[-count:]
+        if view.outputs == "margins":
+            worst_case = worst_case_outputs(self.network, images, labels, epsilon, view.bound, statistics)
+        else:
+            worst_case = {
+                name: output_bounds(self.network, images, epsilon, view.bound, name, statistics=statistics).lower
+                for name in ("logits", "embedding")
+            }
+        return {**outputs, "worst_case": worst_case}
+
     def train_step(self, data):
         self.traces += 1
         x, y, zero_gradients = stack_views(self.network, self.phase, *data)
         if "zero_gradients" in self.means:
             self.means["zero_gradients"].update_state(zero_gradients)
-        perturbed = x
+        seen = (x, y) if self.phase.worst_case else x
         if self.weight_ascent:
-            perturbed = x, self.weight_ascent(lambda: self._scaled_loss(x, y), self.optimizer.iterations)
-        metrics = super().train_step((perturbed, y))
+            seen = x, self.weight_ascent(lambda: self._scaled_loss(x, y), self.optimizer.iterations)
+        metrics = super().train_step((seen, y))
         if self.average:
             self.average.update(self.optimizer.iterations)
         numbers = [*metrics.values(), *self.network.weights]
@@ -77,12 +109,14 @@ class RobustTrainer(keras.Model):
         values = evaluate_terms(self.phase, Batch(y, y_pred, self.kinds))
         for name, value in values.items():
             self.means[name].update_state(value)
-        return weigh(self.phase, values)
+        if self.phase.worst_case:
+            self.means["epsilon"].update_state(value_at(self.phase.worst_case.epsilon, self.epochs))
+        return weigh(self.phase, values, self.epochs)
 
     def _scaled_loss(self, x, y):
         """The loss alone, as it is differentiated."""
         values = evaluate_terms(self.phase, Batch(y, self(x, training=True), self.kinds))
-        return self.optimizer.scale_loss(weigh(self.phase, values))
+        return self.optimizer.scale_loss(weigh(self.phase, values, self.epochs))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         batch = Batch(y, y_pred, self.kinds)
@@ -90,5 +124,5 @@ class RobustTrainer(keras.Model):
             hits = ops.equal(ops.argmax(batch.view("logits", kind), axis=-1), batch.view("labels", kind))
             self.means[f"accuracy_{kind}"].update_state(ops.cast(hits, "float32"))
         if "anchors_without_positives" in self.means:
-            self.means["anchors_without_positives"].update_state(share_without_positives(y))
+            self.means["anchors_without_positives"].update_state(share_without_positives(batch.view("labels", None)))
         return self.get_metrics_result()

@@ -19,7 +19,7 @@ import tensorflow as tf
 from keras_rcl.attacks import craft_and_count
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
-from keras_rcl.networks.two_headed import parts, reinitialize
+from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.runtime import held_signals
 from keras_rcl.training.checkpoints import Checkpoints
@@ -39,13 +39,16 @@ COLLAPSED = 0.999
 
 
 def make_optimizer(word: Optimizer, decay_steps: int) -> keras.optimizers.Optimizer:
-    """The Keras optimizer that a word describes; a cosine schedule reaches 0 after `decay_steps`."""
+    """The Keras optimizer that a word describes; its schedule spans `decay_steps`."""
     rate = word.learning_rate
     if word.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, max(1, decay_steps))
+    if word.schedule == "steps":
+        ends = [decay_steps * sevenths // 7 for sevenths in (5, 6)]
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay(ends, [rate, rate / 5, rate / 25])
     decay = word.weight_decay or None
     if word.name == "adam":
-        return keras.optimizers.Adam(rate, weight_decay=decay)
+        return keras.optimizers.Adam(rate, weight_decay=decay, global_clipnorm=word.clip_norm)
     # The field adds weight_decay * w to the gradient, so momentum multiplies it by 1 / (1 - momentum) in the long run;
     # Keras subtracts it from the weight directly.
     return keras.optimizers.SGD(rate, momentum=word.momentum, weight_decay=decay and decay / (1 - word.momentum))
@@ -92,6 +95,8 @@ class PhaseRunner:
         """What happens each time that the phase starts: parts drawn anew, the optimizer as new where asked for."""
         for part in self.phase.reinitialize:
             reinitialize(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
+        for part in self.phase.trains if self.phase.interval_initialization else ():
+            initialize_for_intervals(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
         if self.phase.fresh_optimizer:
             for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)

@@ -6,7 +6,9 @@ from pydantic import PositiveInt
 
 from keras_rcl.vocabulary.word import word
 
-Encoder = Literal["small_cnn", "strided_cnn", "resnet18", "preact_resnet18", "wide_resnet_28_10", "resnet50"]
+Encoder = Literal[
+    "small_cnn", "strided_cnn", "convex_small", "resnet18", "preact_resnet18", "wide_resnet_28_10", "resnet50"
+]
 Part = Literal["encoder", "projector", "classifier"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 

@@ -7,12 +7,37 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.network import Part
+from keras_rcl.vocabulary.threat import Pixels, check_epsilon
 from keras_rcl.vocabulary.word import word
 
-Weight = NonNegativeFloat
+
+@word
+class Ramp:
+    """A number that moves from `start` to `stop` over some epochs of a phase.
+
+    Fields:
+        start: its value until then.
+        stop: its value from then on.
+        epochs: how long it moves; 0 jumps.
+        after: how many epochs it waits before.
+        shape: `linear`; or `smooth`, which grows as the fourth power for the first quarter and then at the slope
+            reached there (Shi et al. 2021).
+    """
+
+    start: NonNegativeFloat
+    stop: NonNegativeFloat
+    epochs: NonNegativeFloat
+    after: NonNegativeFloat = 0.0
+    shape: Literal["linear", "smooth"] = "linear"
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.start:{spec}} to {self.stop:{spec}}"
+
+
+Weight = NonNegativeFloat | Ramp
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Of a moving average: the share of it that a step leaves."""
-Kind = Literal["clean", "augmented", "adversarial"]
+Kind = Literal["clean", "augmented", "adversarial", "worst_case"]
 
 
 @word
@@ -47,7 +72,33 @@ class Adversarial:
         return self.attack.name != "stored"
 
 
-View = Annotated[Union[Clean, Augmented, Adversarial], Field(discriminator="kind")]
+@word
+class WorstCase:
+    """All images within epsilon (L-inf, in the pixel box) at once: its outputs come from bounds, not from an image.
+
+    Fields:
+        bound: how they are bounded; see `keras_rcl.bounds`.
+        epsilon: the radius; a `Ramp` in training.
+        outputs: `margins` gives worst-case logits, whose cross-entropy is not below that of any image in the ball.
+            `lower_bounds` gives the lower bound of each logit and of each value of the embedding (Cusin's published
+            code): no image need have such outputs, and a small loss on them certifies nothing.
+    """
+
+    kind: Literal["worst_case"] = "worst_case"
+    bound: Literal["ibp", "crown-ibp"] = "ibp"
+    epsilon: Pixels | Ramp
+    outputs: Literal["margins", "lower_bounds"] = "margins"
+
+    def __post_init__(self):
+        check_epsilon(self.radius, "linf")
+
+    @property
+    def radius(self) -> float:
+        """The epsilon that the phase ends with."""
+        return self.epsilon.stop if isinstance(self.epsilon, Ramp) else self.epsilon
+
+
+View = Annotated[Union[Clean, Augmented, Adversarial, WorstCase], Field(discriminator="kind")]
 
 
 def view_of(policy: Policy) -> Clean | Augmented:
@@ -83,6 +134,7 @@ class SupCon:
             stage.
         positives: of an anchor: all of its `class`, or the other views of its `image` alone, which needs no label
             (Chen et al. 2020).
+        on: the views of one kind; all but the worst case where not given.
     """
 
     term: Literal["supcon"] = "supcon"
@@ -92,6 +144,7 @@ class SupCon:
     reads: Literal["projection", "embedding"] = "projection"
     normalized: bool = True
     positives: Literal["class", "image"] = "class"
+    on: Kind | None = None
 
 
 @word
@@ -120,8 +173,33 @@ class MisclassifiedKL:
     weight: Weight = 5.0
 
 
+@word
+class IntervalTightness:
+    """The worst case's regulariser that keeps intervals from growing with depth (Shi et al. 2021, section 3.3)."""
+
+    term: Literal["interval_tightness"] = "interval_tightness"
+    weight: Weight = 0.5
+
+
+@word
+class ReLUBalance:
+    """The worst case's regulariser that keeps active and inactive ReLUs in balance (Shi et al. 2021, section 3.3)."""
+
+    term: Literal["relu_balance"] = "relu_balance"
+    weight: Weight = 0.5
+
+
 Term = Annotated[
-    Union[CrossEntropy, BoostedCrossEntropy, SupCon, MarginContrastive, KLToClean, MisclassifiedKL],
+    Union[
+        CrossEntropy,
+        BoostedCrossEntropy,
+        SupCon,
+        MarginContrastive,
+        KLToClean,
+        MisclassifiedKL,
+        IntervalTightness,
+        ReLUBalance,
+    ],
     Field(discriminator="term"),
 ]
 
@@ -132,12 +210,19 @@ Contrast = Annotated[Union[SupCon, MarginContrastive], Field(discriminator="term
 
 @word
 class Adam:
-    """Adam (Kingma and Ba 2015). `schedule="cosine"` decays the learning rate to 0 over the phase."""
+    """Adam (Kingma and Ba 2015).
+
+    Fields:
+        schedule: `cosine` decays the learning rate to 0 over the phase; `steps` divides it by 5 after 5/7 and again
+            after 6/7 of the phase (Shi et al. 2021, epochs 50 and 60 of 70).
+        clip_norm: the gradient of all weights together is scaled down to this length where it is longer.
+    """
 
     name: Literal["adam"] = "adam"
     learning_rate: PositiveFloat = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
     weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = None
 
 
 @word
@@ -181,6 +266,8 @@ class Phase:
         augmentation: varies each image once, before its views are made of it: they share the crop.
         refresh: phases run before each epoch of this one (CLAF's inner classifier epochs).
         reinitialize: parts drawn anew before the phase starts; as a refresh, before each of its runs.
+        interval_initialization: the kernels of the parts that train are drawn before the phase starts so that
+            intervals keep their width from layer to layer (Shi et al. 2021, section 3.1).
         fresh_optimizer: for a refresh: start its optimizer anew at each run, as CLAF's published code does.
         detach_classifier: the classifier trains, but its gradient stops at the embedding (an online head).
         ema: decay of an exponential moving average of the network over the phase's steps; 0 keeps none. The average is
@@ -200,6 +287,7 @@ class Phase:
     augmentation: Policy = NoAugmentation()
     refresh: tuple["Phase", ...] = ()
     reinitialize: tuple[Part, ...] = ()
+    interval_initialization: bool = False
     fresh_optimizer: bool = False
     detach_classifier: bool = False
     ema: Decay = 0.0
@@ -210,13 +298,26 @@ class Phase:
         if self.ema and self.refresh:
             raise ValueError(f"phase {self.name!r}: its refreshes would train the average; leave out one of the two")
         kinds = [view.kind for view in self.views]
+        if "worst_case" in kinds and (kinds.index("worst_case") != len(kinds) - 1 or len(kinds) == 1):
+            raise ValueError(f"phase {self.name!r}: one worst case comes last, after a view of images; it has {kinds}")
+        if "worst_case" in kinds and self.detach_classifier:
+            raise ValueError(f"phase {self.name!r}: bounds reach through the classifier; leave detach_classifier out")
+        if "worst_case" in kinds and self.awp.gamma:
+            raise ValueError(f"phase {self.name!r}: bounds are of the weights as they are; leave awp out")
         for term in self.terms:
             pairs = isinstance(term, (KLToClean, MisclassifiedKL))
             if pairs and not kinds.count("clean") == kinds.count("adversarial") == 1:
                 raise ValueError(f"phase {self.name!r}: {term.term} needs one clean and one adversarial view")
+            if isinstance(term, (IntervalTightness, ReLUBalance)) and "worst_case" not in kinds:
+                raise ValueError(f"phase {self.name!r}: {term.term} needs a worst case; it has {kinds}")
             on = getattr(term, "on", None)
             if on is not None and on not in kinds:
                 raise ValueError(f"phase {self.name!r}: no {on} view for its {term.term}; it has {kinds}")
+
+    @property
+    def worst_case(self) -> WorstCase | None:
+        """Its view of all images in a ball, if it has one."""
+        return self.views[-1] if isinstance(self.views[-1], WorstCase) else None
 
     @property
     def total_epochs(self) -> int:

@@ -13,9 +13,12 @@ from keras_rcl.vocabulary.phase import (
     Augmented,
     BoostedCrossEntropy,
     CrossEntropy,
+    IntervalTightness,
     KLToClean,
     MarginContrastive,
     MisclassifiedKL,
+    Ramp,
+    ReLUBalance,
     SupCon,
 )
 from keras_rcl.vocabulary.threat import format_pixels
@@ -275,6 +278,57 @@ CLAFS = """
         optimizer adam 0.001 cosine
 """
 
+# Shi et al. 2021, section 4.1 for CIFAR-10: Adam 5e-4, batch 128, gradients clipped at 8, 160 epochs, epsilon 0 in the
+# first and growing in the next 80; lambda = 0.5 falls as epsilon grows. Cusin 2026, section 4: epsilon 2/255.
+CERTIFIED = """
+    certified training: 160 epochs, batch 128
+        draws     its kernels for intervals
+        of        crop_flip, drawn once for all views
+        trains    encoder, classifier
+        views     clean | worst case ibp (0 to 2/255 smooth over 80 epochs after 1)
+        terms     1 cross_entropy on worst_case \
++ (0.5 to 0 smooth over 80 epochs after 1) interval_tightness \
++ (0.5 to 0 smooth over 80 epochs after 1) relu_balance
+        optimizer adam 0.0005 steps clipped at 8
+"""
+
+# De Palma et al. 2024, eq. 7: alpha L_IBP + (1 - alpha) L(x_adv), on the same schedule.
+MTL_IBP = """
+    MTL-IBP: 160 epochs, batch 128
+        draws     its kernels for intervals
+        of        crop_flip, drawn once for all views
+        trains    encoder, classifier
+        views     PGD-8 linf 2/255 step 0.00196078431372549 of clean \
+| worst case ibp (0 to 2/255 smooth over 80 epochs after 1)
+        terms     0.996 cross_entropy on adversarial + 0.004 cross_entropy on worst_case \
++ (0.5 to 0 smooth over 80 epochs after 1) interval_tightness \
++ (0.5 to 0 smooth over 80 epochs after 1) relu_balance
+        optimizer adam 0.0005 steps clipped at 8
+"""
+
+# Cusin 2026, section 4, CROWN-IBP at 2/255 without a ramp: SupCon on the lower bounds of the embedding, then
+# cross-entropy on the lower bounds of all logits (the authors' code).
+CERTIFIED_CONTRASTIVE = """
+    certified contrastive training: 20 epochs, batch 128
+        trains    encoder
+        views     clean | worst case crown-ibp lower bounds 2/255
+        terms     1 supcon of embedding(temperature 0.07, mean) on worst_case
+        optimizer adam 0.001 constant
+    linear classifier: 10 epochs, batch 128
+        trains    classifier
+        views     clean | worst case crown-ibp lower bounds 2/255
+        terms     1 cross_entropy on worst_case
+        optimizer adam 0.001 constant
+"""
+
+SOUND_CERTIFIED_CONTRASTIVE = """
+    certified contrastive training: 20 epochs, batch 128
+        trains    encoder, classifier
+        views     clean | worst case crown-ibp (0 to 2/255 smooth over 10 epochs after 1)
+        terms     1 cross_entropy on worst_case + 0.1 supcon of embedding(temperature 0.07, mean)
+        optimizer adam 0.001 constant
+"""
+
 # Each switch of `clafs`, and the lines by which it differs: the paper's ablations, then its published code, then ours.
 SWITCHES = {
     "inner_classifier=natural": """
@@ -331,18 +385,29 @@ def view_text(view) -> str:
     if view.kind == "adversarial":
         step = format_pixels(view.attack.resolved_step_size)
         return f"{describe(view.attack)} step {step} of {view_text(view.of)}"
+    if view.kind == "worst_case":
+        outputs = " lower bounds" * (view.outputs == "lower_bounds")
+        return f"worst case {view.bound}{outputs} {number_text(view.epsilon, format_pixels)}"
     return view.policy.name if isinstance(view, Augmented) else view.kind
 
 
+def number_text(number, text="{:g}".format) -> str:
+    if not isinstance(number, Ramp):
+        return text(number)
+    when = f"over {number.epochs:g} epochs after {number.after:g}"
+    return f"({text(number.start)} to {text(number.stop)} {number.shape} {when})"
+
+
 def term_text(term) -> str:
-    said = f"{term.weight:g} {term.term}"
+    said = f"{number_text(term.weight)} {term.term}"
     if isinstance(term, SupCon):
         fields = f"temperature {term.temperature:g}, {term.reduction}" + (not term.normalized) * ", un-normalized"
         fields += (term.positives == "image") * ", positives by image"
-        return f"{said}{(term.reads == 'embedding') * ' of embedding'}({fields})"
+        on = f" on {term.on}" if term.on else ""
+        return f"{said}{(term.reads == 'embedding') * ' of embedding'}({fields}){on}"
     if isinstance(term, MarginContrastive):
         return f"{said}({term.positive_margin:g}, {term.negative_margin:g})"
-    if isinstance(term, (KLToClean, MisclassifiedKL)):
+    if isinstance(term, (KLToClean, MisclassifiedKL, IntervalTightness, ReLUBalance)):
         return said
     assert isinstance(term, (CrossEntropy, BoostedCrossEntropy))
     return said + (f" on {term.on}" if term.on else "")
@@ -351,7 +416,8 @@ def term_text(term) -> str:
 def optimizer_text(word) -> str:
     momentum = f" momentum {word.momentum:g}" if word.name == "sgd" else ""
     decay = f" weight decay {word.weight_decay:g}" if word.weight_decay else ""
-    return f"{word.name} {word.learning_rate:g} {word.schedule}{momentum}{decay}"
+    clip = f" clipped at {word.clip_norm:g}" if word.name == "adam" and word.clip_norm else ""
+    return f"{word.name} {word.learning_rate:g} {word.schedule}{momentum}{decay}{clip}"
 
 
 def phase_text(phase) -> list[str]:
@@ -359,6 +425,8 @@ def phase_text(phase) -> list[str]:
     lines = [f"{phase.name}: {phase.epochs} epochs, batch {phase.batch_size}"]
     if phase.reinitialize:
         lines.append(f"    draws     {', '.join(phase.reinitialize)} anew")
+    if phase.interval_initialization:
+        lines.append("    draws     its kernels for intervals")
     if phase.fresh_optimizer:
         lines.append("    starts its optimizer anew")
     if phase.ema:
@@ -425,6 +493,9 @@ TEXTS = {
     "sc_supcon_retrained": with_embedding_attack(PGD_SUPCON) + HEAD_RETRAINING.lstrip("\n"),
     "adversarial": ADVERSARIAL,
     "adversarial_contrastive": ADVERSARIAL_CONTRASTIVE,
+    "certified": CERTIFIED,
+    "certified_contrastive": CERTIFIED_CONTRASTIVE,
+    "mtl_ibp": MTL_IBP,
 }
 
 
@@ -480,6 +551,19 @@ def test_cusins_double_training_is_a_setting_of_supcon_linear():
     short = dict(encoder_epochs=20, linear_epochs=10, batch_size=128, optimizer=adam, linear_optimizer=adam)
     method = VARIANTS["supcon_linear"](reads="embedding", num_views=1, augmentation="none", **short)
     assert text_of(method) == lines_of(DOUBLE_TRAINING)
+
+
+def test_the_sound_form_of_certified_contrastive():
+    assert text_of(VARIANTS["certified_contrastive"](form="sound")) == lines_of(SOUND_CERTIFIED_CONTRASTIVE)
+
+
+def test_kappa_takes_from_one_cross_entropy_what_it_gives_to_the_other():
+    (phase,) = VARIANTS["certified"](initial_kappa=1, final_kappa=0.5, regularization=0).phases()
+    when = "smooth over 80 epochs after 1"
+    assert [term_text(term) for term in phase.terms] == [
+        f"(1 to 0.5 {when}) cross_entropy on clean",
+        f"(0 to 0.5 {when}) cross_entropy on worst_case",
+    ]
 
 
 @pytest.mark.parametrize("name", ["pgd_ce", "sc_supcon"])

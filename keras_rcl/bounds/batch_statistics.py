@@ -1,0 +1,43 @@
+"""A network's pass in training mode that remembers each BatchNorm's moments, for bounds of what is being trained."""
+
+import keras
+from keras import ops
+
+from keras_rcl.bounds.fold import LAYERS
+from keras_rcl.bounds.propagate import propagate
+
+
+def training_pass(network: keras.Model, images) -> tuple[dict, dict]:
+    """Run a two-headed network in training mode, once.
+
+    Bounds of an image's ball are taken with the statistics of the batch's own images, which the gradient sees through,
+    as Shi et al. 2021 do: the ball has none of its own.
+
+    Args:
+        network: `networks.build_network`'s, with layers of `bounds.fold.LAYERS` on the way to its logits.
+        images: [N, H, W, C].
+
+    Returns:
+        Its outputs, and path of a BatchNorm -> mean [C] and variance [C] of what it normalised by; those that are
+        frozen are left out.
+
+    Raises:
+        Refused: if a layer has no bounds.
+    """
+    values, statistics = {}, {}
+
+    def call(layer, path: str, *inputs):
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            (x,) = inputs
+            statistics[path] = ops.moments(x, axes=list(range(len(x.shape) - 1)))
+        values[path] = layer(list(inputs) if len(inputs) > 1 else inputs[0])
+        return values[path]
+
+    logits = propagate(network, dict.fromkeys(LAYERS, call), lambda _: images)
+    unnormalized = network.get_layer("projector")(values["embedding"])
+    return {
+        "embedding": values["embedding"],
+        "unnormalized_projection": unnormalized,
+        "projection": network.get_layer("projection")(unnormalized),
+        "logits": logits,
+    }, statistics

@@ -1,0 +1,24 @@
+"""Numbers that move during a phase, as functions of how many epochs of it are done."""
+
+from keras import ops
+
+from keras_rcl.vocabulary.phase import Ramp
+
+MIDDLE, POWER = 0.25, 4
+"""Where the smooth ramp turns linear, and its power before."""
+
+
+def value_at(number: float | Ramp, epochs):
+    """A number, or a ramp's value after so many epochs (a scalar tensor, fractions included), float32."""
+    if not isinstance(number, Ramp):
+        return number
+    done = ops.cast(epochs, "float32") - number.after
+    done = ops.clip(done / number.epochs, 0.0, 1.0) if number.epochs else ops.cast(done >= 0, "float32")
+    return number.start + (number.stop - number.start) * (_smooth(done) if number.shape == "smooth" else done)
+
+
+def _smooth(done):
+    """a u^4 up to the middle m, then the line that goes on from there to 1: a = 1 / (4 (1 - m) m^3 + m^4)."""
+    scale = 1 / (POWER * (1 - MIDDLE) * MIDDLE ** (POWER - 1) + MIDDLE**POWER)
+    slope = scale * POWER * MIDDLE ** (POWER - 1)
+    return ops.where(done < MIDDLE, scale * done**POWER, 1 - slope * (1 - done))

@@ -1,0 +1,296 @@
+"""Certified training against loops over single neurons, and against points of the balls that it bounds."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny import BATCH, CLASSES, image_data, runner, tiny_network
+
+from keras_rcl.bounds import output_bounds, training_pass, verified, worst_case_margins, worst_case_outputs
+from keras_rcl.bounds.interval import Interval
+from keras_rcl.bounds.worst_case import interval_tightness, relu_balance
+from keras_rcl.methods import VARIANTS
+from keras_rcl.networks import build_network, initialize_for_intervals, parts
+from keras_rcl.progress import Silent
+from keras_rcl.vocabulary.network import Network
+from keras_rcl.vocabulary.phase import Adam, Clean, CrossEntropy, Phase, Ramp, WorstCase
+from keras_rcl.vocabulary.word import Refused
+
+EPSILON = 0.1
+
+
+def batch(seed: int = 0):
+    rng = np.random.default_rng(seed)
+    images = np.clip(rng.uniform(-0.3, 1.3, (6, 8, 8, 1)), 0, 1).astype("float32")
+    return images, np.arange(6) % CLASSES
+
+
+def plain_network():
+    """Of two dense layers, whose weights are of the size that makes bounds matter."""
+    image = keras.Input((2, 2, 1))
+    hidden = keras.layers.Dense(5, activation="relu")(keras.layers.Flatten()(image))
+    network = keras.Model(image, {"logits": keras.layers.Dense(CLASSES)(hidden)})
+    rng = np.random.default_rng(1)
+    for variable in network.weights:
+        variable.assign(rng.normal(size=variable.shape))
+    return network
+
+
+def loop_of_worst_case_cross_entropy(weights, image, label):
+    """-log softmax of the upper bounds of logit_j - logit_y, neuron by neuron (Gowal et al. 2018, eq. 5 to 9)."""
+    first, bias, second, shift = (np.float64(w) for w in weights)
+    pixels = np.float64(image).ravel()
+    low, high = np.maximum(pixels - EPSILON, 0), np.minimum(pixels + EPSILON, 1)
+    least, most = [], []
+    for j in range(len(bias)):
+        bottom = top = bias[j]
+        for i, w in enumerate(first[:, j]):
+            bottom += w * (low[i] if w > 0 else high[i])
+            top += w * (high[i] if w > 0 else low[i])
+        least.append(max(bottom, 0))
+        most.append(max(top, 0))
+    worst = []
+    for j in range(CLASSES):
+        total = shift[j] - shift[label]
+        for i in range(len(bias)):
+            difference = second[i, j] - second[i, label]
+            total += difference * (most[i] if difference > 0 else least[i])
+        worst.append(total)
+    return np.log(np.sum(np.exp(worst))) - worst[label]
+
+
+def test_the_worst_cases_cross_entropy_is_the_papers():
+    network, rng = plain_network(), np.random.default_rng(2)
+    images, labels = rng.random((7, 2, 2, 1)).astype("float32"), np.arange(7) % CLASSES
+    logits = worst_case_outputs(network, images, labels, EPSILON)["logits"]
+    found = keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    expected = [
+        loop_of_worst_case_cross_entropy(network.get_weights(), *pair) for pair in zip(images, labels, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def random_intervals():
+    rng = np.random.default_rng(3)
+    centers = [rng.normal(0.4, 1, (4, 6)), 3 * rng.normal(-0.2, 1, (4, 9))]
+    return [Interval(c - r, c + r) for c, r in zip(centers, (0.2, 2.0), strict=True)]
+
+
+def test_tightness_is_the_papers():
+    width, total = 0.3, 0.0
+    for x in random_intervals():
+        mean = sum((x.upper.ravel()[i] - x.lower.ravel()[i]) / 2 for i in range(x.lower.size)) / x.lower.size
+        total += max(0.0, 0.5 - width / mean) / 0.5
+    np.testing.assert_allclose(interval_tightness(width, random_intervals()), total / 2, rtol=1e-6)
+    assert total > 0
+
+
+def test_relu_balance_is_the_papers():
+    total = 0.0
+    for x in random_intervals():
+        center = (x.lower + x.upper) / 2
+        active, inactive = center[x.lower > 0], center[x.upper < 0]
+        assert len(active) and len(inactive)
+        mean = active.sum() / -inactive.sum()
+        spread = ((active - center.mean()) ** 2).sum() / ((inactive - center.mean()) ** 2).sum()
+        total += sum(max(0.0, 0.5 - min(ratio, 1 / ratio)) for ratio in (mean, spread)) / 0.5
+    np.testing.assert_allclose(relu_balance(random_intervals()), total / 2, rtol=1e-6)
+    assert total > 0
+
+
+def test_relus_of_one_kind_count_nothing():
+    ones = np.ones((2, 3), "float32")
+    assert float(relu_balance([Interval(ones, 2 * ones)])) == 0
+
+
+def moved_to(network, statistics):
+    """Let inference normalise by these statistics, as the batch's images were in training."""
+    for layer in parts(network)["encoder"].layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            mean, variance = statistics[f"encoder/{layer.name}"]
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(variance)
+
+
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+def test_bounds_in_training_hold_for_every_image_of_the_ball(bound):
+    """They are of the network that normalises by the statistics of the batch's own images."""
+    network, (images, labels) = tiny_network(), batch()
+    outputs, statistics = training_pass_in_training(network, images)
+    worst = worst_case_outputs(network, images, labels, EPSILON, bound, statistics)["logits"].numpy()
+    lower = {
+        name: output_bounds(network, images, EPSILON, bound, name, statistics=statistics).lower.numpy()
+        for name in ("logits", "embedding")
+    }
+    moved_to(network, statistics)
+    np.testing.assert_allclose(network(images, training=False)["logits"], outputs["logits"], atol=1e-4)
+    rng = np.random.default_rng(0)
+    for share in np.linspace(0, 1, 20):
+        step = EPSILON * np.where(rng.random(images.shape) < share, np.sign(rng.normal(size=images.shape)), 0.3)
+        point = network(np.clip(images + step, 0, 1).astype("float32"), training=False)
+        logits = point["logits"].numpy()
+        assert (logits - logits[np.arange(6), labels][:, None] <= worst + 1e-4).all()
+        assert all((point[name].numpy() >= values - 1e-4).all() for name, values in lower.items())
+
+
+def training_pass_in_training(network, images):
+    """As the trainer does it: in a step, whose call is in training mode."""
+
+    class Caller(keras.Model):
+        def call(self, x, training=None):
+            return training_pass(network, x)
+
+    return Caller()(images, training=True)
+
+
+def test_the_training_pass_is_the_networks_own():
+    one, other, (images, _) = tiny_network(), tiny_network(), batch()
+    outputs, statistics = training_pass_in_training(one, images)
+    for name, values in other(images, training=True).items():
+        np.testing.assert_allclose(outputs[name], values, rtol=1e-5, atol=1e-6)
+    for a, b in zip(one.weights, other.weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert list(statistics) == ["encoder/conv1_norm", "encoder/conv2_norm", "encoder/embedding_norm"]
+
+
+def phase_of(epsilon, *terms, **changes) -> Phase:
+    views = (Clean(), WorstCase(epsilon=epsilon))
+    settings = dict(name="test", epochs=1, trains=("encoder", "classifier"), views=views, terms=terms)
+    return Phase(**{**settings, "batch_size": BATCH, "optimizer": Adam(learning_rate=1e-3), **changes})
+
+
+def test_epsilon_0_is_clean_training():
+    trained = []
+    for phase in (
+        phase_of(0.0, CrossEntropy(on="worst_case")),
+        phase_of(0.0, CrossEntropy(), views=(Clean(),)),
+    ):
+        network = tiny_network()
+        run = runner(network, phase)
+        metrics = run.run_epoch(Silent(), "")
+        trained.append((metrics["loss"], [np.array(v) for v in network.weights]))
+    (loss, weights), (clean_loss, clean_weights) = trained
+    assert loss == pytest.approx(clean_loss, rel=1e-4)
+    for one, other in zip(weights, clean_weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+def small(name: str, **changes):
+    method = VARIANTS[name](batch_size=BATCH, epsilon=EPSILON, augmentation="none", ramp_epochs=1, start_epochs=0)
+    epochs = {field.name: 2 for field in dataclasses.fields(method) if field.name in ("epochs", "linear_epochs")}
+    return dataclasses.replace(method, **epochs, **changes)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        small("certified"),
+        small("certified", bound="crown-ibp", initial_kappa=1.0, final_kappa=0.5),
+        small("mtl_ibp"),
+        small("certified_contrastive"),
+        small("certified_contrastive", form="sound"),
+    ],
+    ids=["ibp", "crown-ibp", "mtl-ibp", "paper's contrastive", "sound contrastive"],
+)
+def test_every_form_trains_on_finite_numbers(method):
+    network = tiny_network()
+    for phase in method.phases():
+        run, before = runner(network, phase), [np.array(v) for v in network.trainable_weights]
+        run.begin()
+        for _ in range(phase.epochs):
+            metrics = run.run_epoch(Silent(), "")
+        assert metrics["epsilon"] > 0 and np.isfinite(metrics["loss"])
+        after = [np.array(v) for v in network.trainable_weights]
+        assert all(np.isfinite(a).all() for a in after)
+        assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+        assert run.trainer.traces == 1
+
+
+def test_kappa_weighs_the_two_cross_entropies():
+    """One step at kappa = 0.25: the loss is 0.25 CE(clean) + 0.75 CE(worst case), each as the log shows it."""
+    method = small("certified", initial_kappa=0.25, final_kappa=0.25, regularization=0.0)
+    (phase,) = method.phases()
+    run = runner(tiny_network(), phase)
+    metrics = run.run_epoch(Silent(), "")
+    clean, worst = metrics["cross_entropy_clean"], metrics["cross_entropy_worst_case"]
+    assert worst > clean and metrics["loss"] == pytest.approx(0.25 * clean + 0.75 * worst, rel=1e-5)
+
+
+def test_the_radius_is_a_function_of_the_optimizers_steps():
+    """So that a resumed run goes on where it was: 2 steps an epoch, from 0 to 0.1 over 4 epochs."""
+    phase = phase_of(Ramp(start=0, stop=0.1, epochs=4), CrossEntropy(on="worst_case"))
+    run = runner(tiny_network(), phase)
+    assert run.batches.steps_per_epoch == 2
+    assert [run.run_epoch(Silent(), "")["epsilon"] for _ in range(2)] == pytest.approx(
+        [(0 + 0.0125) / 2, (0.025 + 0.0375) / 2]
+    )
+    run.optimizer.iterations.assign(6)
+    assert run.run_epoch(Silent(), "")["epsilon"] == pytest.approx((0.075 + 0.0875) / 2)
+
+
+def test_kernels_are_drawn_so_that_intervals_keep_their_width():
+    network = build_network(Network(encoder="convex_small"), (28, 28, 1), 10, mean=[0.0], std=[1.0])
+    encoder = parts(network)["encoder"]
+    initialize_for_intervals(encoder, seed=0)
+    for name, inputs in (("conv2", 16 * 4 * 4), ("dense1", 1568)):
+        kernel = np.array(encoder.get_layer(name).kernel)
+        assert np.abs(kernel).mean() * inputs == pytest.approx(2, rel=0.05)
+        assert kernel.mean() == pytest.approx(0, abs=1e-3)
+    drawn = np.array(encoder.get_layer("conv2").kernel)
+    initialize_for_intervals(encoder, seed=0)
+    np.testing.assert_array_equal(encoder.get_layer("conv2").kernel, drawn)
+
+
+def test_a_layer_without_bounds_is_refused_before_training():
+    network = tiny_network()
+    encoder = parts(network)["encoder"]
+    encoder.get_layer("conv2_relu").negative_slope = 0.1
+    with pytest.raises(Refused, match="encoder/conv2_relu is no plain ReLU"):
+        runner(network, phase_of(0.1, CrossEntropy(on="worst_case")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(views=(WorstCase(epsilon=0.1),)), "one worst case comes last"),
+        (dict(views=(WorstCase(epsilon=0.1), Clean())), "one worst case comes last"),
+        (dict(detach_classifier=True), "leave detach_classifier out"),
+        (dict(views=(Clean(),)), "no worst_case view"),
+    ],
+)
+def test_phases_that_mean_nothing_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        phase_of(0.1, CrossEntropy(on="worst_case"), **changes)
+
+
+def test_a_few_epochs_certify_most_of_an_easy_task():
+    """Stripes of another brightness, 128/255 above the noise: an untrained network certifies none of them."""
+    data = image_data(8 * BATCH)
+    network = build_network(
+        Network(encoder="convex_small", projection_hidden=None, projection_dim=None),
+        data.image_shape,
+        CLASSES,
+        mean=[0.35],
+        std=[0.3],
+    )
+    images, labels = np.float32(data.test.images) / 255, data.test.labels
+    certify = tf.function(lambda: verified(worst_case_margins(network, images, labels, 0.05, "ibp"), labels))
+    assert np.mean(certify()) < 0.1
+    optimizer = Adam(learning_rate=3e-3, clip_norm=8.0)
+    method = VARIANTS["certified"](
+        epochs=20,
+        start_epochs=0,
+        ramp_epochs=8,
+        epsilon=0.05,
+        batch_size=BATCH,
+        augmentation="none",
+        optimizer=optimizer,
+    )
+    (phase,) = method.phases()
+    run = runner(network, phase, data)
+    run.begin()
+    for _ in range(phase.epochs):
+        run.run_epoch(Silent(), "")
+    assert np.mean(certify()) > 0.8
