@@ -242,11 +242,11 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **o
 @click.option("--attack", "text", metavar="NAME[-STEPS][:KEY=VALUE,...]", default="pgd-10", show_default=True)
 @functools.partial(data_options, part="train")
 @foreign_model_options
-@click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; adversarial/<model> by default.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=5000, show_default=True, help="Examples a file.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted crafting.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def craft_dataset(model, text, output_dir, as_json, **options):
+def craft_dataset(model, text, as_json, **options):
     """Attack every training image once, and store what comes of it as TFRecords to train on.
 
     Killed or interrupted, the same command goes on where it was.
@@ -256,15 +256,15 @@ def craft_dataset(model, text, output_dir, as_json, **options):
     from keras_rcl.crafting import craft_dataset
 
     with StderrProgress() as progress:
-        record = craft_dataset(model, attack, output_dir, dataset=chosen, progress=progress, **options)
+        record, written = craft_dataset(model, attack, dataset=chosen, progress=progress, **options)
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return
     click.echo(
         f"{record['examples']} examples of the {record['data']['part']} part of {record['data']['name']} by "
         f"{describe(attack)}\naccuracy of {record['model']['name']} on the images {record['clean_accuracy']:.1%}, on "
-        f"the examples {record['accuracy']:.1%}\nwritten to {output_dir}\n"
-        f"train on them  python cli.py fit --variant at --set 'method.attack={_stored(output_dir, attack)}'"
+        f"the examples {record['accuracy']:.1%}\nwritten to {written}\n"
+        f"train on them  python cli.py fit --variant at --set 'method.attack={_stored(written, attack)}'"
     )
 
 

@@ -12,9 +12,9 @@ from keras_rcl.attacks import craft
 from keras_rcl.classifier import load_classifier
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_levels, write_shard
-from keras_rcl.evaluation.journal import Journal, Piece
+from keras_rcl.evaluation.journal import Piece
 from keras_rcl.evaluation.record import command_line, versions
-from keras_rcl.experiment import check_fit, check_replaceable, dataset_of, outputs_of, pixels, support_of
+from keras_rcl.experiment import check_fit, dataset_of, output_and_journal, outputs_of, pixels, support_of
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json
@@ -24,7 +24,7 @@ from keras_rcl.vocabulary.word import Refused
 def craft_dataset(
     path: Path,
     attack: Attack,
-    output_dir: Path,
+    output_dir: Path | None = None,
     *,
     dataset: dict[str, Any] | None = None,
     part: str = "train",
@@ -35,7 +35,7 @@ def craft_dataset(
     trust: bool = False,
     progress: Progress | None = None,
     **foreign,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Path]:
     """Make one adversarial example of every image of a part, in whole grey levels, and store them.
 
     Every batch is written to `.<name>.partial` beside the folder as soon as it is finished; the same call, made again
@@ -45,7 +45,8 @@ def craft_dataset(
     Args:
         path: the model that is attacked, as for `attack`.
         attack: what makes the examples, in pixels.
-        output_dir: the folder: receives `examples.json` and `adversarial-<number>-of-<count>.tfrecord`.
+        output_dir: the folder: receives `examples.json` and `adversarial-<number>-of-<count>.tfrecord`;
+            `adversarial/<model>`, numbered, where not given.
         dataset: fields of `Dataset`, as for `attack`.
         part: whose images; only those of `train` can be trained on.
         batch_size: images attacked at once.
@@ -57,7 +58,8 @@ def craft_dataset(
         **foreign: as for `attack`.
 
     Returns:
-        The record: attack, model, data and part; and the model's accuracy on the images and on what is stored.
+        The record: attack, model, data and part; and the model's accuracy on the images and on what is stored. And
+        the folder.
 
     Raises:
         Refused: if the model, the data or the folder does not fit, or the attack runs in other units than pixels.
@@ -72,7 +74,6 @@ def craft_dataset(
         raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
     outputs, hashes = outputs_of([attack], classifier.outputs, data, trust)
     support = support_of([attack], outputs, data)
-    check_replaceable(output_dir, RECORD, overwrite)
 
     @tf.function(autograph=False)
     def step(x, labels):
@@ -103,8 +104,9 @@ def craft_dataset(
     question = {**made_by, "images": digest.hexdigest(), "batch_size": batch_size}
     progress, count = progress or Silent(), len(chosen.labels)
     batches = range(0, count, batch_size)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with Journal(output_dir.with_name(f".{output_dir.name}.partial"), question, anew=overwrite) as journal:
+    default = Path("adversarial") / path.stem
+    output_dir, journal = output_and_journal(output_dir, default, question, overwrite, marker=RECORD)
+    with journal:
         if done := len(journal):
             progress.say(f"resuming {journal.path}: {done} batches done")
         progress.start(describe(attack), len(batches))
@@ -134,4 +136,4 @@ def craft_dataset(
                 write_shard(folder / name, examples, part)
             write_json(folder / RECORD, record)
         journal.discard()
-    return record
+    return record, output_dir

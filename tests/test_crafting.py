@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -34,7 +35,11 @@ FIT = (
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -47,6 +52,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_broken_off_and_resumed_it_stores_the_same_and_a_training_reads_it(here, monkeypatch):
     assert run(*COMMAND, "--output-dir", "whole").exit_code == 0
     cut, done = crafting.whole_levels, []
