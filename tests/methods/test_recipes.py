@@ -277,7 +277,8 @@ MTL_IBP = """
         draws     its kernels for intervals
         of        crop_flip, drawn once for all views
         trains    encoder, classifier
-        views     PGD-8 linf 2/255 step 0.00196078431372549 of clean | worst case ibp (0 to 2/255 smooth over 80 epochs after 1)
+        views     PGD-8 linf 2/255 step 0.00196078431372549 of clean \
+| worst case ibp (0 to 2/255 smooth over 80 epochs after 1)
         terms     0.996 cross_entropy on adversarial + 0.004 cross_entropy on worst_case \
 + (0.5 to 0 smooth over 80 epochs after 1) interval_tightness \
 + (0.5 to 0 smooth over 80 epochs after 1) relu_balance
