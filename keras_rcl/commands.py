@@ -549,7 +549,8 @@ def _with_restarts(word, restarts: int):
 def _told(view: View) -> str:
     """The kind of a view; its policy, its protocol where that is not `pixel`, or its bound and what that is of."""
     if view.kind == "worst_case":
-        return f"worst case ({view.bound}{' lower bounds' * (view.outputs == 'lower_bounds')})"
+        outputs = " lower bounds" * (view.outputs == "lower_bounds")
+        return f"worst case ({view.bound}{outputs}, epsilon {view.epsilon:g})"
     if view.kind == "adversarial" and view.attack.protocol != "pixel":
         return f"{view.kind} ({view.attack.protocol})"
     return view.policy.name if view.kind == "augmented" else view.kind
