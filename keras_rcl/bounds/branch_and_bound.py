@@ -33,6 +33,7 @@ CANDIDATES = 3
 """How many ReLUs are tried for a split."""
 
 _NEXT_TO_NOTHING = 1e-6
+"""Of a gap that no line makes, so that every undecided ReLU is split in the end."""
 
 DESCENTS, DESCENT_STEPS = 4, 10
 """From how many domains' worst images a gradient descent goes on, and for how long."""

@@ -109,19 +109,19 @@ def test_without_time_what_bounds_leave_open_is_a_timeout(network, found):
     np.testing.assert_array_equal(hasty.statuses[0, same], found.statuses[1, same])
 
 
-def test_a_supposed_counterexample_is_moved_into_ball_and_box_or_dropped(network):
-    certifier = Certifier(network, EPSILONS[:1], attacks=(), method="ibp")
-    (image,), (label,) = digits(1)
-    assert certifier.counterexample(image, image, label, 0.1) is None
-    rng, told = np.random.default_rng(0), 0
-    for _ in range(200):
-        supposed = image + rng.choice([-1.0, 1.0], image.shape).astype("float32")
-        moved = certifier.counterexample(image, supposed, label, 0.3)
-        if moved is not None:
-            told += 1
-            assert np.all(np.abs(moved.astype("float64") - image) <= 0.3)
-            assert moved.min() >= 0 and moved.max() <= 1 and moved.dtype == np.float32
-    assert told
+def test_a_supposed_counterexample_is_moved_into_ball_and_box_or_dropped():
+    """The logits are the two pixels."""
+    pixels = keras.Input((1, 2, 1))
+    network = keras.Model(pixels, keras.layers.Dense(2)(keras.layers.Flatten()(pixels)))
+    network.layers[-1].set_weights([np.eye(2), np.zeros(2)])
+    certifier = Certifier(network, EPSILONS, attacks=(), method="ibp")
+    image, beyond = (np.array(values, "float32").reshape(1, 2, 1) for values in ((0.7, 0.1), (-3.0, 5.0)))
+    assert certifier.counterexample(image, beyond, 0, 0.1) is None, "0.6 and 0.2 at the corner of the ball"
+    for epsilon, corner in ((0.4, (0.3, 0.5)), (0.95, (0.0, 1.0))):
+        moved = certifier.counterexample(image, beyond, 0, epsilon)
+        assert moved.dtype == np.float32 and 0 <= moved.min() and moved.max() <= 1
+        assert np.abs(moved.astype("float64") - image).max() <= epsilon + 1e-16
+        np.testing.assert_allclose(moved.ravel(), corner, atol=1e-7)
 
 
 def test_broken_off_and_resumed_it_is_as_uninterrupted(network, found, tmp_path, monkeypatch):
