@@ -130,7 +130,7 @@ def change_value(rng: random.Random, value: Any) -> Any:
                 parent[str(key) + rng.choice("sx_ ")] = parent.pop(key)
             case 3:
                 other, at = rng.choice(places)
-                with contextlib.suppress(KeyError, IndexError):
+                with contextlib.suppress(KeyError, IndexError, RecursionError):
                     parent[key] = json.loads(json.dumps(other[at]))
             case 4 if isinstance(parent[key], str):
                 parent[key] = change_text(rng, parent[key])
@@ -142,10 +142,13 @@ def change_value(rng: random.Random, value: Any) -> Any:
 
 
 def _containers(value: Any) -> Iterator[Any]:
-    if isinstance(value, (dict, list)):
-        yield value
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _containers(inner)
+    """The mappings and lists within a value, however deep."""
+    open_values = [value]
+    while open_values:
+        value = open_values.pop()
+        if isinstance(value, (dict, list)):
+            yield value
+            open_values += value.values() if isinstance(value, dict) else value
 
 
 def _keys(parent: Any) -> list:
