@@ -53,11 +53,7 @@ def interruptible():
 
 
 def run(*arguments):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def break_off(monkeypatch, batches, *arguments, by=signal.SIGINT):
