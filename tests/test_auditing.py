@@ -1,6 +1,8 @@
 """`audit` by the command line, on a linear SavedModel that knows nothing of this package."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from keras_rcl.commands import cli
 from keras_rcl.evaluation.record import read_record
+from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.vocabulary.word import Refused
 
 QUICK = ("--check-images", "20", "--verifier", "pgd-20:loss=logit_margin")
@@ -70,6 +73,38 @@ def test_an_honest_record_stands(here):
     assert {finding["status"] for finding in found["findings"]} == {"passed", "not run"}
     assert found["data"] == json.loads((here / "strong/record.json").read_text())["data"]
     assert sorted(path.name for path in (here / "stands").iterdir()) == ["audit.html", "audit.json", "loss_surface.png"]
+
+
+def untimed(value):
+    """A record without the seconds in it."""
+    if isinstance(value, dict):
+        return {key: untimed(inner) for key, inner in value.items() if key != "seconds"}
+    return [untimed(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("batches", [3, 12])
+def test_broken_off_the_same_command_goes_on(here, tmp_path, monkeypatch, batches):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linear").symlink_to(here / "linear")
+    arguments = "audit", "linear", "--claim", "40%", "--epsilon", "16/255", *HERE, *QUICK, "--batch-size", "10"
+    whole, run_batch, done = run(*arguments, "--output-dir", "whole"), Evaluator._run, []
+
+    def terminated(*args):
+        if len(done) == batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append(1)
+        return run_batch(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "_run", terminated)
+        first = run(*arguments, "--output-dir", "out")
+    assert first.exit_code == 143 and first.stderr.endswith("\ninterrupted; the same command resumes\n")
+    assert not (tmp_path / "out").exists()
+    second = run(*arguments, "--output-dir", "out")
+    assert second.exit_code == whole.exit_code and "resuming .out.partial: " in second.stderr
+    records = [json.loads((tmp_path / name / "audit.json").read_text()) for name in ("whole", "out")]
+    assert untimed(records[0]) == untimed(records[1])
+    assert sorted(os.listdir(tmp_path)) == ["linear", "out", "whole"]
 
 
 def test_a_false_number_falls_and_exits_with_1(here):
