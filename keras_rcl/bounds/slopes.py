@@ -71,7 +71,7 @@ def ascend(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             values = bound(variables)
-        gradients = tape.gradient(values, variables)
+        gradients = tape.gradient(values, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         mean, square = (
             [rate * old + (1 - rate) * g**power for old, g in zip(moment, gradients, strict=True)]
             for power, rate, moment in ((1, _DECAYS[0], mean), (2, _DECAYS[1], square))

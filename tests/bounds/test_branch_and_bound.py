@@ -108,7 +108,7 @@ def test_a_domains_bound_is_below_all_of_its_images(dtype):
         few = rng.permutation(total) < 5
         signs = np.where(few, np.sign(read[trial]), 0)
         inside = np.all(signs * read >= 0, axis=1)
-        slopes, multipliers = rng.uniform(size=total), rng.uniform(size=total) * 0.2
+        slopes, multipliers = rng.uniform(size=total), rng.uniform(size=total) * 10 ** rng.uniform(-3, -0.5)
         rows = [values[None].astype(dtype) for values in (signs, slopes, multipliers)]
         bound = float(search._lower(ends, function, *rows)[0])
         assert bound <= margins[inside].min() + SLACK
