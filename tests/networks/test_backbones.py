@@ -31,6 +31,8 @@ def by_hand(name):
     if name == "strided_cnn":
         convs = sum(conv(3, i, o) + o + norm(o) for i, o in ((3, 32), (32, 64), (64, 128)))
         return convs + dense(4 * 4 * 128, 256) + dense(256, 128) + norm(128)
+    if name == "convex_small":
+        return conv(4, 3, 16) + 16 + conv(4, 16, 32) + 32 + dense(8 * 8 * 32, 100)
     if name == "resnet50":
         total, inputs = conv(3, 3, 64) + norm(64), 64
         for width, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
@@ -56,6 +58,7 @@ def by_hand(name):
 SIZES = {  # name: (embedding, trainable parameters with a linear classifier of 10 classes)
     "small_cnn": (64, 282_570),
     "strided_cnn": (128, 652_682),  # Cusin
+    "convex_small": (100, 214_918),  # Wong and Kolter
     "resnet18": (512, 11_173_962),
     "preact_resnet18": (512, 11_172_170),  # with the closing BatchNorm; code without it has 1,024 fewer
     "wide_resnet_28_10": (640, 36_479_194),

@@ -23,11 +23,14 @@ from keras_rcl.vocabulary.phase import (
     BoostedCrossEntropy,
     Clean,
     CrossEntropy,
+    IntervalTightness,
     KLToClean,
     MarginContrastive,
     MisclassifiedKL,
     Phase,
+    Ramp,
     SupCon,
+    WorstCase,
 )
 
 CLEAN, CROP, ATTACKED = Clean(), Augmented(policy=CropFlip()), Adversarial(attack=FGSM())
@@ -169,7 +172,36 @@ def test_every_term_word_has_its_function():
         "margin_contrastive",
         "kl_to_clean",
         "misclassified_kl",
+        "interval_tightness",
+        "relu_balance",
     }
+
+
+def test_a_ramp_weighs_by_the_epochs_that_are_done():
+    ramp = Ramp(start=1, stop=0.5, epochs=10, after=2)
+    phase = phase_of(CrossEntropy(weight=ramp))
+    assert [float(weigh(phase, {"cross_entropy": 4.0}, epochs)) for epochs in (0, 2, 7, 12, 50)] == [4, 4, 3, 2, 2]
+
+
+def test_the_worst_case_is_apart_from_the_views_of_images():
+    """SupCon is of the two crops alone, cross-entropy of the logits of either; each term of a worst case is its own."""
+    worst = WorstCase(epsilon=0.1)
+    of_worst = CrossEntropy(on="worst_case"), IntervalTightness(), SupCon(reads="embedding", on="worst_case")
+    phase = phase_of(SupCon(), CrossEntropy(), *of_worst, views=(CROP, CROP, worst))
+    batch = batch_of(phase_of(CrossEntropy(), views=(CROP, CROP)))
+    rng, labels = np.random.default_rng(1), np.tile(LABELS, 2)
+    bounded = {"logits": rng.normal(size=(N, 3)), "embedding": rng.normal(size=(N, 6)), "interval_tightness": 0.3}
+    outputs = {**batch.outputs, "worst_case": bounded}
+    values = evaluate_terms(phase, Batch(np.tile(LABELS, 3), outputs, ("augmented", "augmented", "worst_case")))
+    unit = bounded["embedding"] / np.linalg.norm(bounded["embedding"], axis=1, keepdims=True)
+    expected = {
+        "supcon": loops.supcon_mean(labels, outputs["projection"], 0.07),
+        "cross_entropy": loops.cross_entropy(labels, outputs["logits"]).mean(),
+        "cross_entropy_worst_case": loops.cross_entropy(LABELS, bounded["logits"]).mean(),
+        "interval_tightness": 0.3,
+        "supcon_worst_case": loops.supcon_mean(LABELS, unit, 0.07),
+    }
+    assert {name: float(value) for name, value in values.items()} == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
