@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 
 import numpy as np
 import pytest
@@ -25,8 +24,8 @@ FIT = (
     "--variant",
     "adversarial",
     "--no-compare",
-    "--limit",
-    "60",
+    "--set",
+    "dataset={name: digits, limit: 60}",
     "--set",
     "method.epochs=1",
     "--set",
@@ -35,11 +34,7 @@ FIT = (
 
 
 def run(*arguments):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

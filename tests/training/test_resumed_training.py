@@ -101,7 +101,7 @@ AVERAGED = AT(epochs=3, ema=0.8, batch_size=BATCH, attack=FGSM(epsilon=8 / 255))
 @pytest.mark.parametrize(
     ("method", "deaths", "where"),
     [
-        (CLAFS, (2, 3, 4, 5), "3/3 linear evaluation  epoch 1/2, step 1"),
+        (CLAFS, (2, 3, 4, 6), "3/3 linear evaluation  epoch 1/2, step 1"),
         (AVERAGED, (2, 3), "1/1 adversarial training  epoch 2/3, step 1"),
     ],
     ids=["refresh", "average"],
@@ -189,7 +189,7 @@ def test_memory_that_does_not_suffice_is_told(tmp_path, monkeypatch):
 def test_a_warning_is_given_once_a_phase(shares, similarity, named):
     progress = Dies()
     contrast, _, _ = CLAFS.phases()
-    training = engine._Training(None, [], image_data(), None, None, None, None, progress)
+    training = engine._Training(None, [], image_data(), None, None, None, None, None, progress)
     runner = type("Runner", (), {"phase": contrast})
     metrics = {"monitor_adversarial_accuracy": 0.5, **shares}
     for epoch in (1, 2):
