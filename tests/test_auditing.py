@@ -179,6 +179,7 @@ def test_refusals(here, arguments, said):
         (lambda r: r["data"].update(indices=[[10**400, 10**400 + 49]]), "is no record"),
         (lambda r: r["data"].update(indices=[["0", "49"]]), "is no record"),
         (lambda r: r["data"].update(name=3), "must be texts"),
+        (lambda r: r["data"].update(part="8/255"), "its part '8/255' is none of train, validation and test"),
         (lambda r: r.update(attacks=[]), "names 0 attacks"),
     ],
 )

@@ -140,9 +140,10 @@ def read_record(path: Path) -> dict[str, Any]:
                 f"its outcomes are of {sorted(counts)} images and {len(attacks)} attacks, and it names "
                 f"{len(record['attacks'])} attacks"
             )
-        texts = record["model"]["hash"], record["data"]["name"], record["data"]["part"]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("model hash, data set and part must be texts")
+        if not (isinstance(record["model"]["hash"], str) and isinstance(record["data"]["name"], str)):
+            raise ValueError("model hash and data set must be texts")
+        if (part := record["data"]["part"]) not in ("train", "validation", "test"):
+            raise ValueError(f"its part {part!r} is none of train, validation and test")
     except ValidationError as error:
         raise Refused(f"{path} is no record: attacks: {first_line(error)}") from None
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, MemoryError, IndexError) as error:
