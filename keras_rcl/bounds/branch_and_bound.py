@@ -142,7 +142,7 @@ class BranchAndBound:
             seconds: after which it gives up.
             check: a supposed counter-example [H, W, C] -> a true one, or None.
         """
-        for function in (self._root, self._split, self._descend):
+        for function in (self._root, self._descend, *([self._split] if self._relus else [])):
             function.get_concrete_function()  # traced now, so that it costs no image its time
         started = time.monotonic()
         unit = np.eye(self._steps[-1].shape[0], dtype=self._dtype)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorflow.python.framework import config as tensorflow_config
-from tiny import BATCH, image_data, tiny_clafs, tiny_network
+from tiny import BATCH, image_data, runner, tiny_clafs, tiny_network
 
 from keras_rcl.methods.at import AT
 from keras_rcl.progress import Silent
@@ -161,10 +161,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step(tmp_path):
 
 
 def test_the_images_that_are_named_are_those_of_the_step():
-    batches = engine.PhaseRunner(
-        tiny_network(), AVERAGED.phases()[0], image_data(), epochs=1, seed=(0,), precision="float32", jit=False,
-        balanced=False,
-    ).batches  # fmt: skip
+    batches = runner(tiny_network(), AVERAGED.phases()[0]).batches
     batches.start_epoch(3)
     for step, (_, labels, _) in enumerate(batches.dataset):
         np.testing.assert_array_equal(image_data().train.labels[batches.indices(step)], labels)
@@ -178,7 +175,7 @@ def test_memory_that_does_not_suffice_is_told(tmp_path, monkeypatch):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 
     monkeypatch.setattr(engine.RobustTrainer, "fit", exhausted)
-    with pytest.raises(Refused, match="out of memory in adversarial training: batches of 16 .* method.batch_size=8"):
+    with pytest.raises(Refused, match="out of memory in adversarial training: batches of 16 .* --micro-batch 8$"):
         train(tmp_path, AVERAGED, Dies())
 
 
