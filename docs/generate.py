@@ -102,6 +102,21 @@ def protocols() -> str:
     return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
 
 
+def verifications() -> str:
+    """One row a model and epsilon: what was proved, beside what can be measured, and the commands."""
+    shown, rows = [], []
+    for path in sorted((ROOT / "results/verifications").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        shown.append(record["command"])
+        for row in record["rows"]:
+            measured = [percent(row[f"{kind}_accuracy"]) for kind in ("clean", "attacked", "verified")]
+            name, epsilon = f"`{record['model']['name']}`", format_pixels(row["epsilon"])
+            rows.append([name, epsilon, str(record["images"]), *measured, f"{row['seconds'] / record['images']:.2f}"])
+    header = ["model", "epsilon", "images", "clean", "attacked", "verified", "s/image"]
+    commands = "\n".join(shown)
+    return f"{markdown_table(header, rows)}\n\n```\n{commands}\n```"
+
+
 def audits() -> str:
     """What `audit` printed of each committed audit: its command, what was raised, and the verdict."""
     blocks = []
@@ -136,7 +151,8 @@ def _help(context: click.Context) -> str:
 
 
 GENERATED = {
-    function.__name__: function for function in (variants, digits, cifar10, autoattack, reference, protocols, audits)
+    function.__name__: function
+    for function in (variants, digits, cifar10, autoattack, reference, protocols, verifications, audits)
 }
 
 

@@ -27,7 +27,7 @@ from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.data.images import read_images
 from keras_rcl.encoder import load_encoder
 from keras_rcl.evaluation.journal import Journal
-from keras_rcl.evaluation.record import command_line, make_record, versions
+from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.export import export as write_export
 from keras_rcl.export import model_hash
@@ -180,7 +180,8 @@ def _fit(
     run = claim()
     export_to = saved_models / run.path.name
     if run.record.is_file():
-        return Fitted(experiment, json.loads(run.record.read_text(encoding="utf-8")), run.path, export_to)
+        read_record(run.record)  # refused where it was edited
+        return Fitted(experiment, read_json(run.record), run.path, export_to)
     evaluation, states = experiment.evaluation, States(run.path, progress.say)
     resumed = states.rewind()
 
