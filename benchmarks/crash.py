@@ -47,6 +47,7 @@ METHODS = {
     "margin_scl": dict(baseline_epochs=1, epochs=2),
     "sc_both": dict(pretraining_epochs=1, supcon_epochs=1, finetuning_epochs=1),
     "adversarial_contrastive": dict(encoder_epochs=1, linear_epochs=2),
+    "certified": dict(epochs=3, start_epochs=0, ramp_epochs=2),
 }
 """A variant of each family, and its schedule; the first trains another one after itself."""
 
