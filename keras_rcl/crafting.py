@@ -14,7 +14,7 @@ from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_levels, write_shard
 from keras_rcl.evaluation.journal import Piece
 from keras_rcl.evaluation.record import command_line, versions
-from keras_rcl.experiment import check_fit, dataset_of, output_and_journal, outputs_of, pixels, support_of
+from keras_rcl.experiment import check_fit, dataset_of, output_and_journal, outputs_of, part_of, pixels, support_of
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json
@@ -69,9 +69,7 @@ def craft_dataset(
     classifier = load_classifier(path, trust=trust, **foreign)
     data = sources.load(dataset_of(classifier, dataset or {}))
     check_fit(classifier, data)
-    chosen = getattr(data, part)
-    if not len(chosen.labels):
-        raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
+    chosen = part_of(data, part)
     outputs, hashes = outputs_of([attack], classifier.outputs, data, trust)
     support = support_of([attack], outputs, data)
 

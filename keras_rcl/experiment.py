@@ -333,9 +333,7 @@ def attack(
     classifier = load_classifier(path, trust=trust, **foreign)
     data = sources.load(dataset_of(classifier, dataset or {}))
     check_fit(classifier, data)
-    chosen = getattr(data, part)
-    if not len(chosen.labels):
-        raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
+    chosen = part_of(data, part)
     outputs, hashes = outputs_of(attacks, classifier.outputs, data, trust)
     images, progress = pixels(chosen.images), progress or Silent()
     evaluator = Evaluator(
@@ -670,6 +668,18 @@ def support_of(
         )
     images, project = pixels(shown.images), outputs(contrasting[0])
     return shown.labels, np.concatenate([project(images[start : start + 64]) for start in range(0, len(images), 64)])
+
+
+def part_of(data: sources.ImageData, part: str) -> sources.Part:
+    """The `train`, `validation` or `test` part.
+
+    Raises:
+        Refused: if it has no images.
+    """
+    chosen = getattr(data, part)
+    if not len(chosen.labels):
+        raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
+    return chosen
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
