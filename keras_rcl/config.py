@@ -13,6 +13,7 @@ from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
 from keras_rcl.vocabulary.dataset import Dataset, Seed
 from keras_rcl.vocabulary.network import Network, Precision
 from keras_rcl.vocabulary.phase import Adversarial, Phase
+from keras_rcl.vocabulary.search import Range, parse_range
 from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -106,7 +107,8 @@ def load(path: Path | None = None, variant: str | None = None, settings: Iterabl
 
     Args:
         path: a YAML file in `configs/` form; `configs/digits.yaml` where not given. Besides the fields of
-            `Experiment` it may hold `variant`, its default, and `methods`, settings for each variant at its scale.
+            `Experiment` it may hold `variant`, its default, `methods`, settings for each variant at its scale, and
+            `search`, see `load_search`.
         variant: a name of `VARIANTS`, in place of the file's.
         settings: `a.b=value` texts; values are read as YAML.
 
@@ -115,6 +117,7 @@ def load(path: Path | None = None, variant: str | None = None, settings: Iterabl
     """
     source = Path(path or DEFAULT_CONFIG)
     raw = _read(source)
+    raw.pop("search", None)
     methods, default = raw.pop("methods", None) or {}, raw.pop("variant", None)
     chosen = variant or default
     if not isinstance(methods, dict) or not all(isinstance(fields or {}, dict) for fields in methods.values()):
@@ -132,6 +135,22 @@ def load(path: Path | None = None, variant: str | None = None, settings: Iterabl
     if raw["method"].get("name") is None:
         raise Refused(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
     return parse(raw, str(source))
+
+
+def load_search(path: Path | None, variant: str) -> dict[str, Range]:
+    """Where `tune` looks for a variant's settings, as the file says: its `search` maps variants to settings and ranges.
+
+    Raises:
+        Refused: if it is something else, or a range is none.
+    """
+    source = Path(path or DEFAULT_CONFIG)
+    found = _read(source).get("search") or {}
+    if not isinstance(found, dict) or not all(isinstance(ranges or {}, dict) for ranges in found.values()):
+        raise Refused(f"{source}: search must map variants to settings and their ranges, not {found!r}")
+    for name in found:
+        if name not in [*VARIANTS]:
+            raise Refused(f"{source}: search: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+    return {str(setting): parse_range(text) for setting, text in (found.get(variant) or {}).items()}
 
 
 def parse(raw: dict[str, Any], source: str) -> Experiment:
@@ -200,7 +219,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def _parse_yaml(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
@@ -216,7 +235,7 @@ def _parse_yaml(text: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = _parse_yaml(path.read_text(encoding="utf-8"))
+        raw = parse_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         shipped = ", ".join(sorted(p.name for p in CONFIGS.glob("**/*.yaml")))
         raise Refused(f"no configuration file {str(path)!r}; configs/ holds {shipped}") from None
@@ -247,7 +266,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     if not equals or not all([*parents, last]):
         raise Refused(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
     try:
-        value = _parse_yaml(text)
+        value = parse_value(text)
     except ValueError:
         raise Refused(f"--set {setting!r}: {text!r} is not a YAML value") from None
     whole, known = raw, []

@@ -20,6 +20,7 @@ from keras_rcl.attacks import craft_and_count
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
+from keras_rcl.objectives.geometry import POINTS, clean_to_adversarial_distance, geometry
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.runtime import held_signals
 from keras_rcl.training.checkpoints import Checkpoints
@@ -267,12 +268,22 @@ class Recorder:
 
 class Monitor:
     """A fixed batch of training images, attacked once an epoch: the clean and adversarial accuracy that every phase
-    can be compared by, and pictures of what the attack does."""
+    can be compared by, pictures of what the attack does, and the geometry of embeddings.
+
+    That is of `POINTS` images, but for the distance to adversarial ones, which is of the batch."""
 
     def __init__(self, network: keras.Model, data: ImageData, attack: Attack):
         count = min(MONITORED_IMAGES, len(data.train.labels))
         self.images = tf.constant(data.train.images[:count], tf.float32) / 255
         self.labels = tf.constant(data.train.labels[:count], tf.int32)
+        self.shown = data.train.limited(POINTS)
+
+        @tf.function(autograph=False)
+        def embedded(x):
+            outputs = network(x, training=False)
+            return {space: tf.cast(outputs[space], tf.float32) for space in ("embedding", "projection")}
+
+        self._embedded = embedded
 
         @tf.function(autograph=False)
         def attacked():
@@ -295,8 +306,22 @@ class Monitor:
             "monitor_clean_accuracy": float(clean_hits),
             "monitor_adversarial_accuracy": float(adversarial_hits),
             "monitor_zero_gradients": float(zeros),
+            **self.geometry(adversarial),
         }
         return metrics, float(similarity), picture_grid(self.images.numpy()[:8], adversarial.numpy()[:8])
+
+    def geometry(self, adversarial: tf.Tensor) -> dict[str, float]:
+        """`<space>_<measure>` of the embeddings as they are now; what has no pair of images to measure is left out."""
+        starts = range(0, len(self.shown.labels), MONITORED_IMAGES)
+        batches = [self.shown.images[start : start + MONITORED_IMAGES] for start in starts]
+        found = [self._embedded(tf.constant(images, tf.float32) / 255) for images in batches]
+        before, after = self._embedded(self.images), self._embedded(adversarial)
+        metrics = {}
+        for space in before:
+            measured = geometry(self.shown.labels, np.concatenate([outputs[space] for outputs in found]))
+            measured["clean_to_adversarial_distance"] = clean_to_adversarial_distance(before[space], after[space])
+            metrics |= {f"{space}_{name}": value for name, value in measured.items() if value is not None}
+        return metrics
 
 
 class Leg(NamedTuple):
