@@ -87,8 +87,8 @@ class Experiment:
         for attack in training_attacks(self.method.phases()):
             if attack.source:
                 raise ValueError(
-                    f"method {self.method.name} trains on {attack.label}; attacks through another model are not yet "
-                    "a source of training views: leave out source"
+                    f"method {self.method.name} trains on {attack.label}; what is made through another model does "
+                    "not change while this one trains: make it once by `craft-dataset` and train on the stored examples"
                 )
 
 

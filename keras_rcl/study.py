@@ -66,7 +66,10 @@ class Study:
                 ) from None
             sweep(self.folder)
             self._read()
-            self._study = self._rebuilt()
+            try:
+                self._study = self._rebuilt()
+            except (ValueError, KeyError, TypeError) as error:
+                raise Refused(f"{self.folder / STUDY} is no study: {error}; remove {self.folder}") from None
             self._stack = stack.pop_all()
         return self
 

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from keras_rcl.data.augmentations import augment
 from keras_rcl.data.sources import Part
+from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, View
 from keras_rcl.vocabulary.word import Refused
@@ -20,8 +21,10 @@ class Batches:
         batch_size: N, at most the number of images.
         steps_per_epoch: batches an epoch; the remainder of each epoch's permutation is dropped.
         dataset: one epoch an iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
-            seed int32 [2]). An adversarial view holds the images at which its attack starts, or the
-            part's stored examples, varied as the images are; `seed` is for the attacks.
+            seed int32 [2]). An adversarial view holds the images at which its attack starts, or the examples that
+            are kept, varied as the images are; `seed` is for the attacks.
+        refreshed: of each `refreshed` attack: the variable, uint8 [images, H, W, C], that its examples are read from;
+            the images themselves until somebody assigns it.
     """
 
     def __init__(
@@ -55,10 +58,13 @@ class Batches:
         self._order = self._balanced_order if balanced else self._shuffled_order
         self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
         self._images, self._labels = part.tensors
-        folders = {view.attack.folder for view in views if isinstance(view, Adversarial) and not view.crafted}
+        kept = {view.attack for view in views if isinstance(view, Adversarial) and not view.crafted}
         with tf.device("CPU"):
-            self._stored = {folder: tf.constant(part.stored[folder]) for folder in folders}
-        with tf.device("CPU"):
+            self.refreshed = {
+                attack: tf.Variable(part.images, trainable=False) for attack in kept if attack.name == "refreshed"
+            }
+            stored = {attack: tf.constant(part.stored[attack.folder]) for attack in kept if attack.name == "stored"}
+            self._kept = {**self.refreshed, **stored}
             self._epoch = tf.Variable(0, trainable=False, name="epoch")
             self._first = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_step")
         self.dataset = (
@@ -126,14 +132,14 @@ class Batches:
         def chosen(images: tf.Tensor) -> tf.Tensor:
             return augment(self._augmentation, tf.cast(tf.gather(images, indices), tf.float32) / 255, shared_seed)
 
-        clean, stored = chosen(self._images), {folder: chosen(images) for folder, images in self._stored.items()}
-        views = [_view(view, clean, stored, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
+        clean, kept = chosen(self._images), {attack: chosen(images) for attack, images in self._kept.items()}
+        views = [_view(view, clean, kept, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
         return tf.stack(views), tf.gather(self._labels, indices), seeds[0]
 
 
-def _view(view: View, clean: tf.Tensor, stored: dict[str, tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
-    """One view, [N, H, W, C], of the clean images [N, H, W, C], or of those that are stored."""
+def _view(view: View, clean: tf.Tensor, kept: dict[Attack, tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    """One view, [N, H, W, C], of the clean images [N, H, W, C], or of the examples that are kept."""
     source, images = view, clean
     if isinstance(view, Adversarial):
-        source, images = view.of, clean if view.crafted else stored[view.attack.folder]
+        source, images = view.of, clean if view.crafted else kept[view.attack]
     return augment(source.policy, images, seed) if isinstance(source, Augmented) else images

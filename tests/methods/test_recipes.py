@@ -6,20 +6,24 @@ import inspect
 import pytest
 
 from keras_rcl.methods import VARIANTS
-from keras_rcl.vocabulary.attack import describe
+from keras_rcl.vocabulary.attack import PGD, describe
 from keras_rcl.vocabulary.dataset import CropFlip, NoAugmentation, SimCLR
 from keras_rcl.vocabulary.phase import (
     Adam,
+    Adversarial,
     Augmented,
     BoostedCrossEntropy,
+    Clean,
     CrossEntropy,
     IntervalTightness,
     KLToClean,
     MarginContrastive,
     MisclassifiedKL,
+    Phase,
     Ramp,
     ReLUBalance,
     SupCon,
+    WeightPerturbation,
 )
 from keras_rcl.vocabulary.threat import format_pixels
 
@@ -435,6 +439,8 @@ def phase_text(phase) -> list[str]:
         lines.append(
             f"    perturbs  kernels by {phase.awp.gamma:g} of their length after {phase.awp.warmup_epochs} epochs"
         )
+    if phase.separate_batchnorm:
+        lines.append("    BatchNorm of their own for views that are not adversarial")
     if not phase.frozen_statistics:
         lines.append("    BatchNorm statistics of the frozen encoder move")
     if not isinstance(phase.augmentation, NoAugmentation):
@@ -514,6 +520,35 @@ def test_the_average_and_the_perturbation_are_one_setting_each(name):
     assert text_of(VARIANTS[name](ema=0.999)) == [phase, "    keeps     a moving average of decay 0.999", *lines]
     perturbs = "    perturbs  kernels by 0.005 of their length after 10 epochs"
     assert text_of(VARIANTS[name](awp=dict(gamma=0.005, warmup_epochs=10))) == [phase, perturbs, *lines]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_that_mixes_views_can_separate_their_batchnorm(name):
+    def mixes(phase):
+        kinds = {view.kind for view in phase.views}
+        return "adversarial" in kinds and len(kinds) > 1 and "encoder" in phase.trains and not phase.worst_case
+
+    mixed = [phase.name for phase in VARIANTS[name]().phases() if mixes(phase)]
+    if not mixed:
+        assert "separate_batchnorm" not in VARIANTS[name].__dataclass_fields__
+        return
+    separated = [phase for phase in VARIANTS[name](separate_batchnorm=True).phases() if phase.separate_batchnorm]
+    assert [phase.name for phase in separated] == mixed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(views=(Clean(),)),
+        dict(views=(Adversarial(attack=PGD()),)),
+        dict(trains=("classifier",)),
+        dict(awp=WeightPerturbation(gamma=0.01)),
+    ],
+)
+def test_what_has_no_two_branches_is_refused(changes):
+    fields = dict(name="p", epochs=1, trains=("encoder",), views=(Clean(), Adversarial(attack=PGD())))
+    with pytest.raises(ValueError, match="'p': separate_batchnorm needs"):
+        Phase(terms=(CrossEntropy(),), separate_batchnorm=True, **{**fields, **changes})
 
 
 @pytest.mark.parametrize(
