@@ -127,6 +127,8 @@ def question_of(experiment: Experiment, data: sources.ImageData) -> dict[str, An
     del settings["compare"]
     digest = hashlib.sha256(repr((data.name, data.class_names)).encode())
     for part in (data.train, data.validation, data.test):
+        digest.update(getattr(part, "identity", "").encode())
+        part = part.held
         for array in (part.images, part.labels, part.indices, *part.stored.values()):
             digest.update(np.ascontiguousarray(array))
     return {**settings, "images": digest.hexdigest(), "versions": versions()}
@@ -466,7 +468,7 @@ def interchange(
     classifier = load_classifier(path)
     data = sources.load(dataset_of(classifier, dataset or {}))
     check_fit(classifier, data)
-    chosen = getattr(data, part)
+    chosen = part_of(data, part)
     output_dir = output_dir or Path("interchange") / free_name(path.stem, (Path("interchange"),), overwrite)
     check_replaceable(output_dir, "instances.json", overwrite)
     model = onnx_network(read_layers(path))
@@ -701,7 +703,7 @@ def support_of(
         return None
     if len({attack.reads for attack in contrasting}) > 1:
         raise Refused(f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time")
-    shown = data.train.limited(SUPPORT_IMAGES)
+    shown = data.train.held.limited(SUPPORT_IMAGES)
     if without := data.num_classes - len(np.unique(shown.labels)):
         raise Refused(
             f"{contrasting[0].label} contrasts with {len(shown.labels)} training images, which leave {without} of "
@@ -724,6 +726,8 @@ def part_of(data: sources.ImageData, part: str) -> sources.Part:
         Refused: if it has no images.
     """
     chosen = getattr(data, part)
+    if isinstance(chosen, sources.StreamedPart):
+        raise Refused(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
     if not len(chosen.labels):
         raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
     return chosen

@@ -392,7 +392,7 @@ class TestBadInput:
         assert "--epoch" in refused("fit", "--epoch", "3")
 
     def test_a_data_set_that_cannot_be_had(self, empty, monkeypatch):
-        monkeypatch.setattr("keras_rcl.data.sources._reachable", lambda builder: False)
+        monkeypatch.setattr("keras_rcl.data.tfds_sets._reachable", lambda builder: False)
         (empty / "data").mkdir()
         message = refused("fit", "--set", "dataset.name=cifar10", "--data-dir", empty / "data")
         assert "cifar10" in message and "--data-dir" in message

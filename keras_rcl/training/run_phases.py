@@ -289,10 +289,10 @@ class Monitor:
     That is of `POINTS` images, but for the distance to adversarial ones, which is of the batch."""
 
     def __init__(self, network: keras.Model, data: ImageData, attack: Attack):
-        count = min(MONITORED_IMAGES, len(data.train.labels))
-        self.images = tf.constant(data.train.images[:count], tf.float32) / 255
-        self.labels = tf.constant(data.train.labels[:count], tf.int32)
-        self.shown = data.train.limited(POINTS)
+        held = data.train.held
+        self.images = tf.constant(held.images[:MONITORED_IMAGES], tf.float32) / 255
+        self.labels = tf.constant(held.labels[:MONITORED_IMAGES], tf.int32)
+        self.shown = held.limited(POINTS)
 
         @tf.function(autograph=False)
         def embedded(x):
@@ -589,13 +589,13 @@ class _Training:
         if trainer.finite.numpy():
             return
         broken = [name for name, mean in trainer.means.items() if not math.isfinite(float(mean.result()))]
-        images = self.data.train.indices[batches.indices(step - 1)]
+        images = self.data.train.held.indices[batches.indices(step - 1)]
+        named = f", on the training images {', '.join(map(str, images[:8]))} and {max(0, len(images) - 8)} more"
         kept = "a state before it is kept" if states and states.numbers() else "no state was saved before it"
         raise Refused(
             f"{' and '.join(broken) or 'weights'} not finite after step {step} of epoch {leg.runner.epochs_run + 1} of "
-            f"{leg.runner.phase.name}, on the training images {', '.join(map(str, images[:8]))} and "
-            f"{max(0, len(images) - 8)} more; {kept}; the same command ends there again: give a smaller learning rate "
-            f"(now {float(leg.runner.optimizer.learning_rate):g}), or look at those images"
+            f"{leg.runner.phase.name}{named if len(images) else ''}; {kept}; the same command ends there again: "
+            f"give a smaller learning rate (now {float(leg.runner.optimizer.learning_rate):g}), or look at those images"
         )
 
     def host(self, leg: Leg) -> PhaseRunner:
