@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import keras
 from keras import ops
 
+from keras_rcl.networks.two_headed import parts
+
 
 class CleanBranch:
     """Views that are not adversarial pass by their own BatchNorm statistics, gamma and beta, all others as ever.
@@ -24,8 +26,9 @@ class CleanBranch:
     """
 
     def __init__(self, network: keras.Model):
-        layers = [layer for layer in network._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-        self._own = [variable for layer in layers for variable in layer.variables]
+        layers = [layer for part in parts(network).values() for layer in part.layers]
+        norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+        self._own = [variable for layer in norms for variable in layer.variables]
         self.variables = [
             keras.Variable(ops.copy(own.value), trainable=own.name in ("gamma", "beta"), name=f"clean_{own.name}")
             for own in self._own
