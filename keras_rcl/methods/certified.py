@@ -31,7 +31,7 @@ class _Scheduled:
     """What certified training by bounds shares.
 
     Fields:
-        bound: `ibp`, or the tighter and dearer `crown-ibp`.
+        bound: `ibp`, the tighter and dearer `crown-ibp`, or `crown-ibp-fused` between them; see `WorstCase`.
         epsilon: what the ramp ends with.
         epochs: all of them.
         start_epochs, ramp_epochs: epsilon is 0 for the first and then grows, smoothly, for the second.
@@ -39,7 +39,7 @@ class _Scheduled:
         interval_initialization: theirs; False keeps the network's own.
     """
 
-    bound: Literal["ibp", "crown-ibp"] = "ibp"
+    bound: Literal["ibp", "crown-ibp", "crown-ibp-fused"] = "ibp"
     epsilon: Pixels = 2 / 255
     epochs: NonNegativeInt = 160
     start_epochs: NonNegativeFloat = 1
