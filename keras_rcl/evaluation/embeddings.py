@@ -50,9 +50,9 @@ def embedding_geometry(
     found: dict[str, Any] = {"images": len(images), "attack": attack and describe(attack)}
     for space, call in told.items():
         run = tf.function(call, autograph=False)
-        found[space] = geometry(
-            labels, _in_batches(run, images), None if adversarial is None else _in_batches(run, adversarial)
-        )
+        moved = None if adversarial is None else _in_batches(run, adversarial)
+        measured = geometry(labels, _in_batches(run, images), moved)
+        found[space] = {name: value if value is None else round(value, 6) for name, value in measured.items()}
     return found
 
 
