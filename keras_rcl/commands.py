@@ -75,6 +75,7 @@ def experiment_options(command):
         click.option(
             "--config", "path", type=click.Path(path_type=Path), help="A YAML file; configs/digits.yaml by default."
         ),
+        click.option("--scale", help="One of those that the file names, such as full or cpu; the first by default."),
         click.option("--variant", help="What to train, such as clafs; see `variants`."),
         click.option(
             "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated."
@@ -156,16 +157,31 @@ def cli():
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def fit(
-    path, variant, settings, compare, no_compare, as_json, seed, precision, jit, micro_batch, limit, data_dir, **options
+    path,
+    scale,
+    variant,
+    settings,
+    compare,
+    no_compare,
+    as_json,
+    seed,
+    precision,
+    jit,
+    micro_batch,
+    limit,
+    data_dir,
+    **options,
 ):
     """Train a variant, attack it on test images, export it as a SavedModel.
 
     Killed or interrupted, the same command goes on where it was.
     """
     shortcuts = dict(seed=seed, precision=precision, jit=jit, micro_batch=micro_batch, limit=limit, data_dir=data_dir)
-    experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)])
+    experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)], scale)
     beside = () if no_compare else (compare or experiment.compare)
-    others = [config.with_variant(experiment, path, other) for other in beside if other != experiment.method.name]
+    others = [
+        config.with_variant(experiment, path, other, scale) for other in beside if other != experiment.method.name
+    ]
     module = _experiment_module()
     for line in runtime.advice(experiment.precision, experiment.jit):
         click.echo(f"note: {line}", err=True)
@@ -450,9 +466,9 @@ def variants(as_json):
 @cli.command()
 @experiment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(path, variant, settings, as_json):
+def show(path, scale, variant, settings, as_json):
     """Print the resolved experiment as YAML that `--config` reads back, and its phases."""
-    experiment = config.load(path, variant, settings)
+    experiment = config.load(path, variant, settings, scale)
     if as_json:
         click.echo(json.dumps(config.to_dict(experiment), indent=1))
         return
