@@ -344,6 +344,11 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
     help="Seconds of branch and bound, an image.",
 )
 @click.option("--no-attack", is_flag=True, help="Leave it to the bounds to find what is unsafe.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    help="Bound only so many images a radius: the first that withstand the attack.",
+)
 @click.option("--float64", is_flag=True, help="Bound in float64: slower, and rounding is far smaller.")
 @click.option("--trust", is_flag=True, help="Load the model without looking for what could do harm.")
 @data_options
@@ -355,7 +360,7 @@ def verify(model, epsilons, as_json, **options):
 
     MODEL is a SavedModel of this tool or a .keras file. Killed or interrupted, the same command goes on where it was.
     """
-    radii = [_read_epsilon(epsilon) for epsilon in epsilons.split(",")]
+    radii = _read_radii(epsilons)
     chosen = _dataset_fields(options)
     runtime.start_tensorflow()
     from keras_rcl.verifying import verify_model
@@ -418,20 +423,19 @@ def export(run, **options):
     help="Also leave out images that fall under this attack, as in `attack`; may be repeated.",
 )
 @click.option("--timeout", type=click.IntRange(min=1), default=180, show_default=True, help="Seconds an image.")
+@click.option("--trust", is_flag=True, help="Load the model without looking for what could do harm.")
 @data_options
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; interchange/<model> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder.")
 def interchange(model, epsilons, attacks, **options):
     """Write a model as ONNX and its robustness as VNN-LIB, for alpha-beta-CROWN and verifiers like it."""
-    try:
-        radii = [ThreatModel(epsilon=text).epsilon for text in epsilons.split(",")]
-    except ValidationError as error:
-        raise Refused(f"--epsilon {epsilons}: {first_line(error)}") from None
-    words, chosen = [parse_attack(text) for text in attacks], _dataset_fields(options)
+    radii, words = _read_radii(epsilons), [parse_attack(text) for text in attacks]
+    chosen = _dataset_fields(options)
+    runtime.start_tensorflow()
+    from keras_rcl.interchanging import interchange
+
     with StderrProgress() as progress:
-        told, written = _experiment_module().interchange(
-            model, radii, attacks=words, dataset=chosen, progress=progress, **options
-        )
+        told, written = interchange(model, radii, attacks=words, dataset=chosen, progress=progress, **options)
     click.echo(
         f"{len(told['instances'])} properties of {told['model']['name']} on {told['data']['name']} "
         f"({told['data']['part']}) written to {written}\n"
@@ -446,8 +450,10 @@ def interchange(model, epsilons, attacks, **options):
 @click.option("--json", "as_json", is_flag=True, help="Print every image's result as JSON.")
 def collect(folders, as_json):
     """Read what alpha-beta-CROWN found in folders that `interchange` wrote into one table."""
-    module = _experiment_module()
-    found = [module.collect(folder) for folder in folders]
+    runtime.start_tensorflow()
+    from keras_rcl.interchanging import collect
+
+    found = [collect(folder) for folder in folders]
     click.echo(json.dumps(found, indent=1) if as_json else collected_table(found))
 
 
@@ -552,6 +558,17 @@ def _read_epsilon(text: str) -> float:
         return parse_pixels(text)
     except ValueError as error:
         raise Refused(f"--epsilon {text}: {error}") from None
+
+
+def _read_radii(text: str) -> list[float]:
+    """A list of L-inf radii: `1/255,2/255`."""
+    radii = []
+    for radius in text.split(","):
+        try:
+            radii.append(ThreatModel(norm="linf", epsilon=radius).epsilon)
+        except ValidationError as error:
+            raise Refused(f"--epsilon {radius}: {first_line(error)}") from None
+    return radii
 
 
 def _with_restarts(word, restarts: int):
