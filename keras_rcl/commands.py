@@ -12,7 +12,10 @@ from pydantic import ValidationError
 
 from keras_rcl import config, runtime
 from keras_rcl.methods import VARIANTS
+from keras_rcl.papers import PAPERS
 from keras_rcl.progress import StderrProgress
+from keras_rcl.readme import readme_tables, readme_text
+from keras_rcl.report.paper_tables import markdown_report
 from keras_rcl.report.tables import (
     attack_table,
     audit_text,
@@ -458,6 +461,48 @@ def collect(folders, as_json):
 
 
 @cli.command()
+@click.option("--paper", type=click.Choice(list(PAPERS)), help="Whose tables; the README's, where none is given.")
+@click.option("--scale", default="full", show_default=True, help="full is the paper's; cpu is for 2 cores.")
+@click.option("--train", is_flag=True, help="First train, attack and verify what has no record.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Of so many seeds; of all that have a record by default.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part: a quick look, not the paper.")
+@click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one setting of every row; may be repeated."
+)
+@click.option("--results", type=click.Path(path_type=Path), default="results", show_default=True)
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True)
+@click.option("--saved-models", type=click.Path(path_type=Path), default="saved_models", show_default=True)
+@click.option("--output-dir", type=click.Path(path_type=Path), help="reports/<paper>-<scale> by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
+def report(paper, settings, data_dir, results, runs, saved_models, as_json, **options):
+    """Print a paper's tables, published beside measured, and write them with its figures as Markdown and one page.
+
+    Numbers are those of records in results/, runs/, attacks/ and verifications/, found by the experiment that made
+    them. Killed or interrupted, the same command goes on where it was.
+    """
+    if paper is None:
+        if options["train"]:
+            raise Refused(f"--train needs --paper, one of {', '.join(PAPERS)}")
+        tables = readme_tables(results)
+        click.echo(json.dumps(tables, indent=1) if as_json else readme_text(tables))
+        return
+    runtime.start_tensorflow()
+    from keras_rcl.reporting import Folders
+    from keras_rcl.reporting import report as make
+
+    settings = [*settings, *_as_settings(data_dir=data_dir)]
+    with StderrProgress() as progress:
+        made, written = make(
+            paper, settings=settings, folders=Folders(results, runs, saved_models), progress=progress, **options
+        )
+    if as_json:
+        click.echo(json.dumps(made, indent=1))
+        return
+    click.echo(f"{markdown_report(made)}\n\nwritten to {written}: report.html, report.md, report.json and figures")
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def variants(as_json):
     """List the variants: what each one is, and its phases."""
@@ -504,7 +549,7 @@ def _dataset_fields(options: dict) -> dict:
     return _given({"name": options.pop("dataset"), **fields})
 
 
-def _as_settings(seed, precision, jit, micro_batch, limit, data_dir) -> list[str]:
+def _as_settings(seed=None, precision=None, jit=None, micro_batch=None, limit=None, data_dir=None) -> list[str]:
     """The short options of `fit` as settings."""
     given = {
         "seed": seed,

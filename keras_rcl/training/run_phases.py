@@ -28,7 +28,7 @@ from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter, picture_grid
 from keras_rcl.vocabulary.attack import Attack
-from keras_rcl.vocabulary.phase import Adversarial, Optimizer, Phase
+from keras_rcl.vocabulary.phase import Optimizer, Phase
 from keras_rcl.vocabulary.word import Refused
 
 MONITORED_IMAGES = 32

@@ -321,7 +321,7 @@ class Phase:
 
     @property
     def work(self) -> float:
-        """Forward passes that an image costs in an epoch, roughly: one forward, two for a backward or an attack's step."""
+        """Forward passes that an image costs in an epoch, roughly: two for a backward, two for an attack's step."""
         learned = (3 if "encoder" in self.trains else 1) * (2 if self.awp.gamma else 1)
         attacked = sum(view.attack.work for view in self.views if isinstance(view, Adversarial))
         return len(self.views) * learned + attacked
