@@ -25,10 +25,11 @@ from keras_rcl.report.figures import (
     loss_curves_plot,
 )
 from keras_rcl.report.paper_page import paper_page
-from keras_rcl.report.paper_tables import markdown_report, mean_and_spread, paper_report
+from keras_rcl.report.paper_tables import Lookup, markdown_report, mean_and_spread, paper_report
 from keras_rcl.results import VERIFIED_IMAGES, Results, Run
 from keras_rcl.verifying import verify_model
 from keras_rcl.vocabulary.attack import describe
+from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.files import atomic_folder, read_json, write_json
 from keras_rcl.vocabulary.paper import (
     Bars,
@@ -43,6 +44,7 @@ from keras_rcl.vocabulary.paper import (
     Row,
 )
 from keras_rcl.vocabulary.threat import PROTOCOLS
+from keras_rcl.vocabulary.word import Refused
 
 PICTURED_IMAGES = 8
 
@@ -106,7 +108,7 @@ def report(
     output_dir = output_dir or Path("reports") / name
     check_replaceable(output_dir, "report.json", overwrite=True)
     if train:
-        _complete(told, rows, range(seeds or 1), name, limit, folders, progress)
+        _complete(told, rows, range(seeds or 1), name, folders, progress)
     found = folders.read()
 
     def lookup(row: str, measure: Measure):
@@ -114,7 +116,8 @@ def report(
 
     made = paper_report(told, scale, lookup, results.missing(told, scale, found, seeds, settings))
     with atomic_folder(output_dir, overwrite=True) as folder:
-        artist = _Artist(told, lambda row: found.runs(rows[row], seeds), lookup, folders, folder)
+        data_dir = {"data_dir": rows[told.configs[0]].dataset.data_dir}
+        artist = _Artist(told, lambda row: found.runs(rows[row], seeds), lookup, folders, data_dir, folder)
         drawn, undrawn = artist.draw_all()
         write_json(folder / "report.json", made)
         figures = "".join(f"![{caption}]({path.name})\n\n{caption}\n\n" for caption, path in drawn)
@@ -130,7 +133,6 @@ def _complete(
     rows: dict[str, Experiment],
     seeds: Sequence[int],
     name: str,
-    limit: int | None,
     folders: Folders,
     progress: Progress,
 ) -> None:
@@ -148,12 +150,10 @@ def _complete(
         lacking = [measure for measure in paper.measures(row) if run.measure(measure) is None]
         if lacking:
             progress.say(f"{label}: measure")
-            _measure(run, lacking, rows[row], limit, folders, progress)
+            _measure(run, lacking, rows[row].dataset, folders, progress)
 
 
-def _measure(
-    run: Run, lacking: Sequence[Measure], trained: Experiment, limit: int | None, folders: Folders, progress: Progress
-) -> None:
+def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folders, progress: Progress) -> None:
     """Attack and verify a run's export."""
     model = folders.model(run)
     if model is None:
@@ -161,12 +161,11 @@ def _measure(
             f"{run.name} is not in {folders.saved_models}, so it cannot be attacked; its record stays as it is"
         )
         return
-    data_dir = {"data_dir": trained.dataset.data_dir} if trained.dataset.data_dir else {}
 
     def fewer(images: int | None) -> dict[str, Any]:
-        """The data set's fields for the first so many images, or as many as are left."""
-        known = [number for number in (images, limit) if number]
-        return {**data_dir, **({"limit": min(known)} if known else {})}
+        """The data set's fields for the first so many images, or as many as the run knows."""
+        limit = results.fewest(images, data)
+        return {**({"data_dir": data.data_dir} if data.data_dir else {}), **({"limit": limit} if limit else {})}
 
     for images in dict.fromkeys(measure.limit for measure in lacking if measure.kind == "robust"):
         attacks = [measure.attack for measure in lacking if measure.kind == "robust" and measure.limit == images]
@@ -182,9 +181,17 @@ def _measure(
 class _Artist:
     """Draws a paper's figures into a folder, as far as there are records, and models, to draw them from."""
 
-    def __init__(self, paper: Paper, runs_of: Callable[[str], dict[int, Run]], lookup, folders: Folders, folder: Path):
+    def __init__(
+        self,
+        paper: Paper,
+        runs_of: Callable[[str], dict[int, Run]],
+        lookup: Lookup,
+        folders: Folders,
+        data_set: dict[str, Any],
+        folder: Path,
+    ):
         self.paper, self.runs_of, self.lookup = paper, runs_of, lookup
-        self.folders, self.folder = folders, folder
+        self.folders, self.data_set, self.folder = folders, data_set, folder
         self.drawn: list[tuple[str, Path]] = []
         self.undrawn: list[str] = []
 
@@ -245,47 +252,51 @@ class _Artist:
     def embeddings(self, figure: Embeddings) -> None:
         panels, names, lacking, method = [], (), [], ""
         for title, row in figure.panels:
-            model = self._model(row)
-            if model is None:
+            at_hand = self._at_hand(row, figure.images)
+            if at_hand is None:
                 lacking.append(title)
                 continue
-            shown, names = self._test_images(model, figure.images)
+            model, shown, names = at_hand
             embedding = np.asarray(model.outputs("embedding")(pixels(shown.images)))
             points, method = in_the_plane(embedding)
             panels.append((title, points, shown.labels))
         if panels:
             caption = f"{figure.title}: {len(panels[0][2])} test images, embedding in the plane by {method}."
             embeddings_plot(panels, names, self._next(caption), title=method)
-        self._lack(figure, lacking, "its model in saved_models/")
+        self._lack(figure, lacking, "its model in saved_models/, or its data")
 
     def pictures(self, figure: Pictures) -> None:
         lacking = []
         for title, row in figure.panels:
-            model = self._model(row)
-            if model is None:
+            at_hand = self._at_hand(row, PICTURED_IMAGES)
+            if at_hand is None:
                 lacking.append(title)
                 continue
-            shown, names = self._test_images(model, PICTURED_IMAGES)
+            model, shown, names = at_hand
             images = pixels(shown.images)
             crafted = np.asarray(craft(figure.attack, model.logits, images, shown.labels))
             before, after = (np.argmax(model.logits(x), axis=1) for x in (images, crafted))
             told = describe(figure.attack)
             path = self._next(f"{figure.title}: {title}.")
             attack_pictures(images, crafted, shown.labels, before, after, names, path, epsilon_text=f"{title}, {told}")
-        self._lack(figure, lacking, "its model in saved_models/")
+        self._lack(figure, lacking, "its model in saved_models/, or its data")
 
     def _mean(self, row: Row, measure: Measure) -> float | None:
         found = self.lookup(row.config, measure)
         return None if found is None else mean_and_spread(list(found.values.values()))[0]
 
-    def _model(self, row: str) -> Classifier | None:
-        """The network of the first seed that has its export here."""
+    def _at_hand(self, row: str, count: int) -> tuple[Classifier, sources.Part, tuple[str, ...]] | None:
+        """The network of the first seed that has its export here, and test images for it with their class names."""
         paths = (self.folders.model(run) for run in self.runs_of(row).values())
-        return next((load_classifier(path) for path in paths if path is not None), None)
-
-    def _test_images(self, model: Classifier, count: int) -> tuple[sources.Part, tuple[str, ...]]:
-        data = sources.load(dataset_of(model, {}))
-        return data.test.limited(count), data.class_names
+        path = next((path for path in paths if path is not None), None)
+        if path is None:
+            return None
+        try:
+            model = load_classifier(path)
+            data = sources.load(dataset_of(model, self.data_set))
+        except Refused:  # of a damaged export, or where its data is not here
+            return None
+        return model, data.test.limited(count), data.class_names
 
 
 def _first(row: Row) -> float | None:

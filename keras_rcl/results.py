@@ -13,6 +13,7 @@ from keras_rcl import config
 from keras_rcl.config import CONFIGS, Experiment
 from keras_rcl.report.paper_tables import Measured
 from keras_rcl.vocabulary.attack import Attack, spell
+from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.paper import Measure, Paper
 from keras_rcl.vocabulary.threat import format_pixels
@@ -180,18 +181,25 @@ def missing(
                 found.append({**told, "command": f"python cli.py fit --config {path} --scale {scale}{given}"})
                 continue
             lacking = [measure for measure in paper.measures(row) if runs[seed].measure(measure) is None]
-            found += [{**told, "command": command} for command in _commands(runs[seed].name, lacking)]
+            commands = _commands(runs[seed].name, lacking, experiment.dataset)
+            found += [{**told, "command": command} for command in commands]
     return found
 
 
-def _commands(name: str, lacking: Sequence[Measure]) -> list[str]:
+def fewest(images: int | None, data: Dataset) -> int | None:
+    """How many images a measure is of, where not of all: never more than the data set was limited to."""
+    return min((limit for limit in (images, data.limit) if limit), default=None)
+
+
+def _commands(name: str, lacking: Sequence[Measure], data: Dataset) -> list[str]:
     """The commands that measure them: one for the attacks on so many images, one for the radii."""
     commands = []
     for limit in dict.fromkeys(m.limit for m in lacking if m.kind == "robust"):
         attacks = [spell(m.attack) for m in lacking if m.kind == "robust" and m.limit == limit]
-        told = "".join(f" --attack {attack}" for attack in attacks) + (f" --limit {limit}" if limit else "")
+        told = "".join(f" --attack {attack}" for attack in attacks)
+        told += f" --limit {fewest(limit, data)}" if limit else ""
         commands.append(f"python cli.py attack saved_models/{name}{told}")
     if radii := [format_pixels(m.epsilon) for m in lacking if m.kind == "verified"]:
-        told = f"--epsilon {','.join(radii)} --limit {VERIFIED_IMAGES}"
+        told = f"--epsilon {','.join(radii)} --limit {fewest(VERIFIED_IMAGES, data)}"
         commands.append(f"python cli.py verify saved_models/{name} {told}")
     return commands

@@ -9,12 +9,13 @@ from keras_rcl.report.page import document, inline, picture
 from keras_rcl.report.paper_tables import DIFFERENCES, LEGEND, Grid, captions, differences_grid, table_grid
 
 _STYLE = """
+body { max-width: 76rem; } p, ul { max-width: 60rem; } img { max-width: min(100%, 60rem); max-height: 40rem; }
 .wide { overflow-x: auto; } .wide table { font-variant-numeric: tabular-nums; font-size: .92rem; }
 .wide th, .wide td { text-align: right; white-space: nowrap; }
 .wide th:first-child, .wide td:first-child { text-align: left; }
 thead tr:first-child th { text-align: center; border-left: 2px solid #fff; background: #f3f3f3; }
 thead tr { border-bottom: 1px solid #999; } td.published { color: #666; background: #fafafa; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+pre { background: #f6f6f6; padding: .8rem; white-space: pre-wrap; font-size: .85rem; }
 """
 
 
