@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_rcl.attacks import craft
 from keras_rcl.objectives.geometry import geometry
 from keras_rcl.vocabulary.attack import PGD, Attack, describe
+from keras_rcl.vocabulary.word import Refused
 
 SPACES = ("embedding", "projection")
 BATCH = 64
@@ -35,7 +36,8 @@ def embedding_geometry(
         seed: of the attack.
 
     Returns:
-        The number of images, the attack, and the measures of each space; None where no space is told.
+        The number of images, the attack (None where the model has no gradient), and the measures of each space; None
+        where no space is told.
     """
     told = {space: call for space in SPACES if (call := outputs(space)) is not None}
     if not told:
@@ -46,13 +48,16 @@ def embedding_geometry(
         attack = PGD(norm=ball.norm, epsilon=ball.epsilon, protocol=ball.protocol, num_steps=10)
         logits = outputs("logits")
         crafted = tf.function(lambda x, y: craft(attack, logits, x, y, seed=seed), autograph=False)
-        adversarial = _in_batches(crafted, images, np.asarray(labels, np.int32))
+        try:
+            adversarial = _in_batches(crafted, images, np.asarray(labels, np.int32))
+        except Refused:  # of a model without a gradient, which was attacked without one
+            attack = None
     found: dict[str, Any] = {"images": len(images), "attack": attack and describe(attack)}
     for space, call in told.items():
         run = tf.function(call, autograph=False)
-        found[space] = geometry(
-            labels, _in_batches(run, images), None if adversarial is None else _in_batches(run, adversarial)
-        )
+        moved = None if adversarial is None else _in_batches(run, adversarial)
+        measured = geometry(labels, _in_batches(run, images), moved)
+        found[space] = {name: value if value is None else round(value, 6) for name, value in measured.items()}
     return found
 
 
