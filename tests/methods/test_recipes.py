@@ -383,6 +383,9 @@ SWITCHES = {
         + adversarial positives: trains encoder, projector, classifier behind a stop-gradient
         + adversarial positives: terms 1 supcon(temperature 0.07, mean) + 1 cross_entropy on adversarial
     """,
+    "separate_batchnorm=True": """
+        + adversarial positives: BatchNorm of their own for views that are not adversarial
+    """,
 }
 
 
@@ -612,7 +615,7 @@ def test_landsmans_examples_by_themselves(name):
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_these_lines_and_no_others(switch):
     field, _, value = switch.partition("=")
-    changed = VARIANTS["clafs"](**{field: False if value == "False" else value})
+    changed = VARIANTS["clafs"](**{field: {"True": True, "False": False}.get(value, value)})
     before, after = (sentences(lines) for lines in (lines_of(CLAFS), text_of(changed)))
     differing = [f"- {line}" for line in before if line not in after] + [
         f"+ {line}" for line in after if line not in before
@@ -621,7 +624,7 @@ def test_a_switch_changes_these_lines_and_no_others(switch):
 
 
 def test_every_switch_of_clafs_is_shown():
-    """Its fields of a few words each, and the one that is true or false; their other value is a row above."""
+    """Its fields of a few words each, and those that are true or false; their other value is a row above."""
     clafs = VARIANTS["clafs"]()
     switches = {
         field.name
