@@ -1,6 +1,7 @@
 """A report end to end: two rows of a tiny paper on digits, trained, attacked, verified, drawn, and read again."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_all_that_was_missing_is_measured(made):
 
 def test_numbers_are_those_of_the_records(made):
     told, _ = made
-    record = json.loads(open("runs/tiny-cpu-baseline/record.json", encoding="utf-8").read())
+    record = json.loads(Path("runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
     (clean,), (fgsm,), *_ = told["tables"][0]["rows"][0]["measured"]
     assert (clean["mean"], fgsm["mean"]) == (
         pytest.approx(100 * record["clean_accuracy"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from keras_rcl.training.tensorboard import GAP, picture_grid
 from keras_rcl.vocabulary.files import atomic_path
@@ -185,6 +186,7 @@ def loss_curves_plot(
             axes.axvline(change + 0.5, color="0.8", linewidth=0.8, zorder=0)
         axes.set_title(title, fontsize=9, parse_math=False)
         axes.set_xlabel("epoch", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.tick_params(labelsize=8)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,7 @@ from keras_rcl.report.page import document, inline, picture
 from keras_rcl.report.paper_tables import DIFFERENCES, LEGEND, Grid, captions, differences_grid, table_grid
 
 _STYLE = """
-body { max-width: 76rem; } p, ul { max-width: 60rem; } img { max-width: min(100%, 60rem); max-height: 40rem; }
+body { max-width: 76rem; } p, ul { max-width: 60rem; } img { max-width: min(100%, 50rem); max-height: 34rem; }
 .wide { overflow-x: auto; } .wide table { font-variant-numeric: tabular-nums; font-size: .92rem; }
 .wide th, .wide td { text-align: right; white-space: nowrap; }
 .wide th:first-child, .wide td:first-child { text-align: left; }
