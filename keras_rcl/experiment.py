@@ -39,6 +39,7 @@ from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime import held_signals, start_tensorflow
 from keras_rcl.saved import resizing
 from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.states import States
@@ -46,6 +47,7 @@ from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.files import Taken, atomic_folder, atomic_path, check_writable, read_json, sweep, write_json
+from keras_rcl.vocabulary.phase import Phase
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.vocabulary.word import Refused, first_line
 
@@ -224,6 +226,7 @@ def _fit(
         record["config"] = config.to_dict(experiment)
         record["validation"] = validation
         record["geometry"] = _geometry(own, test, attacks, experiment.seed)
+        record["losses"] = _losses(run.path / "metrics.jsonl", experiment.method.phases())
         final = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
         writer.geometry(record["geometry"])
         writer.hparams(flatten(config.to_dict(experiment)), {"clean accuracy": survival.clean_accuracy, **final})
@@ -237,6 +240,16 @@ def _fit(
     write_json(run.record, record)
     states.discard()
     return Fitted(experiment, record, run.path, export_to)
+
+
+def _losses(metrics: Path, phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    """Of each epoch, the refreshes' too: `phase`, `epoch`, and the `loss` and its terms, means over the batches."""
+    names = {"phase", "epoch", "loss"}
+    for phase in phases:
+        names.update(name for step in (*phase.refresh, phase) for name in term_names(step))
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    rounded = lambda value: round(value, 5) if isinstance(value, float) else value  # noqa: E731
+    return [{key: rounded(value) for key, value in line.items() if key in names} for line in lines]
 
 
 def _exported_hash(folder: Path) -> str | None:

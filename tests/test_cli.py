@@ -447,3 +447,30 @@ class TestBadInput:
 
 def test_nothing_is_left_in_the_repository(here):
     assert {path.name for path in Path(here).iterdir()} == {"runs", "saved_models", "attacks"}
+
+
+# report: what it prints and writes is in tests/test_reporting.py
+
+
+def test_report_prints_a_papers_tables(here, tmp_path):
+    result = run("report", "--paper", "wang", "--scale", "cpu", "--results", tmp_path, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "| SCL (fig. 10) | — | 20.4 | — | — | — |" in result.stdout
+    assert "python cli.py fit --config configs/papers/wang/scl.yaml --scale cpu" in result.stdout
+    assert (tmp_path / "out/report.html").is_file()
+    told = run(
+        "report", "--paper", "wang", "--scale", "cpu", "--results", tmp_path, "--output-dir", tmp_path / "out", "--json"
+    )
+    assert [table["name"] for table in json.loads(told.stdout)["tables"]] == ["Figures 10 to 12"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--train"], "--train needs --paper, one of claf, wang, landsman, cusin"),
+        (["--paper", "claf", "--scale", "cup"], "has no scale 'cup'; did you mean 'cpu'?"),
+        (["--paper", "claf", "--set", "sede=1"], "sede: no such field"),
+    ],
+)
+def test_a_wrong_report_is_refused(empty, arguments, said):
+    assert said in refused("report", *arguments)

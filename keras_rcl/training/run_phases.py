@@ -31,7 +31,7 @@ from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter, picture_grid
 from keras_rcl.vocabulary.attack import Attack
-from keras_rcl.vocabulary.phase import Adversarial, Optimizer, Phase
+from keras_rcl.vocabulary.phase import Optimizer, Phase
 from keras_rcl.vocabulary.word import Refused
 
 MONITORED_IMAGES = 32
@@ -206,11 +206,8 @@ def mean_cosine(projection: tf.Tensor) -> tf.Tensor:
 
 
 def work_per_batch(phase: Phase) -> float:
-    """Forward passes that a batch costs, roughly: one forward, two for a backward, two for an attack's step."""
-    learned = (3 if "encoder" in phase.trains else 1) * (2 if phase.awp.gamma else 1)
-    attacks = [view.attack for view in phase.views if isinstance(view, Adversarial)]
-    images = len(phase.views) * learned + sum(attack.work for attack in attacks)
-    return phase.batch_size * images
+    """Forward passes that a batch costs, roughly."""
+    return phase.batch_size * phase.work
 
 
 def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | None:

@@ -715,3 +715,14 @@ def parse_attack(text: str) -> Attack:
         return TypeAdapter(Attack).validate_python(fields)
     except ValidationError as error:
         raise Refused(f"attack {text!r}: {first_line(error)}") from None
+
+
+def spell(attack: Attack) -> str:
+    """An attack as `parse_attack` reads it, with the fields that are not its defaults: `pgd:epsilon=16/255`."""
+    default, given = type(attack)(), TypeAdapter(Attack).dump_python(attack, mode="json")
+    fields = [
+        f"{field.name}={given[field.name]}"
+        for field in dataclasses.fields(attack)
+        if getattr(attack, field.name) != getattr(default, field.name)
+    ]
+    return ":".join([attack.name, *([",".join(fields)] if fields else [])])

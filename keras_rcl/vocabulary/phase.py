@@ -338,6 +338,18 @@ class Phase:
         return self.views[-1] if isinstance(self.views[-1], WorstCase) else None
 
     @property
+    def work(self) -> float:
+        """Forward passes that an image costs in an epoch, roughly: two for a backward, two for an attack's step."""
+        learned = (3 if "encoder" in self.trains else 1) * (2 if self.awp.gamma else 1)
+        attacked = sum(view.attack.work for view in self.views if isinstance(view, Adversarial))
+        return len(self.views) * learned + attacked
+
+    @property
+    def total_work(self) -> float:
+        """`work` of all epochs, those of the refreshes included."""
+        return self.epochs * (self.work + sum(inner.total_work for inner in self.refresh))
+
+    @property
     def total_epochs(self) -> int:
         """Passes over the training images, those of the refreshes included."""
         return self.epochs * (1 + sum(inner.total_epochs for inner in self.refresh))

@@ -362,9 +362,6 @@ SWITCHES = {
         + inner classifier: BatchNorm statistics of the frozen encoder move
         + linear evaluation: BatchNorm statistics of the frozen encoder move
     """,
-    "separate_batchnorm=True": """
-        + adversarial positives: BatchNorm of their own for views that are not adversarial
-    """,
     "inner_optimizer_state=anew": """
         + inner classifier: starts its optimizer anew
     """,
@@ -385,6 +382,9 @@ SWITCHES = {
         - inner classifier: optimizer adam 0.001 constant
         + adversarial positives: trains encoder, projector, classifier behind a stop-gradient
         + adversarial positives: terms 1 supcon(temperature 0.07, mean) + 1 cross_entropy on adversarial
+    """,
+    "separate_batchnorm=True": """
+        + adversarial positives: BatchNorm of their own for views that are not adversarial
     """,
 }
 
@@ -615,7 +615,7 @@ def test_landsmans_examples_by_themselves(name):
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_changes_these_lines_and_no_others(switch):
     field, _, value = switch.partition("=")
-    changed = VARIANTS["clafs"](**{field: {"False": False, "True": True}.get(value, value)})
+    changed = VARIANTS["clafs"](**{field: {"True": True, "False": False}.get(value, value)})
     before, after = (sentences(lines) for lines in (lines_of(CLAFS), text_of(changed)))
     differing = [f"- {line}" for line in before if line not in after] + [
         f"+ {line}" for line in after if line not in before

@@ -11,6 +11,7 @@ from keras_rcl.vocabulary.attack import (
     BIM,
     FGSM,
     PGD,
+    AutoAttack,
     AutoPGD,
     CarliniWagner,
     Noise,
@@ -21,6 +22,7 @@ from keras_rcl.vocabulary.attack import (
     Transfer,
     describe,
     parse_attack,
+    spell,
 )
 from keras_rcl.vocabulary.word import Refused, first_line
 
@@ -181,3 +183,21 @@ def test_a_step_in_bytes_or_of_nothing_is_refused(step_size, cure):
 
 def test_a_step_may_be_larger_than_a_swept_epsilon():
     assert PGD(step_size="2/255").at(0.0).resolved_step_size == 2 / 255
+
+
+SPELT = [
+    FGSM(epsilon=0.01, protocol="wang-meanstd"),
+    PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=40, norm="l2", random_start=False),
+    PGD(loss="logit_margin"),
+    AutoAttack(epsilon=4 / 255, version="rand"),
+]
+
+
+@pytest.mark.parametrize("attack", SPELT, ids=spell)
+def test_an_attack_is_spelt_as_it_is_read(attack):
+    assert parse_attack(spell(attack)) == attack
+
+
+def test_spelling_leaves_out_defaults():
+    assert spell(PGD()) == "pgd"
+    assert spell(PGD(num_steps=20, step_size=2 / 255)) == "pgd:step_size=2/255,num_steps=20"
