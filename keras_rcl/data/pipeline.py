@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.augmentations import augment
+from keras_rcl.data.augmentations import Rows, augment
 from keras_rcl.data.sources import Part
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, View
@@ -20,8 +20,8 @@ class Batches:
         batch_size: N, at most the number of images.
         steps_per_epoch: batches an epoch; the remainder of each epoch's permutation is dropped.
         dataset: one epoch an iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
-            seed int32 [2]). An adversarial view holds the images at which its attack starts, or the
-            part's stored examples, varied as the images are; `seed` is for the attacks.
+            seed int32 [2]); of a share, N / n images. An adversarial view holds the images at which its attack starts,
+            or the part's stored examples, varied as the images are; `seed` is for the attacks.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Batches:
         *,
         augmentation: Policy = NO_AUGMENTATION,
         balanced: bool = False,
+        share: tuple[int, int] = (0, 1),
     ):
         """Build the dataset.
 
@@ -43,6 +44,7 @@ class Batches:
             seed: one or more non-negative integers.
             augmentation: drawn once for each image; all of its views are made of what it gives.
             balanced: every class of the part equally often in every batch (up to rounding), cycling through its images.
+            share: (i, n): of each batch only the i-th of n equal parts, counted from 0; n divides N.
 
         Raises:
             Refused: the part is empty.
@@ -52,6 +54,8 @@ class Batches:
         self.batch_size = min(batch_size, len(part.labels))
         self.steps_per_epoch = len(part.labels) // self.batch_size
         self._views, self._augmentation = tuple(views), augmentation
+        count = self.batch_size // share[1]
+        self._rows = Rows(share[0] * count, count, self.batch_size)
         self._order = self._balanced_order if balanced else self._shuffled_order
         self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
         self._images, self._labels = part.tensors
@@ -95,7 +99,7 @@ class Batches:
             tf.data.Dataset.from_tensor_slices(self._indices(order_seed))
             .enumerate()
             .skip(self._first.read_value())
-            .map(lambda step, chosen: (chosen, fold_in(steps_seed, tf.cast(step, tf.int32))))
+            .map(lambda step, chosen: (self._rows.of(chosen), fold_in(steps_seed, tf.cast(step, tf.int32))))
         )
 
     def _shuffled_order(self, seed: tf.Tensor, used: int) -> tf.Tensor:
@@ -124,16 +128,20 @@ class Batches:
         shared_seed = fold_in(seed, len(self._views) + 1)
 
         def chosen(images: tf.Tensor) -> tf.Tensor:
-            return augment(self._augmentation, tf.cast(tf.gather(images, indices), tf.float32) / 255, shared_seed)
+            raw = tf.cast(tf.gather(images, indices), tf.float32) / 255
+            return augment(self._augmentation, raw, shared_seed, self._rows)
 
         clean, stored = chosen(self._images), {folder: chosen(images) for folder, images in self._stored.items()}
-        views = [_view(view, clean, stored, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
+        views = [
+            _view(view, clean, stored, view_seed, self._rows)
+            for view, view_seed in zip(self._views, seeds[1:], strict=True)
+        ]
         return tf.stack(views), tf.gather(self._labels, indices), seeds[0]
 
 
-def _view(view: View, clean: tf.Tensor, stored: dict[str, tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+def _view(view: View, clean: tf.Tensor, stored: dict[str, tf.Tensor], seed: tf.Tensor, rows: Rows) -> tf.Tensor:
     """One view, [N, H, W, C], of the clean images [N, H, W, C], or of those that are stored."""
     source, images = view, clean
     if isinstance(view, Adversarial):
         source, images = view.of, clean if view.crafted else stored[view.attack.folder]
-    return augment(source.policy, images, seed) if isinstance(source, Augmented) else images
+    return augment(source.policy, images, seed, rows) if isinstance(source, Augmented) else images
