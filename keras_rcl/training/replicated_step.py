@@ -36,9 +36,9 @@ class ReplicatedStep:
     def __init__(self, trainer: RobustTrainer, workers: Workers):
         self._trainer, self._workers, self._strategy = trainer, workers, workers.strategy
         self._read = outputs_read(trainer.phase)
-        optimizer = trainer.optimizer
-        # These look at the gradient as a whole, before Keras adds up those of the replicas.
-        self._looks = isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or optimizer.global_clipnorm
+        scales = isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+        self._clip = (trainer.optimizer.inner_optimizer if scales else trainer.optimizer).global_clipnorm
+        self._looks = scales or self._clip
         self._step = tf.function(self._on_all, autograph=False)
 
     def run_epoch(self, dataset: tf.data.Dataset, resumed: int, after_step: Callable[[int], None]) -> dict[str, float]:
@@ -128,12 +128,19 @@ class ReplicatedStep:
         return tf.reshape(own, [-1, rows.shape[1]])
 
     def _as_seen(self, gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
-        """The gradients as the optimizer is to see them before it adds up those of all replicas."""
+        """The gradients as the optimizer is to see them before it adds up those of all replicas.
+
+        Where it clips, or looks for overflow, it would do so before. Then they are summed and clipped here, and each
+        replica gives an equal part, which is too short to be clipped again.
+        """
         if not self._looks:
             return gradients
         known = [gradient for gradient in gradients if gradient is not None]
-        summed = iter(tf.distribute.get_replica_context().all_reduce(SUM, known))
-        return [None if gradient is None else next(summed) / self._workers.replicas for gradient in gradients]
+        summed = tf.distribute.get_replica_context().all_reduce(SUM, known)
+        if self._clip:
+            summed, _ = tf.clip_by_global_norm(summed, self._trainer.optimizer.scale_loss(self._clip))
+        parts = iter(summed)
+        return [None if gradient is None else next(parts) / self._workers.replicas for gradient in gradients]
 
     def _agree_on_statistics(self) -> None:
         """Moving statistics that each replica took of its own part become their mean."""
