@@ -14,7 +14,10 @@ from pydantic import ValidationError
 
 from keras_rcl import config, launcher, runtime
 from keras_rcl.methods import VARIANTS
+from keras_rcl.papers import PAPERS
 from keras_rcl.progress import Silent, StderrProgress
+from keras_rcl.readme import readme_tables, readme_text
+from keras_rcl.report.paper_tables import markdown_report
 from keras_rcl.report.tables import (
     attack_table,
     audit_text,
@@ -22,12 +25,14 @@ from keras_rcl.report.tables import (
     comparison_table,
     protocol_table,
     text_table,
+    trials_table,
     verification_table,
 )
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, describe, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.network import Precision
 from keras_rcl.vocabulary.phase import Phase, View
+from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 from keras_rcl.workers import Workers, start_workers, task_of
@@ -80,6 +85,7 @@ def experiment_options(command):
         click.option(
             "--config", "path", type=click.Path(path_type=Path), help="A YAML file; configs/digits.yaml by default."
         ),
+        click.option("--scale", help="One of those that the file names, such as full or cpu; the first by default."),
         click.option("--variant", help="What to train, such as clafs; see `variants`."),
         click.option(
             "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated."
@@ -173,6 +179,7 @@ def cli():
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def fit(
     path,
+    scale,
     variant,
     settings,
     compare,
@@ -193,9 +200,11 @@ def fit(
     Killed or interrupted, the same command goes on where it was.
     """
     shortcuts = dict(seed=seed, precision=precision, jit=jit, micro_batch=micro_batch, limit=limit, data_dir=data_dir)
-    experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)])
+    experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)], scale)
     beside = () if no_compare else (compare or experiment.compare)
-    others = [config.with_variant(experiment, path, other) for other in beside if other != experiment.method.name]
+    others = [
+        config.with_variant(experiment, path, other, scale) for other in beside if other != experiment.method.name
+    ]
     workers = _workers(workers, replicas)
     module = _experiment_module()
     if workers.chief:
@@ -217,6 +226,72 @@ def fit(
         f"TensorBoard  tensorboard --logdir {options['runs']}\n"
         f"attack it    python cli.py attack {first.saved_model}"
     )
+
+
+@cli.command()
+@experiment_options
+@click.option(
+    "--search",
+    "ranges",
+    multiple=True,
+    metavar="A.B=RANGE",
+    help="Vary a setting: log(1e-4,1e-2), uniform(0,1), int(2,20) or choice(64,128); may be repeated. Where none is "
+    "given: the file's `search`, or else learning rates, batch size, temperature, margins and weights.",
+)
+@click.option("--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True)
+@click.option(
+    "--attack",
+    "text",
+    metavar="NAME[-STEPS][:KEY=VALUE,...]",
+    help="Of the robust accuracy; the file's validation_attack by default.",
+)
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="In all.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of the trainings and of the search.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part, class balance kept.")
+@click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
+@click.option("--output-dir", type=click.Path(path_type=Path), help="tuned/<data set>-<variant> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace a study of something else.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How much training a kill may cost.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the study as JSON.")
+def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, data_dir, as_json, **options):
+    """Search for the settings of a variant that are best on validation images, never on test images.
+
+    Killed or interrupted, the same command goes on where it was; with more --trials it goes on from the end.
+    """
+    given = _as_settings(seed=seed, limit=limit, data_dir=data_dir)
+
+    def vary(changes):
+        return config.load(path, variant, [*settings, *given, *changes], scale)
+
+    experiment = vary([])
+    space = dict(parse_search(one) for one in ranges) or config.load_search(path, experiment.method.name, scale)
+    space = space or default_search(config.to_dict(experiment)["method"])
+    attack = parse_attack(text) if text else None
+    runtime.start_tensorflow()
+    from keras_rcl.study import BEST
+    from keras_rcl.tuning import tune as search
+
+    with StderrProgress() as progress:
+        found, written = search(experiment, vary, space, attack=attack, workers=processes, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo(
+            f"{trials_table(found)}\n\nin % of validation images of {experiment.dataset.name}, robust accuracy under "
+            f"{found['attack']}\nwritten to {written}"
+        )
+    if found["best"] is None:
+        raise Refused(f"none of {len(found['trials'])} trials could be measured; {written} has the reasons")
+    if not as_json:
+        click.echo(f"train the best  python cli.py fit --config {written / BEST}")
 
 
 @cli.command()
@@ -483,6 +558,48 @@ def collect(folders, as_json):
 
 
 @cli.command()
+@click.option("--paper", type=click.Choice(list(PAPERS)), help="Whose tables; the README's, where none is given.")
+@click.option("--scale", default="full", show_default=True, help="full is the paper's; cpu is for 2 cores.")
+@click.option("--train", is_flag=True, help="First train, attack and verify what has no record.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Of so many seeds; of all that have a record by default.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part: a quick look, not the paper.")
+@click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one setting of every row; may be repeated."
+)
+@click.option("--results", type=click.Path(path_type=Path), default="results", show_default=True)
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True)
+@click.option("--saved-models", type=click.Path(path_type=Path), default="saved_models", show_default=True)
+@click.option("--output-dir", type=click.Path(path_type=Path), help="reports/<paper>-<scale> by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
+def report(paper, settings, data_dir, results, runs, saved_models, as_json, **options):
+    """Print a paper's tables, published beside measured, and write them with its figures as Markdown and one page.
+
+    Numbers are those of records in results/, runs/, attacks/ and verifications/, found by the experiment that made
+    them. Killed or interrupted, the same command goes on where it was.
+    """
+    if paper is None:
+        if options["train"]:
+            raise Refused(f"--train needs --paper, one of {', '.join(PAPERS)}")
+        tables = readme_tables(results)
+        click.echo(json.dumps(tables, indent=1) if as_json else readme_text(tables))
+        return
+    runtime.start_tensorflow()
+    from keras_rcl.reporting import Folders
+    from keras_rcl.reporting import report as make
+
+    settings = [*settings, *_as_settings(data_dir=data_dir)]
+    with StderrProgress() as progress:
+        made, written = make(
+            paper, settings=settings, folders=Folders(results, runs, saved_models), progress=progress, **options
+        )
+    if as_json:
+        click.echo(json.dumps(made, indent=1))
+        return
+    click.echo(f"{markdown_report(made)}\n\nwritten to {written}: report.html, report.md, report.json and figures")
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def variants(as_json):
     """List the variants: what each one is, and its phases."""
@@ -497,9 +614,9 @@ def variants(as_json):
 @cli.command()
 @experiment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(path, variant, settings, as_json):
+def show(path, scale, variant, settings, as_json):
     """Print the resolved experiment as YAML that `--config` reads back, and its phases."""
-    experiment = config.load(path, variant, settings)
+    experiment = config.load(path, variant, settings, scale)
     if as_json:
         click.echo(json.dumps(config.to_dict(experiment), indent=1))
         return
@@ -548,8 +665,8 @@ def _dataset_fields(options: dict) -> dict:
     return _given({"name": options.pop("dataset"), **fields})
 
 
-def _as_settings(seed, precision, jit, micro_batch, limit, data_dir) -> list[str]:
-    """The short options of `fit` as settings."""
+def _as_settings(seed=None, precision=None, jit=None, micro_batch=None, limit=None, data_dir=None) -> list[str]:
+    """The short options of `fit`, `tune` and `report` as settings."""
     given = {
         "seed": seed,
         "precision": precision,

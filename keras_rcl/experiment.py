@@ -27,17 +27,20 @@ from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.data.images import read_images
 from keras_rcl.encoder import load_encoder
+from keras_rcl.evaluation.embeddings import embedding_geometry
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.export import export as write_export
 from keras_rcl.export import model_hash
 from keras_rcl.networks.two_headed import build_network, synchronize
+from keras_rcl.objectives.geometry import POINTS
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime import held_signals, start_tensorflow
 from keras_rcl.saved import resizing
 from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.states import States
@@ -45,6 +48,7 @@ from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.files import Taken, atomic_folder, atomic_path, check_writable, read_json, sweep, write_json
+from keras_rcl.vocabulary.phase import Phase
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.vocabulary.word import Refused, first_line
 from keras_rcl.workers import ALONE, Message, Workers
@@ -109,7 +113,7 @@ def fit_all(
             data = with_stored(sources.load(experiment.dataset), config.training_attacks(experiment.method.phases()))
 
             def claim(experiment=experiment, data=data, chosen=None if number else name) -> RunFolder | _Scratch:
-                question = {**_question(experiment, data), "deterministic": deterministic}
+                question = {**question_of(experiment, data), "deterministic": deterministic}
                 if deterministic or not experiment.synchronized:
                     question["replicas"] = workers.replicas
                 workers.check_same(question)
@@ -138,12 +142,14 @@ class _Scratch(NamedTuple):
         return self.path / "record.json"
 
 
-def _question(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]:
+def question_of(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]:
     """All that a run's results depend on, as JSON values."""
     settings = config.to_dict(experiment)
     del settings["compare"]
     digest = hashlib.sha256(repr((data.name, data.class_names)).encode())
     for part in (data.train, data.validation, data.test):
+        digest.update(getattr(part, "identity", "").encode())
+        part = part.held
         for array in (part.images, part.labels, part.indices, *part.stored.values()):
             digest.update(np.ascontiguousarray(array))
     return {**settings, "images": digest.hexdigest(), "versions": versions()}
@@ -193,13 +199,8 @@ def _fit(
     workers: Workers,
 ) -> Fitted:
     """One run, from where it is to its record; its folder is claimed once nothing can be refused any more."""
-    with workers.scope():
-        network = build(experiment, data)
-    if experiment.synchronized and workers.replicas > 1:
-        synchronize(network)
-    own_copy = experiment.precision != "float32" or workers.replicas > 1
-    served = build(experiment, data, precision="float32") if own_copy else network
-    own, attacks = functools.partial(_output_of, served), experiment.evaluation.attacks
+    network, served = networks(experiment, data, workers)
+    own, attacks = functools.partial(output_of, served), experiment.evaluation.attacks
     outputs, hashes = outputs_of(attacks, own, data)
     run = claim()
     export_to = saved_models / run.path.name
@@ -210,33 +211,19 @@ def _fit(
         return Fitted(experiment, finished, run.path, export_to)
     evaluation, states = experiment.evaluation, States(run.path, progress.say)
     resumed = states.rewind()
-
-    def sync():
-        if served is not network:
-            served.set_weights(network.get_weights())
-
     with TensorBoardWriter(run.path) as writer:
-        validation = run_phases(
-            network,
-            experiment.method.phases(),
+        validation = train(
+            experiment,
             data,
+            (network, served),
             run.path,
             writer=writer,
-            monitored_attack=evaluation.validation_attack,
-            validate=_validator(served, sync, data, experiment, workers),
-            patience=evaluation.patience,
-            seed=experiment.seed,
-            precision=experiment.precision,
-            jit=experiment.jit,
-            balanced=experiment.dataset.balanced_batches,
-            micro_batch=experiment.micro_batch,
             states=states if workers.chief else None,
             resumed=resumed,
             save_every=save_every,
             progress=progress,
             workers=workers,
         )
-        sync()
         if workers.count > 1:  # only the chief has the chosen weights
             weights = {str(number): weight for number, weight in enumerate(served.get_weights())}
             weights = workers.of_chief(Message(arrays=weights)).arrays
@@ -268,7 +255,10 @@ def _fit(
         )
         record["config"] = config.to_dict(experiment)
         record["validation"] = validation
+        record["geometry"] = _geometry(own, test, attacks, experiment.seed)
+        record["losses"] = _losses(run.path / "metrics.jsonl", experiment.method.phases())
         final = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
+        writer.geometry(record["geometry"])
         writer.hparams(flatten(config.to_dict(experiment)), {"clean accuracy": survival.clean_accuracy, **final})
         shown = data.test.limited(PROJECTED_IMAGES)
         embeddings = served.predict(pixels(shown.images), verbose=0)["embedding"]
@@ -282,12 +272,85 @@ def _fit(
     return Fitted(experiment, record, run.path, export_to)
 
 
+def _losses(metrics: Path, phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    """Of each epoch, the refreshes' too: `phase`, `epoch`, and the `loss` and its terms, means over the batches."""
+    names = {"phase", "epoch", "loss"}
+    for phase in phases:
+        names.update(name for step in (*phase.refresh, phase) for name in term_names(step))
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    rounded = lambda value: round(value, 5) if isinstance(value, float) else value  # noqa: E731
+    return [{key: rounded(value) for key, value in line.items() if key in names} for line in lines]
+
+
 def _exported_hash(folder: Path) -> str | None:
     """Of the model that is exported there, if one is."""
     try:
         return json.loads((folder / "model.json").read_text(encoding="utf-8"))["model_hash"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def networks(
+    experiment: Experiment, data: sources.ImageData, workers: Workers = ALONE
+) -> tuple[keras.Model, keras.Model]:
+    """The network that trains, and the one that is measured and served: the same in float32, on one device.
+
+    In float32 and with one replica they are one and the same.
+    """
+    with workers.scope():
+        network = build(experiment, data)
+    if experiment.synchronized and workers.replicas > 1:
+        synchronize(network)
+    own_copy = experiment.precision != "float32" or workers.replicas > 1
+    return network, build(experiment, data, precision="float32") if own_copy else network
+
+
+def train(
+    experiment: Experiment,
+    data: sources.ImageData,
+    pair: tuple[keras.Model, keras.Model],
+    folder: Path,
+    workers: Workers = ALONE,
+    **settings,
+) -> dict[str, float]:
+    """Train by all phases of the experiment's method; both networks end with the chosen weights.
+
+    Args:
+        experiment: what to do.
+        data: what it is done on.
+        pair: what `networks` gave.
+        folder: of the run.
+        workers: as for `run_phases`.
+        **settings: `writer`, `states`, `resumed`, `save_every` and `progress` of `run_phases`.
+
+    Returns:
+        The validation metrics of the chosen weights; none where nothing is held out.
+    """
+    network, served = pair
+
+    def sync():
+        if served is not network:
+            served.set_weights(network.get_weights())
+
+    evaluation = experiment.evaluation
+    validation = run_phases(
+        network,
+        experiment.method.phases(),
+        data,
+        folder,
+        monitored_attack=evaluation.validation_attack,
+        validate=_validator(served, sync, data, experiment, workers),
+        patience=evaluation.patience,
+        seed=experiment.seed,
+        precision=experiment.precision,
+        jit=experiment.jit,
+        balanced=experiment.dataset.balanced_batches,
+        micro_batch=experiment.micro_batch,
+        workers=workers,
+        **settings,
+    )
+    sync()
+    return validation
 
 
 def build(experiment: Experiment, data: sources.ImageData, precision: str | None = None) -> keras.Model:
@@ -407,6 +470,7 @@ def attack(
     )
     if not workers.chief:
         return record, None
+    record["geometry"] = _geometry(classifier.outputs, chosen, attacks, seed)
     class_names = classifier.class_names or data.class_names
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)
@@ -469,7 +533,7 @@ def export_run(
     network = build(experiment, data, precision="float32")
     checkpoints.load(network, checkpoint)
     test = data.test.limited(experiment.evaluation.limit)
-    evaluator = Evaluator(_output_of(network, "logits"), (), batch_size=experiment.evaluation.batch_size)
+    evaluator = Evaluator(output_of(network, "logits"), (), batch_size=experiment.evaluation.batch_size)
     record = make_record(
         evaluator(pixels(test.images), test.labels),
         model={"name": name, "variant": experiment.method.name, "checkpoint": checkpoint},
@@ -505,7 +569,7 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment, wo
     if not len(held_out.labels):
         return None
     evaluator = Evaluator(
-        _output_of(served, "logits"),
+        output_of(served, "logits"),
         (evaluation.validation_attack,),
         batch_size=min(evaluation.batch_size, len(held_out.labels)),
         seed=experiment.seed,
@@ -524,7 +588,7 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment, wo
     return validate
 
 
-def _output_of(network: keras.Model, name: str) -> Callable:
+def output_of(network: keras.Model, name: str) -> Callable:
     return lambda x: network(x, training=False)[name]
 
 
@@ -576,7 +640,7 @@ def support_of(
         return None
     if len({attack.reads for attack in contrasting}) > 1:
         raise Refused(f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time")
-    shown = data.train.limited(SUPPORT_IMAGES)
+    shown = data.train.held.limited(SUPPORT_IMAGES)
     if without := data.num_classes - len(np.unique(shown.labels)):
         raise Refused(
             f"{contrasting[0].label} contrasts with {len(shown.labels)} training images, which leave {without} of "
@@ -586,6 +650,12 @@ def support_of(
     return shown.labels, np.concatenate([project(images[start : start + 64]) for start in range(0, len(images), 64)])
 
 
+def _geometry(outputs: Callable, part: sources.Part, attacks: Sequence[Attack], seed: int) -> dict[str, Any] | None:
+    """Of the embeddings of a few of the part's images."""
+    shown = part.limited(POINTS)
+    return embedding_geometry(outputs, pixels(shown.images), shown.labels, attacks, seed=seed)
+
+
 def part_of(data: sources.ImageData, part: str) -> sources.Part:
     """The `train`, `validation` or `test` part.
 
@@ -593,6 +663,8 @@ def part_of(data: sources.ImageData, part: str) -> sources.Part:
         Refused: if it has no images.
     """
     chosen = getattr(data, part)
+    if isinstance(chosen, sources.StreamedPart):
+        raise Refused(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
     if not len(chosen.labels):
         raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
     return chosen
