@@ -383,6 +383,15 @@ class TestBadInput:
         (tmp_path / "instances.json").write_text('{"instances": []}')
         assert "instances.json" in refused("collect", tmp_path)
 
+    def test_workers_that_cannot_be(self, empty, monkeypatch):
+        assert refused("fit", "--workers", "2", "--replicas", "2").endswith("--workers 2 starts several; give one")
+        monkeypatch.setenv("TF_CONFIG", "{")
+        assert "error: TF_CONFIG: Expecting" in refused("fit")
+        task = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+        assert refused("attack", "x", "--workers", "3").endswith("TF_CONFIG names 2; leave out --workers")
+        assert refused("fit", "--replicas", "2").endswith("TF_CONFIG names workers; leave it out")
+
     def test_an_unknown_variant(self, empty):
         message = refused("fit", "--variant", "claffs")
         assert "'claffs'" in message and "'clafs'" in message
