@@ -65,7 +65,7 @@ CUSIN = Paper(
         Table(
             name="Figure 3",
             caption="Accuracy of the twelve models on CIFAR-10",
-            protocol="accuracies of the authors' code",
+            protocol="no attack; the authors' code prints what the paper plots",
             columns=(
                 Column(title="accuracy", measures=(Clean(),)),
                 Column(title="AutoAttack 8/255", measures=(Robust(attack=AutoAttack(), limit=1000),)),
