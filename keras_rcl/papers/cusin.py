@@ -79,7 +79,7 @@ CUSIN = Paper(
                 "The plots of the authors' code probably have the labels of augmentation the wrong way round; "
                 "the numbers here are as it prints them.",
                 "Its certified loss is cross-entropy on the lower bounds of all logits, which certifies nothing; "
-                "`certified` here is on the worst case, with a ramp of epsilon. `certified_contrastive` is the "
+                "certified here is on the worst case, with a ramp of epsilon. certified_contrastive is the "
                 "paper's form.",
             ),
         ),
