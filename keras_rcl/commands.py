@@ -23,12 +23,14 @@ from keras_rcl.report.tables import (
     comparison_table,
     protocol_table,
     text_table,
+    trials_table,
     verification_table,
 )
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, describe, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.network import Precision
 from keras_rcl.vocabulary.phase import Phase, View
+from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
@@ -202,6 +204,72 @@ def fit(
         f"TensorBoard  tensorboard --logdir {options['runs']}\n"
         f"attack it    python cli.py attack {first.saved_model}"
     )
+
+
+@cli.command()
+@experiment_options
+@click.option(
+    "--search",
+    "ranges",
+    multiple=True,
+    metavar="A.B=RANGE",
+    help="Vary a setting: log(1e-4,1e-2), uniform(0,1), int(2,20) or choice(64,128); may be repeated. Where none is "
+    "given: the file's `search`, or else learning rates, batch size, temperature, margins and weights.",
+)
+@click.option("--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True)
+@click.option(
+    "--attack",
+    "text",
+    metavar="NAME[-STEPS][:KEY=VALUE,...]",
+    help="Of the robust accuracy; the file's validation_attack by default.",
+)
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="In all.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of the trainings and of the search.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part, class balance kept.")
+@click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
+@click.option("--output-dir", type=click.Path(path_type=Path), help="tuned/<data set>-<variant> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace a study of something else.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How much training a kill may cost.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the study as JSON.")
+def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, data_dir, as_json, **options):
+    """Search for the settings of a variant that are best on validation images, never on test images.
+
+    Killed or interrupted, the same command goes on where it was; with more --trials it goes on from the end.
+    """
+    given = _as_settings(seed=seed, limit=limit, data_dir=data_dir)
+
+    def vary(changes):
+        return config.load(path, variant, [*settings, *given, *changes], scale)
+
+    experiment = vary([])
+    space = dict(parse_search(one) for one in ranges) or config.load_search(path, experiment.method.name, scale)
+    space = space or default_search(config.to_dict(experiment)["method"])
+    attack = parse_attack(text) if text else None
+    runtime.start_tensorflow()
+    from keras_rcl.study import BEST
+    from keras_rcl.tuning import tune as search
+
+    with StderrProgress() as progress:
+        found, written = search(experiment, vary, space, attack=attack, workers=processes, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo(
+            f"{trials_table(found)}\n\nin % of validation images of {experiment.dataset.name}, robust accuracy under "
+            f"{found['attack']}\nwritten to {written}"
+        )
+    if found["best"] is None:
+        raise Refused(f"none of {len(found['trials'])} trials could be measured; {written} has the reasons")
+    if not as_json:
+        click.echo(f"train the best  python cli.py fit --config {written / BEST}")
 
 
 @cli.command()
@@ -559,7 +627,7 @@ def _dataset_fields(options: dict) -> dict:
 
 
 def _as_settings(seed=None, precision=None, jit=None, micro_batch=None, limit=None, data_dir=None) -> list[str]:
-    """The short options of `fit` as settings."""
+    """The short options of `fit`, `tune` and `report` as settings."""
     given = {
         "seed": seed,
         "precision": precision,

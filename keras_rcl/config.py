@@ -13,6 +13,7 @@ from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
 from keras_rcl.vocabulary.dataset import Dataset, Seed
 from keras_rcl.vocabulary.network import Network, Precision
 from keras_rcl.vocabulary.phase import Adversarial, Phase
+from keras_rcl.vocabulary.search import Range, parse_range
 from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -88,8 +89,8 @@ class Experiment:
         for attack in training_attacks(self.method.phases()):
             if attack.source:
                 raise ValueError(
-                    f"method {self.method.name} trains on {attack.label}; attacks through another model are not yet "
-                    "a source of training views: leave out source"
+                    f"method {self.method.name} trains on {attack.label}; what is made through another model does "
+                    "not change while this one trains: make it once by `craft-dataset` and train on the stored examples"
                 )
 
 
@@ -111,7 +112,8 @@ def load(
     Args:
         path: a YAML file in `configs/` form; `configs/digits.yaml` where not given. Besides the fields of
             `Experiment` it may hold `variant`, its default; `methods`, settings for each variant; `extends`, the file
-            that it differs from, beside it; and `scales`, what differs at each scale, which may extend a file too.
+            that it differs from, beside it; `scales`, what differs at each scale, which may extend a file too; and
+            `search`, see `load_search`.
         variant: a name of `VARIANTS`, in place of the file's.
         settings: `a.b=value` texts; values are read as YAML.
         scale: one of those that the file, or one that it extends, names under `scales`; the first where not given.
@@ -120,10 +122,8 @@ def load(
         Refused: in one line that names every offending key and value.
     """
     source = Path(path or DEFAULT_CONFIG)
-    raw, scales = _resolve(source, scale)
-    if scale is not None and scale not in scales:
-        known = f"it has {', '.join(scales)}" if scales else "it has no scales; leave out --scale"
-        raise Refused(f"{source} has no scale {scale!r}{did_you_mean(scale, scales)}; {known}")
+    raw = _at_scale(source, scale)
+    raw.pop("search", None)
     methods, default = raw.pop("methods", None) or {}, raw.pop("variant", None)
     chosen = variant or default
     if not isinstance(methods, dict) or not all(isinstance(fields or {}, dict) for fields in methods.values()):
@@ -141,6 +141,22 @@ def load(
     if raw["method"].get("name") is None:
         raise Refused(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
     return parse(raw, str(source))
+
+
+def load_search(path: Path | None, variant: str, scale: str | None = None) -> dict[str, Range]:
+    """Where `tune` looks for a variant's settings, as the file says: its `search` maps variants to settings and ranges.
+
+    Raises:
+        Refused: if it is something else, or a range is none.
+    """
+    source = Path(path or DEFAULT_CONFIG)
+    found = _at_scale(source, scale).get("search") or {}
+    if not isinstance(found, dict) or not all(isinstance(ranges or {}, dict) for ranges in found.values()):
+        raise Refused(f"{source}: search must map variants to settings and their ranges, not {found!r}")
+    for name in found:
+        if name not in [*VARIANTS]:
+            raise Refused(f"{source}: search: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+    return {str(setting): parse_range(text) for setting, text in (found.get(variant) or {}).items()}
 
 
 def parse(raw: dict[str, Any], source: str) -> Experiment:
@@ -227,7 +243,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def _parse_yaml(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
@@ -243,7 +259,7 @@ def _parse_yaml(text: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = _parse_yaml(path.read_text(encoding="utf-8"))
+        raw = parse_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         shipped = ", ".join([*sorted(p.name for p in CONFIGS.glob("*.yaml")), "papers/"])
         raise Refused(f"no configuration file {str(path)!r}; configs/ holds {shipped}") from None
@@ -253,6 +269,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise Refused(f"{path} holds no mapping of settings; see configs/digits.yaml")
+    return raw
+
+
+def _at_scale(source: Path, scale: str | None) -> dict[str, Any]:
+    """What a file and those that it extends hold at a scale."""
+    raw, scales = _resolve(source, scale)
+    if scale is not None and scale not in scales:
+        known = f"it has {', '.join(scales)}" if scales else "it has no scales; leave out --scale"
+        raise Refused(f"{source} has no scale {scale!r}{did_you_mean(scale, scales)}; {known}")
     return raw
 
 
@@ -306,7 +331,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     if not equals or not all([*parents, last]):
         raise Refused(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
     try:
-        value = _parse_yaml(text)
+        value = parse_value(text)
     except ValueError:
         raise Refused(f"--set {setting!r}: {text!r} is not a YAML value") from None
     whole, known = raw, []

@@ -26,12 +26,14 @@ from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.data.images import read_images
 from keras_rcl.encoder import load_encoder
+from keras_rcl.evaluation.embeddings import embedding_geometry
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.export import export as write_export
 from keras_rcl.export import model_hash
 from keras_rcl.networks.two_headed import build_network
+from keras_rcl.objectives.geometry import POINTS
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime import held_signals, start_tensorflow
@@ -107,7 +109,7 @@ def fit_all(
             data = with_stored(sources.load(experiment.dataset), config.training_attacks(experiment.method.phases()))
 
             def claim(experiment=experiment, data=data, chosen=None if number else name) -> RunFolder:
-                question = {**_question(experiment, data), "deterministic": deterministic}
+                question = {**question_of(experiment, data), "deterministic": deterministic}
                 folder = _run_folder(experiment, question, chosen, runs, saved_models, overwrite)
                 folders.append(all_runs.enter_context(folder))
                 return folder
@@ -120,12 +122,14 @@ def fit_all(
     return fitted
 
 
-def _question(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]:
+def question_of(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]:
     """All that a run's results depend on, as JSON values."""
     settings = config.to_dict(experiment)
     del settings["compare"]
     digest = hashlib.sha256(repr((data.name, data.class_names)).encode())
     for part in (data.train, data.validation, data.test):
+        digest.update(getattr(part, "identity", "").encode())
+        part = part.held
         for array in (part.images, part.labels, part.indices, *part.stored.values()):
             digest.update(np.ascontiguousarray(array))
     return {**settings, "images": digest.hexdigest(), "versions": versions()}
@@ -174,9 +178,8 @@ def _fit(
     progress: Progress,
 ) -> Fitted:
     """One run, from where it is to its record; its folder is claimed once nothing can be refused any more."""
-    network = build(experiment, data)
-    served = network if experiment.precision == "float32" else build(experiment, data, precision="float32")
-    own, attacks = functools.partial(_output_of, served), experiment.evaluation.attacks
+    network, served = networks(experiment, data)
+    own, attacks = functools.partial(output_of, served), experiment.evaluation.attacks
     outputs, hashes = outputs_of(attacks, own, data)
     run = claim()
     export_to = saved_models / run.path.name
@@ -185,32 +188,18 @@ def _fit(
         return Fitted(experiment, read_json(run.record), run.path, export_to)
     evaluation, states = experiment.evaluation, States(run.path, progress.say)
     resumed = states.rewind()
-
-    def sync():
-        if served is not network:
-            served.set_weights(network.get_weights())
-
     with TensorBoardWriter(run.path) as writer:
-        validation = run_phases(
-            network,
-            experiment.method.phases(),
+        validation = train(
+            experiment,
             data,
+            (network, served),
             run.path,
             writer=writer,
-            monitored_attack=evaluation.validation_attack,
-            validate=_validator(served, sync, data, experiment),
-            patience=evaluation.patience,
-            seed=experiment.seed,
-            precision=experiment.precision,
-            jit=experiment.jit,
-            balanced=experiment.dataset.balanced_batches,
-            micro_batch=experiment.micro_batch,
             states=states,
             resumed=resumed,
             save_every=save_every,
             progress=progress,
         )
-        sync()
         seconds = states.seconds
         test = data.test.limited(evaluation.limit)
         evaluator = Evaluator(
@@ -236,8 +225,10 @@ def _fit(
         )
         record["config"] = config.to_dict(experiment)
         record["validation"] = validation
+        record["geometry"] = _geometry(own, test, attacks, experiment.seed)
         record["losses"] = _losses(run.path / "metrics.jsonl", experiment.method.phases())
         final = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
+        writer.geometry(record["geometry"])
         writer.hparams(flatten(config.to_dict(experiment)), {"clean accuracy": survival.clean_accuracy, **final})
         shown = data.test.limited(PROJECTED_IMAGES)
         embeddings = served.predict(pixels(shown.images), verbose=0)["embedding"]
@@ -267,6 +258,57 @@ def _exported_hash(folder: Path) -> str | None:
         return json.loads((folder / "model.json").read_text(encoding="utf-8"))["model_hash"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def networks(experiment: Experiment, data: sources.ImageData) -> tuple[keras.Model, keras.Model]:
+    """The network that trains, and the one that is measured and served: the same in float32, one and the same there."""
+    network = build(experiment, data)
+    return network, network if experiment.precision == "float32" else build(experiment, data, precision="float32")
+
+
+def train(
+    experiment: Experiment,
+    data: sources.ImageData,
+    pair: tuple[keras.Model, keras.Model],
+    folder: Path,
+    **settings,
+) -> dict[str, float]:
+    """Train by all phases of the experiment's method; both networks end with the chosen weights.
+
+    Args:
+        experiment: what to do.
+        data: what it is done on.
+        pair: what `networks` gave.
+        folder: of the run.
+        **settings: `writer`, `states`, `resumed`, `save_every` and `progress` of `run_phases`.
+
+    Returns:
+        The validation metrics of the chosen weights; none where nothing is held out.
+    """
+    network, served = pair
+
+    def sync():
+        if served is not network:
+            served.set_weights(network.get_weights())
+
+    evaluation = experiment.evaluation
+    validation = run_phases(
+        network,
+        experiment.method.phases(),
+        data,
+        folder,
+        monitored_attack=evaluation.validation_attack,
+        validate=_validator(served, sync, data, experiment),
+        patience=evaluation.patience,
+        seed=experiment.seed,
+        precision=experiment.precision,
+        jit=experiment.jit,
+        balanced=experiment.dataset.balanced_batches,
+        micro_batch=experiment.micro_batch,
+        **settings,
+    )
+    sync()
+    return validation
 
 
 def build(experiment: Experiment, data: sources.ImageData, precision: str | None = None) -> keras.Model:
@@ -378,6 +420,7 @@ def attack(
         seed=seed,
         sources=hashes,
     )
+    record["geometry"] = _geometry(classifier.outputs, chosen, attacks, seed)
     class_names = classifier.class_names or data.class_names
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)
@@ -440,7 +483,7 @@ def export_run(
     network = build(experiment, data, precision="float32")
     checkpoints.load(network, checkpoint)
     test = data.test.limited(experiment.evaluation.limit)
-    evaluator = Evaluator(_output_of(network, "logits"), (), batch_size=experiment.evaluation.batch_size)
+    evaluator = Evaluator(output_of(network, "logits"), (), batch_size=experiment.evaluation.batch_size)
     record = make_record(
         evaluator(pixels(test.images), test.labels),
         model={"name": name, "variant": experiment.method.name, "checkpoint": checkpoint},
@@ -476,7 +519,7 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
     if not len(held_out.labels):
         return None
     evaluator = Evaluator(
-        _output_of(served, "logits"),
+        output_of(served, "logits"),
         (evaluation.validation_attack,),
         batch_size=min(evaluation.batch_size, len(held_out.labels)),
         seed=experiment.seed,
@@ -495,7 +538,7 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
     return validate
 
 
-def _output_of(network: keras.Model, name: str) -> Callable:
+def output_of(network: keras.Model, name: str) -> Callable:
     return lambda x: network(x, training=False)[name]
 
 
@@ -547,7 +590,7 @@ def support_of(
         return None
     if len({attack.reads for attack in contrasting}) > 1:
         raise Refused(f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time")
-    shown = data.train.limited(SUPPORT_IMAGES)
+    shown = data.train.held.limited(SUPPORT_IMAGES)
     if without := data.num_classes - len(np.unique(shown.labels)):
         raise Refused(
             f"{contrasting[0].label} contrasts with {len(shown.labels)} training images, which leave {without} of "
@@ -557,6 +600,12 @@ def support_of(
     return shown.labels, np.concatenate([project(images[start : start + 64]) for start in range(0, len(images), 64)])
 
 
+def _geometry(outputs: Callable, part: sources.Part, attacks: Sequence[Attack], seed: int) -> dict[str, Any] | None:
+    """Of the embeddings of a few of the part's images."""
+    shown = part.limited(POINTS)
+    return embedding_geometry(outputs, pixels(shown.images), shown.labels, attacks, seed=seed)
+
+
 def part_of(data: sources.ImageData, part: str) -> sources.Part:
     """The `train`, `validation` or `test` part.
 
@@ -564,6 +613,8 @@ def part_of(data: sources.ImageData, part: str) -> sources.Part:
         Refused: if it has no images.
     """
     chosen = getattr(data, part)
+    if isinstance(chosen, sources.StreamedPart):
+        raise Refused(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
     if not len(chosen.labels):
         raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
     return chosen

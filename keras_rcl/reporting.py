@@ -26,7 +26,7 @@ from keras_rcl.report.figures import (
 )
 from keras_rcl.report.paper_page import paper_page
 from keras_rcl.report.paper_tables import Lookup, markdown_report, mean_and_spread, paper_report
-from keras_rcl.results import VERIFIED_IMAGES, Results, Run
+from keras_rcl.results import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
 from keras_rcl.verifying import verify_model
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.dataset import Dataset
@@ -172,7 +172,7 @@ def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folde
         experiment.attack(model, attacks, dataset=fewer(images), progress=progress)
     radii = [measure.epsilon for measure in lacking if measure.kind == "verified"]
     if radii:
-        verify_model(model, radii, dataset=fewer(VERIFIED_IMAGES), progress=progress)
+        verify_model(model, radii, count=VERIFIED_COUNT, dataset=fewer(VERIFIED_IMAGES), progress=progress)
 
 
 # Figures

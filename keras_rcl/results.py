@@ -22,8 +22,8 @@ from keras_rcl.vocabulary.word import Refused
 FOLDERS = ("runs", "attacks", "verifications")
 """Where the commands leave a `record.json` in a folder each."""
 
-VERIFIED_IMAGES = 200
-"""How many images a missing verification is of: 20 a class of CIFAR-10."""
+VERIFIED_IMAGES, VERIFIED_COUNT = 1000, 20
+"""A missing verification attacks so many images, and bounds so many of those that stand, as Cusin did."""
 
 _ATTACKS = TypeAdapter(tuple[Attack, ...])
 
@@ -73,6 +73,7 @@ def _values(record: dict[str, Any], measure: Measure) -> Iterable[float | dict[s
                 told = zip(outcome["statuses"], outcome["decided_by"], strict=True)
                 standing = [status for status, by in told if status != "misclassified" and by != "attack"]
                 names = ("timeout", "safe", "safe-incomplete", "unsafe", "unknown")
+                standing = standing[: record.get("count")]
                 yield {name: standing.count(name) for name in names}
 
 
@@ -200,6 +201,6 @@ def _commands(name: str, lacking: Sequence[Measure], data: Dataset) -> list[str]
         told += f" --limit {fewest(limit, data)}" if limit else ""
         commands.append(f"python cli.py attack saved_models/{name}{told}")
     if radii := [format_pixels(m.epsilon) for m in lacking if m.kind == "verified"]:
-        told = f"--epsilon {','.join(radii)} --limit {fewest(VERIFIED_IMAGES, data)}"
+        told = f"--epsilon {','.join(radii)} --limit {fewest(VERIFIED_IMAGES, data)} --count {VERIFIED_COUNT}"
         commands.append(f"python cli.py verify saved_models/{name} {told}")
     return commands

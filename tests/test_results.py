@@ -103,6 +103,18 @@ def test_a_verification_counts_what_stood_the_attack(read):
     assert found.measured(EXPERIMENT, Verified(epsilon=1 / 255)) is None
 
 
+def test_a_verification_of_so_many_images_counts_no_others(read):
+    outcome = {
+        "epsilon": 2 / 255,
+        "statuses": ["unsafe", "safe", "misclassified", "timeout", "unknown", "unknown"],
+        "decided_by": ["attack", "branch-and-bound", "", "", "", ""],
+    }
+    verified = {key: value for key, value in evaluation("a", images=6).items() if key not in ("survival", "attacks")}
+    found = read(run=training("a"), verified={**verified, "count": 2, "outcomes": [outcome]})
+    counts = {"timeout": 1, "safe": 1, "safe-incomplete": 0, "unsafe": 0, "unknown": 0}
+    assert found.measured(EXPERIMENT, Verified(epsilon=2 / 255)).values == {0: counts}
+
+
 def test_what_is_no_record_is_passed_over_and_what_is_broken_is_named(read, tmp_path):
     old = training("a")
     old["config"]["method"]["gone"] = 1
@@ -153,7 +165,7 @@ def test_the_commands_of_missing_measures_measure_them(tiny, tmp_path):
     assert [words[:2] for words in commands] == [["attack", "saved_models/a"]] * 2 + [["verify", "saved_models/a"]]
     assert parse_attack(commands[0][3]) == PGD() and len(commands[0]) == 4
     assert parse_attack(commands[1][3]) == PGD(epsilon=4 / 255) and commands[1][4:] == ["--limit", "20"]
-    assert commands[2][2:] == ["--epsilon", "1/255,2/255", "--limit", "60"]  # as many as there are
+    assert commands[2][2:] == ["--epsilon", "1/255,2/255", "--limit", "60", "--count", "20"]  # of all there are
 
 
 @pytest.mark.parametrize("scale", ["full", "cpu"])

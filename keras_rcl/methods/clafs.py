@@ -47,6 +47,7 @@ class CLAFS:
     Ours:
         head: `inner_epochs` is Algorithm 1; `online` trains c in the same step as f and g, behind a stop-gradient,
             and drops the inner epochs.
+        separate_batchnorm: in the second stage crops have BatchNorm of their own; c, early and late, sees the other.
     """
 
     name: Literal["clafs"] = "clafs"
@@ -74,6 +75,7 @@ class CLAFS:
     reduction: Literal["mean", "sum"] = "mean"
 
     head: Literal["inner_epochs", "online"] = "inner_epochs"
+    separate_batchnorm: bool = False
 
     def phases(self) -> tuple[Phase, ...]:
         crop = Augmented(policy=self.augmentation)
@@ -114,6 +116,7 @@ class CLAFS:
                 terms=(contrast, CrossEntropy(on="adversarial")) if online else (contrast,),
                 refresh=() if online else (inner,),
                 detach_classifier=online,
+                separate_batchnorm=self.separate_batchnorm,
                 **features,
             ),
             Phase(

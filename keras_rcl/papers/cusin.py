@@ -108,8 +108,8 @@ CUSIN = Paper(
             notes=(
                 "The paper does not say whether its six are the models with augmentation; they stand beside "
                 "those without.",
-                "Of how many: the images that the network gets right and that its attack did not break. What "
-                "branching broke is among these and in none of the three counts.",
+                "Of the first images that the network gets right and that its attack, APGD on two losses, did not "
+                "break. What branching broke is among these and in none of the three counts.",
             ),
         ),
     ),

@@ -29,20 +29,20 @@ def stack_views(
     views, zeros = tf.unstack(images, len(phase.views)), []
     for index, view in enumerate(phase.views):
         if isinstance(view, Adversarial) and view.crafted:
-            attacked = functools.partial(
-                _attacked, network, view.attack, tf.random.experimental.stateless_fold_in(seed, index)
+            craft = functools.partial(
+                attacked, network, view.attack, tf.random.experimental.stateless_fold_in(seed, index)
             )
             if micro_batch:
                 rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
-                views[index], shares = in_parts(attacked, micro_batch, views[index], labels, signature=rows)
+                views[index], shares = in_parts(craft, micro_batch, views[index], labels, signature=rows)
             else:
-                views[index], shares = attacked(views[index], labels)
+                views[index], shares = craft(views[index], labels)
             zeros.append(tf.reduce_mean(shares))
     share = tf.add_n(zeros) / len(zeros) if zeros else tf.zeros([])
     return tf.concat(views, axis=0), tf.tile(labels, [len(views)]), share
 
 
-def _attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor):
+def attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor):
     """The images [N, H, W, C] under attack, and the share of zero gradients that each met [N]."""
     crafted = craft_and_count(
         attack, lambda x: _read(network(x, training=False), attack.reads), images, labels, seed=seed

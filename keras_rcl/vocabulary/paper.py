@@ -32,7 +32,7 @@ class Robust:
 
 @word
 class Verified:
-    """How many images are `timeout / safe / safe-incomplete` at a radius, of those that stood the attack."""
+    """How many images are `timeout / safe / safe-incomplete` at a radius, of the first that stood the attack."""
 
     kind: Literal["verified"] = "verified"
     epsilon: Pixels

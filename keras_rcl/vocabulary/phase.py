@@ -59,7 +59,8 @@ class Augmented:
 class Adversarial:
     """The images of another view, attacked through the classifier with the network in inference mode.
 
-    Under the attack `stored` they are not crafted: the view is made of the stored examples as `of` is of the images.
+    Under the attacks `stored` and `refreshed` they are not crafted for the batch: the view is made of the examples
+    that are kept as `of` is of the images.
     """
 
     kind: Literal["adversarial"] = "adversarial"
@@ -69,7 +70,7 @@ class Adversarial:
     @property
     def crafted(self) -> bool:
         """Whether each batch crafts it."""
-        return self.attack.name != "stored"
+        return self.attack.name not in ("stored", "refreshed")
 
 
 @word
@@ -277,6 +278,9 @@ class Phase:
             what is monitored, validated, saved and handed on; the steps, and their attacks, are of the weights.
         awp: adversarial weight perturbation of what trains, by the whole loss; metrics of a step are at the worse
             weights. It costs each view another pass forward and back.
+        separate_batchnorm: views that are not adversarial have BatchNorm statistics, gamma and beta of their own (Xie
+            et al. 2020), which begin as copies and end with the phase: the network that is attacked, validated and
+            handed on is that of the adversarial views.
         frozen_statistics: False lets a frozen encoder's BatchNorm statistics move, as CLAF's published code does.
     """
 
@@ -295,6 +299,7 @@ class Phase:
     detach_classifier: bool = False
     ema: Decay = 0.0
     awp: WeightPerturbation = WeightPerturbation()
+    separate_batchnorm: bool = False
     frozen_statistics: bool = True
 
     def __post_init__(self):
@@ -307,6 +312,8 @@ class Phase:
             raise ValueError(f"phase {self.name!r}: bounds reach through the classifier; leave detach_classifier out")
         if "worst_case" in kinds and self.awp.gamma:
             raise ValueError(f"phase {self.name!r}: bounds are of the weights as they are; leave awp out")
+        if self.separate_batchnorm:
+            self._check_branches(kinds)
         for term in self.terms:
             pairs = isinstance(term, (KLToClean, MisclassifiedKL))
             if pairs and not kinds.count("clean") == kinds.count("adversarial") == 1:
@@ -316,6 +323,14 @@ class Phase:
             on = getattr(term, "on", None)
             if on is not None and on not in kinds:
                 raise ValueError(f"phase {self.name!r}: no {on} view for its {term.term}; it has {kinds}")
+
+    def _check_branches(self, kinds: list[Kind]) -> None:
+        """Whether there are two branches to separate, of an encoder that trains, at the weights as they are."""
+        where = f"phase {self.name!r}: separate_batchnorm"
+        if "adversarial" not in kinds or len(set(kinds)) == 1:
+            raise ValueError(f"{where} needs adversarial views and others; it has {kinds}")
+        if "encoder" not in self.trains or "worst_case" in kinds or self.awp.gamma:
+            raise ValueError(f"{where} needs an encoder that trains, without bounds or awp; leave one of them out")
 
     @property
     def worst_case(self) -> WorstCase | None:

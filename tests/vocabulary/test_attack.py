@@ -16,6 +16,7 @@ from keras_rcl.vocabulary.attack import (
     CarliniWagner,
     Noise,
     RayS,
+    Refreshed,
     Square,
     Stored,
     Transfer,
@@ -100,8 +101,9 @@ def test_refused_in_one_line(text, says):
 
 @pytest.mark.parametrize("cls", ATTACKS.values())
 def test_a_word_is_frozen_hashable_and_closed(cls):
-    if cls is Transfer:
-        cls = functools.partial(Transfer, source="saved_models/other")
+    around = {Transfer: dict(source="saved_models/other"), Refreshed: dict(every=100)}
+    if cls in around:
+        cls = functools.partial(cls, **around[cls])
         attack, same, other = (cls(attack=FGSM(epsilon=value)) for value in ("4/255", 4 / 255, "5/255"))
     else:
         cls = functools.partial(Stored, folder="adversarial") if cls is Stored else cls
@@ -126,7 +128,8 @@ def test_at_least_one_step(cls, value):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_under_a_protocol(name):
     """What has the field takes any; what has none runs in pixels alone, and says so."""
-    attack = ATTACKS[name](**{"transfer": {"source": "other"}, "stored": {"folder": "adversarial"}}.get(name, {}))
+    needed = {"transfer": {"source": "other"}, "stored": {"folder": "adversarial"}, "refreshed": {"every": 100}}
+    attack = ATTACKS[name](**needed.get(name, {}))
     assert attack.under("pixel") == attack
     if attack.takes_protocol:
         assert attack.under("claf-repo").threat_model.protocol == "claf-repo"
