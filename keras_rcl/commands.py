@@ -581,18 +581,21 @@ def report(paper, settings, data_dir, results, runs, saved_models, as_json, **op
     if paper is None:
         if options["train"]:
             raise Refused(f"--train needs --paper, one of {', '.join(PAPERS)}")
-        tables = readme_tables(results)
+        tables = readme_tables(_record_folder(results))
         click.echo(json.dumps(tables, indent=1) if as_json else readme_text(tables))
         return
     runtime.start_tensorflow()
     from keras_rcl.reporting import Folders
     from keras_rcl.reporting import report as make
 
-    settings = [*settings, *_as_settings(data_dir=data_dir)]
+    settings, folders = (
+        [*settings, *_as_settings(data_dir=data_dir)],
+        Folders(_record_folder(results), runs, saved_models),
+    )
     with StderrProgress() as progress:
-        made, written = make(
-            paper, settings=settings, folders=Folders(results, runs, saved_models), progress=progress, **options
-        )
+        made, written = make(paper, settings=settings, folders=folders, progress=progress, **options)
+    if not any(table["images"] for table in made["tables"]):
+        click.echo(f"note: nothing is measured at scale {options['scale']}; see --scale and --train", err=True)
     if as_json:
         click.echo(json.dumps(made, indent=1))
         return
@@ -626,6 +629,12 @@ def show(path, scale, variant, settings, as_json):
 def _stored(folder: Path, attack) -> str:
     """The setting by which a training reads what an attack has stored."""
     return f"{{name: stored, folder: {folder}, norm: {attack.norm}, epsilon: {format_pixels(attack.epsilon)}}}"
+
+
+def _record_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise Refused(f"{path} is no folder of records; run in the repository's root, or give --results")
+    return path
 
 
 def _experiment_module():
