@@ -89,8 +89,10 @@ TWINS: dict[type, Callable] = {
 """Layer type -> what makes its PyTorch operation; NCHW, and NHWC order where the layer flattens."""
 
 
-def channels_first(images: np.ndarray) -> torch.Tensor:
-    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+def channels_first(images: np.ndarray, layout: str | None = None) -> torch.Tensor:
+    """NHWC -> NCHW; `channels_last` lies in memory as NHWC does."""
+    tensor = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return tensor.to(memory_format=getattr(torch, layout)) if layout else tensor
 
 
 def channels_last(images: torch.Tensor) -> np.ndarray:

@@ -21,7 +21,8 @@ class Batches:
         steps_per_epoch: batches an epoch; the remainder of each epoch's permutation is dropped.
         dataset: one epoch an iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
             seed int32 [2]). An adversarial view holds the images at which its attack starts, or the
-            part's stored examples, varied as the images are; `seed` is for the attacks.
+            part's stored examples, varied as the images are; `seed` is for the attacks. If `indexed`, a fourth: which
+            images of the part they are, int32 [N].
     """
 
     def __init__(
@@ -33,15 +34,17 @@ class Batches:
         *,
         augmentation: Policy = NO_AUGMENTATION,
         balanced: bool = False,
+        indexed: bool = False,
     ):
         """Build the dataset.
 
         Args:
             part: the images to draw from.
-            views: the V views of each image, in order.
+            views: the V views of each image, in order; none where images are looked up by their indices.
             batch_size: N.
             seed: one or more non-negative integers.
             augmentation: drawn once for each image; all of its views are made of what it gives.
+            indexed: say which images they are.
             balanced: every class of the part equally often in every batch (up to rounding), cycling through its images.
 
         Raises:
@@ -51,7 +54,7 @@ class Batches:
             raise Refused("no images to make batches of: lower dataset.validation_fraction, or raise dataset.limit")
         self.batch_size = min(batch_size, len(part.labels))
         self.steps_per_epoch = len(part.labels) // self.batch_size
-        self._views, self._augmentation = tuple(views), augmentation
+        self._views, self._augmentation, self._indexed = tuple(views), augmentation, indexed
         self._order = self._balanced_order if balanced else self._shuffled_order
         self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
         self._images, self._labels = part.tensors
@@ -118,8 +121,8 @@ class Batches:
         return tf.random.experimental.stateless_shuffle(tf.range(len(self._labels)), seed, alg="philox")
 
     @tf.autograph.experimental.do_not_convert
-    def _batch(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The element of one step: images [V, N, H, W, C], labels [N], seed [2]."""
+    def _batch(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The element of one step: images [V, N, H, W, C], labels [N], seed [2], and if `indexed` indices [N]."""
         seeds = tf.unstack(split(seed, num=len(self._views) + 1))
         shared_seed = fold_in(seed, len(self._views) + 1)
 
@@ -128,7 +131,8 @@ class Batches:
 
         clean, stored = chosen(self._images), {folder: chosen(images) for folder, images in self._stored.items()}
         views = [_view(view, clean, stored, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
-        return tf.stack(views), tf.gather(self._labels, indices), seeds[0]
+        images = tf.stack(views) if views else tf.zeros([0, *clean.shape])
+        return images, tf.gather(self._labels, indices), seeds[0], *((indices,) if self._indexed else ())
 
 
 def _view(view: View, clean: tf.Tensor, stored: dict[str, tf.Tensor], seed: tf.Tensor) -> tf.Tensor:

@@ -23,10 +23,12 @@ from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reini
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.runtime import held_signals
 from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.fixed_features import FixedFeatures
 from keras_rcl.training.loss_terms import is_contrastive, phase_collapse_value
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter, picture_grid
+from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Adversarial, Optimizer, Phase
 from keras_rcl.vocabulary.word import Refused
@@ -72,20 +74,28 @@ class PhaseRunner:
     def __init__(self, network, phase: Phase, data: ImageData, *, epochs: int, seed: tuple[int, ...], **settings):
         """`epochs` is how many the optimizer's schedule spans."""
         self.network, self.phase, self.seed = network, phase, seed
+        self.features = FixedFeatures(network, data.train) if phase.reads_fixed_features else None
+        self.warm_starts = {
+            place: WarmStarts(len(data.train.labels), data.image_shape, phase.views[place].attack.epsilon)
+            for place in phase.warm_views
+        }
         self.batches = Batches(
             data.train,
-            phase.views,
+            () if self.features else phase.views,
             phase.batch_size,
             seed,
             augmentation=phase.augmentation,
             balanced=settings["balanced"],
+            indexed=bool(self.features or self.warm_starts),
         )
         self.trainer = RobustTrainer(
             network,
             phase,
             settings["precision"],
             steps_per_epoch=self.batches.steps_per_epoch,
-            micro_batch=_fitting(settings["micro_batch"], self.batches.batch_size, phase),
+            micro_batch=None if self.features else _fitting(settings["micro_batch"], self.batches.batch_size, phase),
+            warm_starts=self.warm_starts,
+            features=self.features and self.features.values,
         )
         self.average = self.trainer.average
         self.optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
@@ -102,6 +112,10 @@ class PhaseRunner:
             reinitialize(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
         for part in self.phase.trains if self.phase.interval_initialization else ():
             initialize_for_intervals(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
+        for starts in self.warm_starts.values():
+            starts.warm.assign(False)
+        if self.features:
+            self.features.clear()
         if self.phase.fresh_optimizer:
             for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
@@ -122,6 +136,8 @@ class PhaseRunner:
         freeze(self.network, self.phase)
         if self.average:
             self.average.show(False)
+        if self.features:
+            self.features.fill()
         self.batches.start_epoch(self.epochs_run, resumed)
         steps = self.batches.steps_per_epoch - resumed
         progress.start(label, self.batches.steps_per_epoch, work=self.work_per_epoch)
@@ -144,6 +160,8 @@ class PhaseRunner:
         if self.average:
             self.average.show(True)
         self.epochs_run += 1
+        for starts in self.warm_starts.values():
+            starts.warm.assign(True)
         metrics = {name: float(values[-1]) for name, values in history.history.items()}
         images = steps * self.batches.batch_size
         metrics["learning_rate"] = float(self.optimizer.learning_rate)
@@ -157,7 +175,8 @@ class PhaseRunner:
     def variables(self) -> list:
         """All that changes while the phase runs, but for the network and `epochs_run`."""
         averages = self.average.variables if self.average else ()
-        return [*self.optimizer.variables, *self.trainer.metrics_variables, *averages]
+        starts = [variable for starts in self.warm_starts.values() for variable in starts.variables]
+        return [*self.optimizer.variables, *self.trainer.metrics_variables, *averages, *starts]
 
     @property
     def work_per_epoch(self) -> float:
