@@ -1,8 +1,10 @@
 """Writes what documents say of the code: `python docs/generate.py`, or `--check` to see that they are up to date.
 
-`docs/cli.md` is written whole; in the README what stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+`docs/cli.md` is written whole; in README and `docs/performance.md` what stands between `<!-- generated: NAME -->` and
+`<!-- end -->`.
 """
 
+import functools
 import json
 import re
 import sys
@@ -131,6 +133,51 @@ def audits() -> str:
     return "```text\n" + "\n\n".join(blocks) + "\n```"
 
 
+def benchmark(name: str) -> str:
+    """One row a contender of a committed benchmark, its facts, and its command."""
+    measured = json.loads((ROOT / f"results/benchmarks/{name}.json").read_text(encoding="utf-8"))
+    rows, first = [], next(iter(measured["rows"].values()))
+    for contender, row in measured["rows"].items():
+        compared = row["images_per_second"] > 0
+        rows.append(
+            [
+                contender,
+                f"{row['seconds']:.2f}",
+                f"{row['fastest']:.2f} - {row['slowest']:.2f}",
+                f"{row['seconds'] / first['seconds']:.2f}" if compared else "",
+                f"{row['fastest'] / first['fastest']:.2f}" if compared else "",
+                f"{row['images_per_second']:.1f}" if compared else "",
+                f"{row['share_of_matrix_rate']:.0%}" if row["operations"] else "",
+                percent(row["robust_accuracy"]) if "robust_accuracy" in row else "",
+            ]
+        )
+    header = ["contender", "median s", "fastest - slowest", "medians' ratio", "fastest runs' ratio", "images/s"]
+    table = [list(column) for column in zip([*header, "of matrix rate", "robust"], *rows, strict=True)]
+    header, *rows = zip(*(column for column in table if any(column[1:])), strict=True)
+    facts = {
+        key.replace("_", " "): value
+        for key, value in measured.items()
+        if key not in ("command", "versions", "rows", "model_hash", "protocol", "network", "cores")
+    }
+    told = "; ".join(f"{key} {value:.4g}" for key, value in facts.items())
+    return f"{markdown_table(header, rows)}\n\n{told}\n\n```\n{measured['command']}\n```"
+
+
+def claf_options() -> str:
+    """One row an option of CLAF's second stage: its accuracies by seed."""
+    measured = json.loads((ROOT / "results/benchmarks/claf_options-digits.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            name,
+            *(" / ".join(percent(run[f"{kind}_accuracy"]) for run in runs) for kind in ("clean", "robust")),
+            percent(sum(run["robust_accuracy"] for run in runs) / len(runs)),
+        ]
+        for name, runs in measured["runs"].items()
+    ]
+    table = markdown_table(["second stage", "clean, by seed", "robust, by seed", "robust, mean"], rows)
+    return f"{table}\n\n```\n{measured['command']}\n```"
+
+
 def _commands(shown: dict[str, dict]) -> str:
     return "```\n" + "\n".join(record["command"] for record in shown.values()) + "\n```"
 
@@ -152,12 +199,22 @@ def _help(context: click.Context) -> str:
 
 GENERATED = {
     function.__name__: function
-    for function in (variants, digits, cifar10, autoattack, reference, protocols, verifications, audits)
+    for function in (variants, digits, cifar10, autoattack, reference, protocols, verifications, audits, claf_options)
+} | {
+    name: functools.partial(benchmark, file)
+    for name, file in (
+        ("pgd_resnet18", "attack_throughput-resnet18"),
+        ("pgd_strided_cnn", "attack_throughput-strided_cnn"),
+        ("evaluation_pgd", "evaluation-pgd"),
+        ("evaluation_autoattack", "evaluation-autoattack"),
+        ("claf_epoch", "train_step-claf-strided_cnn"),
+        ("train_step", "train_step-resnet18"),
+    )
 }
 
 
-def readme(text: str) -> str:
-    """The README with its generated parts made anew."""
+def filled(text: str) -> str:
+    """A document with its generated parts made anew."""
 
     def fill(match: re.Match) -> str:
         return f"{match[1]}\n{GENERATED[match[2]]()}\n{match[3]}"
@@ -167,8 +224,8 @@ def readme(text: str) -> str:
 
 def documents() -> dict[Path, str]:
     """Every document that is generated, whole or in part, as it should be."""
-    page = ROOT / "README.md"
-    return {page: readme(page.read_text(encoding="utf-8")), ROOT / "docs/cli.md": cli_page()}
+    pages = [ROOT / "README.md", ROOT / "docs/performance.md"]
+    return {page: filled(page.read_text(encoding="utf-8")) for page in pages} | {ROOT / "docs/cli.md": cli_page()}
 
 
 if __name__ == "__main__":
