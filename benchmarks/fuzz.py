@@ -487,7 +487,7 @@ def without_the_work(seeds: Seeds) -> Iterator[None]:
     """Training, attacks and audits say that they were reached; the whole model is read once."""
     from unittest import mock
 
-    from keras_rcl import auditing, experiment
+    from keras_rcl import auditing, experiment, tuning
 
     def reached(*_, **__):
         raise Refused("all input was accepted")
@@ -503,6 +503,7 @@ def without_the_work(seeds: Seeds) -> Iterator[None]:
             (experiment, "fit_all", reached),
             (experiment, "Evaluator", reached),
             (auditing, "audit", reached),
+            (tuning, "Study", reached),
             (experiment, "load_classifier", load),
             (auditing, "load_classifier", load),
         ):

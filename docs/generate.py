@@ -1,136 +1,65 @@
 """Writes what documents say of the code: `python docs/generate.py`, or `--check` to see that they are up to date.
 
-`docs/cli.md` is written whole; in README and `docs/performance.md` what stands between `<!-- generated: NAME -->` and
-`<!-- end -->`.
+`docs/cli.md` and `docs/papers.md` are written whole; in README and `docs/performance.md` what stands between
+`<!-- generated: NAME -->` and `<!-- end -->`; of the rows of the papers in `configs/papers/` the header.
 """
 
-import functools
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import click
 
-from keras_rcl import config
 from keras_rcl.commands import cli
-from keras_rcl.methods import VARIANTS
-from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
-from keras_rcl.vocabulary.attack import AutoAttack
-from keras_rcl.vocabulary.threat import format_pixels
+from keras_rcl.config import Experiment
+from keras_rcl.papers import PAPERS
+from keras_rcl.readme import readme_tables
+from keras_rcl.report.paper_tables import markdown_report, paper_report
+from keras_rcl.report.tables import markdown_table, percent
+from keras_rcl.results import Results, config_path, experiments, missing
+from keras_rcl.vocabulary.paper import Paper
 
 ROOT = Path(__file__).resolve().parent.parent
-
-PUBLISHED = {
-    "baseline": "95.5 / 0.0",
-    "supcon_linear": "92.6 / 18.3",
-    "at": "84.8 / 44.7",
-    "trades": "83.7 / 51.4",
-    "rocl_at": "80.2 / 40.7",
-    "clafs": "92.4 / 60.4",
+RESULTS = ROOT / "results"
+WIDTH = 118
+PASSES_PER_SECOND = 8000
+"""Of single images through the strided CNN on two cores: about what the trainings in results/ took."""
+CIFAR_IMAGES = 50_000
+BENCHMARKS = {
+    "pgd_resnet18": "attack_throughput-resnet18",
+    "pgd_strided_cnn": "attack_throughput-strided_cnn",
+    "evaluation_pgd": "evaluation-pgd",
+    "evaluation_autoattack": "evaluation-autoattack",
+    "claf_epoch": "train_step-claf-strided_cnn",
+    "train_step": "train_step-resnet18",
 }
-"""Clean and PGD-10 accuracy of CLAF's Table 1 (Rahamim and Naeh 2022): ResNet-18, and its code's own protocol."""
+"""Name in `docs/performance.md` -> the committed benchmark."""
 
 
-def variants() -> str:
-    """One row a variant: its phases, and what they weigh."""
-    rows = []
-    for name, cls in VARIANTS.items():
-        phases = cls().phases()
-        told = []
-        for phase in phases:
-            inner = "".join(f", before each epoch {r.epochs} of *{r.name}*" for r in phase.refresh)
-            told.append(f"*{phase.name}* {phase.epochs}{inner}")
-        rows.append([f"`{name}`", cls.__doc__.splitlines()[0].rstrip("."), "; ".join(told)])
-    return markdown_table(["variant", "what it is", "phases and epochs, as its paper has them"], rows, right=())
+def cli_page() -> str:
+    """`docs/cli.md`: the help of every command."""
+    sections = ["# Command line", "Made by `python docs/generate.py` from the commands themselves."]
+    program = click.Context(cli, info_name="python cli.py", **cli.context_settings)
+    sections.append(_help(program))
+    for name, command in cli.commands.items():
+        sections += [f"## {name}", _help(click.Context(command, info_name=name, parent=program))]
+    return "\n\n".join(sections) + "\n"
 
 
-def records(folder: str, data_set: str) -> dict[str, dict]:
-    """The committed results on a data set, under the names of their models, in the order of the variants."""
-    read = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / folder).glob(f"{data_set}-*.json")]
-    read.sort(key=lambda record: (list(VARIANTS).index(record["model"]["variant"]), record["model"]["name"]))
-    return {record["model"]["name"].removeprefix(f"{data_set}-"): record for record in read}
+def _help(context: click.Context) -> str:
+    context.terminal_width = 110
+    return f"```text\n{context.get_help()}\n```"
 
 
-def digits() -> str:
-    """What `python cli.py fit --variant clafs` prints, in its order."""
-    found, experiment = records("results", "digits"), config.load(variant="clafs")
-    shown = {name: found[name] for name in (experiment.method.name, *experiment.compare)}
-    return "```text\n" + text_table(*comparison_table(shown)) + "\n```"
+def filled(text: str, tables: dict[str, str]) -> str:
+    """A document with its generated parts made anew."""
 
+    def fill(match: re.Match) -> str:
+        return f"{match[1]}\n{tables[match[2]]}\n{match[3]}"
 
-def cifar10() -> str:
-    """One row a model, the published numbers beside the measured ones, and the commands."""
-    shown = records("results", "cifar10")
-    header, rows = comparison_table(shown)
-    header = [*header, "published clean / PGD-10"]
-    rows = [[f"`{row[0]}`", *row[1:], PUBLISHED.get(row[0], "")] for row in rows]
-    return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
-
-
-def autoattack() -> str:
-    """One row a model: robust accuracy after each member of AutoAttack, and the commands."""
-    shown, rows = records("results/autoattack", "cifar10"), []
-    for name, record in shown.items():
-        (row,) = record["rows"]
-        rows.append([f"`{name}`", *map(percent, (row["clean_accuracy"], *row["stages"].values()))])
-    header = ["model", "clean", *(f"after {member.label}" for member in AutoAttack().members)]
-    return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
-
-
-def reference() -> str:
-    """One row a network and attack: ours beside torchattacks', on the same weights and images."""
-    rows = []
-    for path in sorted((ROOT / "results/benchmarks").glob("attack_reference-*.json")):
-        measured = json.loads(path.read_text(encoding="utf-8"))
-        name = Path(measured["model"]).name.removeprefix("cifar10-")
-        ball = f"{measured['norm']} {format_pixels(measured['epsilon'])}"
-        for attack, row in measured["summary"].items():
-            shares = (percent(row[key]) for key in ("ours", "torchattacks", "agreement"))
-            rows.append([f"`{name}`", ball, attack, str(measured["images"]), *shares])
-    header = ["network", "ball", "attack", "images", "ours", "torchattacks", "same outcome"]
-    return markdown_table(header, rows, right=(3, 4, 5, 6))
-
-
-def protocols() -> str:
-    """One row a model, one column a protocol: robust accuracy, and how far the attack went in pixels."""
-    shown, strongest, rows = records("results/protocols", "cifar10"), records("results/autoattack", "cifar10"), []
-    for name, record in shown.items():
-        cells = [f"{percent(row['robust_accuracy'])} ({255 * row['largest_distance']:.1f})" for row in record["rows"]]
-        worst = percent(strongest[name]["rows"][0]["robust_accuracy"]) if name in strongest else ""
-        rows.append([f"`{name}`", percent(record["clean_accuracy"]), *cells, worst])
-    names = list(dict.fromkeys(row["protocol"] for record in shown.values() for row in record["rows"]))
-    header = ["model", "clean", *(f"PGD-10 {name}" for name in names), "AutoAttack pixel"]
-    return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
-
-
-def verifications() -> str:
-    """One row a model and epsilon: what was proved, beside what can be measured, and the commands."""
-    shown, rows = [], []
-    for path in sorted((ROOT / "results/verifications").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        shown.append(record["command"])
-        for row in record["rows"]:
-            measured = [percent(row[f"{kind}_accuracy"]) for kind in ("clean", "attacked", "verified")]
-            name, epsilon = f"`{record['model']['name']}`", format_pixels(row["epsilon"])
-            rows.append([name, epsilon, str(record["images"]), *measured, f"{row['seconds'] / record['images']:.2f}"])
-    header = ["model", "epsilon", "images", "clean", "attacked", "verified", "s/image"]
-    commands = "\n".join(shown)
-    return f"{markdown_table(header, rows)}\n\n```\n{commands}\n```"
-
-
-def audits() -> str:
-    """What `audit` printed of each committed audit: its command, what was raised, and the verdict."""
-    blocks = []
-    for path in sorted((ROOT / "results/audits").glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        raised = [finding for finding in found["findings"] if finding["status"] == "raised"]
-        lines = [
-            f"$ {found['command']}",
-            *(f"{finding['check']}: raised because {finding['because']}." for finding in raised),
-        ]
-        blocks.append("\n".join([*lines, f"The claim {found['verdict']}: {found['reason']}."]))
-    return "```text\n" + "\n\n".join(blocks) + "\n```"
+    return re.sub(r"(<!-- generated: (\w+) -->)\n.*?(<!-- end -->)", fill, text, flags=re.DOTALL)
 
 
 def benchmark(name: str) -> str:
@@ -178,54 +107,82 @@ def claf_options() -> str:
     return f"{table}\n\n```\n{measured['command']}\n```"
 
 
-def _commands(shown: dict[str, dict]) -> str:
-    return "```\n" + "\n".join(record["command"] for record in shown.values()) + "\n```"
+def papers_page() -> str:
+    """`docs/papers.md`: what `report --scale cpu` prints of each paper from the committed records."""
+    parts = [
+        "# The papers' tables at scale cpu",
+        "Made by `python docs/generate.py` from the records in [results](../results/README.md), as "
+        "`python cli.py report --paper NAME --scale cpu` prints them; that command draws the figures too, and with "
+        "`--train` measures what is missing.",
+    ]
+    found = Results(RESULTS)
+    for paper in PAPERS.values():
+        rows = experiments(paper, "cpu")
+        lacking = missing(paper, "cpu", found, None)
+        parts.append(
+            markdown_report(paper_report(paper, "cpu", lambda row, m, rows=rows: found.measured(rows[row], m), lacking))
+        )
+    return "\n\n".join(parts) + "\n"
 
 
-def cli_page() -> str:
-    """`docs/cli.md`: the help of every command."""
-    sections = ["# Command line", "Made by `python docs/generate.py` from the commands themselves."]
-    program = click.Context(cli, info_name="python cli.py", **cli.context_settings)
-    sections.append(_help(program))
-    for name, command in cli.commands.items():
-        sections += [f"## {name}", _help(click.Context(command, info_name=name, parent=program))]
-    return "\n\n".join(sections) + "\n"
+def with_header(paper: Paper, row: str, at: dict[str, Experiment]) -> str:
+    """The configuration of a row with its header made anew: paper, published numbers, cost and command."""
+    text = config_path(paper, row).read_text(encoding="utf-8")
+    body = re.sub(r"\A(#.*\n)*", "", text)
+    of = [(table, one) for table in paper.tables for one in table.rows if one.config == row]
+    tables = "; ".join(f'{table.name} "{one.label}"' for table, one in of)
+    published: dict[str, list[str]] = {}
+    for table, one in of:
+        pairs = zip(table.columns, one.published or [None] * len(table.columns), strict=True)
+        told = ", ".join(f"{column.title} {value}" for column, value in pairs if value is not None)
+        published.setdefault(told, []).append(table.name)
+    published.pop("", None)
+    numbers = "; ".join(f"{', '.join(dict.fromkeys(names))}: {told}" for told, names in published.items())
+    full, cpu = (sum(phase.total_work for phase in at[scale].method.phases()) for scale in ("full", "cpu"))
+    cost = f"{full:.0f} forward passes of each training image at full scale, {cpu:.0f} at cpu"
+    bounded = any(phase.worst_case for phase in at["cpu"].method.phases())
+    minutes = cpu * CIFAR_IMAGES / PASSES_PER_SECOND / 60
+    cost += ", besides bounds." if bounded else f": some {minutes:.0f} minutes on two cores."
+    command = f"python cli.py fit --config configs/papers/{paper.name}/{row}.yaml"
+    lines = [
+        *_told("Paper", f"{paper.reference}. {tables}."),
+        *_told("Published", f"{numbers}." if numbers else "nothing."),
+        *_told("Cost", cost),
+        *_told("Command", command),
+        f"#{'':12}{command} --scale cpu",
+    ]
+    return "\n".join(lines) + "\n" + body
 
 
-def _help(context: click.Context) -> str:
-    context.terminal_width = 110
-    return f"```text\n{context.get_help()}\n```"
-
-
-GENERATED = {
-    function.__name__: function
-    for function in (variants, digits, cifar10, autoattack, reference, protocols, verifications, audits, claf_options)
-} | {
-    name: functools.partial(benchmark, file)
-    for name, file in (
-        ("pgd_resnet18", "attack_throughput-resnet18"),
-        ("pgd_strided_cnn", "attack_throughput-strided_cnn"),
-        ("evaluation_pgd", "evaluation-pgd"),
-        ("evaluation_autoattack", "evaluation-autoattack"),
-        ("claf_epoch", "train_step-claf-strided_cnn"),
-        ("train_step", "train_step-resnet18"),
+def _told(title: str, text: str) -> list[str]:
+    """Lines of a header: `# Title:     text`, wrapped."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=f"# {title + ':':11}", subsequent_indent=f"#{'':12}", break_on_hyphens=False
     )
-}
 
 
-def filled(text: str) -> str:
-    """A document with its generated parts made anew."""
-
-    def fill(match: re.Match) -> str:
-        return f"{match[1]}\n{GENERATED[match[2]]()}\n{match[3]}"
-
-    return re.sub(r"(<!-- generated: (\w+) -->)\n.*?(<!-- end -->)", fill, text, flags=re.DOTALL)
+def row_configs() -> dict[Path, str]:
+    """The configurations of all rows."""
+    found = {}
+    for paper in PAPERS.values():
+        at = {scale: experiments(paper, scale) for scale in ("full", "cpu")}
+        for row in paper.configs:
+            found[config_path(paper, row)] = with_header(paper, row, {scale: at[scale][row] for scale in at})
+    return found
 
 
 def documents() -> dict[Path, str]:
     """Every document that is generated, whole or in part, as it should be."""
-    pages = [ROOT / "README.md", ROOT / "docs/performance.md"]
-    return {page: filled(page.read_text(encoding="utf-8")) for page in pages} | {ROOT / "docs/cli.md": cli_page()}
+    pages = {
+        ROOT / "README.md": readme_tables(RESULTS),
+        ROOT / "docs/performance.md": {name: benchmark(file) for name, file in BENCHMARKS.items()},
+    }
+    return {
+        **{page: filled(page.read_text(encoding="utf-8"), tables) for page, tables in pages.items()},
+        ROOT / "docs/cli.md": cli_page(),
+        ROOT / "docs/papers.md": papers_page(),
+        **row_configs(),
+    }
 
 
 if __name__ == "__main__":

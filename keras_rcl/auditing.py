@@ -12,7 +12,15 @@ from keras_rcl.classifier import load_classifier
 from keras_rcl.data import sources
 from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
 from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
-from keras_rcl.experiment import check_fit, dataset_of, logits_through, output_and_journal, pixels, tell_resumed
+from keras_rcl.experiment import (
+    check_fit,
+    dataset_of,
+    logits_through,
+    output_and_journal,
+    part_of,
+    pixels,
+    tell_resumed,
+)
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.audit_page import audit_page
 from keras_rcl.report.figures import attack_pictures, loss_surface_plot
@@ -82,7 +90,7 @@ def audit_model(
     others = {str(other): logits_through(str(other), data, trust) for other in transfer_from}
     if told is not None:
         part = told["data"]["part"]
-    chosen = getattr(data, part)
+    chosen = part_of(data, part)
     kept = np.arange(len(chosen.labels)) if told is None else _positions(record, told, data.name, chosen.indices)
     images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
     evidence = None

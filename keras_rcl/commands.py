@@ -12,7 +12,10 @@ from pydantic import ValidationError
 
 from keras_rcl import config, runtime
 from keras_rcl.methods import VARIANTS
+from keras_rcl.papers import PAPERS
 from keras_rcl.progress import StderrProgress
+from keras_rcl.readme import readme_tables, readme_text
+from keras_rcl.report.paper_tables import markdown_report
 from keras_rcl.report.tables import (
     attack_table,
     audit_text,
@@ -20,12 +23,14 @@ from keras_rcl.report.tables import (
     comparison_table,
     protocol_table,
     text_table,
+    trials_table,
     verification_table,
 )
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, describe, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.network import Precision
 from keras_rcl.vocabulary.phase import Phase, View
+from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
 
@@ -75,6 +80,7 @@ def experiment_options(command):
         click.option(
             "--config", "path", type=click.Path(path_type=Path), help="A YAML file; configs/digits.yaml by default."
         ),
+        click.option("--scale", help="One of those that the file names, such as full or cpu; the first by default."),
         click.option("--variant", help="What to train, such as clafs; see `variants`."),
         click.option(
             "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated."
@@ -156,16 +162,31 @@ def cli():
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def fit(
-    path, variant, settings, compare, no_compare, as_json, seed, precision, jit, micro_batch, limit, data_dir, **options
+    path,
+    scale,
+    variant,
+    settings,
+    compare,
+    no_compare,
+    as_json,
+    seed,
+    precision,
+    jit,
+    micro_batch,
+    limit,
+    data_dir,
+    **options,
 ):
     """Train a variant, attack it on test images, export it as a SavedModel.
 
     Killed or interrupted, the same command goes on where it was.
     """
     shortcuts = dict(seed=seed, precision=precision, jit=jit, micro_batch=micro_batch, limit=limit, data_dir=data_dir)
-    experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)])
+    experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)], scale)
     beside = () if no_compare else (compare or experiment.compare)
-    others = [config.with_variant(experiment, path, other) for other in beside if other != experiment.method.name]
+    others = [
+        config.with_variant(experiment, path, other, scale) for other in beside if other != experiment.method.name
+    ]
     module = _experiment_module()
     for line in runtime.advice(experiment.precision, experiment.jit):
         click.echo(f"note: {line}", err=True)
@@ -183,6 +204,72 @@ def fit(
         f"TensorBoard  tensorboard --logdir {options['runs']}\n"
         f"attack it    python cli.py attack {first.saved_model}"
     )
+
+
+@cli.command()
+@experiment_options
+@click.option(
+    "--search",
+    "ranges",
+    multiple=True,
+    metavar="A.B=RANGE",
+    help="Vary a setting: log(1e-4,1e-2), uniform(0,1), int(2,20) or choice(64,128); may be repeated. Where none is "
+    "given: the file's `search`, or else learning rates, batch size, temperature, margins and weights.",
+)
+@click.option("--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True)
+@click.option(
+    "--attack",
+    "text",
+    metavar="NAME[-STEPS][:KEY=VALUE,...]",
+    help="Of the robust accuracy; the file's validation_attack by default.",
+)
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="In all.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of the trainings and of the search.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part, class balance kept.")
+@click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
+@click.option("--output-dir", type=click.Path(path_type=Path), help="tuned/<data set>-<variant> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace a study of something else.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How much training a kill may cost.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the study as JSON.")
+def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, data_dir, as_json, **options):
+    """Search for the settings of a variant that are best on validation images, never on test images.
+
+    Killed or interrupted, the same command goes on where it was; with more --trials it goes on from the end.
+    """
+    given = _as_settings(seed=seed, limit=limit, data_dir=data_dir)
+
+    def vary(changes):
+        return config.load(path, variant, [*settings, *given, *changes], scale)
+
+    experiment = vary([])
+    space = dict(parse_search(one) for one in ranges) or config.load_search(path, experiment.method.name, scale)
+    space = space or default_search(config.to_dict(experiment)["method"])
+    attack = parse_attack(text) if text else None
+    runtime.start_tensorflow()
+    from keras_rcl.study import BEST
+    from keras_rcl.tuning import tune as search
+
+    with StderrProgress() as progress:
+        found, written = search(experiment, vary, space, attack=attack, workers=processes, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo(
+            f"{trials_table(found)}\n\nin % of validation images of {experiment.dataset.name}, robust accuracy under "
+            f"{found['attack']}\nwritten to {written}"
+        )
+    if found["best"] is None:
+        raise Refused(f"none of {len(found['trials'])} trials could be measured; {written} has the reasons")
+    if not as_json:
+        click.echo(f"train the best  python cli.py fit --config {written / BEST}")
 
 
 @cli.command()
@@ -328,6 +415,11 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
     help="Seconds of branch and bound, an image.",
 )
 @click.option("--no-attack", is_flag=True, help="Leave it to the bounds to find what is unsafe.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    help="Bound only so many images a radius: the first that withstand the attack.",
+)
 @click.option("--float64", is_flag=True, help="Bound in float64: slower, and rounding is far smaller.")
 @click.option("--trust", is_flag=True, help="Load the model without looking for what could do harm.")
 @data_options
@@ -339,7 +431,7 @@ def verify(model, epsilons, as_json, **options):
 
     MODEL is a SavedModel of this tool or a .keras file. Killed or interrupted, the same command goes on where it was.
     """
-    radii = [_read_epsilon(epsilon) for epsilon in epsilons.split(",")]
+    radii = _read_radii(epsilons)
     chosen = _dataset_fields(options)
     runtime.start_tensorflow()
     from keras_rcl.verifying import verify_model
@@ -402,20 +494,19 @@ def export(run, **options):
     help="Also leave out images that fall under this attack, as in `attack`; may be repeated.",
 )
 @click.option("--timeout", type=click.IntRange(min=1), default=180, show_default=True, help="Seconds an image.")
+@click.option("--trust", is_flag=True, help="Load the model without looking for what could do harm.")
 @data_options
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; interchange/<model> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder.")
 def interchange(model, epsilons, attacks, **options):
     """Write a model as ONNX and its robustness as VNN-LIB, for alpha-beta-CROWN and verifiers like it."""
-    try:
-        radii = [ThreatModel(epsilon=text).epsilon for text in epsilons.split(",")]
-    except ValidationError as error:
-        raise Refused(f"--epsilon {epsilons}: {first_line(error)}") from None
-    words, chosen = [parse_attack(text) for text in attacks], _dataset_fields(options)
+    radii, words = _read_radii(epsilons), [parse_attack(text) for text in attacks]
+    chosen = _dataset_fields(options)
+    runtime.start_tensorflow()
+    from keras_rcl.interchanging import interchange
+
     with StderrProgress() as progress:
-        told, written = _experiment_module().interchange(
-            model, radii, attacks=words, dataset=chosen, progress=progress, **options
-        )
+        told, written = interchange(model, radii, attacks=words, dataset=chosen, progress=progress, **options)
     click.echo(
         f"{len(told['instances'])} properties of {told['model']['name']} on {told['data']['name']} "
         f"({told['data']['part']}) written to {written}\n"
@@ -430,9 +521,53 @@ def interchange(model, epsilons, attacks, **options):
 @click.option("--json", "as_json", is_flag=True, help="Print every image's result as JSON.")
 def collect(folders, as_json):
     """Read what alpha-beta-CROWN found in folders that `interchange` wrote into one table."""
-    module = _experiment_module()
-    found = [module.collect(folder) for folder in folders]
+    runtime.start_tensorflow()
+    from keras_rcl.interchanging import collect
+
+    found = [collect(folder) for folder in folders]
     click.echo(json.dumps(found, indent=1) if as_json else collected_table(found))
+
+
+@cli.command()
+@click.option("--paper", type=click.Choice(list(PAPERS)), help="Whose tables; the README's, where none is given.")
+@click.option("--scale", default="full", show_default=True, help="full is the paper's; cpu is for 2 cores.")
+@click.option("--train", is_flag=True, help="First train, attack and verify what has no record.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Of so many seeds; of all that have a record by default.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part: a quick look, not the paper.")
+@click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one setting of every row; may be repeated."
+)
+@click.option("--results", type=click.Path(path_type=Path), default="results", show_default=True)
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True)
+@click.option("--saved-models", type=click.Path(path_type=Path), default="saved_models", show_default=True)
+@click.option("--output-dir", type=click.Path(path_type=Path), help="reports/<paper>-<scale> by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
+def report(paper, settings, data_dir, results, runs, saved_models, as_json, **options):
+    """Print a paper's tables, published beside measured, and write them with its figures as Markdown and one page.
+
+    Numbers are those of records in results/, runs/, attacks/ and verifications/, found by the experiment that made
+    them. Killed or interrupted, the same command goes on where it was.
+    """
+    if paper is None:
+        if options["train"]:
+            raise Refused(f"--train needs --paper, one of {', '.join(PAPERS)}")
+        tables = readme_tables(results)
+        click.echo(json.dumps(tables, indent=1) if as_json else readme_text(tables))
+        return
+    runtime.start_tensorflow()
+    from keras_rcl.reporting import Folders
+    from keras_rcl.reporting import report as make
+
+    settings = [*settings, *_as_settings(data_dir=data_dir)]
+    with StderrProgress() as progress:
+        made, written = make(
+            paper, settings=settings, folders=Folders(results, runs, saved_models), progress=progress, **options
+        )
+    if as_json:
+        click.echo(json.dumps(made, indent=1))
+        return
+    click.echo(f"{markdown_report(made)}\n\nwritten to {written}: report.html, report.md, report.json and figures")
 
 
 @cli.command()
@@ -450,9 +585,9 @@ def variants(as_json):
 @cli.command()
 @experiment_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(path, variant, settings, as_json):
+def show(path, scale, variant, settings, as_json):
     """Print the resolved experiment as YAML that `--config` reads back, and its phases."""
-    experiment = config.load(path, variant, settings)
+    experiment = config.load(path, variant, settings, scale)
     if as_json:
         click.echo(json.dumps(config.to_dict(experiment), indent=1))
         return
@@ -482,8 +617,8 @@ def _dataset_fields(options: dict) -> dict:
     return _given({"name": options.pop("dataset"), **fields})
 
 
-def _as_settings(seed, precision, jit, micro_batch, limit, data_dir) -> list[str]:
-    """The short options of `fit` as settings."""
+def _as_settings(seed=None, precision=None, jit=None, micro_batch=None, limit=None, data_dir=None) -> list[str]:
+    """The short options of `fit`, `tune` and `report` as settings."""
     given = {
         "seed": seed,
         "precision": precision,
@@ -536,6 +671,17 @@ def _read_epsilon(text: str) -> float:
         return parse_pixels(text)
     except ValueError as error:
         raise Refused(f"--epsilon {text}: {error}") from None
+
+
+def _read_radii(text: str) -> list[float]:
+    """A list of L-inf radii: `1/255,2/255`."""
+    radii = []
+    for radius in text.split(","):
+        try:
+            radii.append(ThreatModel(norm="linf", epsilon=radius).epsilon)
+        except ValidationError as error:
+            raise Refused(f"--epsilon {radius}: {first_line(error)}") from None
+    return radii
 
 
 def _with_restarts(word, restarts: int):

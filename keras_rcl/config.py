@@ -13,10 +13,13 @@ from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
 from keras_rcl.vocabulary.dataset import Dataset, Seed
 from keras_rcl.vocabulary.network import Network, Precision
 from keras_rcl.vocabulary.phase import Adversarial, Phase
+from keras_rcl.vocabulary.search import Range, parse_range
 from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "digits.yaml"
+LONGEST_CHAIN = 8
+"""Of files that extend one another."""
 TAGS = {"name", "term"}
 """The fields that say which of several words a value is."""
 
@@ -86,8 +89,8 @@ class Experiment:
         for attack in training_attacks(self.method.phases()):
             if attack.source:
                 raise ValueError(
-                    f"method {self.method.name} trains on {attack.label}; attacks through another model are not yet "
-                    "a source of training views: leave out source"
+                    f"method {self.method.name} trains on {attack.label}; what is made through another model does "
+                    "not change while this one trains: make it once by `craft-dataset` and train on the stored examples"
                 )
 
 
@@ -101,20 +104,26 @@ def training_attacks(phases: Iterable[Phase]) -> Iterator[Attack]:
 _EXPERIMENT = TypeAdapter(Experiment)
 
 
-def load(path: Path | None = None, variant: str | None = None, settings: Iterable[str] = ()) -> Experiment:
-    """Resolve an experiment: the file, then the variant, then the settings; one order, one place.
+def load(
+    path: Path | None = None, variant: str | None = None, settings: Iterable[str] = (), scale: str | None = None
+) -> Experiment:
+    """Resolve an experiment: the file at its scale, then the variant, then the settings; one order, one place.
 
     Args:
         path: a YAML file in `configs/` form; `configs/digits.yaml` where not given. Besides the fields of
-            `Experiment` it may hold `variant`, its default, and `methods`, settings for each variant at its scale.
+            `Experiment` it may hold `variant`, its default; `methods`, settings for each variant; `extends`, the file
+            that it differs from, beside it; `scales`, what differs at each scale, which may extend a file too; and
+            `search`, see `load_search`.
         variant: a name of `VARIANTS`, in place of the file's.
         settings: `a.b=value` texts; values are read as YAML.
+        scale: one of those that the file, or one that it extends, names under `scales`; the first where not given.
 
     Raises:
         Refused: in one line that names every offending key and value.
     """
     source = Path(path or DEFAULT_CONFIG)
-    raw = _read(source)
+    raw = _at_scale(source, scale)
+    raw.pop("search", None)
     methods, default = raw.pop("methods", None) or {}, raw.pop("variant", None)
     chosen = variant or default
     if not isinstance(methods, dict) or not all(isinstance(fields or {}, dict) for fields in methods.values()):
@@ -134,6 +143,22 @@ def load(path: Path | None = None, variant: str | None = None, settings: Iterabl
     return parse(raw, str(source))
 
 
+def load_search(path: Path | None, variant: str, scale: str | None = None) -> dict[str, Range]:
+    """Where `tune` looks for a variant's settings, as the file says: its `search` maps variants to settings and ranges.
+
+    Raises:
+        Refused: if it is something else, or a range is none.
+    """
+    source = Path(path or DEFAULT_CONFIG)
+    found = _at_scale(source, scale).get("search") or {}
+    if not isinstance(found, dict) or not all(isinstance(ranges or {}, dict) for ranges in found.values()):
+        raise Refused(f"{source}: search must map variants to settings and their ranges, not {found!r}")
+    for name in found:
+        if name not in [*VARIANTS]:
+            raise Refused(f"{source}: search: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+    return {str(setting): parse_range(text) for setting, text in (found.get(variant) or {}).items()}
+
+
 def parse(raw: dict[str, Any], source: str) -> Experiment:
     """Validate a mapping into an `Experiment`; `source` is named in the refusal."""
     try:
@@ -142,9 +167,27 @@ def parse(raw: dict[str, Any], source: str) -> Experiment:
         raise Refused(f"{source}: {first_line(error)}{_cure(error)}") from None
 
 
-def with_variant(experiment: Experiment, path: Path | None, variant: str) -> Experiment:
+def with_variant(experiment: Experiment, path: Path | None, variant: str, scale: str | None = None) -> Experiment:
     """The same experiment with another variant, at the settings that the file has for it."""
-    return dataclasses.replace(experiment, method=load(path, variant).method)
+    return dataclasses.replace(experiment, method=load(path, variant, scale=scale).method)
+
+
+def training_of(experiment: Experiment) -> Experiment:
+    """What its training depends on, but for the seed: of two runs with the same, one repeats the other.
+
+    Where the data lies, how it is measured in the end and what only changes speed are left at their defaults; so is
+    the choice of the best checkpoint where no images are held out for it.
+    """
+    held_out = experiment.dataset.validation_fraction > 0
+    chosen = ("validation_attack", "validation_limit", "patience")
+    kept = {name: getattr(experiment.evaluation, name) for name in chosen} if held_out else {}
+    return Experiment(
+        method=experiment.method,
+        dataset=dataclasses.replace(experiment.dataset, data_dir=None),
+        network=experiment.network,
+        evaluation=Evaluation(**kept),
+        precision=experiment.precision,
+    )
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -200,7 +243,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def _parse_yaml(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
@@ -216,9 +259,9 @@ def _parse_yaml(text: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = _parse_yaml(path.read_text(encoding="utf-8"))
+        raw = parse_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        shipped = ", ".join(sorted(p.name for p in CONFIGS.glob("**/*.yaml")))
+        shipped = ", ".join([*sorted(p.name for p in CONFIGS.glob("*.yaml")), "papers/"])
         raise Refused(f"no configuration file {str(path)!r}; configs/ holds {shipped}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"cannot read the configuration {str(path)!r}: {error}") from None
@@ -227,6 +270,47 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise Refused(f"{path} holds no mapping of settings; see configs/digits.yaml")
     return raw
+
+
+def _at_scale(source: Path, scale: str | None) -> dict[str, Any]:
+    """What a file and those that it extends hold at a scale."""
+    raw, scales = _resolve(source, scale)
+    if scale is not None and scale not in scales:
+        known = f"it has {', '.join(scales)}" if scales else "it has no scales; leave out --scale"
+        raise Refused(f"{source} has no scale {scale!r}{did_you_mean(scale, scales)}; {known}")
+    return raw
+
+
+def _resolve(path: Path, scale: str | None, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, None]]:
+    """What a file holds over what it extends, at a scale; and the scales that are named, in order."""
+    if len(above) == LONGEST_CHAIN:
+        raise Refused(f"{above[0]} extends {len(above)} files and comes to {path}; one may extend itself")
+    raw = _read(path)
+    scales = raw.pop("scales", None) or {}
+    if not isinstance(scales, dict) or not all(isinstance(fields or {}, dict) for fields in scales.values()):
+        raise Refused(f"{path}: scales must map scales to what differs there, not {scales!r}")
+    chosen = scales.get(next(iter(scales), None) if scale is None else scale) or {}
+    merged, named = {}, dict.fromkeys(scales)
+    for layer in (raw, chosen):
+        base = layer.pop("extends", None)
+        if base is not None:
+            if not isinstance(base, str):
+                raise Refused(f"{path}: extends must be the name of a file beside it, not {base!r}")
+            below, known = _resolve(path.parent / base, scale, (*above, path))
+            merged, named = _over(merged, below), {**known, **named}
+    return _over(_over(merged, raw), chosen), named
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The base with the changes, mapping by mapping; a value of another name or term takes the place of the whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        inner = isinstance(old, dict) and isinstance(value, dict)
+        if inner and all(value.get(tag, old.get(tag)) == old.get(tag) for tag in TAGS):
+            value = _over(old, value)
+        merged[key] = value
+    return merged
 
 
 def _default_at(raw: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
@@ -247,7 +331,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     if not equals or not all([*parents, last]):
         raise Refused(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
     try:
-        value = _parse_yaml(text)
+        value = parse_value(text)
     except ValueError:
         raise Refused(f"--set {setting!r}: {text!r} is not a YAML value") from None
     whole, known = raw, []

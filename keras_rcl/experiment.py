@@ -27,18 +27,20 @@ from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.data.images import read_images
 from keras_rcl.encoder import load_encoder
+from keras_rcl.evaluation.embeddings import embedding_geometry
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.export import export as write_export
 from keras_rcl.export import model_hash
-from keras_rcl.interchange import RESULTS, STATUSES, Instance, onnx_network, read_results, write_instances
 from keras_rcl.networks.two_headed import build_network
+from keras_rcl.objectives.geometry import POINTS
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime import held_signals, start_tensorflow
-from keras_rcl.saved import read_layers, resizing
+from keras_rcl.saved import resizing
 from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.states import States
@@ -46,6 +48,7 @@ from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.files import Taken, atomic_folder, atomic_path, check_writable, read_json, sweep, write_json
+from keras_rcl.vocabulary.phase import Phase
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.vocabulary.word import Refused, first_line
 
@@ -107,7 +110,7 @@ def fit_all(
             data = with_stored(sources.load(experiment.dataset), config.training_attacks(experiment.method.phases()))
 
             def claim(experiment=experiment, data=data, chosen=None if number else name) -> RunFolder:
-                question = {**_question(experiment, data), "deterministic": deterministic}
+                question = {**question_of(experiment, data), "deterministic": deterministic}
                 folder = _run_folder(experiment, question, chosen, runs, saved_models, overwrite)
                 folders.append(all_runs.enter_context(folder))
                 return folder
@@ -120,12 +123,14 @@ def fit_all(
     return fitted
 
 
-def _question(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]:
+def question_of(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]:
     """All that a run's results depend on, as JSON values."""
     settings = config.to_dict(experiment)
     del settings["compare"]
     digest = hashlib.sha256(repr((data.name, data.class_names)).encode())
     for part in (data.train, data.validation, data.test):
+        digest.update(getattr(part, "identity", "").encode())
+        part = part.held
         for array in (part.images, part.labels, part.indices, *part.stored.values()):
             digest.update(np.ascontiguousarray(array))
     return {**settings, "images": digest.hexdigest(), "versions": versions()}
@@ -174,9 +179,8 @@ def _fit(
     progress: Progress,
 ) -> Fitted:
     """One run, from where it is to its record; its folder is claimed once nothing can be refused any more."""
-    network = build(experiment, data)
-    served = network if experiment.precision == "float32" else build(experiment, data, precision="float32")
-    own, attacks = functools.partial(_output_of, served), experiment.evaluation.attacks
+    network, served = networks(experiment, data)
+    own, attacks = functools.partial(output_of, served), experiment.evaluation.attacks
     outputs, hashes = outputs_of(attacks, own, data)
     run = claim()
     export_to = saved_models / run.path.name
@@ -185,32 +189,18 @@ def _fit(
         return Fitted(experiment, read_json(run.record), run.path, export_to)
     evaluation, states = experiment.evaluation, States(run.path, progress.say)
     resumed = states.rewind()
-
-    def sync():
-        if served is not network:
-            served.set_weights(network.get_weights())
-
     with TensorBoardWriter(run.path) as writer:
-        validation = run_phases(
-            network,
-            experiment.method.phases(),
+        validation = train(
+            experiment,
             data,
+            (network, served),
             run.path,
             writer=writer,
-            monitored_attack=evaluation.validation_attack,
-            validate=_validator(served, sync, data, experiment),
-            patience=evaluation.patience,
-            seed=experiment.seed,
-            precision=experiment.precision,
-            jit=experiment.jit,
-            balanced=experiment.dataset.balanced_batches,
-            micro_batch=experiment.micro_batch,
             states=states,
             resumed=resumed,
             save_every=save_every,
             progress=progress,
         )
-        sync()
         seconds = states.seconds
         test = data.test.limited(evaluation.limit)
         evaluator = Evaluator(
@@ -237,7 +227,10 @@ def _fit(
         )
         record["config"] = config.to_dict(experiment)
         record["validation"] = validation
+        record["geometry"] = _geometry(own, test, attacks, experiment.seed)
+        record["losses"] = _losses(run.path / "metrics.jsonl", experiment.method.phases())
         final = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
+        writer.geometry(record["geometry"])
         writer.hparams(flatten(config.to_dict(experiment)), {"clean accuracy": survival.clean_accuracy, **final})
         shown = data.test.limited(PROJECTED_IMAGES)
         embeddings = served.predict(pixels(shown.images), verbose=0)["embedding"]
@@ -251,12 +244,73 @@ def _fit(
     return Fitted(experiment, record, run.path, export_to)
 
 
+def _losses(metrics: Path, phases: Sequence[Phase]) -> list[dict[str, Any]]:
+    """Of each epoch, the refreshes' too: `phase`, `epoch`, and the `loss` and its terms, means over the batches."""
+    names = {"phase", "epoch", "loss"}
+    for phase in phases:
+        names.update(name for step in (*phase.refresh, phase) for name in term_names(step))
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    rounded = lambda value: round(value, 5) if isinstance(value, float) else value  # noqa: E731
+    return [{key: rounded(value) for key, value in line.items() if key in names} for line in lines]
+
+
 def _exported_hash(folder: Path) -> str | None:
     """Of the model that is exported there, if one is."""
     try:
         return json.loads((folder / "model.json").read_text(encoding="utf-8"))["model_hash"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def networks(experiment: Experiment, data: sources.ImageData) -> tuple[keras.Model, keras.Model]:
+    """The network that trains, and the one that is measured and served: the same in float32, one and the same there."""
+    network = build(experiment, data)
+    return network, network if experiment.precision == "float32" else build(experiment, data, precision="float32")
+
+
+def train(
+    experiment: Experiment,
+    data: sources.ImageData,
+    pair: tuple[keras.Model, keras.Model],
+    folder: Path,
+    **settings,
+) -> dict[str, float]:
+    """Train by all phases of the experiment's method; both networks end with the chosen weights.
+
+    Args:
+        experiment: what to do.
+        data: what it is done on.
+        pair: what `networks` gave.
+        folder: of the run.
+        **settings: `writer`, `states`, `resumed`, `save_every` and `progress` of `run_phases`.
+
+    Returns:
+        The validation metrics of the chosen weights; none where nothing is held out.
+    """
+    network, served = pair
+
+    def sync():
+        if served is not network:
+            served.set_weights(network.get_weights())
+
+    evaluation = experiment.evaluation
+    validation = run_phases(
+        network,
+        experiment.method.phases(),
+        data,
+        folder,
+        monitored_attack=evaluation.validation_attack,
+        validate=_validator(served, sync, data, experiment),
+        patience=evaluation.patience,
+        seed=experiment.seed,
+        precision=experiment.precision,
+        jit=experiment.jit,
+        balanced=experiment.dataset.balanced_batches,
+        micro_batch=experiment.micro_batch,
+        **settings,
+    )
+    sync()
+    return validation
 
 
 def build(experiment: Experiment, data: sources.ImageData, precision: str | None = None) -> keras.Model:
@@ -369,6 +423,7 @@ def attack(
         seed=seed,
         sources=hashes,
     )
+    record["geometry"] = _geometry(classifier.outputs, chosen, attacks, seed)
     class_names = classifier.class_names or data.class_names
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)
@@ -384,131 +439,6 @@ def attack(
             )
     journal.discard()
     return record, output_dir
-
-
-def interchange(
-    path: Path,
-    epsilons: Sequence[float],
-    *,
-    count: int = 20,
-    attacks: Sequence[Attack] = (),
-    timeout: float = 180,
-    dataset: dict[str, Any] | None = None,
-    part: str = "test",
-    output_dir: Path | None = None,
-    batch_size: int = 250,
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> tuple[dict[str, Any], Path]:
-    """Write a network and its robustness around images for alpha-beta-CROWN, and other verifiers that read VNN-LIB.
-
-    An image that the network gets wrong has no robustness to prove and is left out, as in VNN-COMP.
-
-    Args:
-        path: an export made here, or a `.keras` file.
-        epsilons: radii of the L-inf balls, in pixels.
-        count: at each radius the first so many images that the network gets right, under the attacks too.
-        attacks: are run at each radius; images that fall are left out, as Cusin (2026) did.
-        timeout: seconds for each image.
-        dataset: which images, as for `attack`.
-        part: likewise.
-        output_dir: the folder to write; `interchange/<model>`, numbered, where not given.
-        batch_size: images attacked at once.
-        seed: of the attacks.
-        overwrite: replace the output folder.
-        progress: where progress is shown.
-
-    Returns:
-        What `instances.json` says, and the folder.
-
-    Raises:
-        Refused: if model or data cannot be read, a layer cannot be written, or no image is left.
-    """
-    classifier = load_classifier(path)
-    data = sources.load(dataset_of(classifier, dataset or {}))
-    check_fit(classifier, data)
-    chosen = getattr(data, part)
-    output_dir = output_dir or Path("interchange") / free_name(path.stem, (Path("interchange"),), overwrite)
-    check_replaceable(output_dir, "instances.json", overwrite)
-    model = onnx_network(read_layers(path))
-    check_writable(output_dir.parent)
-    instances, rows = [], []
-    for epsilon in dict.fromkeys(epsilons):
-        words = [word.at(epsilon) for word in attacks]
-        outputs, _ = outputs_of(words, classifier.outputs, data)
-        support = support_of(words, outputs, data)
-        evaluator = Evaluator(
-            classifier.logits, words, batch_size=batch_size, seed=seed, outputs=outputs, support=support
-        )
-        standing, looked_at = _standing(evaluator, chosen, count, progress or Silent())
-        rows.append({"epsilon": epsilon, "left_out": looked_at - len(standing)})
-        for i in standing:
-            image = pixels(chosen.images[i])
-            instances.append(Instance(image, int(chosen.labels[i]), epsilon, int(chosen.indices[i])))
-    if not instances:
-        raise Refused(
-            f"{path} gets none of {len(chosen.labels)} images right, so nothing is left to verify; choose another"
-        )
-    told = {
-        "format": 1,
-        "command": command_line(),
-        "model": {
-            "name": classifier.contract.get("name", path.stem),
-            "variant": classifier.contract.get("variant"),
-            "hash": classifier.model_hash,
-        },
-        "data": {"name": data.name, "part": part},
-        "attacks": [describe(word) for word in attacks],
-        "timeout": timeout,
-        "epsilons": rows,
-        "instances": [{"index": one.index, "label": one.label, "epsilon": one.epsilon} for one in instances],
-        "versions": versions(),
-    }
-    with atomic_folder(output_dir, overwrite=overwrite) as folder:
-        write_instances(folder, model, instances, timeout)
-        write_json(folder / "instances.json", told)
-    return told, output_dir
-
-
-def _standing(evaluator: Evaluator, part: sources.Part, count: int, progress: Progress) -> tuple[np.ndarray, int]:
-    """The positions of the first so many images that are right, under all attacks too; of how many that were tried."""
-    found, size = np.empty(0, int), evaluator.batch_size
-    for start in range(0, len(part.labels), size):
-        chosen = slice(start, start + size)
-        survival = evaluator(pixels(part.images[chosen]), part.labels[chosen], progress=progress)
-        found = np.append(found, start + np.flatnonzero(survival.clean & survival.survived.all(axis=0)))
-        if len(found) >= count:
-            return found[:count], int(found[count - 1]) + 1
-    return found, len(part.labels)
-
-
-def collect(folder: Path) -> dict[str, Any]:
-    """What alpha-beta-CROWN found of a folder that `interchange` wrote and in which it has run.
-
-    Returns:
-        What `instances.json` says, each instance with its `status` and `seconds`; and `rows`, one an epsilon: `counts`
-        of images by status, the `seconds` that all of them took, and how many images had been `left_out`.
-
-    Raises:
-        Refused: if the folder is none of `interchange`'s, or its result file is missing, damaged or not whole.
-    """
-    try:
-        told = read_json(folder / "instances.json")
-        instances, radii, _ = told["instances"], told.pop("epsilons"), told["model"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Refused(f"{folder} has no instances.json to read; give a folder that `interchange` wrote") from None
-    results = read_results(folder / RESULTS)
-    if len(results) != len(instances):
-        raise Refused(f"{folder / RESULTS} has {len(results)} results of {len(instances)} instances; run all of them")
-    for instance, (status, seconds) in zip(instances, results, strict=True):
-        instance.update(status=status, seconds=round(seconds, 3))
-    rows = []
-    for row in radii:
-        found = [instance for instance in instances if instance["epsilon"] == row["epsilon"]]
-        counts = {status: sum(one["status"] == status for one in found) for status in STATUSES}
-        rows.append({**row, "counts": counts, "seconds": round(sum(one["seconds"] for one in found), 1)})
-    return {**told, "rows": rows}
 
 
 def predict(path: Path, inputs: Sequence[Path], *, resize: bool = False, **foreign) -> list[dict[str, Any]]:
@@ -556,7 +486,7 @@ def export_run(
     network = build(experiment, data, precision="float32")
     checkpoints.load(network, checkpoint)
     test = data.test.limited(experiment.evaluation.limit)
-    evaluator = Evaluator(_output_of(network, "logits"), (), batch_size=experiment.evaluation.batch_size)
+    evaluator = Evaluator(output_of(network, "logits"), (), batch_size=experiment.evaluation.batch_size)
     record = make_record(
         evaluator(pixels(test.images), test.labels),
         model={"name": name, "variant": experiment.method.name, "checkpoint": checkpoint},
@@ -592,7 +522,7 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
     if not len(held_out.labels):
         return None
     evaluator = Evaluator(
-        _output_of(served, "logits"),
+        output_of(served, "logits"),
         (evaluation.validation_attack,),
         batch_size=min(evaluation.batch_size, len(held_out.labels)),
         seed=experiment.seed,
@@ -611,7 +541,7 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
     return validate
 
 
-def _output_of(network: keras.Model, name: str) -> Callable:
+def output_of(network: keras.Model, name: str) -> Callable:
     return lambda x: network(x, training=False)[name]
 
 
@@ -663,7 +593,7 @@ def support_of(
         return None
     if len({attack.reads for attack in contrasting}) > 1:
         raise Refused(f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time")
-    shown = data.train.limited(SUPPORT_IMAGES)
+    shown = data.train.held.limited(SUPPORT_IMAGES)
     if without := data.num_classes - len(np.unique(shown.labels)):
         raise Refused(
             f"{contrasting[0].label} contrasts with {len(shown.labels)} training images, which leave {without} of "
@@ -673,6 +603,12 @@ def support_of(
     return shown.labels, np.concatenate([project(images[start : start + 64]) for start in range(0, len(images), 64)])
 
 
+def _geometry(outputs: Callable, part: sources.Part, attacks: Sequence[Attack], seed: int) -> dict[str, Any] | None:
+    """Of the embeddings of a few of the part's images."""
+    shown = part.limited(POINTS)
+    return embedding_geometry(outputs, pixels(shown.images), shown.labels, attacks, seed=seed)
+
+
 def part_of(data: sources.ImageData, part: str) -> sources.Part:
     """The `train`, `validation` or `test` part.
 
@@ -680,6 +616,8 @@ def part_of(data: sources.ImageData, part: str) -> sources.Part:
         Refused: if it has no images.
     """
     chosen = getattr(data, part)
+    if isinstance(chosen, sources.StreamedPart):
+        raise Refused(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
     if not len(chosen.labels):
         raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
     return chosen

@@ -17,8 +17,7 @@ from keras_rcl.progress import Progress, Silent
 from keras_rcl.saved import read_layers
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json
-from keras_rcl.vocabulary.threat import ThreatModel
-from keras_rcl.vocabulary.word import Refused, first_line
+from keras_rcl.vocabulary.word import Refused
 
 _TOLERANCE = 1e-3
 """Of logits in float32 against the folded layers in float64."""
@@ -31,6 +30,7 @@ def verify_model(
     method: str = "branch-and-bound",
     timeout: float = 180.0,
     no_attack: bool = False,
+    count: int | None = None,
     float64: bool = False,
     dataset: dict[str, Any] | None = None,
     part: str = "test",
@@ -49,6 +49,7 @@ def verify_model(
         method: see `Certifier`.
         timeout: likewise.
         no_attack: attack nothing first.
+        count: see `Certifier`.
         float64: see `Certifier`.
         dataset: which images, as for `attack`.
         part: likewise.
@@ -66,8 +67,6 @@ def verify_model(
     Raises:
         Refused: if model or data cannot be read or do not fit one another, or a layer has no bounds.
     """
-    for epsilon in epsilons:
-        _check(epsilon)
     network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
     if classifier.gives_probabilities:
         raise Refused(f"{path} gives probabilities, and margins are of logits; save it without its last softmax")
@@ -83,6 +82,7 @@ def verify_model(
         timeout=timeout,
         attacks=attacks,
         batch_size=min(batch_size, len(images)),
+        count=count,
         seed=seed,
         float64=float64,
     )
@@ -111,6 +111,7 @@ def verify_model(
         attacks=[describe(attack) for attack in attacks],
         method=method,
         timeout=timeout,
+        count=count,
         dtype="float64" if float64 else "float32",
     )
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
@@ -119,13 +120,6 @@ def verify_model(
             _keep(found, images, chosen.indices, folder / "counterexamples.npz")
     journal.discard()
     return record, output_dir
-
-
-def _check(epsilon: float) -> None:
-    try:
-        ThreatModel(norm="linf", epsilon=epsilon)
-    except ValueError as error:
-        raise Refused(f"--epsilon {epsilon:g}: {first_line(error)}") from None
 
 
 def _keep(found: Certification, images: np.ndarray, indices: np.ndarray, path: Path) -> None:

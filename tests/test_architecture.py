@@ -28,7 +28,9 @@ def test_ruff_is_clean():
         assert checked.returncode == 0, checked.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["variants"], ["show"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "--help"], ["variants"], ["show"], ["report"], ["--version"]]
+)
 def test_quick_commands_import_nothing_heavy(arguments):
     code = f"""
 import sys

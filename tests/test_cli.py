@@ -13,9 +13,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from scipy.spatial.distance import pdist
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from keras_rcl.classifier import load_classifier
 from keras_rcl.commands import cli
+from keras_rcl.data.sources import load
+from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.threat import PROTOCOLS
 
 SMALL = ["--limit", "120", "--no-compare", "--set", "method.epochs=1"]
@@ -73,6 +77,7 @@ def test_fit_leaves_a_run_and_an_export(here):
     ]
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["phase"] == "adversarial training" and "validation_robust_accuracy" in lines[-1]
+    assert {"embedding_silhouette", "projection_uniformity", "embedding_clean_to_adversarial_distance"} <= {*lines[-1]}
     assert json.loads((run_folder / "environment.json").read_text())["versions"]["tensorflow"]
     assert {path.name for path in (run_folder / "checkpoints").iterdir()} == {
         "1-adversarial-training.weights.h5",
@@ -85,6 +90,19 @@ def test_fit_leaves_a_run_and_an_export(here):
     assert contract["class_names"] == [str(digit) for digit in range(10)]
     assert contract["model_hash"] == record["model"]["hash"]
     assert (saved / "saved_model.pb").is_file() and (saved / "model.keras").is_file()
+
+
+def test_a_record_has_the_geometry_of_the_exported_embedding(here):
+    record = json.loads((here / "runs/digits-at/record.json").read_text())
+    found = record["geometry"]
+    assert found["attack"] == "PGD-10 linf 16/255" and found["images"] == record["images"] <= 256
+    test = load(Dataset(name="digits", limit=120, validation_fraction=0.2, test_fraction=0.3)).test
+    points = load_classifier(here / "saved_models/digits-at").outputs("embedding")(test.images.astype(np.float32) / 255)
+    points = points.numpy().astype(float) / np.linalg.norm(points, axis=1, keepdims=True)
+    assert found["embedding"]["uniformity"] == pytest.approx(np.log(np.mean(np.exp(-2 * pdist(points) ** 2))), abs=1e-5)
+    assert 0 < found["embedding"]["clean_to_adversarial_distance"] < 2
+    board = EventAccumulator(str(here / "runs/digits-at/tensorboard")).Reload()
+    assert "final/projection_alignment" in board.Tags()["tensors"]
 
 
 def test_the_resolved_config_is_read_back(here):
@@ -343,7 +361,7 @@ class TestBadInput:
 
     def test_training_through_another_model(self, empty):
         message = refused("fit", "--variant", "at", "--set", "method.attack={name: embedding, source: proxy}")
-        assert "through proxy" in message and "not yet a source of training views" in message
+        assert "through proxy" in message and "make it once by `craft-dataset`" in message
         message = refused("fit", "--variant", "at", "--set", "evaluation.validation_attack={name: supcon}")
         assert "validation_attack SupCon-10" in message
 
@@ -374,7 +392,7 @@ class TestBadInput:
         assert "--epoch" in refused("fit", "--epoch", "3")
 
     def test_a_data_set_that_cannot_be_had(self, empty, monkeypatch):
-        monkeypatch.setattr("keras_rcl.data.sources._reachable", lambda builder: False)
+        monkeypatch.setattr("keras_rcl.data.tfds_sets._reachable", lambda builder: False)
         (empty / "data").mkdir()
         message = refused("fit", "--set", "dataset.name=cifar10", "--data-dir", empty / "data")
         assert "cifar10" in message and "--data-dir" in message
@@ -429,3 +447,30 @@ class TestBadInput:
 
 def test_nothing_is_left_in_the_repository(here):
     assert {path.name for path in Path(here).iterdir()} == {"runs", "saved_models", "attacks"}
+
+
+# report: what it prints and writes is in tests/test_reporting.py
+
+
+def test_report_prints_a_papers_tables(here, tmp_path):
+    result = run("report", "--paper", "wang", "--scale", "cpu", "--results", tmp_path, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "| SCL (fig. 10) | — | 20.4 | — | — | — |" in result.stdout
+    assert "python cli.py fit --config configs/papers/wang/scl.yaml --scale cpu" in result.stdout
+    assert (tmp_path / "out/report.html").is_file()
+    told = run(
+        "report", "--paper", "wang", "--scale", "cpu", "--results", tmp_path, "--output-dir", tmp_path / "out", "--json"
+    )
+    assert [table["name"] for table in json.loads(told.stdout)["tables"]] == ["Figures 10 to 12"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--train"], "--train needs --paper, one of claf, wang, landsman, cusin"),
+        (["--paper", "claf", "--scale", "cup"], "has no scale 'cup'; did you mean 'cpu'?"),
+        (["--paper", "claf", "--set", "sede=1"], "sede: no such field"),
+    ],
+)
+def test_a_wrong_report_is_refused(empty, arguments, said):
+    assert said in refused("report", *arguments)

@@ -130,6 +130,119 @@ def test_a_setting_reaches_into_a_loss(file):
     assert load(path, None, settings).method.contrast == MarginContrastive(weight=2)
 
 
+# Files that extend others, and scales
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes configurations that may name one another; returns their folder."""
+
+    def write(**texts: str):
+        for name, text in texts.items():
+            (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+BASE = """
+variant: at
+seed: 5
+methods:
+  at: {epochs: 7, attack: {name: pgd, epsilon: 4/255, num_steps: 3}}
+"""
+
+
+def test_a_file_says_what_differs_from_another(files):
+    row = "extends: base.yaml\nseed: 6\nmethods:\n  at: {batch_size: 64, attack: {name: pgd, num_steps: 9}}\n"
+    experiment = load(files(base=BASE, row=row) / "row.yaml")
+    attack = PGD(epsilon=4 / 255, num_steps=9)  # the radius is the base's
+    assert experiment.seed == 6 and experiment.method == VARIANTS["at"](epochs=7, batch_size=64, attack=attack)
+
+
+def test_a_value_of_another_name_takes_nothing_from_the_base(files):
+    row = "extends: base.yaml\nmethods:\n  at: {attack: {name: fgsm}}\n"
+    assert load(files(base=BASE, row=row) / "row.yaml").method.attack == FGSM()
+
+
+def test_null_takes_the_recipes_own_settings(files):
+    row = "extends: base.yaml\nmethods: {at: null}\n"
+    assert load(files(base=BASE, row=row) / "row.yaml").method == VARIANTS["at"]()
+
+
+SCALED = """
+extends: base.yaml
+seed: 8
+scales:
+  full: {network: {encoder: resnet18}}
+  cpu: {extends: small.yaml, seed: 9}
+"""
+
+
+def test_scales_change_the_file_and_what_extends_it(files):
+    small = "dataset: {limit: 50}\nmethods: {at: {epochs: 1}}\nseed: 7\n"
+    folder = files(base=BASE, small=small, scaled=SCALED, row="extends: scaled.yaml\nmethods: {at: {batch_size: 2}}\n")
+    full, cpu = (load(folder / "row.yaml", scale=scale) for scale in ("full", "cpu"))
+    assert load(folder / "row.yaml") == full  # the first scale
+    assert (full.network.encoder, full.seed, full.method.epochs) == ("resnet18", 8, 7)
+    assert (cpu.dataset.limit, cpu.seed, cpu.method.epochs) == (50, 9, 1)
+    assert full.method.batch_size == cpu.method.batch_size == 2
+    assert config.with_variant(cpu, folder / "row.yaml", "at", "cpu") == cpu
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [("cup", "has no scale 'cup'; did you mean 'cpu'?; it has full, cpu"), ("zzz", "has no scale 'zzz'; it has full")],
+)
+def test_an_unknown_scale(files, scale, said):
+    assert said in refusal(files(base=BASE, scaled=SCALED) / "scaled.yaml", None, (), scale)
+
+
+def test_a_file_without_scales():
+    assert "digits.yaml has no scale 'cpu'; it has no scales; leave out --scale" in refusal(None, None, (), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: own.yaml\n", "extends 8 files and comes to"),
+        ("extends: nowhere.yaml\n", "no configuration file"),
+        ("extends: [a, b]\n", "extends must be the name of a file beside it, not ['a', 'b']"),
+        ("variant: at\nscales: [cpu]\n", "scales must map scales to what differs there, not ['cpu']"),
+        ("variant: at\nscales: {cpu: 3}\n", "scales must map scales to what differs there"),
+    ],
+)
+def test_a_wrong_base_or_scale_is_named(files, text, said):
+    assert said in refusal(files(own=text) / "own.yaml")
+
+
+# What a training depends on
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["seed=3", "dataset.data_dir=here", "evaluation.limit=5", "evaluation.attacks=[{name: fgsm}]", "jit=true",
+     "compare=[]", "evaluation.batch_size=7"],
+)  # fmt: skip
+def test_what_changes_no_training(setting):
+    assert config.training_of(load(None, "at", [setting])) == config.training_of(load(None, "at"))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["method.epochs=3", "dataset.limit=5", "network.encoder=strided_cnn", "precision=mixed_float16",
+     "dataset.split_seed=1", "evaluation.validation_limit=3"],
+)  # fmt: skip
+def test_what_changes_a_training(setting):
+    assert config.training_of(load(None, "at", [setting])) != config.training_of(load(None, "at"))
+
+
+def test_without_held_out_images_nothing_is_chosen_by_them():
+    held_out = ["dataset.validation_fraction=0"]
+    changed = [*held_out, "evaluation.validation_limit=3"]
+    assert config.training_of(load(None, "at", changed)) == config.training_of(load(None, "at", held_out))
+
+
 # Refusals
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from keras_rcl.commands import cli
 from keras_rcl.methods import VARIANTS
@@ -23,6 +24,16 @@ def generator():
 def test_generated_documents_are_up_to_date():
     for path, text in generator().documents().items():
         assert path.read_text(encoding="utf-8") == text, f"run python docs/generate.py: {path.name} is stale"
+
+
+def test_report_makes_every_table_of_the_readme_again(monkeypatch):
+    """To the byte, from the committed records alone."""
+    monkeypatch.chdir(ROOT)
+    printed = CliRunner().invoke(cli, ["report"]).stdout
+    tables = re.findall(r"<!-- generated: (\w+) -->\n(.*?)\n<!-- end -->", README, flags=re.DOTALL)
+    assert len(tables) >= 8
+    for name, text in tables:
+        assert f"## {name}\n\n{text}\n" in printed, name
 
 
 def test_every_variant_config_and_command_is_documented():

@@ -103,6 +103,13 @@ def test_an_export_is_verified_by_its_layers(here):
     assert record["model"]["hash"] == json.loads((here / "export/model.json").read_text())["model_hash"]
 
 
+def test_as_many_images_as_asked_for_are_bounded(here):
+    record = json.loads(run("verify", "small.keras", *HERE, "--count", "2", "--json").stdout)
+    assert record["count"] == 2
+    near = record["rows"][0]["counts"]
+    assert near["safe"] + near["safe-incomplete"] + near["timeout"] == 2 < near["unknown"]
+
+
 def test_killed_and_resumed_it_ends_as_uninterrupted(here, monkeypatch):
     whole = json.loads(run("verify", "small.keras", *HERE, "--json", "--output-dir", "whole").stdout)
     ours, done = certification.Certifier._run, []

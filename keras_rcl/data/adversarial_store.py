@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.sources import ImageData, Part
+from keras_rcl.data.parts import ImageData, Part, StreamedPart
 from keras_rcl.vocabulary.attack import Attack, Stored
 from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
@@ -75,7 +75,12 @@ def with_stored(data: ImageData, attacks: Iterable[Attack]) -> ImageData:
         Refused: if a folder holds none, or they are of another part than training, another data set, other images or
             another ball, or lack some of the training images.
     """
-    stored = {attack.folder: _examples(attack, data) for attack in attacks if attack.name == "stored"}
+    attacks = [attack for attack in attacks if attack.name == "stored"]
+    if attacks and isinstance(data.train, StreamedPart):
+        raise Refused(
+            f"{attacks[0].folder} is read into memory, and dataset.streamed holds no training image there; give --limit"
+        )
+    stored = {attack.folder: _examples(attack, data) for attack in attacks}
     return dataclasses.replace(data, train=dataclasses.replace(data.train, stored=stored)) if stored else data
 
 

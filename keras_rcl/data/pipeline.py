@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.data.augmentations import augment
-from keras_rcl.data.sources import Part
+from keras_rcl.data.parts import Part, StreamedPart
+from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, View
 from keras_rcl.vocabulary.word import Refused
@@ -20,14 +21,16 @@ class Batches:
         batch_size: N, at most the number of images.
         steps_per_epoch: batches an epoch; the remainder of each epoch's permutation is dropped.
         dataset: one epoch an iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
-            seed int32 [2]). An adversarial view holds the images at which its attack starts, or the
-            part's stored examples, varied as the images are; `seed` is for the attacks. If `indexed`, a fourth: which
-            images of the part they are, int32 [N].
+            seed int32 [2]). An adversarial view holds the images at which its attack starts, or the examples that
+            are kept, varied as the images are; `seed` is for the attacks. If `indexed`, a fourth: which images of the
+            part they are, int32 [N].
+        refreshed: of each `refreshed` attack: the variable, uint8 [images, H, W, C], that its examples are read from;
+            the images themselves until somebody assigns it.
     """
 
     def __init__(
         self,
-        part: Part,
+        part: Part | StreamedPart,
         views: tuple[View, ...],
         batch_size: int,
         seed: int | tuple[int, ...],
@@ -50,24 +53,35 @@ class Batches:
         Raises:
             Refused: the part is empty.
         """
-        if not len(part.labels):
+        self._part, streamed = part, isinstance(part, StreamedPart)
+        count = part.count if streamed else len(part.labels)
+        if not count:
             raise Refused("no images to make batches of: lower dataset.validation_fraction, or raise dataset.limit")
-        self.batch_size = min(batch_size, len(part.labels))
-        self.steps_per_epoch = len(part.labels) // self.batch_size
+        self.batch_size = min(batch_size, count)
+        self.steps_per_epoch = count // self.batch_size
         self._views, self._augmentation, self._indexed = tuple(views), augmentation, indexed
         self._order = self._balanced_order if balanced else self._shuffled_order
         self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
-        self._images, self._labels = part.tensors
-        folders = {view.attack.folder for view in views if isinstance(view, Adversarial) and not view.crafted}
+        self._images, self._labels = (None, None) if streamed else part.tensors
+        kept = {view.attack for view in views if isinstance(view, Adversarial) and not view.crafted}
+        if streamed and kept:
+            raise Refused(
+                f"{next(iter(kept)).label} are read from memory, and dataset.streamed holds no training image there; "
+                "craft them on the fly, or give --limit"
+            )
         with tf.device("CPU"):
-            self._stored = {folder: tf.constant(part.stored[folder]) for folder in folders}
-        with tf.device("CPU"):
+            self.refreshed = {
+                attack: tf.Variable(part.images, trainable=False) for attack in kept if attack.name == "refreshed"
+            }
+            stored = {attack: tf.constant(part.stored[attack.folder]) for attack in kept if attack.name == "stored"}
+            self._kept = {**self.refreshed, **stored}
             self._epoch = tf.Variable(0, trainable=False, name="epoch")
             self._first = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_step")
+        steps, batch = (self._streamed_steps, self._streamed_batch) if streamed else (self._steps, self._batch)
         self.dataset = (
             tf.data.Dataset.from_tensors(0)
-            .flat_map(self._steps)
-            .map(self._batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .flat_map(steps)
+            .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .prefetch(tf.data.AUTOTUNE)
         )
 
@@ -77,7 +91,9 @@ class Batches:
         self._first.assign(step)
 
     def indices(self, step: int) -> np.ndarray:
-        """Which images of the part are in a step of the epoch: int [N]."""
+        """Which images of the part are in a step of the epoch: int [N]; none where they are streamed."""
+        if self._images is None:
+            return np.empty(0, int)
         order_seed, _ = self._epoch_seeds()
         return self._indices(order_seed)[step].numpy()
 
@@ -99,6 +115,24 @@ class Batches:
             .enumerate()
             .skip(self._first.read_value())
             .map(lambda step, chosen: (chosen, fold_in(steps_seed, tf.cast(step, tf.int32))))
+        )
+
+    @tf.autograph.experimental.do_not_convert
+    def _streamed_steps(self, _) -> tf.data.Dataset:
+        """The images uint8 [N, H, W, C], labels int32 [N] and seed int32 [2] of each step that is to be run.
+
+        What comes before the first of them is read again, and not decoded.
+        """
+        order_seed, steps_seed = self._epoch_seeds()
+        size, first = self.batch_size, self._first.read_value()
+        return (
+            self._part.records(order_seed)
+            .skip(first * size)
+            .take((self.steps_per_epoch - first) * size)
+            .map(self._part.decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .batch(size, drop_remainder=True)
+            .enumerate(first)
+            .map(lambda step, batch: (*batch, fold_in(steps_seed, tf.cast(step, tf.int32))))
         )
 
     def _shuffled_order(self, seed: tf.Tensor, used: int) -> tf.Tensor:
@@ -123,21 +157,31 @@ class Batches:
     @tf.autograph.experimental.do_not_convert
     def _batch(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """The element of one step: images [V, N, H, W, C], labels [N], seed [2], and if `indexed` indices [N]."""
+        kept = {attack: tf.gather(images, indices) for attack, images in self._kept.items()}
+        viewed = self._viewed(tf.gather(self._images, indices), tf.gather(self._labels, indices), seed, kept)
+        return *viewed, *((indices,) if self._indexed else ())
+
+    @tf.autograph.experimental.do_not_convert
+    def _streamed_batch(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor):
+        """Likewise of the images themselves."""
+        return self._viewed(images, labels, seed, {})
+
+    def _viewed(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, kept: dict[Attack, tf.Tensor]):
+        """The element of these images uint8 [N, H, W, C] and of the examples of them that are kept."""
         seeds = tf.unstack(split(seed, num=len(self._views) + 1))
         shared_seed = fold_in(seed, len(self._views) + 1)
 
-        def chosen(images: tf.Tensor) -> tf.Tensor:
-            return augment(self._augmentation, tf.cast(tf.gather(images, indices), tf.float32) / 255, shared_seed)
+        def varied(chosen: tf.Tensor) -> tf.Tensor:
+            return augment(self._augmentation, tf.cast(chosen, tf.float32) / 255, shared_seed)
 
-        clean, stored = chosen(self._images), {folder: chosen(images) for folder, images in self._stored.items()}
-        views = [_view(view, clean, stored, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
-        images = tf.stack(views) if views else tf.zeros([0, *clean.shape])
-        return images, tf.gather(self._labels, indices), seeds[0], *((indices,) if self._indexed else ())
+        clean, kept = varied(images), {attack: varied(examples) for attack, examples in kept.items()}
+        views = [_view(view, clean, kept, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
+        return tf.stack(views) if views else tf.zeros([0, *clean.shape]), labels, seeds[0]
 
 
-def _view(view: View, clean: tf.Tensor, stored: dict[str, tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
-    """One view, [N, H, W, C], of the clean images [N, H, W, C], or of those that are stored."""
+def _view(view: View, clean: tf.Tensor, kept: dict[Attack, tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    """One view, [N, H, W, C], of the clean images [N, H, W, C], or of the examples that are kept."""
     source, images = view, clean
     if isinstance(view, Adversarial):
-        source, images = view.of, clean if view.crafted else stored[view.attack.folder]
+        source, images = view.of, clean if view.crafted else kept[view.attack]
     return augment(source.policy, images, seed) if isinstance(source, Augmented) else images

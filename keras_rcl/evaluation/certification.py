@@ -28,7 +28,7 @@ Status = Literal["misclassified", "unsafe", "safe-incomplete", "safe", "timeout"
 - `safe-incomplete`: bounds alone prove that none is.
 - `safe`: branch and bound proves it.
 - `timeout`: branch and bound was not done in time.
-- `unknown`: the methods that were asked for do not tell.
+- `unknown`: the methods that were asked for do not tell, or were not asked.
 """
 
 ATTACKS = (AutoPGD(), AutoPGD(loss="dlr_targeted"))
@@ -101,6 +101,7 @@ class Certifier:
         timeout: seconds of branch and bound, an image.
         attacks: run first; none to leave it to the bounds.
         batch_size: images attacked at once.
+        count: at each radius bound only the first so many images that withstand the attacks; the others stay `unknown`.
         seed: of the attacks.
         float64: bound in float64. Bounds hold up to the rounding of their arithmetic, which is not bounded itself.
 
@@ -117,12 +118,13 @@ class Certifier:
         timeout: float = 180.0,
         attacks: Sequence[Attack] = ATTACKS,
         batch_size: int = 250,
+        count: int | None = None,
         seed: int = 0,
         float64: bool = False,
     ):
         self.epsilons, self._dtype = tuple(epsilons), "float64" if float64 else "float32"
         self._steps = fold(network, dtype="float64")
-        self._method, self._timeout = method, timeout
+        self._method, self._timeout, self._count = method, timeout, count
         methods = (*get_args(Method), COMPLETE)
         if method not in methods:
             raise Refused(f"unknown method {method!r}; choose from {', '.join(methods)}")
@@ -147,6 +149,7 @@ class Certifier:
             "epsilons": list(self.epsilons),
             "method": self._method,
             "timeout": self._timeout,
+            "count": self._count,
             "dtype": self._dtype,
         }
 
@@ -190,6 +193,7 @@ class Certifier:
                 broken = self.counterexample(images[index], adversarial[index], labels[index], epsilon)
                 if broken is not None:
                     ball.decide(index, "unsafe", "attack", broken)
+        ball.ask(self._count)
         for method, bound in self._bounds.items():
             undecided = ball.undecided
             progress.start(f"{method} linf {format_pixels(epsilon)}", len(undecided))
@@ -263,10 +267,16 @@ class _Ball:
         self.margins = np.full((len(labels), num_classes), -np.inf)
         self.seconds = np.zeros(len(labels))
         self.broken: dict[int, np.ndarray] = {}
+        self.asked = np.full(len(labels), True)
 
     @property
     def undecided(self) -> np.ndarray:
-        return np.flatnonzero(self.statuses == "unknown")
+        return np.flatnonzero((self.statuses == "unknown") & self.asked)
+
+    def ask(self, count: int | None) -> None:
+        """Leave all but the first so many undecided images as they are."""
+        if count is not None:
+            self.asked[self.undecided[count:]] = False
 
     def decide(self, index: int, status: Status, by: str, broken: np.ndarray | None = None) -> None:
         self.statuses[index], self.decided_by[index] = status, by

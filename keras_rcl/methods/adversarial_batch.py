@@ -22,6 +22,7 @@ class AdversarialBatch:
     batch_size: PositiveInt = 64
     optimizer: Optimizer = Adam(learning_rate=1e-3)
     augmentation: Policy = NoAugmentation()
+    separate_batchnorm: bool = False
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
     def phases(self) -> tuple[Phase, ...]:
@@ -35,6 +36,7 @@ class AdversarialBatch:
                 terms=(CrossEntropy(),),
                 optimizer=self.optimizer,
                 batch_size=self.batch_size,
+                separate_batchnorm=self.separate_batchnorm,
             ),
         )
 
@@ -56,6 +58,7 @@ class AdversarialContrastive:
     optimizer: Optimizer = Adam(learning_rate=1e-3)
     linear_optimizer: Optimizer = Adam(learning_rate=1e-3)
     augmentation: Policy = NoAugmentation()
+    separate_batchnorm: bool = False
     attack: Attack = SupConAttack(epsilon=8 / 255, step_size=2 / 255, num_steps=10, temperature=0.1, reads="embedding")
     linear_attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
@@ -69,6 +72,7 @@ class AdversarialContrastive:
                 views=(Clean(), Adversarial(attack=self.attack)),
                 terms=(SupCon(temperature=self.temperature, reads="embedding"),),
                 optimizer=self.optimizer,
+                separate_batchnorm=self.separate_batchnorm,
                 **batch,
             ),
             Phase(

@@ -31,6 +31,7 @@ class _Landsman:
     optimizer: Optimizer = SGD(learning_rate=0.01, momentum=0.9, schedule="cosine", weight_decay=1e-4)
     augmentation: Policy = CropFlip()
     mixed: bool = True
+    separate_batchnorm: bool = False
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
     def _pretraining(self) -> Phase:
@@ -63,6 +64,7 @@ class _Landsman:
             terms=(term,),
             optimizer=self.optimizer,
             batch_size=self.batch_size,
+            separate_batchnorm=self.separate_batchnorm,
         )
 
     def _cross_entropy(self, epochs: int) -> Phase:

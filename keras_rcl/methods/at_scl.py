@@ -46,6 +46,7 @@ class _EndToEnd:
     second_view: Policy = SimCLR()
     ema: Decay = 0.0
     awp: WeightPerturbation = WeightPerturbation()
+    separate_batchnorm: bool = False
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
     def _phase(self, name: str, *terms: Term) -> Phase:
@@ -62,6 +63,7 @@ class _EndToEnd:
             batch_size=self.batch_size,
             ema=self.ema,
             awp=self.awp,
+            separate_batchnorm=self.separate_batchnorm,
         )
 
 

@@ -49,6 +49,7 @@ class CLAFS:
             and drops the inner epochs.
         warm_steps: where not 0, attacks of the inner epochs but the first start where the last one on their image
             ended, and take so many steps; under an online head those of the positive do.
+        separate_batchnorm: in the second stage crops have BatchNorm of their own; c, early and late, sees the other.
     """
 
     name: Literal["clafs"] = "clafs"
@@ -77,6 +78,7 @@ class CLAFS:
 
     head: Literal["inner_epochs", "online"] = "inner_epochs"
     warm_steps: NonNegativeInt = 0
+    separate_batchnorm: bool = False
 
     def phases(self) -> tuple[Phase, ...]:
         crop = Augmented(policy=self.augmentation)
@@ -120,6 +122,7 @@ class CLAFS:
                 terms=(contrast, CrossEntropy(on="adversarial")) if online else (contrast,),
                 refresh=() if online else (inner,),
                 detach_classifier=online,
+                separate_batchnorm=self.separate_batchnorm,
                 **features,
             ),
             Phase(

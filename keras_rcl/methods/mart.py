@@ -37,6 +37,7 @@ class MART:
     augmentation: Policy = CropFlip()
     ema: Decay = 0.0
     awp: WeightPerturbation = WeightPerturbation()
+    separate_batchnorm: bool = False
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
     def phases(self) -> tuple[Phase, ...]:
@@ -52,5 +53,6 @@ class MART:
                 batch_size=self.batch_size,
                 ema=self.ema,
                 awp=self.awp,
+                separate_batchnorm=self.separate_batchnorm,
             ),
         )

@@ -36,6 +36,7 @@ class RoCLAT:
     temperature: PositiveFloat = 0.5
     pretraining_augmentation: Policy = SimCLR()
     augmentation: Policy = CropFlip()
+    separate_batchnorm: bool = False
     pretraining_optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=1e-6)
     optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
     pretraining_attack: Attack = SupConAttack(
@@ -54,6 +55,7 @@ class RoCLAT:
                 terms=(SupCon(temperature=self.temperature, positives="image"),),
                 optimizer=self.pretraining_optimizer,
                 batch_size=self.batch_size,
+                separate_batchnorm=self.separate_batchnorm,
             ),
             Phase(
                 name="adversarial training",

@@ -27,7 +27,7 @@ class TRADES:
     The attack maximises the same KL. Defaults are the paper's for CIFAR-10 (beta = 6, PGD-10 at 8/255 with steps of
     2/255) on the field's schedule for ResNet-18, as for `at`. Clean and adversarial images pass through the network
     together, so BatchNorm sees both; the paper's code passes them one after the other. `ema` and
-    `awp` are as of `at`, the authors' gamma 0.005.
+    `awp` are as of `at`, the authors' gamma 0.005. `separate_batchnorm` gives clean images BatchNorm of their own.
     """
 
     name: Literal["trades"] = "trades"
@@ -38,6 +38,7 @@ class TRADES:
     augmentation: Policy = CropFlip()
     ema: Decay = 0.0
     awp: WeightPerturbation = WeightPerturbation()
+    separate_batchnorm: bool = False
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10, loss="kl_to_clean")
 
     def phases(self) -> tuple[Phase, ...]:
@@ -53,5 +54,6 @@ class TRADES:
                 batch_size=self.batch_size,
                 ema=self.ema,
                 awp=self.awp,
+                separate_batchnorm=self.separate_batchnorm,
             ),
         )

@@ -7,6 +7,7 @@ from typing import get_args
 import keras
 from keras import ops
 
+from keras_rcl.networks import pretrained
 from keras_rcl.networks.backbones import Layers, build_encoder, layer_seed
 from keras_rcl.vocabulary.network import Network, Part, Precision
 from keras_rcl.vocabulary.word import Refused
@@ -60,19 +61,22 @@ def build_network(
         precision: the dtype policy of the encoder.
 
     Raises:
-        Refused: if the image is too small, `mean` or `std` is missing, has another number of channels or is no
-            deviation, there are no two classes, or the policy is unknown.
+        Refused: if the image is too small, pretrained weights cannot be had, `mean` or `std` is missing, has another
+            number of channels or is no deviation, there are no two classes, or the policy is unknown.
     """
     if precision not in get_args(Precision):
         raise Refused(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
     if num_classes < 2:
         raise Refused(f"num_classes {num_classes} leaves nothing to classify; give at least 2")
-    encoder = build_encoder(network.encoder, image_shape, seed=seed, precision=precision)
+    if network.pretrained:
+        encoder = pretrained.pretrained_resnet50(network.pretrained, image_shape, precision)
+    else:
+        encoder = build_encoder(network.encoder, image_shape, seed=seed, precision=precision)
     width = encoder.output_shape[-1]
 
     image = keras.Input(tuple(image_shape), dtype="float32", name="image")
     x = image
-    if network.normalization != "none":
+    if network.pretrained or network.normalization != "none":
         mean, std = _channel_statistics(network, image_shape[-1], mean, std)
         variance = [deviation**2 for deviation in std]
         x = keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name="normalize")(x)
@@ -151,6 +155,8 @@ def _classifier(width: int, num_classes: int, seed: int) -> keras.Model:
 
 def _channel_statistics(network, channels: int, mean, std) -> tuple[list[float], list[float]]:
     """Mean and deviation per channel, as the normalisation says; refused where they do not fit the image."""
+    if network.pretrained:
+        return [*pretrained.MEAN], [*pretrained.STD]
     if network.normalization == "minus1to1":
         return [0.5] * channels, [0.5] * channels
     if mean is None or std is None:

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from keras_rcl.report.page import document, picture
+
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; vertical-align: top; padding: .4rem .6rem; }
-tr { border-bottom: 1px solid #ddd; } img { max-width: 100%; } code { background: #f3f3f3; padding: 0 .2rem; }
 .verdict { font-size: 1.4rem; font-weight: 600; }
 .falls, .raised { color: #b34700; } .stands, .passed { color: #005a8c; }
 .not { color: #666; } p.remedy { margin: .3rem 0 0; }
@@ -23,13 +21,8 @@ def audit_page(found: Mapping, pictures: Sequence[tuple[str, str]]) -> str:
     """
     claim, model = found["claim"], found["model"]
     rows = "".join(_row(finding) for finding in found["findings"])
-    figures = "".join(
-        f'<figure><img src="{escape(file)}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
-        for caption, file in pictures
-    )
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Audit of {escape(model["name"])}</title><style>{_STYLE}</style>
-<h1>Audit of {escape(model["name"])}</h1>
+    figures = "".join(picture(file, caption) for caption, file in pictures)
+    body = f"""<h1>Audit of {escape(model["name"])}</h1>
 <p class="verdict {found["verdict"].split()[0]}">The claim {escape(found["verdict"])}</p>
 <p>{escape(found["reason"])}.</p>
 <p>Claim: {claim["robust_accuracy"]:.1%} robust accuracy, {claim["norm"]}, epsilon {escape(str(claim["epsilon"]))},
@@ -37,9 +30,8 @@ pixels in [0, 1].
 Images: {found["images"]} of {escape(found["data"]["name"])} ({escape(found["data"]["part"])}).
 Model hash <code>{escape(found["model"]["hash"][:16])}</code>. Command: <code>{escape(found["command"])}</code></p>
 <table><tr><th>check</th><th>result</th><th>found</th></tr>{rows}</table>
-{figures}
-</html>
-"""
+{figures}"""
+    return document(f"Audit of {model['name']}", body, _STYLE)
 
 
 def _row(finding: Mapping) -> str:

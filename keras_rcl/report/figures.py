@@ -1,10 +1,12 @@
-"""Figures of a report: accuracy against epsilon, and what an attack did to some images. PNG, 150 dots an inch."""
+"""Figures of a report: curves, bars, embeddings, and what an attack did to some images. PNG, 150 dots an inch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from keras_rcl.training.tensorboard import GAP, picture_grid
 from keras_rcl.vocabulary.files import atomic_path
@@ -147,6 +149,113 @@ def loss_surface_plot(surface: np.ndarray, path: str | Path, *, reach: str, titl
     axes.set_ylabel(f"along the gradient's sign, × {reach}", parse_math=False)
     axes.set_title(title, fontsize=10, parse_math=False)
     figure.colorbar(shown, label="logit margin (positive: wrong)")
+    _save(figure, path)
+
+
+def loss_curves_plot(
+    panels: Sequence[tuple[str, Sequence[Mapping[str, float]]]], path: str | Path, *, columns: int = 4
+) -> None:
+    """The loss of each epoch and its terms, a panel a training.
+
+    Args:
+        panels: title -> lines of a record's `losses`, one an epoch, in order; a gap where the phase changes.
+        path: the PNG to write; its folder is made when absent.
+        columns: panels side by side.
+
+    Raises:
+        Refused: if the file cannot be written.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    terms = (name for _, lines in panels for line in lines for name in line if name not in ("phase", "epoch", "loss"))
+    named = list(dict.fromkeys(terms))
+    for (title, lines), axes in zip(panels, grid, strict=False):
+        for name in [*named, "loss"]:
+            shown = [line.get(name) for line in lines]
+            if all(value is None for value in shown):
+                continue
+            style = dict(color="black", linewidth=1.8, zorder=3, label="loss, all terms")
+            if name != "loss":
+                style = dict(color=COLOURS[named.index(name) % len(COLOURS)], linewidth=1.2, label=name)
+            marker = "o" if len(lines) == 1 else ""
+            values = np.array([np.nan if value is None else value for value in shown], float)
+            axes.plot(np.arange(1, len(lines) + 1), values, marker=marker, **style)
+        for change in (i for i in range(1, len(lines)) if lines[i]["phase"] != lines[i - 1]["phase"]):
+            axes.axvline(change + 0.5, color="0.8", linewidth=0.8, zorder=0)
+        axes.set_title(title, fontsize=9, parse_math=False)
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.tick_params(labelsize=8)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid:  # those that are left
+        axes.set_visible(False)
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def bars_plot(bars: Mapping[str, Mapping[str, float | None]], path: str | Path, *, label: str = "accuracy (%)") -> None:
+    """Bars in groups: system -> source, such as `published` -> percent; no bar where there is none.
+
+    Args:
+        bars: the groups in order, all of the same sources.
+        path: the PNG to write; its folder is made when absent.
+        label: of the axis.
+
+    Raises:
+        Refused: if the file cannot be written.
+    """
+    sources = list(next(iter(bars.values())))
+    figure = Figure(figsize=(max(6.0, 0.75 * len(bars)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(sources)
+    for number, source in enumerate(sources):
+        at = np.arange(len(bars)) + (number - (len(sources) - 1) / 2) * width
+        heights = np.array([np.nan if group[source] is None else group[source] for group in bars.values()], float)
+        drawn = axes.bar(at, heights, width, label=source, color=COLOURS[number % len(COLOURS)])
+        axes.bar_label(drawn, ["" if np.isnan(h) else f"{h:.0f}" for h in heights], fontsize=7)
+    axes.set_xticks(np.arange(len(bars)), list(bars), rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def embeddings_plot(
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    class_names: Sequence[str],
+    path: str | Path,
+    *,
+    title: str = "",
+) -> None:
+    """Points in the plane, coloured by class, a panel a network.
+
+    Args:
+        panels: (title, points [N, 2], classes [N]).
+        class_names: name of each class.
+        path: the PNG to write; its folder is made when absent.
+        title: written above all.
+
+    Raises:
+        Refused: if the file cannot be written.
+    """
+    figure = Figure(figsize=(3.6 * len(panels) + 1.2, 3.9), layout="constrained")
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    colours = colormaps["tab10" if len(class_names) <= 10 else "tab20"]
+    for axes, (name, points, labels) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        for number, label in enumerate(class_names):
+            here = labels == number
+            axes.scatter(*points[here].T, s=16, color=colours(number % colours.N), label=_short(label), linewidths=0)
+        axes.set_title(name, fontsize=9, parse_math=False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     _save(figure, path)
 
 

@@ -106,6 +106,28 @@ def collected_table(found: Sequence[Mapping]) -> str:
     return text_table(["model", "epsilon", "images", *statuses, "left out", "seconds"], rows)
 
 
+def trials_table(study: Mapping) -> str:
+    """One line a trial of `tune`, the best first, then what failed and why."""
+    settings = list(study["question"]["search"])
+    trials = sorted(study["trials"], key=lambda trial: (-trial.get("objective", -1.0), trial["number"]))
+    rows = []
+    for trial in trials:
+        values = [_short(trial["settings"].get(setting, "")) for setting in settings]
+        reached = [percent(trial[name]) if name in trial else "" for name in ("clean_accuracy", "robust_accuracy")]
+        ended = percent(trial["objective"]) if trial["state"] == "done" else trial.get("reason", trial["state"])[:60]
+        rows.append([str(trial["number"]), *values, *reached, ended])
+    header = ["trial", *(setting.removeprefix("method.") for setting in settings), "clean", "robust"]
+    return text_table([*header, study["objective"]], rows, right=range(len(header)))
+
+
+def _short(text: str) -> str:
+    """A number to four digits; anything else as it is."""
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text
+
+
 def _distance(value: float | None, norm: str) -> str:
     """A distance in pixels: `7.94/255` for linf, `0.502` for l2; nothing where none was measured."""
     if value is None:

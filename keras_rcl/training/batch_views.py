@@ -43,20 +43,20 @@ def stack_views(
             view_seed = tf.random.experimental.stateless_fold_in(seed, index)
             rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
 
-            def attacked(attack, *of_images, view_seed=view_seed, rows=rows):
-                once = functools.partial(_attacked, network, attack, view_seed)
+            def craft(attack, *of_images, view_seed=view_seed, rows=rows):
+                once = functools.partial(attacked, network, attack, view_seed)
                 return in_parts(once, micro_batch, *of_images, signature=rows) if micro_batch else once(*of_images)
 
             if index in phase.warm_views:
-                views[index], shares = warm_starts[index](attacked, view, views[index], labels, indices)
+                views[index], shares = warm_starts[index](craft, view, views[index], labels, indices)
             else:
-                views[index], shares = attacked(view.attack, views[index], labels)
+                views[index], shares = craft(view.attack, views[index], labels)
             zeros.append(tf.reduce_mean(shares))
     share = tf.add_n(zeros) / len(zeros) if zeros else tf.zeros([])
     return tf.concat(views, axis=0), tf.tile(labels, [len(views)]), share
 
 
-def _attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, start=None):
+def attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, start=None):
     """The images [N, H, W, C] under attack, and the share of zero gradients that each met [N]."""
     crafted = craft_and_count(
         attack, lambda x: _read(network(x, training=False), attack.reads), images, labels, seed=seed, start=start

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_rcl.bounds import fold, output_bounds, training_pass, worst_case_outputs
 from keras_rcl.training.batch_views import stack_views
+from keras_rcl.training.branches import CleanBranch
 from keras_rcl.training.loss_terms import (
     Batch,
     evaluate_terms,
@@ -59,6 +60,8 @@ class RobustTrainer(keras.Model):
         self.kinds = tuple(view.kind for view in phase.views)
         self.average = MovingAverage(network, phase.ema) if phase.ema else None
         self.weight_ascent = WeightAscent(network, phase.awp, steps_per_epoch) if phase.awp.gamma else None
+        self.branch = CleanBranch(network) if phase.separate_batchnorm else None
+        self.branch_variables = self.branch.variables if self.branch else []  # among those that Keras trains
         self.traces = 0
         self.finite = tf.Variable(True, trainable=False)
         names = [*term_names(phase), *(f"accuracy_{kind}" for kind in sorted(set(self.kinds)))]
@@ -84,6 +87,12 @@ class RobustTrainer(keras.Model):
             images, perturbation = x
             with self.weight_ascent.at(perturbation):
                 return self.call(images, training=training)
+        if self.branch and training:
+            return self.branch(self.passed, x, self.kinds)
+        return self.passed(x, training=training)
+
+    def passed(self, x, training=True):
+        """The outputs of one pass of images."""
         outputs = self.network(x, training=training)
         if self.phase.detach_classifier:
             classifier = self.network.get_layer("classifier")

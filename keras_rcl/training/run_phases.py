@@ -5,6 +5,7 @@ rest of it depends on is a `Course`, the network, and the variables of the curre
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -17,20 +18,23 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
+from keras_rcl.data.parts import StreamedPart
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
+from keras_rcl.objectives.geometry import POINTS, clean_to_adversarial_distance, geometry
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.runtime import held_signals
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.fixed_features import FixedFeatures
 from keras_rcl.training.loss_terms import is_contrastive, phase_collapse_value
+from keras_rcl.training.refreshed_examples import RefreshedExamples
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter, picture_grid
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attack import Attack
-from keras_rcl.vocabulary.phase import Adversarial, Optimizer, Phase
+from keras_rcl.vocabulary.phase import Optimizer, Phase
 from keras_rcl.vocabulary.word import Refused
 
 MONITORED_IMAGES = 32
@@ -74,7 +78,12 @@ class PhaseRunner:
     def __init__(self, network, phase: Phase, data: ImageData, *, epochs: int, seed: tuple[int, ...], **settings):
         """`epochs` is how many the optimizer's schedule spans."""
         self.network, self.phase, self.seed = network, phase, seed
-        self.features = FixedFeatures(network, data.train) if phase.reads_fixed_features else None
+        streamed = isinstance(data.train, StreamedPart)
+        if streamed and phase.warm_views:
+            raise Refused(
+                "warm_steps keep every image's last attack in memory, and dataset.streamed no image; leave out one"
+            )
+        self.features = FixedFeatures(network, data.train) if phase.reads_fixed_features and not streamed else None
         self.warm_starts = {
             place: WarmStarts(len(data.train.labels), data.image_shape, phase.views[place].attack.epsilon)
             for place in phase.warm_views
@@ -97,7 +106,12 @@ class PhaseRunner:
             warm_starts=self.warm_starts,
             features=self.features and self.features.values,
         )
-        self.average = self.trainer.average
+        self.average, self.branch = self.trainer.average, self.trainer.branch
+        size = self.trainer.micro_batch or self.batches.batch_size
+        self.refreshed = [
+            RefreshedExamples(network, attack, kept, data.train, size, seed=_entropy(*seed) % 2**31)
+            for attack, kept in self.batches.refreshed.items()
+        ]
         self.optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
         freeze(network, phase)
         self.trainer.compile(optimizer=self.optimizer, jit_compile=settings["jit"])
@@ -119,8 +133,8 @@ class PhaseRunner:
         if self.phase.fresh_optimizer:
             for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
-        if self.average:
-            self.average.begin()
+        for kept in filter(None, (self.average, self.branch)):
+            kept.begin()
 
     def run_epoch(
         self, progress: Progress, label: str, *, resumed: int = 0, after_step: Callable[[int], None] | None = None
@@ -138,18 +152,24 @@ class PhaseRunner:
             self.average.show(False)
         if self.features:
             self.features.fill()
-        self.batches.start_epoch(self.epochs_run, resumed)
-        steps = self.batches.steps_per_epoch - resumed
-        progress.start(label, self.batches.steps_per_epoch, work=self.work_per_epoch)
+        total, done = self.batches.steps_per_epoch, resumed
         started = time.perf_counter()
         try:
-            history = self.trainer.fit(
-                self.batches.dataset,
-                steps_per_epoch=steps,
-                shuffle=False,
-                verbose=0,
-                callbacks=[_Steps(progress, resumed, after_step)],
-            )
+            while done < total:
+                step = self.epochs_run * total + done
+                made = [kept.provide(step, progress, label) for kept in self.refreshed]
+                if any(made) or done == resumed:
+                    progress.start(label, total, work=self.work_per_epoch)
+                end = min([total, *(done + kept.steps_left(step) for kept in self.refreshed)])
+                self.batches.start_epoch(self.epochs_run, done)
+                history = self.trainer.fit(
+                    self.batches.dataset,
+                    steps_per_epoch=end - done,
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=[_Steps(progress, done, after_step)],
+                )
+                done = end
         except tf.errors.ResourceExhaustedError:
             size = self.batches.batch_size
             raise Refused(
@@ -163,7 +183,9 @@ class PhaseRunner:
         for starts in self.warm_starts.values():
             starts.warm.assign(True)
         metrics = {name: float(values[-1]) for name, values in history.history.items()}
-        images = steps * self.batches.batch_size
+        images = (total - resumed) * self.batches.batch_size
+        for kept in self.refreshed:
+            metrics["zero_gradients"] = kept.zero_gradients
         metrics["learning_rate"] = float(self.optimizer.learning_rate)
         metrics["images_per_second"] = images / seconds
         collapse = phase_collapse_value(self.phase, self.batches.batch_size)
@@ -174,13 +196,14 @@ class PhaseRunner:
 
     def variables(self) -> list:
         """All that changes while the phase runs, but for the network and `epochs_run`."""
-        averages = self.average.variables if self.average else ()
-        starts = [variable for starts in self.warm_starts.values() for variable in starts.variables]
-        return [*self.optimizer.variables, *self.trainer.metrics_variables, *averages, *starts]
+        kept = [one.variables for one in (self.average, self.branch, *self.warm_starts.values()) if one]
+        kept += [one.weights for one in self.refreshed]
+        return [*self.optimizer.variables, *self.trainer.metrics_variables, *itertools.chain(*kept)]
 
     @property
     def work_per_epoch(self) -> float:
-        return self.batches.steps_per_epoch * work_per_batch(self.phase)
+        steps = self.batches.steps_per_epoch
+        return steps * (work_per_batch(self.phase) + sum(kept.work / kept.attack.every for kept in self.refreshed))
 
 
 def _entropy(*numbers: int) -> int:
@@ -208,11 +231,8 @@ def mean_cosine(projection: tf.Tensor) -> tf.Tensor:
 
 
 def work_per_batch(phase: Phase) -> float:
-    """Forward passes that a batch costs, roughly: one forward, two for a backward, two for an attack's step."""
-    learned = (3 if "encoder" in phase.trains else 1) * (2 if phase.awp.gamma else 1)
-    attacks = [view.attack for view in phase.views if isinstance(view, Adversarial)]
-    images = len(phase.views) * learned + sum(attack.work for attack in attacks)
-    return phase.batch_size * images
+    """Forward passes that a batch costs, roughly."""
+    return phase.batch_size * phase.work
 
 
 def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | None:
@@ -228,8 +248,8 @@ def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | No
             f"micro-batches of {micro_batch} images do not fill {phase.name}'s batches of {batch_size}; "
             f"give --micro-batch {_divisor(batch_size, micro_batch)}"
         )
-    if phase.worst_case or phase.awp.gamma:
-        needs = "bounds" if phase.worst_case else "awp"
+    if phase.worst_case or phase.awp.gamma or phase.separate_batchnorm:
+        needs = "bounds" if phase.worst_case else "awp" if phase.awp.gamma else "separate_batchnorm"
         raise Refused(f"{phase.name} takes its {needs} of the whole batch; leave out --micro-batch, or {needs}")
     return micro_batch
 
@@ -286,12 +306,22 @@ class Recorder:
 
 class Monitor:
     """A fixed batch of training images, attacked once an epoch: the clean and adversarial accuracy that every phase
-    can be compared by, and pictures of what the attack does."""
+    can be compared by, pictures of what the attack does, and the geometry of embeddings.
+
+    That is of `POINTS` images, but for the distance to adversarial ones, which is of the batch."""
 
     def __init__(self, network: keras.Model, data: ImageData, attack: Attack):
-        count = min(MONITORED_IMAGES, len(data.train.labels))
-        self.images = tf.constant(data.train.images[:count], tf.float32) / 255
-        self.labels = tf.constant(data.train.labels[:count], tf.int32)
+        held = data.train.held
+        self.images = tf.constant(held.images[:MONITORED_IMAGES], tf.float32) / 255
+        self.labels = tf.constant(held.labels[:MONITORED_IMAGES], tf.int32)
+        self.shown = held.limited(POINTS)
+
+        @tf.function(autograph=False)
+        def embedded(x):
+            outputs = network(x, training=False)
+            return {space: tf.cast(outputs[space], tf.float32) for space in ("embedding", "projection")}
+
+        self._embedded = embedded
 
         @tf.function(autograph=False)
         def attacked():
@@ -314,8 +344,22 @@ class Monitor:
             "monitor_clean_accuracy": float(clean_hits),
             "monitor_adversarial_accuracy": float(adversarial_hits),
             "monitor_zero_gradients": float(zeros),
+            **self.geometry(adversarial),
         }
         return metrics, float(similarity), picture_grid(self.images.numpy()[:8], adversarial.numpy()[:8])
+
+    def geometry(self, adversarial: tf.Tensor) -> dict[str, float]:
+        """`<space>_<measure>` of the embeddings as they are now; what has no pair of images to measure is left out."""
+        starts = range(0, len(self.shown.labels), MONITORED_IMAGES)
+        batches = [self.shown.images[start : start + MONITORED_IMAGES] for start in starts]
+        found = [self._embedded(tf.constant(images, tf.float32) / 255) for images in batches]
+        before, after = self._embedded(self.images), self._embedded(adversarial)
+        metrics = {}
+        for space in before:
+            measured = geometry(self.shown.labels, np.concatenate([outputs[space] for outputs in found]))
+            measured["clean_to_adversarial_distance"] = clean_to_adversarial_distance(before[space], after[space])
+            metrics |= {f"{space}_{name}": value for name, value in measured.items() if value is not None}
+        return metrics
 
 
 class Leg(NamedTuple):
@@ -567,13 +611,13 @@ class _Training:
         if trainer.finite.numpy():
             return
         broken = [name for name, mean in trainer.means.items() if not math.isfinite(float(mean.result()))]
-        images = self.data.train.indices[batches.indices(step - 1)]
+        images = self.data.train.held.indices[batches.indices(step - 1)]
+        named = f", on the training images {', '.join(map(str, images[:8]))} and {max(0, len(images) - 8)} more"
         kept = "a state before it is kept" if states and states.numbers() else "no state was saved before it"
         raise Refused(
             f"{' and '.join(broken) or 'weights'} not finite after step {step} of epoch {leg.runner.epochs_run + 1} of "
-            f"{leg.runner.phase.name}, on the training images {', '.join(map(str, images[:8]))} and "
-            f"{max(0, len(images) - 8)} more; {kept}; the same command ends there again: give a smaller learning rate "
-            f"(now {float(leg.runner.optimizer.learning_rate):g}), or look at those images"
+            f"{leg.runner.phase.name}{named if len(images) else ''}; {kept}; the same command ends there again: "
+            f"give a smaller learning rate (now {float(leg.runner.optimizer.learning_rate):g}), or look at those images"
         )
 
     def host(self, leg: Leg) -> PhaseRunner:

@@ -125,6 +125,12 @@ class TensorBoardWriter:
             hparams_api.hparams(dict(hparams))
         self.scalars("final", metrics, step=0)
 
+    def geometry(self, geometry: Mapping[str, object] | None) -> None:
+        """A run's final geometry of embeddings, as curves `final/<space>_<measure>` of one point."""
+        spaces = {space: found for space, found in (geometry or {}).items() if isinstance(found, Mapping)}
+        told = {f"{space}_{name}": value for space, found in spaces.items() for name, value in found.items()}
+        self.scalars("final", {name: value for name, value in told.items() if value is not None}, step=0)
+
     def projector(
         self, embeddings: np.ndarray, labels: np.ndarray, class_names: Sequence[str], images: np.ndarray
     ) -> None:

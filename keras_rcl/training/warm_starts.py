@@ -34,7 +34,7 @@ class WarmStarts:
             indices: [N], of the training images that they are.
         """
         last = tf.cast(tf.gather(self.levels, indices), tf.float32) * (self.epsilon / LEVELS)
-        warm = dataclasses.replace(view.attack, num_steps=view.warm_steps, random_start=False)
+        warm = dataclasses.replace(view.attack, num_steps=view.warm_steps)
         x_adv, zeros = tf.cond(
             self.warm,
             lambda: attacked(warm, images, labels, tf.clip_by_value(images + last, 0.0, 1.0)),

@@ -563,6 +563,45 @@ class Stored(_Attack):
 
 
 @word
+class Refreshed(_Attack):
+    """Examples of `attack`, made of all training images every so many steps and kept until then (Landsman et al.).
+
+    For training alone: they lie in memory, a byte a pixel and channel, as `stored` ones do on disk. An epoch between
+    two times costs what clean training does; the examples are of the network as it was when they were made.
+
+    Fields:
+        every: steps of the phase from one making to the next, the first being before its first step.
+    """
+
+    name: Literal["refreshed"] = "refreshed"
+    every: PositiveInt
+    attack: Annotated[
+        Union[FGSM, BIM, MIFGSM, PGD, Embedding, SupConAttack, JointAttack, AutoPGD],
+        BeforeValidator(lambda value: parse_attack(value) if isinstance(value, str) else value),
+        Field(discriminator="name"),
+    ] = PGD()
+
+    norm = property(lambda self: self.attack.norm)
+    epsilon = property(lambda self: self.attack.epsilon)
+    source = property(lambda self: self.attack.source)
+    passes = (0, 0)
+    counts = "every"
+    of_training = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.attack.protocol != "pixel" or self.attack.targeted:
+            raise ValueError(f"{self.label}: examples are kept in pixels, and have no target; leave those fields out")
+
+    def at(self, epsilon: float) -> "Attack":
+        return dataclasses.replace(self, attack=self.attack.at(epsilon))
+
+    @property
+    def label(self) -> str:
+        return f"{self.attack.label} every {self.every} steps"
+
+
+@word
 class AutoAttack(_Attack):
     """AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on what survived.
 
@@ -631,6 +670,7 @@ Attack = Annotated[
         Noise,
         Transfer,
         Stored,
+        Refreshed,
         AutoAttack,
     ],
     Field(discriminator="name"),
@@ -675,3 +715,14 @@ def parse_attack(text: str) -> Attack:
         return TypeAdapter(Attack).validate_python(fields)
     except ValidationError as error:
         raise Refused(f"attack {text!r}: {first_line(error)}") from None
+
+
+def spell(attack: Attack) -> str:
+    """An attack as `parse_attack` reads it, with the fields that are not its defaults: `pgd:epsilon=16/255`."""
+    default, given = type(attack)(), TypeAdapter(Attack).dump_python(attack, mode="json")
+    fields = [
+        f"{field.name}={given[field.name]}"
+        for field in dataclasses.fields(attack)
+        if getattr(attack, field.name) != getattr(default, field.name)
+    ]
+    return ":".join([attack.name, *([",".join(fields)] if fields else [])])

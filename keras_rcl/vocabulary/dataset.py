@@ -77,6 +77,11 @@ class Dataset:
         limit: at most so many images in each part, with the class balance kept.
         split_seed: the seed of the parts, apart from the run's own seed, so that runs with other seeds share them.
         balanced_batches: draw every class equally often in each training batch.
+        streamed: of a data set of TFDS that is larger than memory: training images are read from their files as they
+            are needed, the shorter side brought to 8/7 of `image_size` and the middle cut out. The validation part is
+            then the end of the train split, whatever `split_seed` is.
+        held_images: where streamed: at most so many images in the validation and in the test part, class balance kept.
+        shuffle_buffer: where streamed: records among which the next one is drawn, after the files were shuffled.
     """
 
     name: Annotated[str, Field(pattern=r"^\w+(/[\w.+-]+)?(:[\d.*]+)?$")] = "digits"
@@ -88,3 +93,12 @@ class Dataset:
     limit: PositiveInt | None = None
     split_seed: Seed = 0
     balanced_batches: bool = False
+    streamed: bool = False
+    held_images: PositiveInt = 5000
+    shuffle_buffer: PositiveInt = 4096
+
+    def __post_init__(self):
+        if self.streamed and self.name in ("digits", "folder"):
+            raise ValueError(f"streamed is for data sets of TFDS, not for {self.name}; leave it out")
+        if self.streamed and (self.image_size is None or self.balanced_batches):
+            raise ValueError("streamed needs image_size, such as 224, and no balanced_batches")

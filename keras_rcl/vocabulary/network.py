@@ -1,8 +1,8 @@
 """Networks as values."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from keras_rcl.vocabulary.word import word
 
@@ -22,10 +22,20 @@ class Network:
         projection_hidden: width of the projection head's hidden layer; none makes the head one linear layer.
         projection_dim: D, the length of the projection; none leaves the head out, so that the projection is the
             normalised embedding (Cusin).
+        pretrained: weights that `resnet50` starts from, in the architecture of keras.applications: `imagenet`, which
+            Keras downloads (94 MB), or an `.h5` file of that network's, without its top. They read RGB images, which
+            are then normalised as they were for them, whatever `normalization` says.
         normalization: `mean_std` of the training images per channel, `minus1to1` for 2x - 1, or `none`.
     """
 
     encoder: Encoder = "small_cnn"
     projection_hidden: PositiveInt | None = 512
     projection_dim: PositiveInt | None = 128
+    pretrained: Annotated[str, Field(min_length=1)] | None = None
     normalization: Literal["mean_std", "minus1to1", "none"] = "mean_std"
+
+    def __post_init__(self):
+        if self.pretrained and self.encoder != "resnet50":
+            raise ValueError(
+                f"pretrained weights are of encoder resnet50, not of {self.encoder}; leave one of them out"
+            )

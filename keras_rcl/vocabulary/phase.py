@@ -59,7 +59,8 @@ class Augmented:
 class Adversarial:
     """The images of another view, attacked through the classifier with the network in inference mode.
 
-    Under the attack `stored` they are not crafted: the view is made of the stored examples as `of` is of the images.
+    Under the attacks `stored` and `refreshed` they are not crafted for the batch: the view is made of the examples
+    that are kept as `of` is of the images.
 
     Fields:
         warm_steps: from the second epoch of each run of the phase on, an image's attack starts where its last one
@@ -81,7 +82,7 @@ class Adversarial:
     @property
     def crafted(self) -> bool:
         """Whether each batch crafts it."""
-        return self.attack.name != "stored"
+        return self.attack.name not in ("stored", "refreshed")
 
 
 @word
@@ -89,7 +90,8 @@ class WorstCase:
     """All images within epsilon (L-inf, in the pixel box) at once: its outputs come from bounds, not from an image.
 
     Fields:
-        bound: how they are bounded; see `keras_rcl.bounds`.
+        bound: how they are bounded; see `keras_rcl.bounds`. `crown-ibp-fused` bounds the cross-entropy itself instead
+            of each margin (loss fusion, Xu et al. 2020): looser, and at a fraction of the cost.
         epsilon: the radius; a `Ramp` in training.
         outputs: `margins` gives worst-case logits, whose cross-entropy is not below that of any image in the ball.
             `lower_bounds` gives the lower bound of each logit and of each value of the embedding (Cusin's published
@@ -97,12 +99,14 @@ class WorstCase:
     """
 
     kind: Literal["worst_case"] = "worst_case"
-    bound: Literal["ibp", "crown-ibp"] = "ibp"
+    bound: Literal["ibp", "crown-ibp", "crown-ibp-fused"] = "ibp"
     epsilon: Pixels | Ramp
     outputs: Literal["margins", "lower_bounds"] = "margins"
 
     def __post_init__(self):
         check_epsilon(self.radius, "linf")
+        if self.bound == "crown-ibp-fused" and self.outputs == "lower_bounds":
+            raise ValueError("crown-ibp-fused bounds a cross-entropy and no output by itself; take crown-ibp")
 
     @property
     def radius(self) -> float:
@@ -286,6 +290,9 @@ class Phase:
             what is monitored, validated, saved and handed on; the steps, and their attacks, are of the weights.
         awp: adversarial weight perturbation of what trains, by the whole loss; metrics of a step are at the worse
             weights. It costs each view another pass forward and back.
+        separate_batchnorm: views that are not adversarial have BatchNorm statistics, gamma and beta of their own (Xie
+            et al. 2020), which begin as copies and end with the phase: the network that is attacked, validated and
+            handed on is that of the adversarial views.
         frozen_statistics: False lets a frozen encoder's BatchNorm statistics move, as CLAF's published code does.
     """
 
@@ -304,6 +311,7 @@ class Phase:
     detach_classifier: bool = False
     ema: Decay = 0.0
     awp: WeightPerturbation = WeightPerturbation()
+    separate_batchnorm: bool = False
     frozen_statistics: bool = True
 
     def __post_init__(self):
@@ -318,6 +326,8 @@ class Phase:
             raise ValueError(f"phase {self.name!r}: bounds reach through the classifier; leave detach_classifier out")
         if "worst_case" in kinds and self.awp.gamma:
             raise ValueError(f"phase {self.name!r}: bounds are of the weights as they are; leave awp out")
+        if self.separate_batchnorm:
+            self._check_branches(kinds)
         for term in self.terms:
             pairs = isinstance(term, (KLToClean, MisclassifiedKL))
             if pairs and not kinds.count("clean") == kinds.count("adversarial") == 1:
@@ -327,6 +337,14 @@ class Phase:
             on = getattr(term, "on", None)
             if on is not None and on not in kinds:
                 raise ValueError(f"phase {self.name!r}: no {on} view for its {term.term}; it has {kinds}")
+
+    def _check_branches(self, kinds: list[Kind]) -> None:
+        """Whether there are two branches to separate, of an encoder that trains, at the weights as they are."""
+        where = f"phase {self.name!r}: separate_batchnorm"
+        if "adversarial" not in kinds or len(set(kinds)) == 1:
+            raise ValueError(f"{where} needs adversarial views and others; it has {kinds}")
+        if "encoder" not in self.trains or "worst_case" in kinds or self.awp.gamma:
+            raise ValueError(f"{where} needs an encoder that trains, without bounds or awp; leave one of them out")
 
     @property
     def worst_case(self) -> WorstCase | None:
@@ -344,6 +362,18 @@ class Phase:
         stands = self.trains == ("classifier",) and self.frozen_statistics and not self.awp.gamma
         same = isinstance(self.augmentation, NoAugmentation) and all(isinstance(view, Clean) for view in self.views)
         return stands and same and all(isinstance(term, (CrossEntropy, BoostedCrossEntropy)) for term in self.terms)
+
+    @property
+    def work(self) -> float:
+        """Forward passes that an image costs in an epoch, roughly: two for a backward, two for an attack's step."""
+        learned = (3 if "encoder" in self.trains else 1) * (2 if self.awp.gamma else 1)
+        attacked = sum(view.attack.work for view in self.views if isinstance(view, Adversarial))
+        return len(self.views) * learned + attacked
+
+    @property
+    def total_work(self) -> float:
+        """`work` of all epochs, those of the refreshes included."""
+        return self.epochs * (self.work + sum(inner.total_work for inner in self.refresh))
 
     @property
     def total_epochs(self) -> int:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from keras_rcl.data import sources
+from keras_rcl.data import parts as parts_module
+from keras_rcl.data import tfds_sets
 from keras_rcl.data.sources import load
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.word import Refused
@@ -126,7 +127,7 @@ def test_limit_keeps_the_balance_within_the_same_parts(limit, seed, fraction):
 def test_stratified_choice_by_hand():
     # 6 of 4 + 4 + 3: quotas 2.18, 2.18, 1.64; floors 2, 2, 1; the last goes to the remainder 0.64
     labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1])
-    chosen = sources._stratified(labels, 6, np.random.default_rng(0))
+    chosen = parts_module.stratified(labels, 6, np.random.default_rng(0))
     assert np.bincount(labels[chosen]).tolist() == [2, 2, 2] and chosen.tolist() == sorted(set(chosen))
 
 
@@ -140,8 +141,8 @@ def test_mean_and_deviation():
     mean, std = data.mean_std()
     pixels = data.train.images / 255
     np.testing.assert_allclose([mean[0], std[0]], [pixels.mean(), pixels.std()], rtol=1e-12)
-    black = sources.Part(np.full((2, 4, 4, 2), [0, 7], np.uint8), np.zeros(2, np.int64), np.arange(2))
-    mean, std = sources.ImageData("black", ("one",), black, black, black).mean_std()
+    black = parts_module.Part(np.full((2, 4, 4, 2), [0, 7], np.uint8), np.zeros(2, np.int64), np.arange(2))
+    mean, std = parts_module.ImageData("black", ("one",), black, black, black).mean_std()
     np.testing.assert_allclose(mean, [0, 7 / 255])
     np.testing.assert_array_equal(std, [1, 1])
 
@@ -206,7 +207,7 @@ def test_tfds_home_and_environment(prepared, monkeypatch):
     ],
 )
 def test_tfds_refusals_are_one_line(name, says, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sources, "_reachable", lambda builder: False)
+    monkeypatch.setattr(tfds_sets, "_reachable", lambda builder: False)
     with pytest.raises(Refused, match=says) as refused:
         load(Dataset(name=name, data_dir=str(tmp_path)))
     assert "\n" not in str(refused.value)
@@ -223,7 +224,7 @@ def test_unreachable_network_is_noticed_at_once(monkeypatch):
         url_infos = {"https://example.org/images.tar": None}
 
     monkeypatch.setattr(requests, "get", refuse)
-    assert not sources._reachable(Builder())
+    assert not tfds_sets._reachable(Builder())
 
 
 def test_failed_download_is_one_line(prepared, tmp_path, monkeypatch):

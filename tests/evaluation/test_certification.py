@@ -101,6 +101,16 @@ def test_bounds_alone_leave_some_unknown(network, found):
     assert np.all(verified[0] <= verified[1]) and verified[0].sum() < verified[1].sum()
 
 
+def test_of_those_that_withstand_the_attack_only_so_many_are_bounded(network, found):
+    counted = Certifier(network, EPSILONS, attacks=QUICK, timeout=LONG, count=3)(*digits(COUNT))
+    for some, every, by in zip(counted.statuses, found.statuses, found.decided_by, strict=True):
+        standing = np.flatnonzero((by != "attack") & (every != "misclassified"))
+        assert len(standing) > 3
+        np.testing.assert_array_equal(some[standing[:3]], every[standing[:3]])
+        assert set(some[standing[3:]]) == {"unknown"}
+        np.testing.assert_array_equal(np.delete(some, standing), np.delete(every, standing))
+
+
 def test_without_time_what_bounds_leave_open_is_a_timeout(network, found):
     hasty = Certifier(network, EPSILONS[1:], attacks=QUICK, timeout=0.0)(*digits(COUNT))
     out = hasty.statuses[0] == "timeout"

@@ -7,7 +7,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from keras_rcl.report import figures
-from keras_rcl.report.figures import RIGHT, WRONG, accuracy_epsilon_plot, attack_pictures
+from keras_rcl.report.figures import (
+    RIGHT,
+    WRONG,
+    accuracy_epsilon_plot,
+    attack_pictures,
+    bars_plot,
+    embeddings_plot,
+    loss_curves_plot,
+)
 from keras_rcl.vocabulary.word import Refused
 
 CURVES = {
@@ -94,3 +102,43 @@ def test_what_cannot_be_written_is_refused(tmp_path):
 def test_pyplot_keeps_no_state(tmp_path):
     accuracy_epsilon_plot(CURVES, tmp_path / "curve.png")
     assert pyplot.get_fignums() == []
+
+
+def test_loss_curves(tmp_path, saved):
+    """A panel a training, each term a line where the panel has it, and a rule between phases."""
+    one = [
+        {"phase": "train", "epoch": epoch, "loss": loss, "cross_entropy": loss} for epoch, loss in ((1, 3.0), (2, 2.0))
+    ]
+    two = [
+        {"phase": "baseline", "epoch": 1, "loss": 4.0, "cross_entropy": 4.0},
+        {"phase": "refinement", "epoch": 1, "loss": 5.0, "cross_entropy": 2.0, "supcon": 8.0},
+    ]
+    loss_curves_plot([("one", one), ("two", two), ("three", one)], tmp_path / "losses.png", columns=2)
+    first, second, third, left = saved[0].axes
+    assert [axes.get_title() for axes in (first, second, third)] == ["one", "two", "three"]
+    assert not left.get_visible()
+    assert [line.get_label() for line in first.lines] == ["cross_entropy", "loss, all terms"]
+    np.testing.assert_array_equal(first.lines[1].get_ydata(), [3, 2])
+    by_name = {line.get_label(): line for line in second.lines}
+    np.testing.assert_array_equal(by_name["supcon"].get_ydata(), [np.nan, 8])
+    assert any(list(line.get_xdata()) == [1.5, 1.5] for line in second.lines)
+
+
+def test_bars(tmp_path, saved):
+    bars_plot(
+        {"A": {"published": 60.4, "measured": None}, "B": {"published": 1.0, "measured": 20.0}}, tmp_path / "b.png"
+    )
+    (axes,) = saved[0].axes
+    published, measured = axes.containers
+    assert [bar.get_height() for bar in published] == [60.4, 1.0]
+    assert np.isnan(measured[0].get_height()) and measured[1].get_height() == 20.0
+    assert [text.get_text() for text in axes.texts] == ["60", "1", "", "20"]
+
+
+def test_embeddings(tmp_path, saved):
+    points, labels = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
+    embeddings_plot([("plain", points, labels), ("ours", points, labels)], "abc", tmp_path / "e.png", title="t-SNE")
+    panels = saved[0].axes
+    assert [axes.get_title() for axes in panels] == ["plain", "ours"]
+    np.testing.assert_array_equal(panels[0].collections[1].get_offsets(), points[labels == 1])
+    assert [text.get_text() for text in saved[0].legends[0].get_texts()] == ["a", "b", "c"]

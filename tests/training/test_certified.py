@@ -135,6 +135,31 @@ def test_bounds_in_training_hold_for_every_image_of_the_ball(bound):
         assert all((point[name].numpy() >= values - 1e-4).all() for name, values in lower.items())
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.1, 20.0])
+def test_loss_fusion_lies_between_the_cross_entropies_of_the_balls_images_and_of_intervals(epsilon):
+    """The loss of no image of the ball is above it; at epsilon 0 it is that of the image."""
+    network, (images, labels) = tiny_network(), batch()
+
+    def cross_entropy(logits):
+        logits = np.asarray(logits, "float64")
+        return np.log(np.exp(logits - logits[np.arange(6), labels][:, None]).sum(axis=1))
+
+    ibp, fused = (
+        worst_case_outputs(network, images, labels, epsilon, bound)["logits"].numpy()
+        for bound in ("ibp", "crown-ibp-fused")
+    )
+    assert (fused[np.arange(6), labels] == 0).all() and ((fused > -1e3).sum(axis=1) == 2).all()
+    bounded = keras.ops.logsumexp(fused.astype("float64"), axis=1).numpy()
+    assert (bounded <= keras.ops.logsumexp(ibp.astype("float64"), axis=1).numpy() + 1e-4).all()
+    rng = np.random.default_rng(0)
+    for share in np.linspace(0, 1, 20):
+        step = epsilon * np.where(rng.random(images.shape) < share, np.sign(rng.normal(size=images.shape)), 0.3)
+        logits = network(np.clip(images + step, 0, 1).astype("float32"), training=False)["logits"]
+        assert (cross_entropy(logits) <= bounded + 1e-4).all()
+        if epsilon == 0:
+            np.testing.assert_allclose(bounded, cross_entropy(logits), atol=1e-4)
+
+
 def training_pass_in_training(network, images):
     """As the trainer does it: in a step, whose call is in training mode."""
 
@@ -188,11 +213,12 @@ def small(name: str, **changes):
     [
         small("certified"),
         small("certified", bound="crown-ibp", initial_kappa=1.0, final_kappa=0.5),
+        small("certified", bound="crown-ibp-fused"),
         small("mtl_ibp"),
         small("certified_contrastive"),
         small("certified_contrastive", form="sound"),
     ],
-    ids=["ibp", "crown-ibp", "mtl-ibp", "paper's contrastive", "sound contrastive"],
+    ids=["ibp", "crown-ibp", "fused", "mtl-ibp", "paper's contrastive", "sound contrastive"],
 )
 def test_every_form_trains_on_finite_numbers(method):
     network = tiny_network()

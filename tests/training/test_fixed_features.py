@@ -23,7 +23,7 @@ def trained(phase, data, *, moves=False):
         metrics = steps.run_epoch(Silent(), "")
         found.append([metrics["loss"], metrics["accuracy_clean"]])
         if moves:
-            kernel = network.get_layer("encoder").trainable_variables[0]
+            kernel = network.get_layer("encoder").weights[0]
             kernel.assign(2 * kernel)
     return steps, found, snapshot(network)
 

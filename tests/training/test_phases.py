@@ -8,6 +8,7 @@ import pytest
 from tiny import BATCH, image_data, moved, runner, snapshot, tiny_clafs, tiny_network
 
 from keras_rcl.methods.baseline import Baseline
+from keras_rcl.objectives.geometry import MEASURES
 from keras_rcl.progress import Silent
 from keras_rcl.training import run_phases as engine
 from keras_rcl.training.checkpoints import Checkpoints
@@ -301,6 +302,7 @@ def test_every_line_has_its_numbers(scripted):
         names |= {f"accuracy_{kind}" for kind in kinds.get(line["phase"], ["adversarial", "augmented"])}
         if line["phase"] != "inner classifier":
             names |= {"monitor_clean_accuracy", "monitor_adversarial_accuracy", "monitor_zero_gradients"}
+            names |= {f"{space}_{measure}" for space in ("embedding", "projection") for measure in MEASURES}
         if line["phase"] == "linear evaluation":
             names |= {"validation_clean_accuracy", "validation_robust_accuracy"}
         assert set(line) == names

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorflow.python.framework import config as tensorflow_config
 from tiny import BATCH, image_data, runner, tiny_clafs, tiny_network
 
+from keras_rcl.methods.adversarial_batch import AdversarialBatch
 from keras_rcl.methods.at import AT
 from keras_rcl.progress import Silent
 from keras_rcl.runtime import Terminated
@@ -18,7 +19,7 @@ from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter
-from keras_rcl.vocabulary.attack import FGSM
+from keras_rcl.vocabulary.attack import FGSM, Refreshed
 from keras_rcl.vocabulary.phase import SGD
 from keras_rcl.vocabulary.word import Refused
 
@@ -96,6 +97,10 @@ def left(folder, network, chosen):
 # A step in the refresh, the first and the last of an epoch; each counted from where the process before was stopped.
 CLAFS = tiny_clafs(adversarial_epochs=2, linear_epochs=2)
 AVERAGED = AT(epochs=3, ema=0.8, batch_size=BATCH, attack=FGSM(epsilon=8 / 255))
+# Of two steps an epoch; the making counts as two: killed within an interval, at its end, and after it.
+REFRESHED = AdversarialBatch(
+    epochs=3, batch_size=BATCH, attack=Refreshed(every=3, attack=FGSM(epsilon=8 / 255)), separate_batchnorm=True
+)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +108,9 @@ AVERAGED = AT(epochs=3, ema=0.8, batch_size=BATCH, attack=FGSM(epsilon=8 / 255))
     [
         (CLAFS, (2, 3, 4, 6), "3/3 linear evaluation  epoch 1/2, step 1"),
         (AVERAGED, (2, 3), "1/1 adversarial training  epoch 2/3, step 1"),
+        (REFRESHED, (4, 7, 4), "1/1 adversarial training  epoch 3/3, step 0"),
     ],
-    ids=["refresh", "average"],
+    ids=["refresh", "average", "refreshed examples, two branches"],
 )
 def test_killed_and_resumed(tmp_path, method, deaths, where):
     expected = left(tmp_path / "whole", *train(tmp_path / "whole", method, Dies()))

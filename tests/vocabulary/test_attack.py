@@ -11,15 +11,18 @@ from keras_rcl.vocabulary.attack import (
     BIM,
     FGSM,
     PGD,
+    AutoAttack,
     AutoPGD,
     CarliniWagner,
     Noise,
     RayS,
+    Refreshed,
     Square,
     Stored,
     Transfer,
     describe,
     parse_attack,
+    spell,
 )
 from keras_rcl.vocabulary.word import Refused, first_line
 
@@ -98,8 +101,9 @@ def test_refused_in_one_line(text, says):
 
 @pytest.mark.parametrize("cls", ATTACKS.values())
 def test_a_word_is_frozen_hashable_and_closed(cls):
-    if cls is Transfer:
-        cls = functools.partial(Transfer, source="saved_models/other")
+    around = {Transfer: dict(source="saved_models/other"), Refreshed: dict(every=100)}
+    if cls in around:
+        cls = functools.partial(cls, **around[cls])
         attack, same, other = (cls(attack=FGSM(epsilon=value)) for value in ("4/255", 4 / 255, "5/255"))
     else:
         cls = functools.partial(Stored, folder="adversarial") if cls is Stored else cls
@@ -124,7 +128,8 @@ def test_at_least_one_step(cls, value):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_under_a_protocol(name):
     """What has the field takes any; what has none runs in pixels alone, and says so."""
-    attack = ATTACKS[name](**{"transfer": {"source": "other"}, "stored": {"folder": "adversarial"}}.get(name, {}))
+    needed = {"transfer": {"source": "other"}, "stored": {"folder": "adversarial"}, "refreshed": {"every": 100}}
+    attack = ATTACKS[name](**needed.get(name, {}))
     assert attack.under("pixel") == attack
     if attack.takes_protocol:
         assert attack.under("claf-repo").threat_model.protocol == "claf-repo"
@@ -178,3 +183,21 @@ def test_a_step_in_bytes_or_of_nothing_is_refused(step_size, cure):
 
 def test_a_step_may_be_larger_than_a_swept_epsilon():
     assert PGD(step_size="2/255").at(0.0).resolved_step_size == 2 / 255
+
+
+SPELT = [
+    FGSM(epsilon=0.01, protocol="wang-meanstd"),
+    PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=40, norm="l2", random_start=False),
+    PGD(loss="logit_margin"),
+    AutoAttack(epsilon=4 / 255, version="rand"),
+]
+
+
+@pytest.mark.parametrize("attack", SPELT, ids=spell)
+def test_an_attack_is_spelt_as_it_is_read(attack):
+    assert parse_attack(spell(attack)) == attack
+
+
+def test_spelling_leaves_out_defaults():
+    assert spell(PGD()) == "pgd"
+    assert spell(PGD(num_steps=20, step_size=2 / 255)) == "pgd:step_size=2/255,num_steps=20"

@@ -1,0 +1,150 @@
+"""Data sets of TFDS that are larger than memory: trained on from their files, measured on a sample of fixed size."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.data.parts import ImageData, Part, StreamedPart
+from keras_rcl.data.tfds_sets import prepared, read_config
+from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.word import Refused
+
+SAMPLE = 1024
+"""How many training images are held: for what is monitored, contrasted with, or asked for a mean."""
+READERS = 16
+"""Files that are read at once."""
+
+
+def load_streamed(dataset: Dataset) -> ImageData:
+    """The parts of a data set of TFDS, of which the training part stays on disk.
+
+    The validation part is the end of the train split, which TFDS has shuffled when it prepared the files. Of it and of
+    the test part `held_images` are held, and of the training part a few, every class as often as another: the files are
+    read from their beginning until there are enough, and no further. With `limit` so many training images are held in
+    that way, and nothing is streamed.
+
+    Raises:
+        Refused: as for `load`; or if the files are not shuffled, or are no TFRecords.
+    """
+    builder, keys = prepared(dataset)
+    info, feature = builder.info, builder.info.features[keys[0]]
+    if info.disable_shuffling or info.file_format is None or info.file_format.value != "tfrecord":
+        raise Refused(
+            f"{dataset.name} is not prepared as shuffled TFRecords, which streaming reads; leave out dataset.streamed"
+        )
+    total, channels = info.splits["train"].num_examples, feature.shape[-1]
+    count = total - round(dataset.validation_fraction * total)
+    if not count:
+        raise Refused(f"{dataset.name}: {total} images leave none for its train part: change validation_fraction")
+
+    def image_of(encoded: tf.Tensor) -> tf.Tensor:
+        return cropped(feature.decode_example(encoded), dataset.image_size, channels)
+
+    def held(split: str, first: int, size: int) -> Part:
+        classes = info.features[keys[1]].num_classes
+        chosen = list(_balanced(_examples(builder, split, keys), classes, size))
+        decode = tf.function(image_of, input_signature=[tf.TensorSpec([], tf.string)])
+        shape = (dataset.image_size, dataset.image_size, channels)
+        images = np.stack([decode(encoded).numpy() for _, _, encoded in chosen]) if chosen else np.zeros((0, *shape))
+        labels = np.array([label for _, label, _ in chosen], np.int64)
+        return Part(images.astype(np.uint8), labels, first + np.array([at for at, _, _ in chosen], np.int64))
+
+    train, size = f"train[:{count}]", dataset.limit or dataset.held_images
+    sample = held(train, 0, dataset.limit or min(SAMPLE, dataset.held_images))
+    validation = held(f"train[{count}:]", count, size) if count < total else _nothing(sample)
+    test = held(_test_split(builder, keys), 0, size)
+    if not dataset.limit:
+        sample = _streamed(builder, train, count, sample, keys, image_of, dataset.shuffle_buffer)
+    return ImageData(dataset.name, tuple(info.features[keys[1]].names), sample, validation, test)
+
+
+def cropped(image: tf.Tensor, size: int, channels: int) -> tf.Tensor:
+    """The middle of an image: uint8 [H, W, C] -> uint8 [size, size, C].
+
+    The shorter side is brought to 8/7 of the size, bilinearly and antialiased (256 for 224), and the square in the
+    middle cut out. An image that has the size stays as it is.
+    """
+    height, width = tf.unstack(tf.shape(image)[:2])
+    fits = (height == size) & (width == size)
+    shorter = tf.where(fits, size, round(size * 8 / 7))
+    sides = tf.cast(tf.stack([height, width]), tf.float32)
+    sides = tf.round(tf.cast(shorter, tf.float32) * sides / tf.reduce_min(sides))
+    pixels = tf.image.resize(image, tf.cast(sides, tf.int32), antialias=True)
+    pixels = tf.image.resize_with_crop_or_pad(pixels, size, size)
+    return tf.ensure_shape(tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8), [size, size, channels])
+
+
+def _streamed(builder, split: str, count: int, held: Part, keys, image_of, buffer: int) -> StreamedPart:
+    """The part of these records of the train split."""
+    pieces = builder.info.splits[split].file_instructions
+    files = tf.constant([str(piece.filename) for piece in pieces])
+    skips = tf.constant([piece.skip for piece in pieces], tf.int64)
+    takes = tf.constant([piece.take for piece in pieces], tf.int64)
+    features, (image_key, label_key) = builder.info.features, keys
+    skip_image = {image_key: _skip_decoding()}
+
+    def records(seed: tf.Tensor) -> tf.data.Dataset:
+        file_seed, record_seed = tf.unstack(tf.random.experimental.stateless_split(seed))
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(pieces)), file_seed, alg="philox")
+        shuffled = [tf.gather(column, order) for column in (files, skips, takes)]
+        read = tf.data.Dataset.from_tensor_slices(tuple(shuffled)).interleave(
+            lambda file, skip, take: tf.data.TFRecordDataset(file).skip(skip).take(take),
+            cycle_length=READERS,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return read.shuffle(buffer, seed=tf.cast(record_seed[0], tf.int64), reshuffle_each_iteration=False)
+
+    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        example = features.deserialize_example(record, decoders=skip_image)
+        return image_of(example[image_key]), tf.cast(example[label_key], tf.int32)
+
+    identity = f"{builder.info.full_name} {split} {builder.info.splits['train'].shard_lengths}"
+    return StreamedPart(count, held, identity, records, decode)
+
+
+def _examples(builder, split: str, keys: tuple[str, str]) -> Iterator[tuple[int, int, bytes]]:
+    """(position in the split, label, encoded image), in the order of the files; read as it is asked for."""
+    image_key, label_key = keys
+    examples = builder.as_dataset(split=split, decoders={image_key: _skip_decoding()}, read_config=read_config())
+    for position, example in enumerate(examples.as_numpy_iterator()):
+        yield position, int(example[label_key]), example[image_key]
+
+
+def _balanced(examples: Iterator, classes: int, size: int) -> Iterator:
+    """The first examples of each class, up to size / classes of it and a few of any for what that leaves over."""
+    share, over = divmod(size, classes)
+    taken = np.zeros(classes, int)
+    for example in examples:
+        _, label, _ = example
+        if not 0 <= label < classes:
+            raise Refused(f"label {label} is outside the data set's {classes} classes: mend the data set")
+        if taken[label] == share and over:
+            over -= 1
+        elif taken[label] >= share:
+            continue
+        taken[label] += 1
+        yield example
+        if taken.sum() == size:
+            return
+
+
+def _test_split(builder, keys: tuple[str, str]) -> str:
+    """`test`, or `validation` where the labels of `test` are not public."""
+    for name in ("test", "validation"):
+        if name in builder.info.splits:
+            _, label, _ = next(_examples(builder, name, keys))
+            if label >= 0:
+                return name
+    raise Refused(f"{builder.name} has no labelled test or validation split to measure on; leave out dataset.streamed")
+
+
+def _nothing(part: Part) -> Part:
+    return Part(part.images[:0], part.labels[:0], part.indices[:0])
+
+
+def _skip_decoding():
+    import tensorflow_datasets as tfds
+
+    return tfds.decode.SkipDecoding()

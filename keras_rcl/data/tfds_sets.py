@@ -1,0 +1,160 @@
+"""Image classification data sets of TensorFlow Datasets: found, prepared, read in the fixed order of their files."""
+
+import contextlib
+import difflib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from keras_rcl.data.images import resized
+from keras_rcl.data.parts import Split, gathered
+from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.word import Refused
+
+
+def tfds_splits(dataset: Dataset) -> tuple[list[str], Split, Split | None]:
+    """An image classification data set of TFDS in its official splits.
+
+    The test part is its `test` split, else its `validation` split (ImageNet's test labels are not public).
+    """
+    builder, (image_key, label_key) = prepared(dataset)
+
+    def split_of(name: str) -> Split:
+        labels = _read_labels(builder, name, label_key)
+        return Split(labels, lambda indices: _read_images(builder, name, image_key, indices, dataset.image_size))
+
+    held_out = (split_of(name) for name in ("test", "validation") if name in builder.info.splits)
+    test = next((split for split in held_out if (split.labels >= 0).any()), None)
+    return builder.info.features[label_key].names, split_of("train"), test
+
+
+def prepared(dataset: Dataset):
+    """The builder of a data set that lies prepared on disk and has a train split, and its image and label key."""
+    builder = builder_of(dataset)
+    keys = _image_and_label(dataset, builder.info)
+    if not builder.is_prepared():
+        _prepare(dataset, builder)
+    if "train" not in builder.info.splits:
+        raise Refused(f"{dataset.name} has no train split, only {sorted(builder.info.splits)}: choose another data set")
+    return builder, keys
+
+
+def _data_dir(dataset: Dataset) -> str | None:
+    """Where prepared data sets are; None is TFDS' own default."""
+    place = dataset.data_dir or os.environ.get("TFDS_DATA_DIR")
+    return place and str(Path(place).expanduser())
+
+
+def builder_of(dataset: Dataset):
+    """The TFDS builder of a name."""
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    try:
+        return tfds.builder(dataset.name, data_dir=_data_dir(dataset))
+    except tfds.core.DatasetNotFoundError:
+        close = difflib.get_close_matches(dataset.name, [*known, "digits", "folder"], n=1)
+        meant = f"did you mean {close[0]}?" if close else "give digits, folder, or a name from tensorflow.org/datasets"
+        raise Refused(f"no data set is called {dataset.name!r}: {meant}") from None
+    except (
+        Exception
+    ) as error:  # TFDS raises AssertionError, ValueError, ImportError ... for versions and configurations
+        raise Refused(f"dataset.name {dataset.name!r}: {_line(error)}") from None
+
+
+def _image_and_label(dataset: Dataset, info) -> tuple[str, str]:
+    """The keys of the image and its label."""
+    import tensorflow_datasets as tfds
+
+    keys = info.supervised_keys
+    if not (keys and len(keys) == 2 and all(isinstance(key, str) for key in keys)):
+        keys = ("image", "label")
+    image, label = (info.features[key] if key in info.features else None for key in keys)
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+        raise Refused(f"{dataset.name} is no image classification data set of TFDS: choose one with images and labels")
+    if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
+        raise Refused(
+            f"{dataset.name} has {image.np_dtype.__name__} images of shape {image.shape}: choose 8-bit grey or RGB ones"
+        )
+    if None in image.shape and dataset.image_size is None:
+        raise Refused(f"{dataset.name} has images of varying size: set dataset.image_size")
+    return keys
+
+
+def _prepare(dataset: Dataset, builder) -> None:
+    """Download and prepare a data set; what TFDS prints goes to stderr."""
+    cure = "connect to the network, or name a folder that has it with --data-dir or TFDS_DATA_DIR"
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not _reachable(builder):
+        raise Refused(f"{dataset.name} is not in {builder.data_path.parent} and cannot be downloaded: {cure}")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare()
+    except Exception as error:  # network, disk, checksums, missing manual downloads
+        raise Refused(f"{dataset.name} could not be prepared ({_line(error)}): {cure}") from None
+
+
+def _reachable(builder) -> bool:
+    """Whether the first download answers. TFDS itself tries for minutes before it gives up."""
+    import requests
+
+    url = next((url for url in builder.url_infos or () if url.startswith("http")), None)
+    try:
+        if url:
+            requests.get(url, stream=True, timeout=10).close()
+    except requests.RequestException:
+        return False
+    return True
+
+
+def _read_labels(builder, split: str, label_key: str) -> np.ndarray:
+    """All labels int64 [N] of a split, without decoding an image."""
+    import tensorflow_datasets as tfds
+
+    decoders = tfds.decode.PartialDecoding({label_key: builder.info.features[label_key]})
+    examples = builder.as_dataset(split=split, decoders=decoders, read_config=read_config())
+    found = [batch[label_key] for batch in examples.batch(1024).as_numpy_iterator()]
+    return np.concatenate(found).astype(np.int64)
+
+
+def _read_images(builder, split: str, image_key: str, indices: np.ndarray, image_size: int | None) -> np.ndarray:
+    """The images uint8 [len(indices), H, W, C] at ascending positions of a split; only these are decoded."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    feature = builder.info.features[image_key]
+    decoders = tfds.decode.PartialDecoding({image_key: feature}, decoders={image_key: tfds.decode.SkipDecoding()})
+    wanted = np.zeros(builder.info.splits[split].num_examples, bool)
+    wanted[indices] = True
+    shape = feature.shape if image_size is None else (image_size, image_size, feature.shape[-1])
+
+    def image_of(_, example: dict[str, tf.Tensor]) -> tf.Tensor:
+        image = feature.decode_example(example[image_key])
+        if image_size is not None:
+            image = tf.numpy_function(resized, [image, image_size, image_size], tf.uint8, stateful=False)
+        return tf.ensure_shape(image, shape)
+
+    with tf.device("CPU"):
+        wanted = tf.constant(wanted)
+        examples = (
+            builder.as_dataset(split=split, decoders=decoders, read_config=read_config())
+            .enumerate()
+            .filter(lambda position, _: wanted[position])
+            .map(image_of, num_parallel_calls=tf.data.AUTOTUNE)
+            .batch(256)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+        return gathered((image for batch in examples.as_numpy_iterator() for image in batch), len(indices))
+
+
+def read_config():
+    """Read in the fixed order of the files."""
+    import tensorflow_datasets as tfds
+
+    return tfds.ReadConfig(try_autocache=False, add_tfds_id=False)
+
+
+def _line(error: Exception) -> str:
+    """What an error says first, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,155 @@
+"""The composition of an exchange: a model on disk and data become another verifier's files, its results our rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_rcl.classifier import load_classifier
+from keras_rcl.data import sources
+from keras_rcl.evaluation.record import command_line, versions
+from keras_rcl.evaluation.robustness import Evaluator
+from keras_rcl.experiment import (
+    check_fit,
+    check_replaceable,
+    dataset_of,
+    free_name,
+    outputs_of,
+    part_of,
+    pixels,
+    support_of,
+)
+from keras_rcl.interchange import RESULTS, STATUSES, Instance, onnx_network, read_results, write_instances
+from keras_rcl.progress import Progress, Silent
+from keras_rcl.saved import read_layers
+from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.vocabulary.files import atomic_folder, check_writable, read_json, write_json
+from keras_rcl.vocabulary.word import Refused
+
+
+def interchange(
+    path: Path,
+    epsilons: Sequence[float],
+    *,
+    count: int = 20,
+    attacks: Sequence[Attack] = (),
+    timeout: float = 180,
+    dataset: dict[str, Any] | None = None,
+    part: str = "test",
+    output_dir: Path | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    overwrite: bool = False,
+    trust: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Write a network and its robustness around images for alpha-beta-CROWN, and other verifiers that read VNN-LIB.
+
+    An image that the network gets wrong has no robustness to prove and is left out, as in VNN-COMP.
+
+    Args:
+        path: an export made here, or a `.keras` file.
+        epsilons: radii of the L-inf balls, in pixels.
+        count: at each radius the first so many images that the network gets right, under the attacks too.
+        attacks: are run at each radius; images that fall are left out, as Cusin (2026) did.
+        timeout: seconds for each image.
+        dataset: which images, as for `attack`.
+        part: likewise.
+        output_dir: the folder to write; `interchange/<model>`, numbered, where not given.
+        batch_size: images attacked at once.
+        seed: of the attacks.
+        overwrite: replace the output folder.
+        trust: as for `attack`.
+        progress: where progress is shown.
+
+    Returns:
+        What `instances.json` says, and the folder.
+
+    Raises:
+        Refused: if model or data cannot be read, a layer cannot be written, or no image is left.
+    """
+    network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
+    data = sources.load(dataset_of(classifier, dataset or {}))
+    check_fit(classifier, data)
+    chosen = part_of(data, part)
+    output_dir = output_dir or Path("interchange") / free_name(path.stem, (Path("interchange"),), overwrite)
+    check_replaceable(output_dir, "instances.json", overwrite)
+    model = onnx_network(network)
+    check_writable(output_dir.parent)
+    instances, rows = [], []
+    for epsilon in dict.fromkeys(epsilons):
+        words = [word.at(epsilon) for word in attacks]
+        outputs, _ = outputs_of(words, classifier.outputs, data)
+        support = support_of(words, outputs, data)
+        evaluator = Evaluator(
+            classifier.logits, words, batch_size=batch_size, seed=seed, outputs=outputs, support=support
+        )
+        standing, looked_at = _standing(evaluator, chosen, count, progress or Silent())
+        rows.append({"epsilon": epsilon, "left_out": looked_at - len(standing)})
+        for i in standing:
+            image = pixels(chosen.images[i])
+            instances.append(Instance(image, int(chosen.labels[i]), epsilon, int(chosen.indices[i])))
+    if not instances:
+        raise Refused(
+            f"{path} gets none of {len(chosen.labels)} images right, so nothing is left to verify; choose another"
+        )
+    told = {
+        "format": 1,
+        "command": command_line(),
+        "model": {
+            "name": classifier.contract.get("name", path.stem),
+            "variant": classifier.contract.get("variant"),
+            "hash": classifier.model_hash,
+        },
+        "data": {"name": data.name, "part": part},
+        "attacks": [describe(word) for word in attacks],
+        "timeout": timeout,
+        "epsilons": rows,
+        "instances": [{"index": one.index, "label": one.label, "epsilon": one.epsilon} for one in instances],
+        "versions": versions(),
+    }
+    with atomic_folder(output_dir, overwrite=overwrite) as folder:
+        write_instances(folder, model, instances, timeout)
+        write_json(folder / "instances.json", told)
+    return told, output_dir
+
+
+def _standing(evaluator: Evaluator, part: sources.Part, count: int, progress: Progress) -> tuple[np.ndarray, int]:
+    """The positions of the first so many images that are right, under all attacks too; of how many that were tried."""
+    found, size = np.empty(0, int), evaluator.batch_size
+    for start in range(0, len(part.labels), size):
+        chosen = slice(start, start + size)
+        survival = evaluator(pixels(part.images[chosen]), part.labels[chosen], progress=progress)
+        found = np.append(found, start + np.flatnonzero(survival.clean & survival.survived.all(axis=0)))
+        if len(found) >= count:
+            return found[:count], int(found[count - 1]) + 1
+    return found, len(part.labels)
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """What alpha-beta-CROWN found of a folder that `interchange` wrote and in which it has run.
+
+    Returns:
+        What `instances.json` says, each instance with its `status` and `seconds`; and `rows`, one an epsilon: `counts`
+        of images by status, the `seconds` that all of them took, and how many images had been `left_out`.
+
+    Raises:
+        Refused: if the folder is none of `interchange`'s, or its result file is missing, damaged or not whole.
+    """
+    try:
+        told = read_json(folder / "instances.json")
+        instances, radii, _ = told["instances"], told.pop("epsilons"), told["model"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Refused(f"{folder} has no instances.json to read; give a folder that `interchange` wrote") from None
+    results = read_results(folder / RESULTS)
+    if len(results) != len(instances):
+        raise Refused(f"{folder / RESULTS} has {len(results)} results of {len(instances)} instances; run all of them")
+    for instance, (status, seconds) in zip(instances, results, strict=True):
+        instance.update(status=status, seconds=round(seconds, 3))
+    rows = []
+    for row in radii:
+        found = [instance for instance in instances if instance["epsilon"] == row["epsilon"]]
+        counts = {status: sum(one["status"] == status for one in found) for status in STATUSES}
+        rows.append({**row, "counts": counts, "seconds": round(sum(one["seconds"] for one in found), 1)})
+    return {**told, "rows": rows}

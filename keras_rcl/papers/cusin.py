@@ -1,0 +1,138 @@
+"""Cusin 2026."""
+
+from keras_rcl.vocabulary.attack import PGD, AutoAttack
+from keras_rcl.vocabulary.paper import (
+    Bars,
+    Clean,
+    Column,
+    Comparison,
+    Embeddings,
+    LossCurves,
+    Paper,
+    Pictures,
+    Robust,
+    RobustCurves,
+    Row,
+    Table,
+    Verified,
+)
+
+_EPSILONS = (1, 2, 4, 8, 16)
+_PROTOCOLS = ("cusin-repo", "pixel")
+_MODELS = {  # label: (config, accuracy without, with augmentation, Table 1: timeout, safe, safe-incomplete)
+    "Normal": ("normal", 67.71, 79.70, "8 / 9 / 3"),
+    "Normal contrastive": ("normal_contrastive", 67.53, 79.24, "12 / 7 / 1"),
+    "Adversarial": ("adversarial", 68.63, 72.54, "0 / 0 / 20"),
+    "Adversarial contrastive": ("adversarial_contrastive", 67.78, 51.28, "0 / 0 / 20"),
+    "Certified": ("certified", 54.21, 50.51, "1 / 0 / 19"),
+    "Certified contrastive": ("certified_contrastive", 13.39, 33.95, "0 / 0 / 20"),
+}
+_AUGMENTED = ", augmented"
+
+
+def _pgd(epsilon: int) -> Column:
+    attack = PGD(epsilon=epsilon / 255, num_steps=10)
+    measures = tuple(Robust(attack=attack.under(protocol)) for protocol in _PROTOCOLS)
+    return Column(title=f"PGD-10 {epsilon}/255", measures=measures)
+
+
+def _rows(published: dict[str, tuple]) -> tuple[Row, ...]:
+    """The twelve models, with what is published of each."""
+    return tuple(
+        Row(label=label + ending, config=config + file, published=published.get(label + ending, ()))
+        for ending, file in (("", ""), (_AUGMENTED, "_augmented"))
+        for label, (config, *_) in _MODELS.items()
+    )
+
+
+_ACCURACIES = {
+    label + ending: (accuracy, None)
+    for label, (_, without, with_augmentation, _) in _MODELS.items()
+    for ending, accuracy in (("", without), (_AUGMENTED, with_augmentation))
+}
+_CONTRASTIVE = tuple(
+    Comparison(row=f"{base} contrastive{ending}", against=base + ending)
+    for ending in ("", _AUGMENTED)
+    for base in ("Normal", "Adversarial", "Certified")
+)
+_ALL = tuple(label + ending for ending in ("", _AUGMENTED) for label in _MODELS)
+
+CUSIN = Paper(
+    name="cusin",
+    title="An Empirical Study of Supervised Contrastive Loss for Enhancing CNN Robustness",
+    reference="Cusin and Serafini 2026",
+    tables=(
+        Table(
+            name="Figure 3",
+            caption="Accuracy of the twelve models on CIFAR-10",
+            protocol="accuracies of the authors' code",
+            columns=(
+                Column(title="accuracy", measures=(Clean(),)),
+                Column(title="AutoAttack 8/255", measures=(Robust(attack=AutoAttack(), limit=1000),)),
+            ),
+            rows=_rows(_ACCURACIES),
+            comparisons=(
+                *_CONTRASTIVE,
+                *(Comparison(row=label + _AUGMENTED, against=label) for label in _MODELS),
+            ),
+            notes=(
+                "The plots of the authors' code probably have the labels of augmentation the wrong way round; "
+                "the numbers here are as it prints them.",
+                "Its certified loss is cross-entropy on the lower bounds of all logits, which certifies nothing; "
+                "`certified` here is on the worst case, with a ramp of epsilon. `certified_contrastive` is the "
+                "paper's form.",
+            ),
+        ),
+        Table(
+            name="Figure 4",
+            caption="Robust accuracy = accuracy x attack failure rate",
+            protocol="cusin-repo; plotted only",
+            columns=tuple(map(_pgd, _EPSILONS)),
+            rows=_rows({}),
+            comparisons=_CONTRASTIVE,
+            notes=(
+                "The paper plots these numbers and gives none. PGD-10 and its step, a quarter of epsilon, are ours.",
+            ),
+        ),
+        Table(
+            name="Table 1",
+            caption="Verification of images on which PGD failed: timeout / safe / safe-incomplete",
+            protocol='"2/255" of [-1, 1], which is 1/255; 20 images, 180 seconds each',
+            columns=(
+                Column(
+                    title="timeout / safe / safe-incomplete",
+                    measures=(Verified(epsilon=1 / 255), Verified(epsilon=2 / 255)),
+                ),
+            ),
+            rows=_rows({label: (counts,) for label, (*_, counts) in _MODELS.items()}),
+            notes=(
+                "The paper does not say whether its six are the models with augmentation; they stand beside "
+                "those without.",
+                "Of the first images that the network gets right and that its attack, APGD on two losses, did not "
+                "break. What branching broke is among these and in none of the three counts.",
+            ),
+        ),
+    ),
+    figures=(
+        Bars(title="Figure 3: accuracy of the twelve models", table="Figure 3"),
+        RobustCurves(title="Figure 4: robust accuracy, without augmentation", table="Figure 4", rows=_ALL[:6]),
+        RobustCurves(title="Figure 4: robust accuracy, with augmentation", table="Figure 4", rows=_ALL[6:]),
+        Embeddings(
+            title="Figure 1: 100 embeddings with and without contrastive loss",
+            panels=(("with", "normal_contrastive"), ("without", "normal")),
+        ),
+        LossCurves(
+            title="Losses of training, without augmentation",
+            panels=tuple((label, config, None) for label, (config, *_) in _MODELS.items()),
+        ),
+        Pictures(
+            title="PGD-10 at 8/255 of a pixel's range",
+            panels=(("Normal", "normal"), ("Normal contrastive", "normal_contrastive"), ("Adversarial", "adversarial")),
+            attack=PGD(),
+        ),
+    ),
+    notes=(
+        "cusin-repo: epsilon is of images in [-1, 1], so half of it in pixels, and the last step of PGD never "
+        "counts. What the paper calls {1, 2, 4, 8, 16}/255 is {0.5, 1, 2, 4, 8}/255 of a pixel's range.",
+    ),
+)

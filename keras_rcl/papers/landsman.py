@@ -1,0 +1,97 @@
+"""Landsman et al."""
+
+from keras_rcl.vocabulary.attack import PGD, AutoAttack, Embedding
+from keras_rcl.vocabulary.paper import (
+    Clean,
+    Column,
+    Comparison,
+    Embeddings,
+    Paper,
+    Pictures,
+    Robust,
+    Row,
+    Table,
+)
+
+_PGD = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+_SC = Embedding(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+_ROWS = {  # label: (config, accuracies of Table 1, losses of Table 2), adversarial before clean
+    "Clean": ("clean", (2.28, 81.49), ("6.9071", "6.5415")),
+    "PGD - CE Loss": ("pgd_ce", (69.12, 72.22), ("6.2583", "6.2300")),
+    "PGD - SupCon Loss": ("pgd_supcon", (17.88, 40.28), ("6.9067", "6.9045")),
+    "PGD - Both Loss": ("pgd_both", (66.40, 70.31), ("6.2822", "6.2510")),
+    "SC - CE Loss": ("sc_ce", (11.88, 73.12), ("6.7986", "6.2117")),
+    "SC - SupCon Loss": ("sc_supcon", (18.44, 40.82), ("6.9063", "6.9039")),
+    "SC - Both Loss": ("sc_both", (11.88, 73.12), ("6.7986", "6.2117")),
+    "SC - SupCon Retrained": ("sc_supcon_retrained", (17.20, 31.35), ("6.9028", "6.8963")),
+}
+
+LANDSMAN = Paper(
+    name="landsman",
+    title="Adversarially Enhanced Supervised Contrastive Learning: Balancing Robustness and Performance",
+    reference="Landsman, Zhao and Chari",
+    tables=(
+        Table(
+            name="Table 1",
+            caption="Accuracy, on ImageNet-1k with a pre-trained ResNet-50 in the paper",
+            protocol="not stated",
+            columns=(
+                Column(title="Adversarial (PGD-10 8/255)", measures=(Robust(attack=_PGD),)),
+                Column(title="Clean", measures=(Clean(),)),
+                Column(title="SC-10 8/255", measures=(Robust(attack=_SC),)),
+                Column(title="AutoAttack 8/255", measures=(Robust(attack=AutoAttack(), limit=1000),)),
+            ),
+            rows=tuple(
+                Row(label=label, config=config, published=(*accuracies, None, None))
+                for label, (config, accuracies, _) in _ROWS.items()
+            ),
+            comparisons=(
+                Comparison(row="PGD - CE Loss", against="Clean"),
+                Comparison(row="PGD - SupCon Loss", against="Clean"),
+                Comparison(row="PGD - Both Loss", against="PGD - CE Loss"),
+                Comparison(row="SC - SupCon Loss", against="SC - CE Loss"),
+                Comparison(row="SC - SupCon Retrained", against="SC - SupCon Loss"),
+            ),
+            notes=(
+                "The paper states neither epsilon, steps, epochs nor learning rate. 8/255 and ten steps of 2/255 "
+                "are ours.",
+                "SC - CE and SC - Both are the same row to the last digit, in both tables.",
+                "The paper announces the embedding (SC) attack as an evaluation and shows no number of it; here "
+                "it stands beside.",
+            ),
+        ),
+        Table(
+            name="Table 2",
+            caption="Losses",
+            protocol="not stated",
+            columns=(Column(title="Adversarial"), Column(title="Clean")),
+            rows=tuple(
+                Row(label=label, config=config, published=losses) for label, (config, _, losses) in _ROWS.items()
+            ),
+            notes=(
+                "Every loss lies between 6.21 and 6.91. Cross-entropy of probabilities in place of logits (a "
+                "softmax too many) of 1000 classes lies between 5.909 and 6.909, whatever the network: these "
+                "tell nothing of it, and none is measured here.",
+            ),
+        ),
+    ),
+    figures=(
+        Embeddings(
+            title="Embeddings of test images",
+            panels=(("Clean", "clean"), ("PGD - CE", "pgd_ce"), ("PGD - SupCon", "pgd_supcon")),
+        ),
+        Pictures(
+            title="PGD-10 at 8/255",
+            panels=(("Clean", "clean"), ("PGD - CE", "pgd_ce"), ("SC - CE", "sc_ce")),
+            attack=_PGD,
+        ),
+    ),
+    notes=(
+        "Scale cpu is CIFAR-10 and Cusin's CNN in place of ImageNet-1k and a pre-trained ResNet-50; the "
+        "pre-training is the first phase of each row. The numbers cannot be compared with the paper's, the order "
+        "of rows can.",
+        "The embedding attack reads the network's own embedding in training, where the paper has DINOv2-small as "
+        "a proxy.",
+        "Adversarial examples are crafted for each batch, where the paper stored them once.",
+    ),
+)

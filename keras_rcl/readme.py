@@ -1,0 +1,138 @@
+"""The tables of the README, from the committed records alone."""
+
+import json
+from pathlib import Path
+
+from keras_rcl import config
+from keras_rcl.methods import VARIANTS
+from keras_rcl.papers import PAPERS
+from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
+from keras_rcl.results import config_path
+from keras_rcl.vocabulary.attack import AutoAttack
+from keras_rcl.vocabulary.threat import format_pixels
+
+
+def readme_tables(results: Path) -> dict[str, str]:
+    """Name -> the text that stands in the README between `<!-- generated: NAME -->` and `<!-- end -->`."""
+    return {table.__name__.lstrip("_"): table(results) for table in TABLES}
+
+
+def readme_text(tables: dict[str, str]) -> str:
+    """All of them, each under its name."""
+    return "\n\n".join(f"## {name}\n\n{text}" for name, text in tables.items())
+
+
+def _variants(results: Path) -> str:
+    """One row a variant: its phases, and what they weigh."""
+    rows = []
+    for name, cls in VARIANTS.items():
+        phases = cls().phases()
+        told = []
+        for phase in phases:
+            inner = "".join(f", before each epoch {r.epochs} of *{r.name}*" for r in phase.refresh)
+            told.append(f"*{phase.name}* {phase.epochs}{inner}")
+        rows.append([f"`{name}`", cls.__doc__.splitlines()[0].rstrip("."), "; ".join(told)])
+    return markdown_table(["variant", "what it is", "phases and epochs, as its paper has them"], rows, right=())
+
+
+def _records(folder: Path, data_set: str) -> dict[str, dict]:
+    """The committed results on a data set, under the names of their models, in the order of the variants."""
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"{data_set}-*.json")]
+    read.sort(key=lambda record: (list(VARIANTS).index(record["model"]["variant"]), record["model"]["name"]))
+    return {record["model"]["name"].removeprefix(f"{data_set}-"): record for record in read}
+
+
+def _digits(results: Path) -> str:
+    """What `python cli.py fit --variant clafs` prints, in its order."""
+    found, experiment = _records(results, "digits"), config.load(variant="clafs")
+    shown = {name: found[name] for name in (experiment.method.name, *experiment.compare)}
+    return "```text\n" + text_table(*comparison_table(shown)) + "\n```"
+
+
+def _cifar10(results: Path) -> str:
+    """One row a model, the published numbers beside the measured ones, and the commands."""
+    shown = _records(results, "cifar10")
+    header, rows = comparison_table(shown)
+    header, published = [*header, "published clean / PGD-10"], _published()
+    rows = [[f"`{row[0]}`", *row[1:], published.get(row[0], "")] for row in rows]
+    return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
+
+
+def _published() -> dict[str, str]:
+    """Variant -> clean and PGD-10 accuracy of CLAF's Table 1, of ResNet-18 in its code's own protocol."""
+    rows = [row for row in PAPERS["claf"].table("Table 1").rows if row.published]
+    found = {config.load(config_path(PAPERS["claf"], row.config)).method.name: row.published for row in rows}
+    return {variant: f"{clean} / {robust}" for variant, (clean, robust, *_) in found.items()}
+
+
+def _autoattack(results: Path) -> str:
+    """One row a model: robust accuracy after each member of AutoAttack, and the commands."""
+    shown, rows = _records(results / "autoattack", "cifar10"), []
+    for name, record in shown.items():
+        (row,) = record["rows"]
+        rows.append([f"`{name}`", *map(percent, (row["clean_accuracy"], *row["stages"].values()))])
+    header = ["model", "clean", *(f"after {member.label}" for member in AutoAttack().members)]
+    return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
+
+
+def _reference(results: Path) -> str:
+    """One row a network and attack: ours beside torchattacks', on the same weights and images."""
+    rows = []
+    for path in sorted((results / "benchmarks").glob("attack_reference-*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        name = Path(measured["model"]).name.removeprefix("cifar10-")
+        ball = f"{measured['norm']} {format_pixels(measured['epsilon'])}"
+        for attack, row in measured["summary"].items():
+            shares = (percent(row[key]) for key in ("ours", "torchattacks", "agreement"))
+            rows.append([f"`{name}`", ball, attack, str(measured["images"]), *shares])
+    header = ["network", "ball", "attack", "images", "ours", "torchattacks", "same outcome"]
+    return markdown_table(header, rows, right=(3, 4, 5, 6))
+
+
+def _protocols(results: Path) -> str:
+    """One row a model, one column a protocol: robust accuracy, and how far the attack went in pixels."""
+    shown, strongest, rows = _records(results / "protocols", "cifar10"), _records(results / "autoattack", "cifar10"), []
+    for name, record in shown.items():
+        cells = [f"{percent(row['robust_accuracy'])} ({255 * row['largest_distance']:.1f})" for row in record["rows"]]
+        worst = percent(strongest[name]["rows"][0]["robust_accuracy"]) if name in strongest else ""
+        rows.append([f"`{name}`", percent(record["clean_accuracy"]), *cells, worst])
+    names = list(dict.fromkeys(row["protocol"] for record in shown.values() for row in record["rows"]))
+    header = ["model", "clean", *(f"PGD-10 {name}" for name in names), "AutoAttack pixel"]
+    return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
+
+
+def _verifications(results: Path) -> str:
+    """One row a model and epsilon: what was proved, beside what can be measured, and the commands."""
+    shown, rows = [], []
+    for path in sorted((results / "verifications").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        shown.append(record["command"])
+        for row in record["rows"]:
+            measured = [percent(row[f"{kind}_accuracy"]) for kind in ("clean", "attacked", "verified")]
+            name, epsilon = f"`{record['model']['name']}`", format_pixels(row["epsilon"])
+            rows.append([name, epsilon, str(record["images"]), *measured, f"{row['seconds'] / record['images']:.2f}"])
+    header = ["model", "epsilon", "images", "clean", "attacked", "verified", "s/image"]
+    commands = "\n".join(shown)
+    return f"{markdown_table(header, rows)}\n\n```\n{commands}\n```"
+
+
+def _audits(results: Path) -> str:
+    """What `audit` printed of each committed audit: its command, what was raised, and the verdict."""
+    blocks = []
+    for path in sorted((results / "audits").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        raised = [finding for finding in found["findings"] if finding["status"] == "raised"]
+        lines = [
+            f"$ {found['command']}",
+            *(f"{finding['check']}: raised because {finding['because']}." for finding in raised),
+        ]
+        blocks.append("\n".join([*lines, f"The claim {found['verdict']}: {found['reason']}."]))
+    return "```text\n" + "\n\n".join(blocks) + "\n```"
+
+
+def _commands(shown: dict[str, dict]) -> str:
+    return "```\n" + "\n".join(record["command"] for record in shown.values()) + "\n```"
+
+
+TABLES = (_variants, _digits, _cifar10, _autoattack, _reference, _protocols, _verifications, _audits)
+"""In the README's order."""

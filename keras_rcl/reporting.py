@@ -1,0 +1,313 @@
+"""The composition of a report: a paper's tables and figures from records, and from what is trained for them."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.manifold import TSNE
+
+from keras_rcl import experiment, results
+from keras_rcl.attacks.craft import craft
+from keras_rcl.classifier import Classifier, load_classifier
+from keras_rcl.config import Experiment
+from keras_rcl.data import sources
+from keras_rcl.experiment import check_replaceable, dataset_of, pixels
+from keras_rcl.papers import PAPERS
+from keras_rcl.progress import Progress, Silent
+from keras_rcl.report.figures import (
+    accuracy_epsilon_plot,
+    attack_pictures,
+    bars_plot,
+    embeddings_plot,
+    loss_curves_plot,
+)
+from keras_rcl.report.paper_page import paper_page
+from keras_rcl.report.paper_tables import Lookup, markdown_report, mean_and_spread, paper_report
+from keras_rcl.results import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
+from keras_rcl.verifying import verify_model
+from keras_rcl.vocabulary.attack import describe
+from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.files import atomic_folder, read_json, write_json
+from keras_rcl.vocabulary.paper import (
+    Bars,
+    Clean,
+    Embeddings,
+    Figure,
+    LossCurves,
+    Measure,
+    Paper,
+    Pictures,
+    RobustCurves,
+    Row,
+)
+from keras_rcl.vocabulary.threat import PROTOCOLS
+from keras_rcl.vocabulary.word import Refused
+
+PICTURED_IMAGES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Where records and models are; `attack` and `verify` leave theirs in `attacks/` and `verifications/`."""
+
+    results: Path = Path("results")
+    runs: Path = Path("runs")
+    saved_models: Path = Path("saved_models")
+
+    def read(self) -> Results:
+        """All records that are there now."""
+        return Results(self.results, (self.runs, Path("attacks"), Path("verifications")))
+
+    def model(self, run: Run) -> Path | None:
+        """The export of a run, whatever its name; none where it is not here."""
+        for contract in sorted(self.saved_models.glob("*/model.json")):
+            if read_json(contract).get("model_hash") == run.model_hash:
+                return contract.parent
+        return None
+
+
+def report(
+    paper: str,
+    *,
+    scale: str = "full",
+    train: bool = False,
+    seeds: int | None = None,
+    settings: Sequence[str] = (),
+    limit: int | None = None,
+    folders: Folders = Folders(),  # noqa: B008  a frozen value
+    output_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """A paper's tables and figures, what it published beside what is measured.
+
+    Args:
+        paper: a name of `PAPERS`.
+        scale: of its rows' configurations.
+        train: first train, attack and verify what no record has; broken off, the same call goes on from there.
+        seeds: of so many seeds, from 0; of all that have a record, and at least one, where not given.
+        settings: `a.b=value` texts for every row.
+        limit: at most so many images a part, in every row: other experiments than the whole ones, for a quick look.
+        folders: where records and models are read, and written by `train`.
+        output_dir: receives `report.json`, `report.md`, `report.html` and the figures, in place of what an earlier
+            report left there; `reports/<paper>-<scale>` where not given.
+        progress: where progress is shown.
+
+    Returns:
+        What `report.json` holds, and the folder.
+
+    Raises:
+        Refused: if data is missing, a folder cannot be written, or a record cannot be read.
+    """
+    told, progress = PAPERS[paper], progress or Silent()
+    settings = [*settings, *([f"dataset.limit={limit}"] if limit else [])]
+    rows = results.experiments(told, scale, settings)
+    name = f"{paper}-{scale}" + (f"-limit{limit}" if limit else "")
+    output_dir = output_dir or Path("reports") / name
+    check_replaceable(output_dir, "report.json", overwrite=True)
+    if train:
+        _complete(told, rows, range(seeds or 1), name, folders, progress)
+    found = folders.read()
+
+    def lookup(row: str, measure: Measure):
+        return found.measured(rows[row], measure, seeds)
+
+    made = paper_report(told, scale, lookup, results.missing(told, scale, found, seeds, settings))
+    with atomic_folder(output_dir, overwrite=True) as folder:
+        data_dir = {"data_dir": rows[told.configs[0]].dataset.data_dir}
+        artist = _Artist(told, lambda row: found.runs(rows[row], seeds), lookup, folders, data_dir, folder)
+        drawn, undrawn = artist.draw_all()
+        write_json(folder / "report.json", made)
+        figures = "".join(f"![{caption}]({path.name})\n\n{caption}\n\n" for caption, path in drawn)
+        lines = "".join(f"- {line}\n" for line in undrawn)
+        text = f"{markdown_report(made)}\n\n### Figures\n\n{figures}{lines}"
+        (folder / "report.md").write_text(text, encoding="utf-8")
+        (folder / "report.html").write_text(paper_page(made, drawn, undrawn), encoding="utf-8")
+    return made, output_dir
+
+
+def _complete(
+    paper: Paper,
+    rows: dict[str, Experiment],
+    seeds: Sequence[int],
+    name: str,
+    folders: Folders,
+    progress: Progress,
+) -> None:
+    """Train, attack and verify what the tables need and no record has."""
+    work = [(row, seed) for seed in seeds for row in rows]
+    for number, (row, seed) in enumerate(work, start=1):
+        label = f"{paper.name} {number}/{len(work)}: {row}, seed {seed}"
+        run = folders.read().runs(rows[row]).get(seed)
+        if run is None:
+            progress.say(f"{label}: train")
+            called = f"{name}-{row}" + (f"-seed{seed}" if seed else "")
+            shared = dict(runs=folders.runs, saved_models=folders.saved_models, progress=progress)
+            experiment.fit(dataclasses.replace(rows[row], seed=seed), name=called, **shared)
+            run = folders.read().runs(rows[row])[seed]
+        lacking = [measure for measure in paper.measures(row) if run.measure(measure) is None]
+        if lacking:
+            progress.say(f"{label}: measure")
+            _measure(run, lacking, rows[row].dataset, folders, progress)
+
+
+def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folders, progress: Progress) -> None:
+    """Attack and verify a run's export."""
+    model = folders.model(run)
+    if model is None:
+        progress.say(
+            f"{run.name} is not in {folders.saved_models}, so it cannot be attacked; its record stays as it is"
+        )
+        return
+
+    def fewer(images: int | None) -> dict[str, Any]:
+        """The data set's fields for the first so many images, or as many as the run knows."""
+        limit = results.fewest(images, data)
+        return {**({"data_dir": data.data_dir} if data.data_dir else {}), **({"limit": limit} if limit else {})}
+
+    for images in dict.fromkeys(measure.limit for measure in lacking if measure.kind == "robust"):
+        attacks = [measure.attack for measure in lacking if measure.kind == "robust" and measure.limit == images]
+        experiment.attack(model, attacks, dataset=fewer(images), progress=progress)
+    radii = [measure.epsilon for measure in lacking if measure.kind == "verified"]
+    if radii:
+        verify_model(model, radii, count=VERIFIED_COUNT, dataset=fewer(VERIFIED_IMAGES), progress=progress)
+
+
+# Figures
+
+
+class _Artist:
+    """Draws a paper's figures into a folder, as far as there are records, and models, to draw them from."""
+
+    def __init__(
+        self,
+        paper: Paper,
+        runs_of: Callable[[str], dict[int, Run]],
+        lookup: Lookup,
+        folders: Folders,
+        data_set: dict[str, Any],
+        folder: Path,
+    ):
+        self.paper, self.runs_of, self.lookup = paper, runs_of, lookup
+        self.folders, self.data_set, self.folder = folders, data_set, folder
+        self.drawn: list[tuple[str, Path]] = []
+        self.undrawn: list[str] = []
+
+    def draw_all(self) -> tuple[list[tuple[str, Path]], list[str]]:
+        """(caption, PNG) of what is drawn; and a line for each figure, or part of one, that is not."""
+        for figure in self.paper.figures:
+            getattr(self, figure.kind)(figure)
+        return self.drawn, self.undrawn
+
+    def _next(self, caption: str) -> Path:
+        path = self.folder / f"figure-{len(self.drawn) + 1}.png"
+        self.drawn.append((caption, path))
+        return path
+
+    def _lack(self, figure: Figure, rows: Sequence[str], what: str) -> None:
+        if rows:
+            self.undrawn.append(f"{figure.title}: {', '.join(rows)} not drawn, for want of {what}.")
+
+    def loss_curves(self, figure: LossCurves) -> None:
+        panels, lacking = [], []
+        for title, row, phase in figure.panels:
+            run = next(iter(self.runs_of(row).values()), None)
+            lines = run.record.get("losses", ()) if run else ()
+            shown = [line for line in lines if phase in (None, line["phase"])]
+            if shown:
+                panels.append((title, shown))
+            else:
+                lacking.append(title)
+        if panels:
+            loss_curves_plot(panels, self._next(f"{figure.title}. A line between phases; one seed."))
+        self._lack(figure, lacking, "a record with losses")
+
+    def robust_curves(self, figure: RobustCurves) -> None:
+        rows = [row for row in self.paper.table(figure.table).rows if row.label in figure.rows]
+        columns = self.paper.table(figure.table).columns
+        wanted = [m for column in columns for m in column.measures if m.kind == "robust" and m.limit is None]
+        for protocol in dict.fromkeys(measure.attack.protocol for measure in wanted):
+            curves = {}
+            for row in rows:
+                found = [(m.attack.epsilon, self._mean(row, m)) for m in wanted if m.attack.protocol == protocol]
+                points = [(epsilon, value / 100) for epsilon, value in found if value is not None]
+                clean = self._mean(row, Clean())
+                if points and not PROTOCOLS[protocol].box:  # else epsilon 0 changes images too
+                    points.append((0.0, clean / 100))
+                if points:
+                    curves[row.label] = points
+            if curves:
+                accuracy_epsilon_plot(curves, self._next(f"{figure.title}, protocol {protocol}."), title=protocol)
+            lacking = [row.label for row in rows if row.label not in curves]
+            self._lack(figure, lacking, f"a record under {protocol}")
+
+    def bars(self, figure: Bars) -> None:
+        table = self.paper.table(figure.table)
+        (measure,) = table.columns[0].measures
+        bars = {row.label: {"published": _first(row), "measured": self._mean(row, measure)} for row in table.rows}
+        bars_plot(bars, self._next(f"{figure.title}. No bar: not measured."))
+
+    def embeddings(self, figure: Embeddings) -> None:
+        panels, names, lacking, method = [], (), [], ""
+        for title, row in figure.panels:
+            at_hand = self._at_hand(row, figure.images)
+            if at_hand is None:
+                lacking.append(title)
+                continue
+            model, shown, names = at_hand
+            embedding = np.asarray(model.outputs("embedding")(pixels(shown.images)))
+            points, method = in_the_plane(embedding)
+            panels.append((title, points, shown.labels))
+        if panels:
+            caption = f"{figure.title}: {len(panels[0][2])} test images, embedding in the plane by {method}."
+            embeddings_plot(panels, names, self._next(caption), title=method)
+        self._lack(figure, lacking, "its model in saved_models/, or its data")
+
+    def pictures(self, figure: Pictures) -> None:
+        lacking = []
+        for title, row in figure.panels:
+            at_hand = self._at_hand(row, PICTURED_IMAGES)
+            if at_hand is None:
+                lacking.append(title)
+                continue
+            model, shown, names = at_hand
+            images = pixels(shown.images)
+            crafted = np.asarray(craft(figure.attack, model.logits, images, shown.labels))
+            before, after = (np.argmax(model.logits(x), axis=1) for x in (images, crafted))
+            told = describe(figure.attack)
+            path = self._next(f"{figure.title}: {title}.")
+            attack_pictures(images, crafted, shown.labels, before, after, names, path, epsilon_text=f"{title}, {told}")
+        self._lack(figure, lacking, "its model in saved_models/, or its data")
+
+    def _mean(self, row: Row, measure: Measure) -> float | None:
+        found = self.lookup(row.config, measure)
+        return None if found is None else mean_and_spread(list(found.values.values()))[0]
+
+    def _at_hand(self, row: str, count: int) -> tuple[Classifier, sources.Part, tuple[str, ...]] | None:
+        """The network of the first seed that has its export here, and test images for it with their class names."""
+        paths = (self.folders.model(run) for run in self.runs_of(row).values())
+        path = next((path for path in paths if path is not None), None)
+        if path is None:
+            return None
+        try:
+            model = load_classifier(path)
+            data = sources.load(dataset_of(model, self.data_set))
+        except Refused:  # of a damaged export, or where its data is not here
+            return None
+        return model, data.test.limited(count), data.class_names
+
+
+def _first(row: Row) -> float | None:
+    return row.published[0] if row.published and isinstance(row.published[0], float) else None
+
+
+def in_the_plane(embedding: np.ndarray) -> tuple[np.ndarray, str]:
+    """Points [N, 2] of embeddings [N, D], and by what: UMAP where umap-learn is installed, else t-SNE."""
+    if importlib.util.find_spec("umap"):
+        from umap import UMAP
+
+        return UMAP(random_state=0).fit_transform(embedding), "UMAP"
+    perplexity = min(30.0, (len(embedding) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embedding), "t-SNE"

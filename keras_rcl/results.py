@@ -1,0 +1,206 @@
+"""The records of a project, found by the experiment that made them."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from keras_rcl import config
+from keras_rcl.config import CONFIGS, Experiment
+from keras_rcl.report.paper_tables import Measured
+from keras_rcl.vocabulary.attack import Attack, spell
+from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.files import read_json
+from keras_rcl.vocabulary.paper import Measure, Paper
+from keras_rcl.vocabulary.threat import format_pixels
+from keras_rcl.vocabulary.word import Refused
+
+FOLDERS = ("runs", "attacks", "verifications")
+"""Where the commands leave a `record.json` in a folder each."""
+
+VERIFIED_IMAGES, VERIFIED_COUNT = 1000, 20
+"""A missing verification attacks so many images, and bounds so many of those that stand, as Cusin did."""
+
+_ATTACKS = TypeAdapter(tuple[Attack, ...])
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training, with everything that was measured of the network that came of it.
+
+    Fields:
+        record: of the training.
+        measured: records of that network, the training's own first: of attacks and of verifications.
+    """
+
+    record: dict[str, Any]
+    measured: tuple[dict[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return self.record["model"]["name"]
+
+    @property
+    def model_hash(self) -> str:
+        return self.record["model"]["hash"]
+
+    def measure(self, measure: Measure) -> tuple[float | dict[str, int], int] | None:
+        """Percent, or counts by status, and of how many test images: the most of which there is a record."""
+        found = [
+            (one, record["images"])
+            for record in self.measured
+            if record["data"]["part"] == "test" and record["data"]["name"] == self.record["data"]["name"]
+            for one in _values(record, measure)
+        ]
+        return max(found, key=lambda pair: pair[1], default=None)
+
+
+def _values(record: dict[str, Any], measure: Measure) -> Iterable[float | dict[str, int]]:
+    """What a record says of a measure: nothing, or one value."""
+    if measure.kind == "clean":
+        yield 100 * record["clean_accuracy"]
+    elif measure.kind == "robust" and "survival" in record:
+        for attack, row in zip(record["attacks"], record["rows"], strict=False):  # the worst cases come after
+            if attack == measure.attack:
+                yield 100 * row["robust_accuracy"]
+    elif measure.kind == "verified" and "outcomes" in record:
+        for outcome in record["outcomes"]:
+            if math.isclose(outcome["epsilon"], measure.epsilon):
+                told = zip(outcome["statuses"], outcome["decided_by"], strict=True)
+                standing = [status for status, by in told if status != "misclassified" and by != "attack"]
+                names = ("timeout", "safe", "safe-incomplete", "unsafe", "unknown")
+                standing = standing[: record.get("count")]
+                yield {name: standing.count(name) for name in names}
+
+
+class Results:
+    """All records below some folders.
+
+    Args:
+        results: committed records, one a file, at any depth.
+        work: folders of commands' own, see `FOLDERS`; each record is a `record.json` one folder down.
+    """
+
+    def __init__(self, results: Path = Path("results"), work: Iterable[Path] = ()):
+        self.paths = sorted(results.rglob("*.json")) + [
+            path for folder in work for path in sorted(folder.glob("*/record.json"))
+        ]
+
+    @cached_property
+    def _records(self) -> list[dict[str, Any]]:
+        return [record for path in self.paths if (record := _read(path)) is not None]
+
+    @cached_property
+    def _runs(self) -> dict[Experiment, dict[int, Run]]:
+        """What a training depends on -> seed -> the run; the first record, where there are several."""
+        found: dict[Experiment, dict[int, Run]] = {}
+        for record in self._records:
+            if (training := _training(record)) is not None:
+                model_hash = record["model"]["hash"]
+                others = (one for one in self._records if one is not record and one["model"]["hash"] == model_hash)
+                seeds = found.setdefault(training, {})
+                seeds.setdefault(record["config"]["seed"], Run(record, (record, *others)))
+        return found
+
+    def runs(self, experiment: Experiment, seeds: int | None = None) -> dict[int, Run]:
+        """Seed -> the run of that experiment, whatever its name; of the seeds below `seeds`, where given."""
+        found = self._runs.get(config.training_of(experiment), {})
+        return {seed: found[seed] for seed in sorted(found) if seeds is None or seed < seeds}
+
+    def measured(self, experiment: Experiment, measure: Measure, seeds: int | None = None) -> Measured | None:
+        """One measure of an experiment over its seeds; none where no seed has it."""
+        told = {seed: run.measure(measure) for seed, run in self.runs(experiment, seeds).items()}
+        told = {seed: one for seed, one in told.items() if one is not None}
+        if not told:
+            return None
+        return Measured({seed: value for seed, (value, _) in told.items()}, min(n for _, n in told.values()))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A record of a network, its attacks as words; none where the file is of something else, as a benchmark's is.
+
+    Raises:
+        Refused: if it cannot be read.
+    """
+    try:
+        record = read_json(path)
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} cannot be read as JSON: {error}; mend it or move it away") from None
+    kinds = {"survival", "outcomes"}
+    if not (isinstance(record, dict) and isinstance(record.get("model"), dict) and kinds & record.keys()):
+        return None
+    if "survival" in record:
+        try:
+            record["attacks"] = _ATTACKS.validate_python(record["attacks"])
+        except (ValidationError, KeyError):
+            return None  # of a version that knew other attacks
+    return record
+
+
+def _training(record: dict[str, Any]) -> Experiment | None:
+    """What the training of a record depends on; none where it is no training's, or of a version with other fields."""
+    if "config" not in record:
+        return None
+    try:
+        return config.training_of(config.parse(record["config"], ""))
+    except Refused:
+        return None
+
+
+# The rows of a paper
+
+
+def config_path(paper: Paper, row: str) -> Path:
+    """The file of a paper's row."""
+    return CONFIGS / "papers" / paper.name / f"{row}.yaml"
+
+
+def experiments(paper: Paper, scale: str, settings: Sequence[str] = ()) -> dict[str, Experiment]:
+    """Config of a row -> its experiment, for all rows of a paper."""
+    return {row: config.load(config_path(paper, row), None, settings, scale) for row in paper.configs}
+
+
+def missing(
+    paper: Paper, scale: str, results: Results, seeds: int | None, settings: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """What the paper's tables lack: each row and seed, with the command that makes it.
+
+    Where not even a seed is asked for, one is enough.
+    """
+    found = []
+    for row, experiment in experiments(paper, scale, settings).items():
+        runs = results.runs(experiment, seeds)
+        for seed in sorted({*runs, *range(seeds or 0)} or {0}):
+            told = {"row": row if seed == 0 else f"{row}, seed {seed}", "config": row, "seed": seed}
+            if seed not in runs:
+                given = "".join(f" --set {setting}" for setting in settings) + (f" --seed {seed}" if seed else "")
+                path = f"configs/papers/{paper.name}/{row}.yaml"
+                found.append({**told, "command": f"python cli.py fit --config {path} --scale {scale}{given}"})
+                continue
+            lacking = [measure for measure in paper.measures(row) if runs[seed].measure(measure) is None]
+            commands = _commands(runs[seed].name, lacking, experiment.dataset)
+            found += [{**told, "command": command} for command in commands]
+    return found
+
+
+def fewest(images: int | None, data: Dataset) -> int | None:
+    """How many images a measure is of, where not of all: never more than the data set was limited to."""
+    return min((limit for limit in (images, data.limit) if limit), default=None)
+
+
+def _commands(name: str, lacking: Sequence[Measure], data: Dataset) -> list[str]:
+    """The commands that measure them: one for the attacks on so many images, one for the radii."""
+    commands = []
+    for limit in dict.fromkeys(m.limit for m in lacking if m.kind == "robust"):
+        attacks = [spell(m.attack) for m in lacking if m.kind == "robust" and m.limit == limit]
+        told = "".join(f" --attack {attack}" for attack in attacks)
+        told += f" --limit {fewest(limit, data)}" if limit else ""
+        commands.append(f"python cli.py attack saved_models/{name}{told}")
+    if radii := [format_pixels(m.epsilon) for m in lacking if m.kind == "verified"]:
+        told = f"--epsilon {','.join(radii)} --limit {fewest(VERIFIED_IMAGES, data)} --count {VERIFIED_COUNT}"
+        commands.append(f"python cli.py verify saved_models/{name} {told}")
+    return commands

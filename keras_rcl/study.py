@@ -1,0 +1,218 @@
+"""A search for hyper-parameters on disk: its question, the table of its trials, and what it asks for next."""
+
+import contextlib
+import fcntl
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from keras_rcl import config
+from keras_rcl.config import Experiment
+from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.vocabulary.files import Taken, check_writable, read_json, sweep, write_json
+from keras_rcl.vocabulary.search import Choice, Range
+from keras_rcl.vocabulary.word import Refused
+
+FORMAT = 1
+STUDY, BEST = "study.json", "best.yaml"
+"""What the folder holds: the question with the table of trials, and the experiment of the best of them."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the folder, for one process at a time.
+
+    Raises:
+        BlockingIOError: where another has it, and it is not to be waited for.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Study:
+    """The table of trials on disk, written anew whenever one begins or ends, and the sampler that goes on from it.
+
+    As a context it holds the folder's lock.
+    """
+
+    def __init__(self, folder: Path, question: dict, space: Mapping[str, Range], experiment: Experiment, overwrite):
+        self.folder, self.question, self.space = Path(folder), question, space
+        self._start, self._overwrite = config.to_dict(experiment), overwrite
+        self._seed, self._optuna = experiment.seed, _optuna()
+        self._distributions = {setting: self._distribution(values) for setting, values in space.items()}
+        self.table: dict[int, dict[str, Any]] = {}
+
+    def __enter__(self):
+        if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            if not (self.folder / STUDY).is_file():
+                raise Refused(f"{self.folder} has no {STUDY}, so it is not ours to write; choose another --output-dir")
+        check_writable(self.folder)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder))
+            except BlockingIOError:
+                raise Taken(
+                    f"{self.folder} is written by another tune; wait for it or give another --output-dir"
+                ) from None
+            sweep(self.folder)
+            self._read()
+            try:
+                self._study = self._rebuilt()
+            except (ValueError, KeyError, TypeError) as error:
+                raise Refused(f"{self.folder / STUDY} is no study: {error}; remove {self.folder}") from None
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception):
+        self._stack.close()
+
+    def _read(self) -> None:
+        """The table as it was left; nothing where there is none, or where it is to be replaced."""
+        path = self.folder / STUDY
+        if not path.is_file():
+            return
+        try:
+            found = read_json(path)
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {found['format']!r}, and this version reads {FORMAT}")
+            asked, table = found["question"], {trial["number"]: trial for trial in found["trials"]}
+            if sorted(table) != list(range(len(table))) or any({"settings", "state"} - {*t} for t in table.values()):
+                raise ValueError("its trials are not whole")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Refused(f"{path} is no study: {error}; remove {self.folder}") from None
+        if asked == self.question:
+            self.table = table
+            return
+        if not self._overwrite:
+            other = ", ".join(k for k in {**self.question, **asked} if asked.get(k) != self.question.get(k))
+            raise Taken(
+                f"{self.folder} holds a study with other {other}; repeat its command to go on with it, or give "
+                "--overwrite or another --output-dir"
+            )
+        for inner in ("trials", BEST, STUDY):
+            target = self.folder / inner
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    def _rebuilt(self):
+        """Optuna's view of the table."""
+        optuna = self._optuna
+        study = optuna.create_study(direction="maximize")
+        states = {name: getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "FAIL", "RUNNING")}
+        known = {"done": states["COMPLETE"], "failed": states["FAIL"], "running": states["RUNNING"]}
+        for _, trial in sorted(self.table.items()):
+            state = known[trial["state"]]
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params={setting: self._value(setting, text) for setting, text in trial["settings"].items()},
+                    distributions=self._distributions,
+                    state=state,
+                    value=trial["objective"] if state is states["COMPLETE"] else None,
+                )
+            )
+        return study
+
+    def _distribution(self, values: Range):
+        of = self._optuna.distributions
+        if isinstance(values, Choice):
+            return of.CategoricalDistribution(values.values)
+        if values.name == "int":
+            return of.IntDistribution(int(values.low), int(values.high))
+        return of.FloatDistribution(values.low, values.high, log=values.name == "log")
+
+    def _value(self, setting: str, text: str):
+        values = self.space[setting]
+        return text if isinstance(values, Choice) else int(text) if values.name == "int" else float(text)
+
+    def numbers(self, count: int) -> Iterator[int]:
+        """The trials to run, up to so many in all: first those that were broken off."""
+        yield from [number for number, trial in sorted(self.table.items()) if trial["state"] == "running"]
+        while len(self.table) < count:
+            number = len(self.table)
+            # One sampler a trial, so that one that is asked for after a kill is the one that would have been.
+            entropy = np.random.SeedSequence((self._seed, number)).generate_state(1)
+            self._study.sampler = self._optuna.samplers.TPESampler(seed=int(entropy[0]))
+            if number == 0 and (first := self._first()):
+                self._study.enqueue_trial(first)
+            asked = self._study.ask(self._distributions)
+            settings = {name: self.space[name].text(value) for name, value in asked.params.items()}
+            self.table[number] = {"number": number, "settings": settings, "state": "running"}
+            self._write()
+            yield number
+
+    def _first(self) -> dict[str, Any]:
+        """The values that the experiment has, of the settings where these are in range."""
+        found = {}
+        for setting, values in self.space.items():
+            value = _at(self._start, setting)
+            if isinstance(values, Choice):
+                found.update((setting, text) for text in values.values if config.parse_value(text) == value)
+            elif isinstance(value, (int, float)) and values.low <= value <= values.high:
+                found[setting] = value
+        return found
+
+    def settings(self, number: int) -> dict[str, str]:
+        return self.table[number]["settings"]
+
+    def end(self, number: int, outcome: Mapping[str, Any]) -> None:
+        """A trial has ended so."""
+        trial = self.table[number] = {**self.table[number], **outcome}
+        state = self._optuna.trial.TrialState
+        if trial["state"] == "done" and math.isfinite(trial["objective"]):
+            self._study.tell(number, trial["objective"])
+        else:
+            self._study.tell(number, state=state.FAIL)
+        self._write()
+
+    def ended(self) -> list[dict[str, Any]]:
+        return [trial for trial in self.table.values() if trial["state"] != "running"]
+
+    def best(self) -> dict[str, Any] | None:
+        """The trial of the highest objective, the first of several; None where none was measured."""
+        done = [trial for _, trial in sorted(self.table.items()) if trial["state"] == "done"]
+        return max(done, key=lambda trial: trial["objective"], default=None)
+
+    def told(self) -> dict[str, Any]:
+        best = self.best()
+        trials = [trial for _, trial in sorted(self.table.items())]
+        return {
+            "format": FORMAT,
+            "question": self.question,
+            "objective": self.question["objective"],
+            "attack": describe(TypeAdapter(Attack).validate_python(self.question["attack"])),
+            "best": best and best["number"],
+            "trials": trials,
+        }
+
+    def _write(self) -> None:
+        write_json(self.folder / STUDY, self.told())
+
+
+def _at(fields: Any, setting: str) -> Any:
+    """The value at a dotted path of nested mappings; None where there is none."""
+    for key in setting.split("."):
+        fields = fields.get(key) if isinstance(fields, dict) else None
+    return fields
+
+
+def _optuna():
+    """Optuna, quiet.
+
+    Raises:
+        Refused: where it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise Refused("tune needs Optuna, which is not installed: pip install 'keras_rcl[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

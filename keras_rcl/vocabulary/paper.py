@@ -1,0 +1,202 @@
+"""A paper's tables and figures as values: what it published, and what of ours stands beside it."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, PositiveInt
+
+from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.threat import Pixels
+from keras_rcl.vocabulary.word import word
+
+
+@word
+class Clean:
+    """Accuracy on the images as they are, in percent."""
+
+    kind: Literal["clean"] = "clean"
+
+
+@word
+class Robust:
+    """Robust accuracy under an attack, in percent.
+
+    Fields:
+        limit: at most so many test images, where the attack is too dear for all of them.
+    """
+
+    kind: Literal["robust"] = "robust"
+    attack: Attack
+    limit: PositiveInt | None = None
+
+
+@word
+class Verified:
+    """How many images are `timeout / safe / safe-incomplete` at a radius, of the first that stood the attack."""
+
+    kind: Literal["verified"] = "verified"
+    epsilon: Pixels
+
+
+Measure = Annotated[Union[Clean, Robust, Verified], Field(discriminator="kind")]
+Published = float | str | None
+"""Percent, or a text as the paper has it; none where it gives nothing."""
+
+
+@word
+class Column:
+    """One number of the paper, and the measures of ours that stand beside it, one a protocol."""
+
+    title: str
+    measures: tuple[Measure, ...] = ()
+
+
+@word
+class Row:
+    """A system of the table.
+
+    Fields:
+        label: as the paper calls it.
+        config: the file below `configs/papers/<paper>/` that trains it.
+        published: a value a column; none given is nothing published.
+    """
+
+    label: str
+    config: str
+    published: tuple[Published, ...] = ()
+
+
+@word
+class Comparison:
+    """Two rows, by label, whose difference the paper draws a conclusion from."""
+
+    row: str
+    against: str
+
+
+@word
+class Table:
+    """A table of the paper, or the numbers of one of its figures.
+
+    Fields:
+        protocol: of the published numbers, where it is known.
+        notes: what contradicts what, and what is done here.
+    """
+
+    name: str
+    caption: str
+    protocol: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        labels = [row.label for row in self.rows]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"{self.name} has two rows of one label")
+        for row in self.rows:
+            if len(row.published) not in (0, len(self.columns)):
+                raise ValueError(
+                    f"{self.name}, {row.label}: {len(row.published)} values for {len(self.columns)} columns"
+                )
+        for pair in self.comparisons:
+            if missing := {pair.row, pair.against} - set(labels):
+                raise ValueError(f"{self.name} has no row {missing.pop()!r}")
+
+
+@word
+class LossCurves:
+    """The loss of each epoch, a panel a training, or a phase of one."""
+
+    kind: Literal["loss_curves"] = "loss_curves"
+    title: str
+    panels: tuple[tuple[str, str, str | None], ...]
+    """(title, config, phase), the phase none where all are shown."""
+
+
+@word
+class RobustCurves:
+    """Robust accuracy against epsilon, a line a row of a table, a picture a protocol."""
+
+    kind: Literal["robust_curves"] = "robust_curves"
+    title: str
+    table: str
+    rows: tuple[str, ...]
+
+
+@word
+class Bars:
+    """What a table has under its first column, measured and published, a pair of bars a row."""
+
+    kind: Literal["bars"] = "bars"
+    title: str
+    table: str
+
+
+@word
+class Embeddings:
+    """Embeddings of test images in the plane, a panel a (title, config)."""
+
+    kind: Literal["embeddings"] = "embeddings"
+    title: str
+    panels: tuple[tuple[str, str], ...]
+    images: PositiveInt = 100
+
+
+@word
+class Pictures:
+    """What an attack does to some images, a picture a (title, config)."""
+
+    kind: Literal["pictures"] = "pictures"
+    title: str
+    panels: tuple[tuple[str, str], ...]
+    attack: Attack
+
+
+Figure = Annotated[Union[LossCurves, RobustCurves, Bars, Embeddings, Pictures], Field(discriminator="kind")]
+
+
+@word
+class Paper:
+    """A paper: its tables, as published, and its figures.
+
+    Fields:
+        name: of its folder in `configs/papers/`.
+        notes: what holds for all of its tables.
+    """
+
+    name: str
+    title: str
+    reference: str
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for figure in self.figures:
+            if figure.kind in ("robust_curves", "bars"):
+                self.table(figure.table)
+
+    def table(self, name: str) -> Table:
+        """The table of that name."""
+        for table in self.tables:
+            if table.name == name:
+                return table
+        raise ValueError(f"{self.title} has no {name}")
+
+    @property
+    def configs(self) -> tuple[str, ...]:
+        """All files of its rows, in their order."""
+        return tuple(dict.fromkeys(row.config for table in self.tables for row in table.rows))
+
+    def measures(self, config: str) -> Iterator[Clean | Robust | Verified]:
+        """What its tables want of a row, each once."""
+        wanted = (
+            measure
+            for table in self.tables
+            if any(row.config == config for row in table.rows)
+            for column in table.columns
+            for measure in column.measures
+        )
+        yield from dict.fromkeys(wanted)

@@ -1,0 +1,168 @@
+"""Data sets that stay on disk: every image once an epoch, the same order again from any step, parts apart, balanced."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from click.testing import CliRunner
+
+from keras_rcl.commands import cli
+from keras_rcl.data import streaming
+from keras_rcl.data.pipeline import Batches
+from keras_rcl.data.sources import StreamedPart, load
+from keras_rcl.vocabulary.attack import Refreshed
+from keras_rcl.vocabulary.dataset import CropFlip, Dataset
+from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
+from keras_rcl.vocabulary.word import Refused
+
+COUNT, HELD_OUT = 40, 10
+
+
+class TinyStream(tfds.core.GeneratorBasedBuilder):
+    """Forty RGB images of plain colour, of sizes of their own: red = 6 i, label i % 4. A test part of eight."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        names = ["ant", "bee", "cat", "dog"]
+        features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=names)}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(COUNT), "test": self._generate_examples(8)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            image = np.zeros((8 + i % 3, 8 + i % 5, 3), np.uint8)
+            image[..., 0] = 6 * i
+            yield i, {"image": image, "label": i % 4}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with the data set in three files."""
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(num_shards=3)
+    TinyStream(data_dir=folder).download_and_prepare(download_config=config)
+    return folder
+
+
+def dataset(folder, **fields) -> Dataset:
+    fields = {"validation_fraction": HELD_OUT / COUNT, "image_size": 8, "shuffle_buffer": 16, **fields}
+    return Dataset(name="tiny_stream", data_dir=str(folder), streamed=True, **fields)
+
+
+def epoch(batches, number, step=0):
+    batches.start_epoch(number, step)
+    return [[part.numpy() for part in element] for element in batches.dataset]
+
+
+def reds(elements):
+    return np.concatenate([np.round(255 * images[0, :, 0, 0, 0]) for images, _, _ in elements]).astype(int)
+
+
+def test_an_epoch_has_every_training_image_once_with_its_label(prepared):
+    data = load(dataset(prepared))
+    assert isinstance(data.train, StreamedPart) and data.train.count == COUNT - HELD_OUT
+    assert data.image_shape == (8, 8, 3) and data.class_names == ("ant", "bee", "cat", "dog")
+    batches = Batches(data.train, (Clean(),), 10, seed=0)
+    assert batches.steps_per_epoch == 3
+    first, second = epoch(batches, 0), epoch(batches, 1)
+    held_out = set(data.validation.images[:, 0, 0, 0])
+    assert len(held_out) == HELD_OUT
+    for elements in (first, second):
+        found = reds(elements)
+        assert len(set(found)) == COUNT - HELD_OUT and not held_out & set(found)
+        labels = np.concatenate([labels for _, labels, _ in elements])
+        np.testing.assert_array_equal(labels, found // 6 % 4)
+    assert (reds(first) != reds(second)).any()
+    assert set(data.test.images[:, 0, 0, 0]) == {6 * i for i in range(8)}
+
+
+def test_from_any_step_on_an_epoch_is_what_it_was(prepared):
+    data = load(dataset(prepared))
+    views = (Clean(), Augmented(policy=CropFlip(padding=1)))
+    whole, batches = epoch(Batches(data.train, views, 7, seed=3), 2), Batches(data.train, views, 7, seed=3)
+    assert len(whole) == 4
+    for step in range(4):
+        again = epoch(batches, 2, step)
+        for expected, found in zip(whole[step:], again, strict=True):
+            for one, other in zip(expected, found, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_a_limit_takes_every_class_as_often_and_reads_no_further(prepared, monkeypatch):
+    read = []
+
+    def counted(builder, split, keys, examples=streaming._examples):
+        for example in examples(builder, split, keys):
+            read.append(split)
+            yield example
+
+    monkeypatch.setattr(streaming, "_examples", counted)
+    data = load(dataset(prepared, limit=8, validation_fraction=0))
+    assert not isinstance(data.train, StreamedPart) and len(data.validation.labels) == 0
+    np.testing.assert_array_equal(np.bincount(data.train.labels), [2, 2, 2, 2])
+    np.testing.assert_array_equal(data.train.images[:, 0, 0, 0] // 6 % 4, data.train.labels)
+    assert 8 <= read.count(f"train[:{COUNT}]") < COUNT
+    builder = tfds.builder("tiny_stream", data_dir=str(prepared))
+    labels = [int(example["label"]) for example in builder.as_dataset(split="train").as_numpy_iterator()]
+    np.testing.assert_array_equal(data.train.labels, np.array(labels)[data.train.indices])
+
+
+def test_the_validation_part_tells_where_its_images_are(prepared):
+    data = load(dataset(prepared))
+    builder = tfds.builder("tiny_stream", data_dir=str(prepared))
+    colours = [int(example["image"][0, 0, 0]) for example in builder.as_dataset(split="train").as_numpy_iterator()]
+    np.testing.assert_array_equal(data.validation.images[:, 0, 0, 0], np.array(colours)[data.validation.indices])
+    assert data.validation.indices.min() >= COUNT - HELD_OUT
+
+
+def test_the_middle_is_cut_out():
+    image = np.zeros((70, 140, 1), np.uint8)
+    image[:, 35:105] = 200  # the square in the middle
+    cut = streaming.cropped(tf.constant(image), 35, 1).numpy()
+    assert cut.shape == (35, 35, 1) and (cut == 200).all()
+    same = np.random.default_rng(0).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(streaming.cropped(tf.constant(same), 12, 3), same)
+
+
+def test_what_is_read_from_memory_is_refused(prepared):
+    data = load(dataset(prepared))
+    with pytest.raises(Refused, match="streamed holds no training image"):
+        Batches(data.train, (Adversarial(attack=Refreshed(every=5)),), 10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (dict(name="digits"), "data sets of TFDS, not for digits"),
+        (dict(image_size=None), "streamed needs image_size"),
+        (dict(balanced_batches=True), "no balanced_batches"),
+    ],
+)
+def test_settings_that_do_not_go_together(fields, said):
+    with pytest.raises(ValueError, match=said):
+        Dataset(**{"name": "tiny_stream", "image_size": 8, "streamed": True, **fields})
+
+
+@pytest.mark.slow
+def test_fit_and_attack_on_it(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = f"{{name: tiny_stream, data_dir: {prepared}, streamed: true, image_size: 8, validation_fraction: 0.25}}"
+    settings = ("--set", f"dataset={fields}", "--set", "method.epochs=1", "--set", "method.batch_size=10")
+    fitted = CliRunner().invoke(cli, ["fit", "--variant", "at", "--no-compare", "--json", *settings])
+    assert fitted.exit_code == 0, fitted.output
+    (record,) = json.loads(fitted.stdout)
+    assert record["images"] == 8 and record["config"]["dataset"]["streamed"]
+    told = ["attack", "saved_models/tiny_stream-at", "--attack", "fgsm", "--data-dir", str(prepared), "--json"]
+    attacked = CliRunner().invoke(cli, told)
+    assert attacked.exit_code == 0, attacked.output
+    assert json.loads(attacked.stdout)["clean_accuracy"] == record["clean_accuracy"]
+    refused = CliRunner().invoke(cli, [*told, "--part", "train"])
+    assert refused.exit_code == 2 and "is streamed" in refused.stderr

@@ -1,0 +1,126 @@
+"""Published beside measured: means, spreads and differences by hand, and a page that needs nothing beside it."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_rcl.report.paper_page import paper_page
+from keras_rcl.report.paper_tables import (
+    Measured,
+    differences_grid,
+    markdown_report,
+    mean_and_spread,
+    paper_report,
+    table_data,
+    table_grid,
+)
+from keras_rcl.vocabulary.attack import FGSM
+from keras_rcl.vocabulary.paper import Clean, Column, Comparison, Paper, Robust, Row, Table, Verified
+
+FGSM_PIXEL = Robust(attack=FGSM())
+TABLE = Table(
+    name="Table 1",
+    caption="A & B",
+    protocol="claf-repo",
+    columns=(Column(title="clean", measures=(Clean(),)), Column(title="FGSM", measures=(FGSM_PIXEL,))),
+    rows=(
+        Row(label="Ours", config="ours", published=(90.0, 60.4)),
+        Row(label="AT", config="at", published=(84.8, 44.7)),
+        Row(label="New", config="new"),
+    ),
+    comparisons=(Comparison(row="Ours", against="AT"), Comparison(row="New", against="AT")),
+    notes=("a < b",),
+)
+MEASURED = {
+    ("ours", Clean()): Measured({0: 70.0, 1: 72.0, 2: 74.0}, 1000),
+    ("ours", FGSM_PIXEL): Measured({0: 30.0, 1: 33.0, 2: 36.0}, 1000),
+    ("at", Clean()): Measured({0: 60.0, 1: 64.0}, 1000),
+    ("at", FGSM_PIXEL): Measured({0: 31.0, 1: 32.0}, 1000),
+    ("new", Clean()): Measured({1: 50.0}, 500),
+}
+
+
+def lookup(row, measure):
+    return MEASURED.get((row, measure))
+
+
+def test_means_spreads_images_and_what_is_not_measured():
+    """72 +- 2 of 70, 72, 74; 62 +- sqrt(8) of 60 and 64; and half the images of the others."""
+    grid = table_grid(table_data(TABLE, lookup))
+    assert grid.groups == (("", 1), ("clean", 2), ("FGSM", 2), ("", 1))
+    assert grid.header == ("", "published", "here", "published", "pixel", "seeds")
+    assert grid.rows == (
+        ("Ours", "90.0", "72.0 ± 2.0", "60.4", "33.0 ± 3.0", "3"),
+        ("AT", "84.8", "62.0 ± 2.8", "44.7", "31.5 ± 0.7", "2"),
+        ("New", "", "50.0 (500)", "", "—", "1"),
+    )
+
+
+def test_differences_are_of_the_seeds_that_both_have():
+    """Clean: 10 and 8, 9 +- 1.4. FGSM: -1 and 1, 0 +- 1.4, within it. `New` is on other images, and is not compared."""
+    grid = differences_grid(table_data(TABLE, lookup))
+    assert grid.rows == (("Ours less AT", "+5.2", "+9.0 ± 1.4", "+15.7", "+0.0 ± 1.4, within its spread"),)
+
+
+def test_of_one_seed_no_spread_is_told():
+    one = {("ours", Clean()): Measured({0: 70.0}, 10), ("at", Clean()): Measured({0: 70.5}, 10)}
+    data = table_data(TABLE, lambda row, measure: one.get((row, measure)))
+    assert differences_grid(data).rows == (("Ours less AT", "+5.2", "−0.5", "+15.7"),)
+    assert data["differences"][0]["measured"][0][0] == {
+        "mean": -0.5, "spread": None, "seeds": [0], "within_spread": False,
+    }  # fmt: skip
+
+
+def test_nothing_measured_is_a_table_of_what_is_published():
+    data = table_data(TABLE, lambda row, measure: None)
+    assert differences_grid(data) is None
+    assert table_grid(data).rows[0] == ("Ours", "90.0", "—", "60.4", "—", "")
+
+
+def test_counts_of_several_seeds_are_added():
+    verified = Verified(epsilon=1 / 255)
+    table = Table(
+        name="Table 1",
+        caption="",
+        protocol="",
+        columns=(Column(title="counts", measures=(verified,)),),
+        rows=(Row(label="Normal", config="normal", published=("8 / 9 / 3",)),),
+    )
+    counts = {"timeout": 1, "safe": 2, "safe-incomplete": 3, "unsafe": 4, "unknown": 0}
+    found = Measured({0: counts, 1: counts}, 20)
+    grid = table_grid(table_data(table, lambda row, measure: found))
+    assert grid.header == ("", "published", "at 1/255", "seeds")
+    assert grid.rows == (("Normal", "8 / 9 / 3", "2 / 4 / 6 of 20", "2"),)
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=5))
+def test_the_spread_is_the_standard_deviation(values):
+    mean, spread = mean_and_spread(values)
+    assert (mean, spread) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1), abs=1e-6))
+
+
+@pytest.fixture
+def report():
+    paper = Paper(name="p", title="P < Q", reference="A & B 2020", tables=(TABLE,), notes=("of all",))
+    return paper_report(paper, "cpu", lookup, [{"row": "new", "command": "python cli.py fit --config new.yaml"}])
+
+
+def test_markdown(report):
+    text = markdown_report(report)
+    assert "| Ours | 90.0 | 72.0 ± 2.0 | 60.4 | 33.0 ± 3.0 | 3 |" in text
+    assert "|  | clean: published | clean: here | FGSM: published | FGSM: pixel | seeds |" in text
+    assert "- Published numbers: protocol claf-repo. Measured: 1000 test images" in text
+    assert "# new\npython cli.py fit --config new.yaml" in text and "- a < b" in text and "- of all" in text
+
+
+def test_the_page_holds_all_that_it_shows(report, tmp_path):
+    picture = tmp_path / "figure.png"
+    picture.write_bytes(b"\x89PNG")
+    page = paper_page(report, [("a <b>", picture)], ["not drawn"])
+    assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:image/png;base64,iVBORw=="]
+    assert "P &lt; Q" in page and "A &amp; B" in page and "a &lt;b&gt;" in page and "<li>not drawn</li>" in page
+    assert '<th colspan="2">clean</th>' in page and '<td class="published">90.0</td>' in page
+    assert "python cli.py fit --config new.yaml" in page

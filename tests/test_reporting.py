@@ -1,0 +1,163 @@
+"""A report end to end: two rows of a tiny paper on digits, trained, attacked, verified, drawn, and read again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_rcl import experiment, reporting, results
+from keras_rcl.reporting import Folders, in_the_plane, report
+from keras_rcl.vocabulary.attack import FGSM, PGD
+from keras_rcl.vocabulary.paper import (
+    Bars,
+    Clean,
+    Column,
+    Comparison,
+    Embeddings,
+    LossCurves,
+    Paper,
+    Pictures,
+    Robust,
+    RobustCurves,
+    Row,
+    Table,
+    Verified,
+)
+from keras_rcl.vocabulary.word import Refused
+
+CONFIG = """
+dataset: {name: digits, validation_fraction: 0}
+network: {projection_hidden: 8, projection_dim: 4}
+evaluation: {attacks: [{name: fgsm, epsilon: 16/255}]}
+scales: {cpu: {dataset: {limit: 60}}}
+"""
+PANELS = (("plain", "baseline"), ("contrastive", "scl"))
+TINY = Paper(
+    name="tiny",
+    title="Tiny",
+    reference="Nobody 2020",
+    tables=(
+        Table(
+            name="Table 1",
+            caption="accuracy",
+            protocol="pixel",
+            columns=(
+                Column(title="clean", measures=(Clean(),)),
+                Column(title="FGSM", measures=(Robust(attack=FGSM(epsilon=16 / 255)),)),
+                Column(title="PGD", measures=(Robust(attack=PGD(num_steps=2), limit=20),)),
+                Column(title="verified", measures=(Verified(epsilon=1e-5),)),
+            ),
+            rows=(
+                Row(label="Plain", config="baseline", published=(99.0, 1.5, None, None)),
+                Row(label="Contrastive", config="scl"),
+            ),
+            comparisons=(Comparison(row="Contrastive", against="Plain"),),
+        ),
+    ),
+    figures=(
+        LossCurves(title="Losses", panels=tuple((*panel, None) for panel in PANELS)),
+        RobustCurves(title="FGSM", table="Table 1", rows=("Plain", "Contrastive")),
+        Bars(title="Accuracy", table="Table 1"),
+        Embeddings(title="Embeddings", panels=PANELS, images=12),
+        Pictures(title="FGSM", panels=PANELS[:1], attack=FGSM()),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder in which the tiny paper was reported with `train`; the report, and its folder."""
+    folder = tmp_path_factory.mktemp("report")
+    rows = folder / "configs/papers/tiny"
+    rows.mkdir(parents=True)
+    (rows.parent / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
+    for variant in ("baseline", "scl"):
+        text = f"extends: ../tiny.yaml\nvariant: {variant}\nmethods:\n  {variant}: {{epochs: 2, batch_size: 30}}\n"
+        (rows / f"{variant}.yaml").write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(results, "CONFIGS", folder / "configs")
+        patch.setattr(reporting, "PAPERS", {"tiny": TINY})
+        yield report("tiny", scale="cpu", train=True)
+
+
+def test_all_that_was_missing_is_measured(made):
+    told, _ = made
+    assert told["missing"] == []
+    plain, contrastive = told["tables"][0]["rows"]
+    assert plain["published"] == [99.0, 1.5, None, None]
+    for row in (plain, contrastive):
+        (clean,), (fgsm,), (pgd,), (verified,) = row["measured"]
+        assert 0 <= fgsm["mean"] <= clean["mean"] <= 100 and clean["spread"] is None
+        assert (clean["images"], pgd["images"], verified["images"]) == (60, 20, 60)
+        right = round(clean["mean"] / 100 * 60)
+        assert sum(verified["counts"].values()) <= right and verified["counts"]["timeout"] == 0
+    (difference,) = told["tables"][0]["differences"]
+    ours = contrastive["measured"][0][0]["mean"] - plain["measured"][0][0]["mean"]
+    assert difference["measured"][0][0]["mean"] == pytest.approx(ours)
+
+
+def test_numbers_are_those_of_the_records(made):
+    told, _ = made
+    record = json.loads(Path("runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
+    (clean,), (fgsm,), *_ = told["tables"][0]["rows"][0]["measured"]
+    assert (clean["mean"], fgsm["mean"]) == (
+        pytest.approx(100 * record["clean_accuracy"]),
+        pytest.approx(100 * record["rows"][0]["robust_accuracy"]),
+    )
+    assert [(line["phase"], line["epoch"]) for line in record["losses"]] == [("train", 1), ("train", 2)]
+    assert all(line["loss"] == pytest.approx(line["cross_entropy"], abs=1e-4) for line in record["losses"])
+
+
+def test_the_folder_holds_tables_page_and_figures(made):
+    told, folder = made
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == told
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == len(TINY.figures) == len(list(folder.glob("*.png")))
+    assert "not drawn" not in page and "Not measured" not in page
+    for path in folder.glob("*.png"):
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("L")).std() > 1, f"{path} is empty"
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "| Plain | 99.0 | " in text and "![Accuracy. No bar: not measured.](figure-3.png)" in text
+
+
+def test_a_second_report_trains_nothing_and_says_the_same(made, monkeypatch):
+    for name in ("fit", "attack"):
+        monkeypatch.setattr(experiment, name, lambda *_, **__: pytest.fail("nothing is missing"))
+    again, folder = report("tiny", scale="cpu", train=True)
+    assert (again, folder) == made
+
+
+def test_without_models_what_needs_them_is_said(made, tmp_path):
+    told, folder = report("tiny", scale="cpu", folders=Folders(saved_models=tmp_path), output_dir=tmp_path / "here")
+    assert told == made[0]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Embeddings: plain, contrastive not drawn, for want of its model in saved_models/, or its data." in page
+    assert page.count("data:image/png;base64,") == 3
+
+
+def test_without_records_the_paper_is_left(made, tmp_path):
+    folders = Folders(results=tmp_path, runs=tmp_path)
+    told, folder = report("tiny", scale="cpu", seeds=2, folders=folders, output_dir=tmp_path / "here")
+    assert [missing["row"] for missing in told["missing"]] == ["baseline", "baseline, seed 1", "scl", "scl, seed 1"]
+    assert "| Plain | 99.0 | — | 1.5 | — | — | — |  |" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_of_something_else_is_left_alone(made, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear", encoding="utf-8")
+    with pytest.raises(Refused, match="has no report.json, so it is not ours to overwrite"):
+        report("tiny", scale="cpu", output_dir=tmp_path / "mine")
+    assert (tmp_path / "mine/letter.txt").is_file()
+
+
+def test_clusters_stay_apart_in_the_plane():
+    rng = np.random.default_rng(0)
+    embedding = np.concatenate([rng.normal(centre, 0.1, (20, 8)) for centre in (0, 10)])
+    points, method = in_the_plane(embedding)
+    assert points.shape == (40, 2) and method in ("UMAP", "t-SNE")
+    one, two = points[:20], points[20:]
+    assert np.linalg.norm(one.mean(0) - two.mean(0)) > one.std() + two.std()

@@ -1,0 +1,191 @@
+"""Records are found by the experiment that made them, whatever their files and runs are called."""
+
+import json
+import shlex
+
+import pytest
+
+from keras_rcl import config, results
+from keras_rcl.config import load, to_dict
+from keras_rcl.papers import PAPERS
+from keras_rcl.results import Results, config_path, experiments, missing
+from keras_rcl.vocabulary.attack import FGSM, PGD, AutoAttack, parse_attack
+from keras_rcl.vocabulary.paper import Clean, Column, Paper, Robust, Row, Table, Verified
+from keras_rcl.vocabulary.word import Refused
+
+FGSM_8, PGD_8 = Robust(attack=FGSM()), Robust(attack=PGD())
+EXPERIMENT = load(None, "at", ["evaluation.attacks=[{name: fgsm}]"])
+
+
+def evaluation(model_hash: str, attack: str = "fgsm", robust: float = 0.5, clean: float = 0.75, **fields) -> dict:
+    """A record of `attack`, as far as results are read from it."""
+    return {
+        "model": {"name": model_hash, "hash": model_hash},
+        "data": {"name": "digits", "part": "test"},
+        "images": 100,
+        "attacks": [{"name": attack}],
+        "clean_accuracy": clean,
+        "rows": [{"robust_accuracy": robust}, {"attack": "worst case", "robust_accuracy": 0.0}],
+        "survival": {},
+        **fields,
+    }
+
+
+def training(model_hash: str, *settings: str, **fields) -> dict:
+    experiment = load(None, "at", ["evaluation.attacks=[{name: fgsm}]", *settings])
+    return {**evaluation(model_hash, **fields), "config": to_dict(experiment)}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Writes records by name and reads them all."""
+
+    def write(**records):
+        for name, record in records.items():
+            path = tmp_path / f"deep/{name}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(record), encoding="utf-8")
+        return Results(tmp_path)
+
+    return write
+
+
+def test_seeds_are_merged_and_other_experiments_are_not(read):
+    found = read(
+        zero=training("a", clean=0.5),
+        one=training("b", "seed=1", "dataset.data_dir=/elsewhere", clean=0.7),
+        other=training("c", "method.epochs=3", clean=0.9),
+        limited=training("d", "dataset.limit=50", clean=0.9),
+    )
+    told = found.measured(EXPERIMENT, Clean())
+    assert told.values == {0: pytest.approx(50), 1: pytest.approx(70)} and told.images == 100
+    assert found.measured(EXPERIMENT, Clean(), seeds=1).values.keys() == {0}
+    assert found.measured(load(None, "clafs"), Clean()) is None
+
+
+def test_an_attack_belongs_to_the_run_of_its_model(read):
+    found = read(run=training("a"), pgd=evaluation("a", "pgd", 0.25), other=evaluation("b", "autoattack", 0.1))
+    assert found.measured(EXPERIMENT, FGSM_8).values == {0: 50.0}
+    assert found.measured(EXPERIMENT, PGD_8).values == {0: 25.0}
+    assert found.measured(EXPERIMENT, Robust(attack=AutoAttack())) is None
+    assert found.measured(EXPERIMENT, Robust(attack=FGSM(epsilon=4 / 255))) is None
+
+
+def test_the_most_test_images_count(read):
+    found = read(
+        run=training("a", robust=0.5),
+        more=evaluation("a", "fgsm", 0.25, images=200),
+        fewer=evaluation("a", "fgsm", 0.75, images=10),
+        train=evaluation("a", "fgsm", 1.0, images=1000, data={"name": "digits", "part": "train"}),
+        elsewhere=evaluation("a", "fgsm", 1.0, images=1000, data={"name": "mnist", "part": "test"}),
+    )
+    told = found.measured(EXPERIMENT, FGSM_8)
+    assert (told.values, told.images) == ({0: 25.0}, 200)
+
+
+def test_of_two_runs_of_one_seed_the_first_is_whole(read):
+    """No row mixes two networks."""
+    found = read(first=training("a", clean=0.5), second=training("b", clean=0.9), pgd=evaluation("b", "pgd"))
+    assert found.measured(EXPERIMENT, Clean()).values == {0: 50.0}
+    assert found.measured(EXPERIMENT, PGD_8) is None
+
+
+def test_a_verification_counts_what_stood_the_attack(read):
+    statuses = ["misclassified", "unsafe", "unsafe", "timeout", "safe", "safe", "safe-incomplete"]
+    decided = ["", "attack", "branch-and-bound", "", "branch-and-bound", "branch-and-bound", "crown"]
+    verified = {
+        **{key: value for key, value in evaluation("a", images=7).items() if key not in ("survival", "attacks")},
+        "outcomes": [{"epsilon": 2 / 255, "statuses": statuses, "decided_by": decided}],
+    }
+    found = read(run=training("a"), verified=verified)
+    counts = {"timeout": 1, "safe": 2, "safe-incomplete": 1, "unsafe": 1, "unknown": 0}
+    assert found.measured(EXPERIMENT, Verified(epsilon=2 / 255)).values == {0: counts}
+    assert found.measured(EXPERIMENT, Verified(epsilon=1 / 255)) is None
+
+
+def test_a_verification_of_so_many_images_counts_no_others(read):
+    outcome = {
+        "epsilon": 2 / 255,
+        "statuses": ["unsafe", "safe", "misclassified", "timeout", "unknown", "unknown"],
+        "decided_by": ["attack", "branch-and-bound", "", "", "", ""],
+    }
+    verified = {key: value for key, value in evaluation("a", images=6).items() if key not in ("survival", "attacks")}
+    found = read(run=training("a"), verified={**verified, "count": 2, "outcomes": [outcome]})
+    counts = {"timeout": 1, "safe": 1, "safe-incomplete": 0, "unsafe": 0, "unknown": 0}
+    assert found.measured(EXPERIMENT, Verified(epsilon=2 / 255)).values == {0: counts}
+
+
+def test_what_is_no_record_is_passed_over_and_what_is_broken_is_named(read, tmp_path):
+    old = training("a")
+    old["config"]["method"]["gone"] = 1
+    found = read(old=old, benchmark={"model": "a", "rows": []}, listed=[1], unknown=evaluation("a", "gone"))
+    assert found.measured(EXPERIMENT, Clean()) is None
+    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    with pytest.raises(Refused, match="broken.json cannot be read as JSON.*mend it"):
+        Results(tmp_path).measured(EXPERIMENT, Clean())
+
+
+# What is missing
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A paper of one row, its configuration, and an empty folder of results."""
+    rows = tmp_path / "configs/papers/tiny"
+    rows.mkdir(parents=True)
+    (rows / "at.yaml").write_text("variant: at\nscales: {full: {}, cpu: {dataset: {limit: 60}}}\n", encoding="utf-8")
+    monkeypatch.setattr(results, "CONFIGS", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    limited = Robust(attack=PGD(epsilon=4 / 255), limit=20)
+    columns = (
+        Column(title="clean", measures=(Clean(), FGSM_8)),
+        Column(title="others", measures=(PGD_8, limited, Verified(epsilon=1 / 255), Verified(epsilon=2 / 255))),
+    )
+    table = Table(name="Table 1", caption="", protocol="", columns=columns, rows=(Row(label="AT", config="at"),))
+    return Paper(name="tiny", title="Tiny", reference="", tables=(table,))
+
+
+def test_the_command_of_a_missing_row_trains_it(tiny, tmp_path):
+    found = missing(tiny, "cpu", Results(tmp_path / "results"), 2, ["method.epochs=2"])
+    assert [(one["row"], one["seed"]) for one in found] == [("at", 0), ("at, seed 1", 1)]
+    words = shlex.split(found[1]["command"])
+    assert words[:3] == ["python", "cli.py", "fit"]
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    made = load(given["--config"], None, [given["--set"], f"seed={given['--seed']}"], given["--scale"])
+    (wanted,) = experiments(tiny, "cpu", ["method.epochs=2"]).values()
+    assert made.seed == 1 and config.training_of(made) == config.training_of(wanted)
+
+
+def test_the_commands_of_missing_measures_measure_them(tiny, tmp_path):
+    record = training("a", "dataset.limit=60")
+    record["config"] = to_dict(experiments(tiny, "cpu")["at"])
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/at.json").write_text(json.dumps(record), encoding="utf-8")
+    commands = [shlex.split(one["command"])[2:] for one in missing(tiny, "cpu", Results(tmp_path / "results"), None)]
+    assert [words[:2] for words in commands] == [["attack", "saved_models/a"]] * 2 + [["verify", "saved_models/a"]]
+    assert parse_attack(commands[0][3]) == PGD() and len(commands[0]) == 4
+    assert parse_attack(commands[1][3]) == PGD(epsilon=4 / 255) and commands[1][4:] == ["--limit", "20"]
+    assert commands[2][2:] == ["--epsilon", "1/255,2/255", "--limit", "60", "--count", "20"]  # of all there are
+
+
+@pytest.mark.parametrize("scale", ["full", "cpu"])
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=PAPERS)
+def test_fit_measures_all_that_a_row_wants_of_every_test_image(paper, scale):
+    """So that one command makes a row, but for what is too dear for every image, and verification."""
+    for row, experiment in experiments(paper, scale).items():
+        wanted = {m.attack for m in paper.measures(row) if m.kind == "robust" and m.limit is None}
+        assert wanted <= set(experiment.evaluation.attacks), config_path(paper, row)
+
+
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=PAPERS)
+def test_rows_are_different_experiments(paper):
+    for scale in ("full", "cpu"):
+        made = experiments(paper, scale)
+        assert len(set(map(config.training_of, made.values()))) == len(made)
+
+
+def test_committed_results_stand_in_the_tables():
+    """Found by their experiments alone: the first four rows that were measured, and one attacked in another file."""
+    found, rows = Results(config.CONFIGS.parent / "results"), experiments(PAPERS["claf"], "cpu")
+    assert all(found.runs(rows[row]) for row in ("natural", "at", "trades", "clafs"))
+    assert found.measured(rows["at"], Robust(attack=AutoAttack(), limit=1000)) is not None

@@ -1,0 +1,165 @@
+"""`tune` by the command line: what it measures, what it leaves, and that a kill costs nothing but time."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from keras_rcl import config, tuning
+from keras_rcl.commands import cli
+from keras_rcl.data import sources
+from keras_rcl.tuning import objective_value
+from keras_rcl.vocabulary.dataset import Dataset
+
+SMALL = (
+    "tune",
+    *("--variant", "baseline", "--limit", "60", "--set", "method.epochs=1", "--set", "method.batch_size=16"),
+    *("--set", "evaluation.validation_attack={name: fgsm, epsilon: 4/255}"),
+)
+RATES = "method.optimizer.learning_rate=log(0.001, 0.01)"
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def study_of(folder) -> dict:
+    return json.loads((folder / "study.json").read_text())
+
+
+def without_times(study: dict) -> list[dict]:
+    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in study["trials"]]
+
+
+@pytest.mark.slow
+def test_killed_in_a_trial_it_goes_on_to_the_same_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = (*SMALL, "--trials", "2", "--search", RATES, "--search", "method.batch_size=choice(8, 16)")
+    assert run(*arguments, "--output-dir", "whole").exit_code == 0
+    whole = study_of(tmp_path / "whole")
+    first, second = whole["trials"]
+    assert first["settings"] == {"method.optimizer.learning_rate": "0.001", "method.batch_size": "16"}
+    assert 0.001 <= float(second["settings"]["method.optimizer.learning_rate"]) <= 0.01
+    count = len(sources.load(_dataset()).validation.labels)
+    for trial in (first, second):
+        assert trial["state"] == "done" and trial["images"] == count
+        assert trial["objective"] == trial["robust_accuracy"] <= trial["clean_accuracy"]
+        assert (trial["clean_accuracy"] * count) == pytest.approx(round(trial["clean_accuracy"] * count))
+    best = yaml.safe_load((tmp_path / "whole/best.yaml").read_text())
+    settings = whole["trials"][whole["best"]]["settings"]
+    assert whole["best"] == int(second["objective"] > first["objective"])
+    assert best["method"]["optimizer"]["learning_rate"] == float(settings["method.optimizer.learning_rate"])
+    shown = run("show", "--config", "whole/best.yaml")
+    assert shown.exit_code == 0 and yaml.safe_load(shown.stdout) == best
+    assert sorted(os.listdir("whole/trials/0000")) == ["metrics.jsonl", "tensorboard"]
+    again = run(*arguments, "--output-dir", "whole", "--json")
+    assert again.exit_code == 0 and "2 trials done" in again.stderr and json.loads(again.stdout) == whole
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_measured", stopped)
+        result = run(*arguments, "--output-dir", "stopped")
+    assert result.exit_code == 130 and "the same command resumes" in result.stderr
+    (left,) = study_of(tmp_path / "stopped")["trials"]
+    assert left["state"] == "running" and not (tmp_path / "stopped/best.yaml").exists()
+    result = run(*arguments, "--output-dir", "stopped")
+    assert result.exit_code == 0, result.output
+    assert without_times(study_of(tmp_path / "stopped")) == without_times(whole)
+    other = run(*arguments, "--output-dir", "stopped", "--objective", "mean")
+    assert other.exit_code == 2 and "with other objective" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*SMALL, "--trials", "2", "--search", "method.optimizer.learning_rate=choice(1e30, 2e30)", "--json")
+    assert result.exit_code == 2 and "none of 2 trials could be measured" in result.stderr.splitlines()[-1]
+    trials = json.loads(result.stdout)["trials"]
+    assert [trial["state"] for trial in trials] == ["failed", "failed"] and trials == study_of(_default())["trials"]
+    assert all("not finite after step" in trial["reason"] for trial in trials)
+    assert not (_default() / "best.yaml").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_trials(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    search = "method.optimizer.learning_rate=log(1e-3, 1e-2)"
+    result = run(*SMALL, "--trials", "2", "--search", search, "--processes", "2", "--objective", "mean", "--json")
+    assert result.exit_code == 0, result.output
+    trials = json.loads(result.stdout)["trials"]
+    assert [trial["state"] for trial in trials] == ["done"] * 2
+    for trial in trials:
+        assert trial["objective"] == pytest.approx((trial["clean_accuracy"] + trial["robust_accuracy"]) / 2)
+
+
+def test_the_test_part_is_taken_away(monkeypatch):
+    seen = []
+
+    def stopped(data, attacks):
+        seen.append(data)
+        return data
+
+    monkeypatch.setattr(tuning, "with_stored", stopped)
+    loaded = sources.load(_dataset())
+    tuning._without_test(config.load(None, "baseline", ["dataset.limit=60"]))
+    assert len(loaded.test.labels) == 60 and len(seen[0].test.labels) == 0
+    np.testing.assert_array_equal(seen[0].validation.indices, loaded.validation.indices)
+
+
+def test_objectives_by_hand():
+    found = [objective_value(name, 0.8, 0.2) for name in ("clean_accuracy", "robust_accuracy", "mean")]
+    assert found == pytest.approx([0.8, 0.2, 0.5])
+    assert objective_value("harmonic_mean", 0.8, 0.2) == pytest.approx(0.32)
+    assert objective_value("harmonic_mean", 0.0, 0.0) == 0.0
+
+
+def test_an_attack_that_met_no_gradient_makes_a_robust_accuracy_worth_nothing(tmp_path):
+    def leave(**last):
+        lines = [{"phase": "pre-training", "zero_gradients": 0.1}, {"phase": "training", **last}]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    leave(zero_gradients=0.1, monitor_zero_gradients=0.9)
+    assert "monitor_zero_gradients" in tuning._dead(tmp_path, "robust_accuracy")
+    assert tuning._dead(tmp_path, "clean_accuracy") is None
+    leave(zero_gradients=0.6, monitor_zero_gradients=0.1)
+    assert "60%" in tuning._dead(tmp_path, "clean_accuracy")
+    leave(zero_gradients=None, monitor_zero_gradients=0.1)
+    assert tuning._dead(tmp_path, "robust_accuracy") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--search", "method.temperatur=log(0.1, 1)"), "no such field"),
+        (("--search", "method.optimizer.learning_rate=uniform(-1, 1)"), "at -1.0: "),
+        (("--search", "method.optimizer.learning_rate=around(1)"), "no range is called 'around'"),
+        (("--search", "learning_rate"), "SETTING=RANGE"),
+        (("--set", "dataset.validation_fraction=0"), "trials are compared on validation images"),
+        (("--attack", "embedding"), "does not look at the network's own logits"),
+        (("--attack", "pgdd"), "unknown attack 'pgdd'"),
+        (("--output-dir", "taken"), "not ours to write"),
+        (("--config", "search.yaml"), "unknown variant 'baselin'"),
+    ],
+)
+def test_refused(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/notes.txt").write_text("mine")
+    (tmp_path / "search.yaml").write_text("variant: baseline\nsearch: {baselin: {method.alpha: 'log(1, 2)'}}\n")
+    result = run(*SMALL, *arguments)
+    assert result.exit_code == 2 and said in result.stderr.splitlines()[-1], result.output
+    assert result.stdout == "" and sorted(os.listdir()) == ["search.yaml", "taken"]
+
+
+def _default():
+    return Path("tuned/digits-baseline")
+
+
+def _dataset():
+    return Dataset(name="digits", limit=60, validation_fraction=0.2, test_fraction=0.3)
