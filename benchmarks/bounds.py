@@ -73,8 +73,8 @@ def main() -> None:
         contenders[f"{method} bounds"] = bound(network, *some, epsilon, method)
         if there == {"torch", "auto_LiRPA"} and arguments.network == "strided_cnn":  # its twin is a chain
             contenders[f"{method} bounds of auto_LiRPA"] = auto_lirpa(network, *some, epsilon, method)
-    seconds, _ = alternate(contenders, arguments.repeats)
-    counts = {name: len(images) if name.endswith("step") else len(some[0]) for name in contenders}
+    seconds, given = alternate(contenders, arguments.repeats, arguments.only)
+    counts = {name: len(images) if name.endswith("step") else len(some[0]) for name in given}
     operations = {"plain step": 3 * operations_per_image(network) * len(images)}
     tell(arguments, rows_of(seconds, counts, operations), network=arguments.network, epsilon=epsilon)
 

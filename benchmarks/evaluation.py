@@ -8,7 +8,7 @@
 torchattacks `MultiAttack`, which goes on with the survivors; cleverhans and the plain loop repeat the attack by hand.
 `autoattack` is the four standard attacks on survivors at the published budgets, torchattacks' called one by one, for
 its own AutoAttack takes 10 steps. Operations are told where they are counted, which is ours alone: how much is done to
-which image is each tool's choice.
+which image is each tool's choice. PyTorch runs PGD in both of its memory layouts, see `benchmarks.attack_throughput`.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from benchmarks.side_by_side import alternate, installed, operations_per_image, options, rows_of, tell  # noqa: E402
-from keras_rcl.classifier import load_classifier  # noqa: E402
+from keras_rcl.classifier import folded_logits, load_classifier  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.experiment import dataset_of, pixels  # noqa: E402
@@ -40,15 +40,17 @@ def accuracy_of(attacked, images, labels) -> float:
 
 
 class Ours:
-    """Our evaluation, and how many forward passes of one image it took, a backward one counted as two."""
+    """Our evaluation, as `attack` runs it, and how many passes of one image it took, forward or back to the image."""
 
-    def __init__(self, logits, images, labels, attack):
-        self.evaluator = Evaluator(logits, [attack], batch_size=min(BATCH, len(labels)))
+    def __init__(self, classifier, images, labels, attack):
+        crafted_on = folded_logits(classifier, images[:32])
+        size = min(BATCH, len(labels))
+        self.evaluator = Evaluator(classifier.logits, [attack], batch_size=size, crafted_on=crafted_on)
         self.images, self.labels, self.passes = images, labels, 0
 
     def __call__(self) -> float:
         survival = self.evaluator(self.images, self.labels)
-        self.passes = int(survival.forwards.sum() + 2 * survival.backwards.sum())
+        self.passes = int(survival.forwards.sum() + survival.backwards.sum())
         return float(survival.survived[0].mean())
 
 
@@ -98,7 +100,7 @@ def cleverhans(model, images, labels):
     return lambda: accuracy_of(survives, images, labels)
 
 
-def torchattacks(twin, images, labels):
+def torchattacks(twin, images, labels, layout=None):
     import torch
     import torchattacks
 
@@ -108,14 +110,15 @@ def torchattacks(twin, images, labels):
     attack = torchattacks.MultiAttack(pgd)
 
     def survives(x, y):
-        x_adv = attack(channels_first(x), torch.tensor(y))
+        x = channels_first(x, layout)
+        x_adv = attack(x, torch.tensor(y))
         with torch.no_grad():
-            return (twin(channels_first(x)).argmax(1).numpy() == y) & (twin(x_adv).argmax(1).numpy() == y)
+            return (twin(x).argmax(1).numpy() == y) & (twin(x_adv).argmax(1).numpy() == y)
 
     return lambda: accuracy_of(survives, images, labels)
 
 
-def plain_torch(twin, images, labels):
+def plain_torch(twin, images, labels, layout=None):
     import torch
 
     from benchmarks.torch_twin import channels_first
@@ -134,7 +137,7 @@ def plain_torch(twin, images, labels):
         return twin(x).argmax(1) == y
 
     def survives(x, y):
-        x, y = channels_first(x), torch.tensor(y)
+        x, y = channels_first(x, layout), torch.tensor(y)
         standing = right(x, y)
         for _ in range(RESTARTS):
             standing &= right(pgd(x, y), y)
@@ -175,14 +178,14 @@ def main() -> None:
     if arguments.protocol == "pgd":
         there = installed("art", "foolbox", "cleverhans", "torch", "torchattacks")
         attack = PGD(epsilon=EPSILON, step_size=STEP_SIZE, num_steps=STEPS, num_restarts=RESTARTS)
-        contenders = {"ours": Ours(classifier.logits, *task, attack)}
+        contenders = {"ours": Ours(classifier, *task, attack)}
         model = keras.Model(network.input, network.output["logits"])
         makes = {"art": art, "foolbox": foolbox, "cleverhans": cleverhans}
         contenders |= {name: make(model, *task) for name, make in makes.items() if name in there}
         torch_makes = {"torchattacks": torchattacks, "plain torch": plain_torch}
     else:
         there = installed("torch", "torchattacks")
-        contenders = {"ours": Ours(classifier.logits, *task, AutoAttack(epsilon=EPSILON))}
+        contenders = {"ours": Ours(classifier, *task, AutoAttack(epsilon=EPSILON))}
         torch_makes = {"torchattacks": torchattacks_ensemble}
     if "torch" in there:
         from benchmarks.torch_twin import TorchNetwork, check_twin
@@ -190,9 +193,14 @@ def main() -> None:
         twin = TorchNetwork(network).eval()
         check_twin(twin, images[:BATCH], classifier.logits(images[:BATCH]))
         needs = {"plain torch": "torch"}
-        contenders |= {n: make(twin, *task) for n, make in torch_makes.items() if needs.get(n, n) in there}
-    seconds, accuracies = alternate(contenders, arguments.repeats)
-    operations = {"ours": contenders["ours"].passes * operations_per_image(network)}
+        torch_makes = {n: make for n, make in torch_makes.items() if needs.get(n, n) in there}
+        contenders |= {n: make(twin, *task) for n, make in torch_makes.items()}
+        if arguments.protocol == "pgd":
+            contenders |= {f"{n}, NHWC": make(twin, *task, "channels_last") for n, make in torch_makes.items()}
+    seconds, accuracies = alternate(contenders, arguments.repeats, arguments.only)
+    ours = contenders["ours"]
+    contenders = accuracies
+    operations = {"ours": ours.passes * operations_per_image(network)}
     rows = rows_of(seconds, dict.fromkeys(contenders, len(labels)), operations)
     for name in contenders:
         rows[name]["robust_accuracy"] = accuracies[name]

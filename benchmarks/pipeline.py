@@ -63,8 +63,8 @@ def main() -> None:
         "plain, none": plain(part, lambda images: images),
         "ours, simclr": ours(part, SimCLR()),
     }
-    seconds, prepared = alternate(contenders, arguments.repeats)
-    images = {name: VIEWS * prepared[name] for name in contenders}
+    seconds, prepared = alternate(contenders, arguments.repeats, arguments.only)
+    images = {name: VIEWS * prepared[name] for name in prepared}
     tell(arguments, rows_of(seconds, images, {}), batch=BATCH, views=VIEWS)
 
 

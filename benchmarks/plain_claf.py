@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_rcl.methods import CLAFS
+from keras_rcl.training.run_phases import make_optimizer
 
 
 class PlainCLAF:
@@ -23,8 +24,7 @@ class PlainCLAF:
         self.recipe = recipe
         self.normalize = network.get_layer("normalize")
         self.f, self.g, self.c = (network.get_layer(name) for name in ("encoder", "projector", "classifier"))
-        self.features = keras.optimizers.Adam(recipe.optimizer.learning_rate)
-        self.head = keras.optimizers.Adam(recipe.inner_optimizer.learning_rate)
+        self.features, self.head = make_optimizer(recipe.optimizer, 1), make_optimizer(recipe.inner_optimizer, 1)
         self.cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def logits(self, x):

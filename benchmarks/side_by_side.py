@@ -47,7 +47,10 @@ def options(description: str, *, images: int, repeats: int = 5, network: bool = 
     if network:
         parser.add_argument("--network", choices=["resnet18", "strided_cnn"], default="resnet18")
     parser.add_argument("--images", type=int, default=images, help=f"of a run; {images} by default")
-    parser.add_argument("--repeats", type=int, default=repeats, help=f"rounds; {repeats} by default")
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help=f"rounds; {repeats} by default; 0 counts first runs, compiling too"
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="the contenders to run; all by default")
     parser.add_argument("--json", type=Path, help="the file to write")
     return parser
 
@@ -89,17 +92,33 @@ def operations_per_image(network: keras.Model) -> int:
     return total
 
 
-def alternate(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict]:
-    """Seconds of every run by contender, `MATRIX` included, and what each gave when it first ran, which is not counted.
+def alternate(
+    contenders: Mapping[str, Callable[[], Any]], repeats: int, only: Sequence[str] | None = None
+) -> tuple[dict[str, list[float]], dict]:
+    """Seconds of every run by contender, `MATRIX` included, and what each gave when it first ran.
 
-    Each gives something only when it is done: NumPy arrays, not promises.
+    Each gives something only when it is done: NumPy arrays, not promises. First runs, which compile, are not counted
+    unless they are all that there is.
+
+    Args:
+        contenders: by name.
+        repeats: rounds after the first.
+        only: names of those to run; all where not given.
     """
+    unknown = sorted(set(only or ()) - set(contenders))
+    assert not unknown, f"no contender {', '.join(unknown)}; choose from {', '.join(contenders)}"
+    contenders = {name: run for name, run in contenders.items() if not only or name in only}
     matrix = np.random.default_rng(0).random((MATRIX_SIZE, MATRIX_SIZE), np.float32)
     contenders = {**contenders, MATRIX: lambda: matrix @ matrix}
     given, seconds = {}, {name: [] for name in contenders}
     for name, run in contenders.items():
-        print(f"first run: {name}", file=sys.stderr, flush=True)
+        started = time.perf_counter()
         given[name] = run()
+        taken = time.perf_counter() - started
+        print(f"first run: {name} {taken:.1f} s", file=sys.stderr, flush=True)
+        if not repeats:
+            seconds[name].append(taken)
+    del given[MATRIX]
     for number in range(repeats):
         for name, run in contenders.items():
             started = time.perf_counter()

@@ -58,10 +58,11 @@ def _zero_padding(layer):
 
 
 def _conv(layer):
-    assert layer.padding == "valid", f"no PyTorch twin for padding {layer.padding} of {layer.name}"
+    even = layer.padding == "same" and layer.strides == (1, 1) and layer.kernel_size[0] % 2 == 1
+    assert even or layer.padding == "valid", f"no PyTorch twin for padding {layer.padding} of {layer.name}"
     kernel = _tensor(layer.kernel).permute(3, 2, 0, 1).contiguous()
     bias = _tensor(layer.bias) if layer.use_bias else None
-    return lambda x: functional.conv2d(x, kernel, bias, stride=layer.strides)
+    return lambda x: functional.conv2d(x, kernel, bias, stride=layer.strides, padding=layer.padding)
 
 
 def _batch_norm(layer):
@@ -89,8 +90,10 @@ TWINS: dict[type, Callable] = {
 """Layer type -> what makes its PyTorch operation; NCHW, and NHWC order where the layer flattens."""
 
 
-def channels_first(images: np.ndarray) -> torch.Tensor:
-    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+def channels_first(images: np.ndarray, layout: str | None = None) -> torch.Tensor:
+    """NHWC -> NCHW; `channels_last` lies in memory as NHWC does."""
+    tensor = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return tensor.to(memory_format=getattr(torch, layout)) if layout else tensor
 
 
 def channels_last(images: torch.Tensor) -> np.ndarray:

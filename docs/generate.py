@@ -1,9 +1,10 @@
 """Writes what documents say of the code: `python docs/generate.py`, or `--check` to see that they are up to date.
 
-`docs/cli.md` and `docs/papers.md` are written whole; in the README what stands between `<!-- generated: NAME -->` and
-`<!-- end -->`; of the rows of the papers in `configs/papers/` the header.
+`docs/cli.md` and `docs/papers.md` are written whole; in README and `docs/performance.md` what stands between
+`<!-- generated: NAME -->` and `<!-- end -->`; of the rows of the papers in `configs/papers/` the header.
 """
 
+import json
 import re
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from keras_rcl.config import Experiment
 from keras_rcl.papers import PAPERS
 from keras_rcl.readme import readme_tables
 from keras_rcl.report.paper_tables import markdown_report, paper_report
+from keras_rcl.report.tables import markdown_table, percent
 from keras_rcl.results import Results, config_path, experiments, missing
 from keras_rcl.vocabulary.paper import Paper
 
@@ -25,6 +27,15 @@ WIDTH = 118
 PASSES_PER_SECOND = 8000
 """Of single images through the strided CNN on two cores: about what the trainings in results/ took."""
 CIFAR_IMAGES = 50_000
+BENCHMARKS = {
+    "pgd_resnet18": "attack_throughput-resnet18",
+    "pgd_strided_cnn": "attack_throughput-strided_cnn",
+    "evaluation_pgd": "evaluation-pgd",
+    "evaluation_autoattack": "evaluation-autoattack",
+    "claf_epoch": "train_step-claf-strided_cnn",
+    "train_step": "train_step-resnet18",
+}
+"""Name in `docs/performance.md` -> the committed benchmark."""
 
 
 def cli_page() -> str:
@@ -42,14 +53,58 @@ def _help(context: click.Context) -> str:
     return f"```text\n{context.get_help()}\n```"
 
 
-def readme(text: str) -> str:
-    """The README with its generated parts made anew."""
-    tables = readme_tables(RESULTS)
+def filled(text: str, tables: dict[str, str]) -> str:
+    """A document with its generated parts made anew."""
 
     def fill(match: re.Match) -> str:
         return f"{match[1]}\n{tables[match[2]]}\n{match[3]}"
 
     return re.sub(r"(<!-- generated: (\w+) -->)\n.*?(<!-- end -->)", fill, text, flags=re.DOTALL)
+
+
+def benchmark(name: str) -> str:
+    """One row a contender of a committed benchmark, its facts, and its command."""
+    measured = json.loads((ROOT / f"results/benchmarks/{name}.json").read_text(encoding="utf-8"))
+    rows, first = [], next(iter(measured["rows"].values()))
+    for contender, row in measured["rows"].items():
+        compared = row["images_per_second"] > 0
+        rows.append(
+            [
+                contender,
+                f"{row['seconds']:.2f}",
+                f"{row['fastest']:.2f} - {row['slowest']:.2f}",
+                f"{row['seconds'] / first['seconds']:.2f}" if compared else "",
+                f"{row['fastest'] / first['fastest']:.2f}" if compared else "",
+                f"{row['images_per_second']:.1f}" if compared else "",
+                f"{row['share_of_matrix_rate']:.0%}" if row["operations"] else "",
+                percent(row["robust_accuracy"]) if "robust_accuracy" in row else "",
+            ]
+        )
+    header = ["contender", "median s", "fastest - slowest", "medians' ratio", "fastest runs' ratio", "images/s"]
+    table = [list(column) for column in zip([*header, "of matrix rate", "robust"], *rows, strict=True)]
+    header, *rows = zip(*(column for column in table if any(column[1:])), strict=True)
+    facts = {
+        key.replace("_", " "): value
+        for key, value in measured.items()
+        if key not in ("command", "versions", "rows", "model_hash", "protocol", "network", "cores")
+    }
+    told = "; ".join(f"{key} {value:.4g}" for key, value in facts.items())
+    return f"{markdown_table(header, rows)}\n\n{told}\n\n```\n{measured['command']}\n```"
+
+
+def claf_options() -> str:
+    """One row an option of CLAF's second stage: its accuracies by seed."""
+    measured = json.loads((ROOT / "results/benchmarks/claf_options-digits.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            name,
+            *(" / ".join(percent(run[f"{kind}_accuracy"]) for run in runs) for kind in ("clean", "robust")),
+            percent(sum(run["robust_accuracy"] for run in runs) / len(runs)),
+        ]
+        for name, runs in measured["runs"].items()
+    ]
+    table = markdown_table(["second stage", "clean, by seed", "robust, by seed", "robust, mean"], rows)
+    return f"{table}\n\n```\n{measured['command']}\n```"
 
 
 def papers_page() -> str:
@@ -118,9 +173,12 @@ def row_configs() -> dict[Path, str]:
 
 def documents() -> dict[Path, str]:
     """Every document that is generated, whole or in part, as it should be."""
-    page = ROOT / "README.md"
+    pages = {
+        ROOT / "README.md": readme_tables(RESULTS),
+        ROOT / "docs/performance.md": {name: benchmark(file) for name, file in BENCHMARKS.items()},
+    }
     return {
-        page: readme(page.read_text(encoding="utf-8")),
+        **{page: filled(page.read_text(encoding="utf-8"), tables) for page, tables in pages.items()},
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/papers.md": papers_page(),
         **row_configs(),

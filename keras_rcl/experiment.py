@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from keras_rcl import config
-from keras_rcl.classifier import Classifier, load_classifier
+from keras_rcl.bounds import folded
+from keras_rcl.classifier import Classifier, folded_logits, load_classifier
 from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
@@ -238,6 +239,7 @@ def _fit(
             jit=experiment.jit,
             outputs=outputs,
             support=support_of(attacks, outputs, data),
+            crafted_on=folded(served),
         )
         images = pixels(test.images)
         question = {"model": model_hash(served), "sources": hashes, **evaluator.question(images, test.labels)}
@@ -441,6 +443,7 @@ def attack(
         seed=seed,
         outputs=outputs,
         support=support_of(attacks, outputs, data),
+        crafted_on=folded_logits(classifier, images[:32], trust=trust),
     )
     question = {
         "model": {"hash": classifier.model_hash, **foreign},

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks.craft import craft
-from keras_rcl.classifier import load_classifier
+from keras_rcl.classifier import folded_logits, load_classifier
 from keras_rcl.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.attack import MIFGSM, PGD, AutoPGD
@@ -73,6 +73,24 @@ def test_an_attack_on_it_is_the_attack_on_the_network(network, folder, images, f
     found = craft(attack, load_classifier(folder / file).logits, images, labels, seed=3)
     assert np.abs(expected - images).max() > 0.02
     assert np.mean(np.abs(found - expected) < 1e-6) > 0.99
+
+
+def test_folded_logits_are_the_same_ones_or_the_served(network, folder, images, tmp_path):
+    """Of our export another function that gives the same; of a model without layers, or with other ones, the served."""
+    classifier = load_classifier(folder)
+    fast = folded_logits(classifier, images)
+    assert fast is not classifier.logits
+    np.testing.assert_allclose(fast(images), classifier.logits(images), rtol=1e-4, atol=1e-5)
+    model = Linear()
+    other = load_classifier(model.save(tmp_path / "other", model.logits))
+    assert folded_logits(other, images) is other.logits
+    false = shutil.copytree(folder, tmp_path / "false")
+    strange = build_network(
+        Network(projection_hidden=16, projection_dim=8), (8, 8, 1), 3, mean=[0.1], std=[0.2], seed=1
+    )
+    strange.save(false / "model.keras")
+    classifier = load_classifier(false)
+    assert folded_logits(classifier, images) is classifier.logits
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -49,13 +49,15 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=Non
     return craft_and_count(attack, logits_fn, x, labels, seed=seed, support=support).images
 
 
-def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None) -> Crafted:
+def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None, start=None) -> Crafted:
     """`craft`, together with each example's share of zero gradients, averaged over rounds.
+
+    `start`, images [N, H, W, C] of ball and box, is where BIM or PGD of one restart climbs from instead of its own.
 
     Of several rounds and members each example keeps the image that fools, and among equals the one of higher loss.
     """
     if attack.num_rounds == 1 and attack.members == (attack,) and attack.fewest_classes == 2:
-        return craft_round(attack, logits_fn, x, labels, seed=seed, support=support)
+        return craft_round(attack, logits_fn, x, labels, seed=seed, support=support, start=start)
     if attack.reads != "logits":
         raise Refused(f"{attack.label} reads the {attack.reads}, which does not tell which restart fools; use one")
     x, labels = _as_batch(x, labels)
@@ -87,12 +89,41 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
     return Crafted(tf.stop_gradient(best), zeros / sum(member.num_rounds for member in members))
 
 
-def craft_round(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0, support=None) -> Crafted:
+def craft_round(
+    attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0, support=None, start=None
+) -> Crafted:
     """One round of one attack, which is no ensemble: one restart, toward one target class where it goes for several.
 
-    Arguments are those of `craft`, and `round`, a scalar below `num_rounds`: a tensor lets all rounds share one graph.
+    Arguments are those of `craft_and_count`, and `round`, a scalar below `num_rounds`: a tensor lets all rounds share
+    one graph.
     """
     x, labels = _as_batch(x, labels)
+    if _splits(attack, x.shape[0] or 0, support):
+        starts = [None, None] if start is None else tf.split(start, 2)
+        halves = zip(tf.split(x, 2), tf.split(labels, 2), starts, strict=True)
+        crafted = [_craft_round(attack, logits_fn, *half, seed, round, support) for half in halves]
+        return Crafted(*(tf.concat(values, axis=0) for values in zip(*crafted, strict=True)))
+    return _craft_round(attack, logits_fn, x, labels, start, seed, round, support)
+
+
+SMALLEST_HALF = 16
+"""Images from which on it pays to attack a batch in two halves."""
+
+
+def _splits(attack: Attack, count: int, support) -> bool:
+    """Whether a batch is attacked in two halves side by side, which keeps a CPU's cores busy between operations.
+
+    Not where images of the batch are contrasted with each other; nor eagerly, where one half would wait for the other;
+    nor on a GPU, which one batch fills.
+    """
+    contrasts = isinstance(attack.reads, tuple) or (attack.name == "supcon" and support is None)
+    if contrasts or tf.executing_eagerly() or count % 2 or count < 2 * SMALLEST_HALF:
+        return False
+    return not tf.config.list_logical_devices("GPU")
+
+
+def _craft_round(attack: Attack, logits_fn: Callable, x, labels, start, seed, round, support) -> Crafted:
+    """`craft_round` of a batch as one."""
     restart = tf.cast(round // (attack.num_rounds // attack.num_restarts), tf.int64)
     # 2^32 apart, so that the restarts of one seed are not those of the next.
     seeds = _example_seeds(x, seed) + tf.stack([tf.zeros_like(restart), restart]) * 2**32
@@ -107,6 +138,8 @@ def craft_round(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round
     attack = attack.attack if attack.name == "transfer" else attack
     if attack.name == "supcon":
         return supcon_attack(logits_of, x, labels, attack, seeds, support)
+    if start is not None:
+        return gradient_attack(logits_of, x, labels, attack, seeds, round, start)
     return RUNNERS[attack.name](logits_of, x, labels, attack, seeds, round)
 
 

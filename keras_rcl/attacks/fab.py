@@ -138,11 +138,13 @@ def to_hyperplane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: Norm) 
     """The smallest step from x to a hyperplane within the box: argmin |d| over <normal, d> = rise, 0 <= x + d <= 1.
 
     Pixel i moves up or down as the rise asks, by min(r a_i, room_i), with a_i = 1 (linf) or |normal_i| (l2) and room_i
-    the way to the box. The pixels that stop at the box are the first k by room_i / a_i, so that what a multiplier r
-    gains is concave and piecewise linear, a minimum over k, and is solved for without a search:
+    the way to the box. What a multiplier r gains is concave, rising and piecewise linear, with a kink where a pixel
+    stops at the box:
 
-        gain(r) = min_k (P_k + r S_k),   P_k = sum_{i < k} |normal_i| room_i,   S_k = sum_{i >= k} |normal_i| a_i
-        gain(r) = |rise|   <=>   r = max_k (|rise| - P_k) / S_k
+        gain(r) = P(r) + r S(r),   P(r) = sum_{stopped} |normal_i| room_i,   S(r) = sum_{moving} |normal_i| a_i
+
+    so that Newton's method from r = 0, where each tangent lies above gain, rises to the solution and is there after
+    finitely many kinks: r <- (|rise| - P(r)) / S(r). No pixels are sorted.
 
     Args:
         x: points of the box [0, 1], [N, ...].
@@ -164,9 +166,19 @@ def to_hyperplane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: Norm) 
     weight = tf.math.divide_no_nan(tf.abs(normal), scale[:, None])
     rise = tf.math.divide_no_nan(tf.abs(rise), scale)
     speed = tf.sign(weight) if norm == "linf" else weight
+    full, gains = weight * room, weight * speed
 
-    order = tf.argsort(tf.where(speed > 0, room / speed, float("inf")), axis=1)
-    stopped = tf.cumsum(tf.gather(weight * room, order, batch_dims=1), axis=1, exclusive=True)
-    moving = tf.cumsum(tf.gather(weight * speed, order, batch_dims=1), axis=1, reverse=True)
-    multiplier = tf.reduce_max(tf.math.divide_no_nan(rise[:, None] - stopped, moving), axis=1)
+    def newton(multiplier, _):
+        stopped = multiplier[:, None] * speed >= room
+        missing = rise - tf.reduce_sum(tf.where(stopped, full, 0.0), axis=1)
+        moving = tf.reduce_sum(tf.where(stopped, 0.0, gains), axis=1)
+        higher = tf.maximum(multiplier, tf.math.divide_no_nan(missing, moving))
+        return higher, tf.reduce_any(higher > multiplier * (1.0 + CONVERGED))
+
+    start = tf.math.divide_no_nan(rise, tf.reduce_sum(gains, axis=1))
+    multiplier, _ = tf.while_loop(lambda _, rises: rises, newton, (start, tf.constant(True)))
     return tf.reshape(upward * tf.minimum(multiplier[:, None] * speed, room), tf.shape(x))
+
+
+CONVERGED = 1e-6
+"""By how much, relatively, a multiplier rises that is taken for solved: float32's own rounding."""

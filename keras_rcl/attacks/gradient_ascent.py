@@ -27,7 +27,13 @@ class Crafted(NamedTuple):
 
 
 def gradient_attack(
-    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, round: tf.Tensor
+    logits_fn: Callable,
+    x: tf.Tensor,
+    labels: tf.Tensor,
+    attack: Attack,
+    seeds: tf.Tensor,
+    round: tf.Tensor,
+    start: tf.Tensor | None = None,
 ) -> Crafted:
     """One round of FGSM, BIM, MI-FGSM or PGD: `ascend` on the attack's surrogate; `round` only tells restarts apart."""
     direction = -1.0 if attack.targeted else 1.0
@@ -42,7 +48,7 @@ def gradient_attack(
         reached = tf.equal(tf.argmax(logits_fn(images), axis=1, output_type=labels.dtype), labels)
         return reached if attack.targeted else ~reached
 
-    return ascend(loss_fn, x, attack, seeds, fooled_fn)
+    return ascend(loss_fn, x, attack, seeds, fooled_fn, start)
 
 
 def embedding_attack(
@@ -100,7 +106,12 @@ def joint_attack(
 
 
 def ascend(
-    loss_fn: Callable, x: tf.Tensor, attack: Attack, seeds: tf.Tensor, fooled_fn: Callable | None = None
+    loss_fn: Callable,
+    x: tf.Tensor,
+    attack: Attack,
+    seeds: tf.Tensor,
+    fooled_fn: Callable | None = None,
+    start: tf.Tensor | None = None,
 ) -> Crafted:
     """Climb `loss_fn` from x within the ball.
 
@@ -115,6 +126,7 @@ def ascend(
         attack: the hyper-parameters.
         seeds: [N, 2], one stateless seed an example.
         fooled_fn: [N, H, W, C] -> [N] bool, whether an image has done its work; asked where the attack stops early.
+        start: images [N, H, W, C] of ball and box to climb from; the attack's own start where not given.
 
     The loop is a `tf.while_loop`: the graph does not grow with `num_steps`, and the tape sees nothing but pixels.
 
@@ -126,7 +138,10 @@ def ascend(
     """
     to_units, to_pixels, box = coordinates(attack.protocol, x.shape[-1])
     origin = to_units(x)
-    start = random_start(origin, attack.epsilon, attack.norm, seeds, box) if attack.random_start else origin
+    if start is not None:
+        start = to_units(start)
+    else:
+        start = random_start(origin, attack.epsilon, attack.norm, seeds, box) if attack.random_start else origin
     num_steps = attack.num_steps - attack.stops_early
 
     def gradient_at(u):

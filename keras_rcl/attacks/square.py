@@ -40,12 +40,18 @@ def square(
         The last image that was accepted, and 0 for the share of zero gradients, as none was taken.
     """
     _, height, width, channels = x.shape
-    move = {"linf": _repaint, "l2": _move_mass}[attack.norm]
     start = {"linf": _stripes, "l2": _tiles}[attack.norm]
     sides = tf.constant(_sides(attack, height, width))
     shrinks_at = tf.constant(_shrinks_at(attack.num_queries))
+    lowest, highest = (project(x + way, x, attack.epsilon, "linf") for way in (-attack.epsilon, attack.epsilon))
     # A few numbers a query, all drawn at once. `start` has the seeds themselves.
     numbers = _draw([attack.num_queries - 1, {"linf": 2, "l2": 5}[attack.norm] + channels], seeds + 1)
+
+    def moved(images, side, drawn):
+        if attack.norm == "linf":
+            return _repaint(images, lowest, highest, side, drawn)
+        delta = _move_mass(images - x, attack.epsilon, side, drawn)
+        return project(x + delta, x, attack.epsilon, attack.norm)
 
     def loss_of(images):
         """The margin [N], and -inf where the image fools, so that nothing is lower."""
@@ -55,8 +61,7 @@ def square(
 
     def ask(query, images, loss):
         side = tf.gather(sides, tf.reduce_sum(tf.cast(query >= shrinks_at, tf.int32)))
-        delta = move(images - x, attack.epsilon, side, numbers[:, query - 1])
-        candidate = project(x + delta, x, attack.epsilon, attack.norm)
+        candidate = moved(images, side, numbers[:, query - 1])
         candidate_loss = loss_of(candidate)
         better = candidate_loss < loss
         return query + 1, tf.where(per_example(better, x), candidate, images), tf.where(better, candidate_loss, loss)
@@ -88,19 +93,23 @@ def _stripes(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
     return epsilon * _signs(_draw([1, *x.shape[2:]], seeds))
 
 
-def _repaint(delta: tf.Tensor, epsilon: float, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """Algorithm 2: the window becomes -epsilon or epsilon, of one sign within a channel.
+def _repaint(
+    images: tf.Tensor, lowest: tf.Tensor, highest: tf.Tensor, side: tf.Tensor, numbers: tf.Tensor
+) -> tf.Tensor:
+    """Algorithm 2: the window goes to one end of ball and box, the same one within a channel.
 
     The paper adds -2 epsilon or 2 epsilon and projects, which from within the ball comes to the same.
 
     Args:
-        delta: [N, H, W, C], each within the ball.
-        epsilon: radius in pixels.
+        images: [N, H, W, C], each within ball and box.
+        lowest: [N, H, W, C], the least that a pixel may be.
+        highest: likewise, the most.
         side: the window's, a scalar.
-        numbers: [N, 2 + C] in [0, 1): the window's place, and a sign a channel.
+        numbers: [N, 2 + C] in [0, 1): the window's place, and an end a channel.
     """
-    _, _, window = _window(delta, side, numbers[:, :2])
-    return tf.where(window[..., None], epsilon * _signs(numbers[:, None, None, 2:]), delta)
+    _, _, window = _window(images, side, numbers[:, :2])
+    down = numbers[:, None, None, 2:] < 0.5
+    return tf.where(window[..., None], tf.where(down, lowest, highest), images)
 
 
 def _tiles(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:

@@ -22,7 +22,8 @@ class Batches:
         steps_per_epoch: batches an epoch; the remainder of each epoch's permutation is dropped.
         dataset: one epoch an iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
             seed int32 [2]); of a share, N / n images. An adversarial view holds the images at which its attack starts,
-            or the examples that are kept, varied as the images are; `seed` is for the attacks.
+            or the examples that are kept, varied as the images are; `seed` is for the attacks. If `indexed`, a fourth:
+            which images of the part they are, int32 [N].
         refreshed: of each `refreshed` attack: the variable, uint8 [images, H, W, C], that its examples are read from;
             the images themselves until somebody assigns it.
     """
@@ -37,15 +38,17 @@ class Batches:
         augmentation: Policy = NO_AUGMENTATION,
         balanced: bool = False,
         share: tuple[int, int] = (0, 1),
+        indexed: bool = False,
     ):
         """Build the dataset.
 
         Args:
             part: the images to draw from.
-            views: the V views of each image, in order.
+            views: the V views of each image, in order; none where images are looked up by their indices.
             batch_size: N.
             seed: one or more non-negative integers.
             augmentation: drawn once for each image; all of its views are made of what it gives.
+            indexed: say which images they are.
             balanced: every class of the part equally often in every batch (up to rounding), cycling through its images.
             share: (i, n): of each batch only the i-th of n equal parts, counted from 0; n divides N.
 
@@ -58,7 +61,7 @@ class Batches:
             raise Refused("no images to make batches of: lower dataset.validation_fraction, or raise dataset.limit")
         self.batch_size = min(batch_size, count)
         self.steps_per_epoch = count // self.batch_size
-        self._views, self._augmentation = tuple(views), augmentation
+        self._views, self._augmentation, self._indexed = tuple(views), augmentation, indexed
         count = self.batch_size // share[1]
         self._rows = Rows(share[0] * count, count, self.batch_size)
         self._order = self._balanced_order if balanced else self._shuffled_order
@@ -159,10 +162,11 @@ class Batches:
         return tf.random.experimental.stateless_shuffle(tf.range(len(self._labels)), seed, alg="philox")
 
     @tf.autograph.experimental.do_not_convert
-    def _batch(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The element of one step: images [V, N, H, W, C], labels [N], seed [2]."""
+    def _batch(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The element of one step: images [V, N, H, W, C], labels [N], seed [2], and if `indexed` indices [N]."""
         kept = {attack: tf.gather(images, indices) for attack, images in self._kept.items()}
-        return self._viewed(tf.gather(self._images, indices), tf.gather(self._labels, indices), seed, kept)
+        viewed = self._viewed(tf.gather(self._images, indices), tf.gather(self._labels, indices), seed, kept)
+        return *viewed, *((indices,) if self._indexed else ())
 
     @tf.autograph.experimental.do_not_convert
     def _streamed_batch(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor):
@@ -182,7 +186,7 @@ class Batches:
             _view(view, clean, kept, view_seed, self._rows)
             for view, view_seed in zip(self._views, seeds[1:], strict=True)
         ]
-        return tf.stack(views), labels, seeds[0]
+        return tf.stack(views) if views else tf.zeros([0, *clean.shape]), labels, seeds[0]
 
 
 def _view(view: View, clean: tf.Tensor, kept: dict[Attack, tf.Tensor], seed: tf.Tensor, rows: Rows) -> tf.Tensor:

@@ -122,6 +122,8 @@ class Evaluator:
         jit: compile with XLA.
         outputs: attack -> the function that it looks at, images -> [N, D], for those that read other than these logits.
         support: labels [M] and projections [M, D] that the SupCon attack contrasts with.
+        crafted_on: the function that attacks on logits see, `logits_fn` where not given. Outcomes are always of
+            `logits_fn`.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class Evaluator:
         jit: bool = False,
         outputs: Callable[[Attack], Callable] | None = None,
         support: tuple | None = None,
+        crafted_on: Callable | None = None,
     ):
         self.attacks, self.batch_size = tuple(attacks), batch_size
         self._seed, self._support = seed, support
@@ -142,7 +145,8 @@ class Evaluator:
             return tf.argmax(logits_fn(x), axis=1, output_type=tf.int32)
 
         def step_of(member):
-            read = logits_fn if outputs is None else outputs(member)
+            own_logits = member.reads == "logits" and member.source is None
+            read = crafted_on if crafted_on and own_logits else logits_fn if outputs is None else outputs(member)
 
             def step(x, labels, round):
                 targets = tf.argmin(logits_fn(x), axis=1, output_type=tf.int32) if member.targeted else labels

@@ -47,6 +47,8 @@ class CLAFS:
     Ours:
         head: `inner_epochs` is Algorithm 1; `online` trains c in the same step as f and g, behind a stop-gradient,
             and drops the inner epochs.
+        warm_steps: where not 0, attacks of the inner epochs but the first start where the last one on their image
+            ended, and take so many steps; under an online head those of the positive do.
         separate_batchnorm: in the second stage crops have BatchNorm of their own; c, early and late, sees the other.
     """
 
@@ -75,13 +77,17 @@ class CLAFS:
     reduction: Literal["mean", "sum"] = "mean"
 
     head: Literal["inner_epochs", "online"] = "inner_epochs"
+    warm_steps: NonNegativeInt = 0
     separate_batchnorm: bool = False
 
     def phases(self) -> tuple[Phase, ...]:
         crop = Augmented(policy=self.augmentation)
         attacked = Adversarial(attack=self.attack, of=Clean())
-        positive = Adversarial(attack=self.attack, of=crop) if self.positive_of == "crop" else attacked
+        warm = dataclasses.replace(attacked, warm_steps=self.warm_steps)
         online = self.head == "online"
+        positive = warm if online else attacked
+        if self.positive_of == "crop":
+            positive = dataclasses.replace(positive, of=crop)
         contrast = SupCon(temperature=self.temperature, reduction=self.reduction)
         features = dict(batch_size=self.batch_size, optimizer=self.optimizer)
         head = dict(
@@ -93,7 +99,7 @@ class CLAFS:
         inner = Phase(
             name="inner classifier",
             epochs=self.inner_epochs,
-            views=(attacked if self.inner_classifier == "adversarial" else Clean(),),
+            views=(warm if self.inner_classifier == "adversarial" else Clean(),),
             optimizer=self.inner_optimizer,
             reinitialize=("classifier",) if self.inner_start == "reinitialized" else (),
             fresh_optimizer=self.inner_optimizer_state == "anew",

@@ -6,12 +6,21 @@ import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
 from keras_rcl.training.micro_batches import in_parts
+from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
 
 def stack_views(
-    network, phase: Phase, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, micro_batch: int | None = None
+    network,
+    phase: Phase,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    seed: tf.Tensor,
+    indices: tf.Tensor | None = None,
+    *,
+    warm_starts: dict[int, WarmStarts] | None = None,
+    micro_batch: int | None = None,
 ):
     """Turn the pipeline's views into one training batch.
 
@@ -21,6 +30,8 @@ def stack_views(
         images: [V, N, H, W, C]; a view that is to be crafted arrives as the images that it starts from.
         labels: [N].
         seed: [2], of this step's attacks.
+        indices: [N], of the training images that they are; needed by `warm_starts`.
+        warm_starts: by the place of a view, where its attacks start.
         micro_batch: attack so many images at once; divides N. One that contrasts images contrasts these.
 
     Returns:
@@ -29,23 +40,26 @@ def stack_views(
     views, zeros = tf.unstack(images, len(phase.views)), []
     for index, view in enumerate(phase.views):
         if isinstance(view, Adversarial) and view.crafted:
-            craft = functools.partial(
-                attacked, network, view.attack, tf.random.experimental.stateless_fold_in(seed, index)
-            )
-            if micro_batch:
-                rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
-                views[index], shares = in_parts(craft, micro_batch, views[index], labels, signature=rows)
+            view_seed = tf.random.experimental.stateless_fold_in(seed, index)
+            rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
+
+            def craft(attack, *of_images, view_seed=view_seed, rows=rows):
+                once = functools.partial(attacked, network, attack, view_seed)
+                return in_parts(once, micro_batch, *of_images, signature=rows) if micro_batch else once(*of_images)
+
+            if index in phase.warm_views:
+                views[index], shares = warm_starts[index](craft, view, views[index], labels, indices)
             else:
-                views[index], shares = craft(views[index], labels)
+                views[index], shares = craft(view.attack, views[index], labels)
             zeros.append(tf.reduce_mean(shares))
     share = tf.add_n(zeros) / len(zeros) if zeros else tf.zeros([])
     return tf.concat(views, axis=0), tf.tile(labels, [len(views)]), share
 
 
-def attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor):
+def attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, start=None):
     """The images [N, H, W, C] under attack, and the share of zero gradients that each met [N]."""
     crafted = craft_and_count(
-        attack, lambda x: _read(network(x, training=False), attack.reads), images, labels, seed=seed
+        attack, lambda x: _read(network(x, training=False), attack.reads), images, labels, seed=seed, start=start
     )
     return crafted.images, crafted.zero_gradients
 

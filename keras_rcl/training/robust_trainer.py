@@ -18,6 +18,7 @@ from keras_rcl.training.loss_terms import (
 from keras_rcl.training.micro_batches import gradients_in_parts, in_parts
 from keras_rcl.training.moving_average import MovingAverage
 from keras_rcl.training.ramps import value_at
+from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.training.weight_perturbation import WeightAscent
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
@@ -27,7 +28,8 @@ class RobustTrainer(keras.Model):
 
     Tape, loss scaling, distribution and callbacks are Keras'. It expects batches from `keras_rcl.data.pipeline`:
     images [V, N, H, W, C], labels [N], seed [2]. With `micro_batch`, which divides N, so many images pass through the
-    network at once; BatchNorm normalises each such part by its own statistics.
+    network at once; BatchNorm normalises each such part by its own statistics. With `warm_starts`, by the places of
+    views, or `features`, the embeddings of all training images [N, E] in place of the images, batches are `indexed`.
 
     Attributes:
         means: of each metric over the epoch so far.
@@ -43,6 +45,8 @@ class RobustTrainer(keras.Model):
         *,
         steps_per_epoch: int,
         micro_batch: int | None = None,
+        warm_starts: dict[int, WarmStarts] | None = None,
+        features: tf.Variable | None = None,
     ):
         # autocast would bring pixels to half precision before the network's own float32 normalisation.
         super().__init__(name="trainer", dtype=keras.DTypePolicy(precision), autocast=False)
@@ -50,6 +54,7 @@ class RobustTrainer(keras.Model):
         self.phase = phase
         self.steps_per_epoch = steps_per_epoch
         self.micro_batch = micro_batch
+        self.warm_starts, self.features = warm_starts, features
         if phase.worst_case:
             fold(network)  # refuses a layer without bounds before anything is trained
         self.kinds = tuple(view.kind for view in phase.views)
@@ -74,6 +79,8 @@ class RobustTrainer(keras.Model):
         return ops.cast(self.optimizer.iterations, "float32") / self.steps_per_epoch
 
     def call(self, x, training=None):
+        if self.features is not None:
+            return {"embedding": x, "logits": self.network.get_layer("classifier")(x)}
         if self.phase.worst_case:
             return self.bounded(*x)
         if isinstance(x, tuple):
@@ -112,7 +119,7 @@ class RobustTrainer(keras.Model):
 
     def train_step(self, data):
         self.traces += 1
-        x, y, zero_gradients = stack_views(self.network, self.phase, *data, micro_batch=self.micro_batch)
+        x, y, zero_gradients = self._batch(*data)
         if "zero_gradients" in self.means:
             self.means["zero_gradients"].update_state(zero_gradients)
         seen = (x, y) if self.phase.worst_case else x
@@ -128,6 +135,22 @@ class RobustTrainer(keras.Model):
             self.average.update(self.optimizer.iterations)
         numbers = [*metrics.values(), *self.network.weights]
         self.finite.assign(tf.reduce_all([tf.reduce_all(tf.math.is_finite(number)) for number in numbers]))
+
+    def _batch(self, images, labels, seed, indices=None):
+        """What the network, or its classifier, sees; labels; and the share of zero gradients that attacks met."""
+        if self.features is None:
+            return stack_views(
+                self.network,
+                self.phase,
+                images,
+                labels,
+                seed,
+                indices,
+                warm_starts=self.warm_starts,
+                micro_batch=self.micro_batch,
+            )
+        repeats = [len(self.kinds)]
+        return tf.tile(tf.gather(self.features, indices), [*repeats, 1]), tf.tile(labels, repeats), 0.0
 
     def _step_in_parts(self, x, y):
         """Keras' `train_step` of a batch of which only a part fits into memory."""

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
+from keras_rcl.data.parts import StreamedPart
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
@@ -25,12 +26,14 @@ from keras_rcl.objectives.geometry import POINTS, clean_to_adversarial_distance,
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.runtime import held_signals
 from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.fixed_features import FixedFeatures
 from keras_rcl.training.loss_terms import is_contrastive, phase_collapse_value
 from keras_rcl.training.refreshed_examples import RefreshedExamples
 from keras_rcl.training.replicated_step import ReplicatedStep
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter, picture_grid
+from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Optimizer, Phase
 from keras_rcl.vocabulary.word import Refused
@@ -87,21 +90,35 @@ class PhaseRunner:
     ):
         """`epochs` is how many the optimizer's schedule spans."""
         self.network, self.phase, self.seed = network, phase, seed
+        streamed = isinstance(data.train, StreamedPart)
+        if streamed and phase.warm_views:
+            raise Refused(
+                "warm_steps keep every image's last attack in memory, and dataset.streamed no image; leave out one"
+            )
+        alone = workers.replicas == 1 and not streamed
+        self.features = FixedFeatures(network, data.train) if phase.reads_fixed_features and alone else None
+        self.warm_starts = {
+            place: WarmStarts(len(data.train.labels), data.image_shape, phase.views[place].attack.epsilon)
+            for place in phase.warm_views
+        }
         self.batches = Batches(
             data.train,
-            phase.views,
+            () if self.features else phase.views,
             phase.batch_size,
             seed,
             augmentation=phase.augmentation,
             balanced=settings["balanced"],
             share=(workers.index, workers.count),
+            indexed=bool(self.features or self.warm_starts),
         )
         self.trainer = RobustTrainer(
             network,
             phase,
             settings["precision"],
             steps_per_epoch=self.batches.steps_per_epoch,
-            micro_batch=_fitting(settings["micro_batch"], self.batches.batch_size, phase),
+            micro_batch=None if self.features else _fitting(settings["micro_batch"], self.batches.batch_size, phase),
+            warm_starts=self.warm_starts,
+            features=self.features and self.features.values,
         )
         self.average, self.branch = self.trainer.average, self.trainer.branch
         size = self.trainer.micro_batch or self.batches.batch_size
@@ -129,6 +146,10 @@ class PhaseRunner:
             reinitialize(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
         for part in self.phase.trains if self.phase.interval_initialization else ():
             initialize_for_intervals(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
+        for starts in self.warm_starts.values():
+            starts.warm.assign(False)
+        if self.features:
+            self.features.clear()
         if self.phase.fresh_optimizer:
             for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
@@ -149,6 +170,8 @@ class PhaseRunner:
         freeze(self.network, self.phase)
         if self.average:
             self.average.show(False)
+        if self.features:
+            self.features.fill()
         total, done = self.batches.steps_per_epoch, resumed
         started = time.perf_counter()
         try:
@@ -172,6 +195,8 @@ class PhaseRunner:
         if self.average:
             self.average.show(True)
         self.epochs_run += 1
+        for starts in self.warm_starts.values():
+            starts.warm.assign(True)
         images = (total - resumed) * self.batches.batch_size
         for kept in self.refreshed:
             metrics["zero_gradients"] = kept.zero_gradients
@@ -204,7 +229,8 @@ class PhaseRunner:
 
     def variables(self) -> list:
         """All that changes while the phase runs, but for the network and `epochs_run`."""
-        kept = [one.variables for one in (self.average, self.branch) if one] + [one.weights for one in self.refreshed]
+        kept = [one.variables for one in (self.average, self.branch, *self.warm_starts.values()) if one]
+        kept += [one.weights for one in self.refreshed]
         return [*self.optimizer.variables, *self.trainer.metrics_variables, *itertools.chain(*kept)]
 
     @property
@@ -280,6 +306,7 @@ def _check_replicas(replicas: int, batch_size: int, phase: Phase, settings: dict
         phase.worst_case and "bounds",
         phase.awp.gamma and "awp",
         phase.separate_batchnorm and "separate_batchnorm",
+        phase.warm_views and "warm_steps",
         any(getattr(view, "attack", None) and view.attack.name == "refreshed" for view in phase.views) and "refreshed",
         settings["micro_batch"] and "--micro-batch",
         settings["jit"] and "--jit",

@@ -61,11 +61,23 @@ class Adversarial:
 
     Under the attacks `stored` and `refreshed` they are not crafted for the batch: the view is made of the examples
     that are kept as `of` is of the images.
+
+    Fields:
+        warm_steps: from the second epoch of each run of the phase on, an image's attack starts where its last one
+            ended and takes so many steps (as in ATTA, Zheng et al. 2020, which keeps perturbations from epoch to
+            epoch); 0 attacks anew each time.
     """
 
     kind: Literal["adversarial"] = "adversarial"
     attack: Attack
     of: Clean | Augmented = Clean()
+    warm_steps: NonNegativeInt = 0
+
+    def __post_init__(self):
+        if self.warm_steps and (self.attack.name not in ("bim", "pgd") or self.attack.num_restarts > 1):
+            raise ValueError(f"{self.attack.label} has no last image to start from; warm_steps are for bim and pgd")
+        if self.warm_steps and isinstance(self.of, Augmented):
+            raise ValueError("warm_steps need images that stay the same from epoch to epoch, not crops of them")
 
     @property
     def crafted(self) -> bool:
@@ -306,6 +318,8 @@ class Phase:
         if self.ema and self.refresh:
             raise ValueError(f"phase {self.name!r}: its refreshes would train the average; leave out one of the two")
         kinds = [view.kind for view in self.views]
+        if self.warm_views and not isinstance(self.augmentation, NoAugmentation):
+            raise ValueError(f"phase {self.name!r}: warm_steps need images that stay the same; leave augmentation out")
         if "worst_case" in kinds and (kinds.index("worst_case") != len(kinds) - 1 or len(kinds) == 1):
             raise ValueError(f"phase {self.name!r}: one worst case comes last, after a view of images; it has {kinds}")
         if "worst_case" in kinds and self.detach_classifier:
@@ -336,6 +350,18 @@ class Phase:
     def worst_case(self) -> WorstCase | None:
         """Its view of all images in a ball, if it has one."""
         return self.views[-1] if isinstance(self.views[-1], WorstCase) else None
+
+    @property
+    def warm_views(self) -> tuple[int, ...]:
+        """The places of the views whose attacks start where the last ones ended."""
+        return tuple(place for place, view in enumerate(self.views) if getattr(view, "warm_steps", 0))
+
+    @property
+    def reads_fixed_features(self) -> bool:
+        """Whether it sees nothing but what an encoder that stands still makes of images that stay the same."""
+        stands = self.trains == ("classifier",) and self.frozen_statistics and not self.awp.gamma
+        same = isinstance(self.augmentation, NoAugmentation) and all(isinstance(view, Clean) for view in self.views)
+        return stands and same and all(isinstance(term, (CrossEntropy, BoostedCrossEntropy)) for term in self.terms)
 
     @property
     def work(self) -> float:

@@ -308,3 +308,26 @@ def test_the_graph_does_not_grow(field):
     few = operations(2)
     assert few > 50
     assert operations(20) == operations(200) == few
+
+
+@pytest.mark.parametrize("attack", [ATTACKS["pgd"], ENSEMBLE["apgd"], ENSEMBLE["fab"], ENSEMBLE["square"]])
+def test_a_batch_in_two_halves_is_attacked_as_in_small_ones(attack):
+    """32 images are attacked in two halves side by side; in batches of 8 they are not."""
+    rng = np.random.default_rng(5)
+    kernel = rng.normal(size=(48, 5))
+    x, labels = rng.random((32, 4, 4, 3), np.float32), rng.integers(0, 5, 32).astype("int32")
+
+    def linear(images):  # in float64, so that rounding is not what is tested
+        return tf.reshape(tf.cast(images, tf.float64), [-1, 48]) @ kernel
+
+    @tf.function(autograph=False)
+    def crafted(images, of):
+        return attacks.craft(attack, linear, images, of, seed=3)
+
+    whole = crafted(tf.constant(x), tf.constant(labels))
+    apart = [crafted(tf.constant(x[i : i + 8]), tf.constant(labels[i : i + 8])) for i in range(0, 32, 8)]
+    loops = [op.type for op in crafted.get_concrete_function(x, labels).graph.get_operations()].count("StatelessWhile")
+    assert loops > [op.type for op in crafted.get_concrete_function(x[:8], labels[:8]).graph.get_operations()].count(
+        "StatelessWhile"
+    )
+    np.testing.assert_allclose(whole, np.concatenate(apart), atol=1e-6)

@@ -260,7 +260,8 @@ def test_stripes_and_windows_of_one_sign():
     count, side = 2000, 7
     numbers = np.random.default_rng(0).uniform(size=(count, 4)).astype("float32")
     numbers[0, :2], numbers[1, :2] = 0, 1 - 2**-24
-    delta = _repaint(tf.zeros([count, *SHAPE]), 0.1, tf.constant(side), tf.constant(numbers)).numpy()
+    blank = tf.zeros([count, *SHAPE])
+    delta = _repaint(blank, blank - 0.1, blank + 0.1, tf.constant(side), tf.constant(numbers)).numpy()
     corners = set()
     for change in delta:
         rows, columns = (np.flatnonzero(np.any(change != 0, axis=axes)) for axes in ((1, 2), (0, 2)))

@@ -1,0 +1,77 @@
+"""What the options that make CLAF's second stage faster do to robustness: on digits, over seeds, beside Algorithm 1.
+
+    python -m benchmarks.claf_options --seeds 2 --json results/benchmarks/claf_options-digits.json
+
+Each is trained as `fit` does it, by `configs/digits.yaml` but for five inner epochs, which are Algorithm 1's. How fast
+their epochs are is `benchmarks.train_step --claf`'s to say.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from keras_rcl.runtime import start_tensorflow
+
+start_tensorflow()
+
+from keras_rcl import config  # noqa: E402
+from keras_rcl.evaluation.record import versions  # noqa: E402
+from keras_rcl.experiment import fit  # noqa: E402
+from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
+
+OPTIONS = {
+    "Algorithm 1": [],
+    "warm start": ["method.warm_steps=1"],
+    "online head": ["method.head=online"],
+    "online head, warm start": ["method.head=online", "method.warm_steps=1"],
+}
+
+
+def measured(settings: list[str]) -> dict[str, float]:
+    """The accuracies of one training, and its seconds."""
+    with tempfile.TemporaryDirectory(prefix="claf_options") as folder:
+        os.chdir(folder)
+        try:
+            record = fit(config.load(variant="clafs", settings=settings)).record
+        finally:
+            os.chdir("/")
+    (strongest,) = (row for row in record["rows"] if row["attack"] == "worst case")
+    return {
+        "clean_accuracy": record["clean_accuracy"],
+        "robust_accuracy": strongest["robust_accuracy"],
+        "training_seconds": record["model"]["training_seconds"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=2, help="how many seeds; 2 by default")
+    parser.add_argument("--epochs", type=int, help="of the second stage; those of configs/digits.yaml by default")
+    parser.add_argument("--json", type=Path, help="the file to write")
+    arguments = parser.parse_args()
+    file = arguments.json and arguments.json.absolute()
+    common = ["method.inner_epochs=5", *([f"method.adversarial_epochs={arguments.epochs}"] if arguments.epochs else [])]
+    found: dict[str, list[dict]] = {name: [] for name in OPTIONS}
+    for seed in range(arguments.seeds):
+        for name, settings in OPTIONS.items():
+            found[name].append(measured([*common, f"seed={seed}", *settings]))
+            print(f"seed {seed}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
+    keys = ("clean_accuracy", "robust_accuracy")
+    rows = [
+        [name, *(" / ".join(percent(run[key]) for run in runs) for key in keys)]
+        + [percent(statistics.mean(run["robust_accuracy"] for run in runs))]
+        for name, runs in found.items()
+    ]
+    print(markdown_table(["second stage", "clean, by seed", "robust, by seed", "robust, mean"], rows))
+    if file:
+        command = f"python -m benchmarks.claf_options {shlex.join(sys.argv[1:])}"
+        file.write_text(json.dumps({"command": command, "versions": versions(), "runs": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
