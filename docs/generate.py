@@ -31,7 +31,6 @@ BENCHMARKS = {
     "pgd_resnet18": "attack_throughput-resnet18",
     "pgd_strided_cnn": "attack_throughput-strided_cnn",
     "evaluation_pgd": "evaluation-pgd",
-    "evaluation_autoattack": "evaluation-autoattack",
     "claf_epoch": "train_step-claf-strided_cnn",
 }
 """Name in `docs/performance.md` -> the committed benchmark."""
