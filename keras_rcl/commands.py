@@ -1,19 +1,21 @@
 """The command line: parse, resolve, one call into `experiment`, print. TensorFlow is imported inside the call."""
 
+import contextlib
 import dataclasses
 import functools
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
 import click
 from pydantic import ValidationError
 
-from keras_rcl import config, runtime
+from keras_rcl import config, launcher, runtime
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
-from keras_rcl.progress import StderrProgress
+from keras_rcl.progress import Silent, StderrProgress
 from keras_rcl.readme import readme_tables, readme_text
 from keras_rcl.report.paper_tables import markdown_report
 from keras_rcl.report.tables import (
@@ -33,6 +35,7 @@ from keras_rcl.vocabulary.phase import Phase, View
 from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
 from keras_rcl.vocabulary.word import Refused, first_line
+from keras_rcl.workers import Workers, start_workers, task_of
 
 INTERRUPTED, TERMINATED = 130, 143
 EVALUATING = [name for name, attack in ATTACKS.items() if not attack.of_training]
@@ -62,8 +65,10 @@ class OneLineErrors(click.Group):
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt) as stop:
             raised = stop.__cause__ or stop  # click hides it behind its own Abort
-            click.echo("; ".join(filter(None, ["interrupted", str(raised)])), err=True)
-            sys.exit(TERMINATED if isinstance(raised, runtime.Terminated) else INTERRUPTED)
+            lost = isinstance(raised, runtime.WorkerLost)
+            click.echo("; ".join(filter(None, ["a worker is lost" if lost else "interrupted", str(raised)])), err=True)
+            terminated = TERMINATED if isinstance(raised, runtime.Terminated) else INTERRUPTED
+            sys.exit(launcher.TRY_AGAIN if lost else terminated)
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -131,6 +136,15 @@ def foreign_model_options(command):
     return command
 
 
+def workers_option(command):
+    """The option that says how many processes share the work."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Processes of this machine that share the work; TF_CONFIG names those of several. See docs/scaling.md.",
+    )(command)
+
+
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="keras_rcl")
 def cli():
@@ -143,6 +157,8 @@ def cli():
 @click.option("--precision", type=click.Choice(Precision.__args__), help="The dtype policy of training.")
 @click.option("--jit", is_flag=True, help="Compile with XLA (for GPUs; slower on most CPUs).")
 @click.option("--micro-batch", type=click.IntRange(min=1), help="Images that pass at once, where memory is short.")
+@click.option("--replicas", type=click.IntRange(min=1), help="GPUs, or logical CPUs, that share each batch.")
+@workers_option
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part, class balance kept.")
 @click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
 @click.option("--compare", multiple=True, help="Also train this variant, for the table; may be repeated.")
@@ -175,6 +191,8 @@ def fit(
     micro_batch,
     limit,
     data_dir,
+    replicas,
+    workers,
     **options,
 ):
     """Train a variant, attack it on test images, export it as a SavedModel.
@@ -187,11 +205,15 @@ def fit(
     others = [
         config.with_variant(experiment, path, other, scale) for other in beside if other != experiment.method.name
     ]
+    workers = _workers(workers, replicas)
     module = _experiment_module()
-    for line in runtime.advice(experiment.precision, experiment.jit):
-        click.echo(f"note: {line}", err=True)
-    with StderrProgress() as progress:
-        fitted = module.fit_all([experiment, *others], progress=progress, **options)
+    if workers.chief:
+        for line in runtime.advice(experiment.precision, experiment.jit):
+            click.echo(f"note: {line}", err=True)
+    with _progress(workers) as progress:
+        fitted = module.fit_all([experiment, *others], progress=progress, workers=workers, **options)
+    if not workers.chief:
+        return
     if as_json:
         click.echo(json.dumps([one.record for one in fitted], indent=1))
         return
@@ -297,19 +319,23 @@ def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, d
 @click.option("--restarts", type=click.IntRange(min=1), help="Random restarts of the attacks that have them.")
 @data_options
 @foreign_model_options
+@workers_option
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; attacks/<model> by default.")
 @click.option("--save-images", is_flag=True, help="Also write the adversarial images, adversarial.npz.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted attack.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **options):
+def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, workers, **options):
     """Attack a SavedModel or .keras file: of this tool, or any from images to logits or probabilities.
 
     Killed or interrupted, the same command goes on where it was.
     """
     words = _attacks(attacks or ("fgsm", "pgd-40"), transfers, epsilons, restarts, protocol)
     chosen = _dataset_fields(options)
-    with StderrProgress() as progress:
+    options["workers"] = workers = _workers(workers)
+    with _progress(workers) as progress:
         record, written = _experiment_module().attack(model, words, dataset=chosen, progress=progress, **options)
+    if not workers.chief:
+        return
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return
@@ -329,21 +355,24 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, **o
 @click.option("--attack", "text", metavar="NAME[-STEPS][:KEY=VALUE,...]", default="pgd-10", show_default=True)
 @functools.partial(data_options, part="train")
 @foreign_model_options
+@workers_option
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; adversarial/<model> by default.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=5000, show_default=True, help="Examples a file.")
 @click.option("--overwrite", is_flag=True, help="Replace the folder, or an interrupted crafting.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def craft_dataset(model, text, as_json, **options):
+def craft_dataset(model, text, as_json, workers, **options):
     """Attack every training image once, and store what comes of it as TFRecords to train on.
 
     Killed or interrupted, the same command goes on where it was.
     """
     attack, chosen = parse_attack(text), _dataset_fields(options)
-    runtime.start_tensorflow()
+    options["workers"] = workers = _workers(workers)
     from keras_rcl.crafting import craft_dataset
 
-    with StderrProgress() as progress:
+    with _progress(workers) as progress:
         record, written = craft_dataset(model, attack, dataset=chosen, progress=progress, **options)
+    if not workers.chief:
+        return
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return
@@ -552,18 +581,21 @@ def report(paper, settings, data_dir, results, runs, saved_models, as_json, **op
     if paper is None:
         if options["train"]:
             raise Refused(f"--train needs --paper, one of {', '.join(PAPERS)}")
-        tables = readme_tables(results)
+        tables = readme_tables(_record_folder(results))
         click.echo(json.dumps(tables, indent=1) if as_json else readme_text(tables))
         return
     runtime.start_tensorflow()
     from keras_rcl.reporting import Folders
     from keras_rcl.reporting import report as make
 
-    settings = [*settings, *_as_settings(data_dir=data_dir)]
+    settings, folders = (
+        [*settings, *_as_settings(data_dir=data_dir)],
+        Folders(_record_folder(results), runs, saved_models),
+    )
     with StderrProgress() as progress:
-        made, written = make(
-            paper, settings=settings, folders=Folders(results, runs, saved_models), progress=progress, **options
-        )
+        made, written = make(paper, settings=settings, folders=folders, progress=progress, **options)
+    if not any(table["images"] for table in made["tables"]):
+        click.echo(f"note: nothing is measured at scale {options['scale']}; see --scale and --train", err=True)
     if as_json:
         click.echo(json.dumps(made, indent=1))
         return
@@ -599,12 +631,37 @@ def _stored(folder: Path, attack) -> str:
     return f"{{name: stored, folder: {folder}, norm: {attack.norm}, epsilon: {format_pixels(attack.epsilon)}}}"
 
 
+def _record_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise Refused(f"{path} is no folder of records; run in the repository's root, or give --results")
+    return path
+
+
 def _experiment_module():
     """`keras_rcl.experiment`, with TensorFlow started quietly before it."""
     runtime.start_tensorflow()
     from keras_rcl import experiment
 
     return experiment
+
+
+def _workers(count: int | None, replicas: int | None = None) -> Workers:
+    """This process among the workers, with TensorFlow started; does not return where it launches them instead."""
+    task = task_of(os.environ.get("TF_CONFIG"))
+    if task is None and (count or 1) > 1:
+        if replicas:
+            raise Refused(f"--replicas {replicas} is for one process, and --workers {count} starts several; give one")
+        sys.exit(launcher.run(count))
+    if task and count and count != len(task.addresses):
+        raise Refused(f"--workers {count}, and TF_CONFIG names {len(task.addresses)}; leave out --workers")
+    launcher.end_with_parent()
+    runtime.start_tensorflow()
+    return start_workers(replicas, say=lambda line: click.echo(line, err=True))
+
+
+def _progress(workers: Workers):
+    """Where progress is shown: on the chief's standard error."""
+    return StderrProgress() if workers.chief else contextlib.nullcontext(Silent())
 
 
 def _given(options: dict) -> dict:

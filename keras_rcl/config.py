@@ -64,6 +64,8 @@ class Experiment:
         jit: compile steps with XLA (pays on a GPU; several times slower on a CPU).
         micro_batch: at most so many images pass through the network at once in training; the losses, contrastive ones
             too, remain those of the whole batch (Gao et al. 2021), for another forward pass.
+        synchronized: on several replicas BatchNorm normalises by the statistics of the whole batch; if not, each
+            replica's by those of its own part, which is faster.
         compare: variants trained and attacked beside this one, for the table that `fit` prints.
     """
 
@@ -75,6 +77,7 @@ class Experiment:
     precision: Precision = "float32"
     jit: bool = False
     micro_batch: PositiveInt | None = None
+    synchronized: bool = True
     compare: tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -1,5 +1,7 @@
 """The composition of a store of adversarial examples: a model on disk, data and an attack become TFRecords."""
 
+import contextlib
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_levels, write_shard
 from keras_rcl.evaluation.journal import Piece
 from keras_rcl.evaluation.record import command_line, versions
+from keras_rcl.evaluation.shared_pieces import Pieces
 from keras_rcl.experiment import check_fit, dataset_of, output_and_journal, outputs_of, part_of, pixels, support_of
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json
 from keras_rcl.vocabulary.word import Refused
+from keras_rcl.workers import ALONE, Workers
 
 
 def craft_dataset(
@@ -34,8 +38,9 @@ def craft_dataset(
     overwrite: bool = False,
     trust: bool = False,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
     **foreign,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[dict[str, Any], Path | None]:
     """Make one adversarial example of every image of a part, in whole grey levels, and store them.
 
     Every batch is written to `.<name>.partial` beside the folder as soon as it is finished; the same call, made again
@@ -55,11 +60,12 @@ def craft_dataset(
         overwrite: replace the folder, and an interrupted crafting of something else.
         trust: as for `attack`.
         progress: where progress is shown.
+        workers: as for `attack`.
         **foreign: as for `attack`.
 
     Returns:
         The record: attack, model, data and part; and the model's accuracy on the images and on what is stored. And
-        the folder.
+        the folder, on the chief.
 
     Raises:
         Refused: if the model, the data or the folder does not fit, or the attack runs in other units than pixels.
@@ -103,14 +109,17 @@ def craft_dataset(
     progress, count = progress or Silent(), len(chosen.labels)
     batches = range(0, count, batch_size)
     default = Path("adversarial") / path.stem
-    output_dir, journal = output_and_journal(output_dir, default, question, overwrite, marker=RECORD)
-    with journal:
+    workers.check_same(question)
+    journal = None
+    if workers.chief:
+        output_dir, journal = output_and_journal(output_dir, default, question, overwrite, marker=RECORD)
         if done := len(journal):
             progress.say(f"resuming {journal.path}: {done} batches done")
+    with contextlib.nullcontext() if journal is None else journal:
         progress.start(describe(attack), len(batches))
-        pieces = []
-        for number, start in enumerate(batches, start=1):
-            pieces.append(journal.piece(str(start).encode(), lambda start=start: batch(start)))
+        pieces, wanted = [], [(str(start).encode(), functools.partial(batch, start)) for start in batches]
+        for number, piece in enumerate(Pieces(workers, journal)(wanted), start=1):
+            pieces.append(piece)
             progress.update(number)
         images, clean, stood = (
             np.concatenate([piece[key] for piece in pieces]) for key in ("images", "clean", "stood")
@@ -127,6 +136,8 @@ def craft_dataset(
             "accuracy": float(stood.mean()),
             "shards": shards,
         }
+        if not workers.chief:
+            return record, None
         with atomic_folder(output_dir, overwrite=overwrite) as folder:
             for name, start in zip(shards, starts, strict=True):
                 taken = slice(start, start + shard_size)

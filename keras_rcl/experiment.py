@@ -11,9 +11,10 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -33,7 +34,7 @@ from keras_rcl.evaluation.record import command_line, make_record, read_record, 
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.export import export as write_export
 from keras_rcl.export import model_hash
-from keras_rcl.networks.two_headed import build_network
+from keras_rcl.networks.two_headed import build_network, synchronize
 from keras_rcl.objectives.geometry import POINTS
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
@@ -51,6 +52,7 @@ from keras_rcl.vocabulary.files import Taken, atomic_folder, atomic_path, check_
 from keras_rcl.vocabulary.phase import Phase
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.vocabulary.word import Refused, first_line
+from keras_rcl.workers import ALONE, Message, Workers
 
 PROJECTED_IMAGES = 500
 PICTURED_IMAGES = 16
@@ -60,7 +62,7 @@ SUPPORT_IMAGES = 256
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What `fit` leaves: the record of the test part under attack, and where everything lies."""
+    """What `fit` leaves: the record of the test part under attack, and where everything lies; with the chief alone."""
 
     experiment: Experiment
     record: dict[str, Any]
@@ -83,6 +85,7 @@ def fit_all(
     deterministic: bool = False,
     save_every: float = 60.0,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> list[Fitted]:
     """Train variants one after another; attack each on the test part, and export it.
 
@@ -98,6 +101,7 @@ def fit_all(
         deterministic: let every operation give the same bits each time.
         save_every: seconds of training between two states, from which a killed run goes on.
         progress: where progress is shown.
+        workers: all of which call this with the same; only the chief keeps anything.
 
     Raises:
         Refused: if the data is missing, the name is taken, or a folder cannot be written.
@@ -109,18 +113,34 @@ def fit_all(
         for number, experiment in enumerate(experiments):
             data = with_stored(sources.load(experiment.dataset), config.training_attacks(experiment.method.phases()))
 
-            def claim(experiment=experiment, data=data, chosen=None if number else name) -> RunFolder:
+            def claim(experiment=experiment, data=data, chosen=None if number else name) -> RunFolder | _Scratch:
                 question = {**question_of(experiment, data), "deterministic": deterministic}
+                if deterministic or not experiment.synchronized:
+                    question["replicas"] = workers.replicas
+                workers.check_same(question)
+                if not workers.chief:
+                    return _Scratch(Path(all_runs.enter_context(tempfile.TemporaryDirectory())))
                 folder = _run_folder(experiment, question, chosen, runs, saved_models, overwrite)
                 folders.append(all_runs.enter_context(folder))
                 return folder
 
-            settings = dict(overwrite=overwrite, save_every=save_every, progress=progress or Silent())
+            settings = dict(overwrite=overwrite, save_every=save_every, progress=progress or Silent(), workers=workers)
             fitted.append(_fit(experiment, data, claim, saved_models, **settings))
         with held_signals(forget=True):
             for folder in folders:  # only now, so that the same call finds those that are done
                 folder.finish()
     return fitted
+
+
+class _Scratch(NamedTuple):
+    """What a worker that is not the chief has for a run's folder; deleted at the end."""
+
+    path: Path
+    resumed = False
+
+    @property
+    def record(self) -> Path:
+        return self.path / "record.json"
 
 
 def question_of(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]:
@@ -171,22 +191,25 @@ def _run_folder(
 def _fit(
     experiment: Experiment,
     data: sources.ImageData,
-    claim: Callable[[], RunFolder],
+    claim: Callable[[], RunFolder | _Scratch],
     saved_models: Path,
     *,
     overwrite: bool,
     save_every: float,
     progress: Progress,
+    workers: Workers,
 ) -> Fitted:
     """One run, from where it is to its record; its folder is claimed once nothing can be refused any more."""
-    network, served = networks(experiment, data)
+    network, served = networks(experiment, data, workers)
     own, attacks = functools.partial(output_of, served), experiment.evaluation.attacks
     outputs, hashes = outputs_of(attacks, own, data)
     run = claim()
     export_to = saved_models / run.path.name
     if run.record.is_file():
         read_record(run.record)  # refused where it was edited
-        return Fitted(experiment, read_json(run.record), run.path, export_to)
+    finished = workers.of_chief(Message(read_json(run.record) if run.record.is_file() else None)).told
+    if finished:
+        return Fitted(experiment, finished, run.path, export_to)
     evaluation, states = experiment.evaluation, States(run.path, progress.say)
     resumed = states.rewind()
     with TensorBoardWriter(run.path) as writer:
@@ -196,11 +219,16 @@ def _fit(
             (network, served),
             run.path,
             writer=writer,
-            states=states,
+            states=states if workers.chief else None,
             resumed=resumed,
             save_every=save_every,
             progress=progress,
+            workers=workers,
         )
+        if workers.count > 1:  # only the chief has the chosen weights
+            weights = {str(number): weight for number, weight in enumerate(served.get_weights())}
+            weights = workers.of_chief(Message(arrays=weights)).arrays
+            served.set_weights([weights[str(number)] for number in range(len(weights))])
         seconds = states.seconds
         test = data.test.limited(evaluation.limit)
         evaluator = Evaluator(
@@ -215,8 +243,10 @@ def _fit(
         )
         images = pixels(test.images)
         question = {"model": model_hash(served), "sources": hashes, **evaluator.question(images, test.labels)}
-        with Journal(run.evaluation, question, anew=True) as journal:
-            survival = evaluator(images, test.labels, progress=progress, journal=journal)
+        with Journal(run.evaluation, question, anew=True) if workers.chief else contextlib.nullcontext() as journal:
+            survival = evaluator(images, test.labels, progress=progress, journal=journal, workers=workers)
+        if not workers.chief:
+            return Fitted(experiment, {}, run.path, export_to)
         journal.close()
         record = make_record(
             survival,
@@ -262,10 +292,19 @@ def _exported_hash(folder: Path) -> str | None:
         return None
 
 
-def networks(experiment: Experiment, data: sources.ImageData) -> tuple[keras.Model, keras.Model]:
-    """The network that trains, and the one that is measured and served: the same in float32, one and the same there."""
-    network = build(experiment, data)
-    return network, network if experiment.precision == "float32" else build(experiment, data, precision="float32")
+def networks(
+    experiment: Experiment, data: sources.ImageData, workers: Workers = ALONE
+) -> tuple[keras.Model, keras.Model]:
+    """The network that trains, and the one that is measured and served: the same in float32, on one device.
+
+    In float32 and with one replica they are one and the same.
+    """
+    with workers.scope():
+        network = build(experiment, data)
+    if experiment.synchronized and workers.replicas > 1:
+        synchronize(network)
+    own_copy = experiment.precision != "float32" or workers.replicas > 1
+    return network, build(experiment, data, precision="float32") if own_copy else network
 
 
 def train(
@@ -273,6 +312,7 @@ def train(
     data: sources.ImageData,
     pair: tuple[keras.Model, keras.Model],
     folder: Path,
+    workers: Workers = ALONE,
     **settings,
 ) -> dict[str, float]:
     """Train by all phases of the experiment's method; both networks end with the chosen weights.
@@ -282,6 +322,7 @@ def train(
         data: what it is done on.
         pair: what `networks` gave.
         folder: of the run.
+        workers: as for `run_phases`.
         **settings: `writer`, `states`, `resumed`, `save_every` and `progress` of `run_phases`.
 
     Returns:
@@ -300,13 +341,14 @@ def train(
         data,
         folder,
         monitored_attack=evaluation.validation_attack,
-        validate=_validator(served, sync, data, experiment),
+        validate=_validator(served, sync, data, experiment, workers),
         patience=evaluation.patience,
         seed=experiment.seed,
         precision=experiment.precision,
         jit=experiment.jit,
         balanced=experiment.dataset.balanced_batches,
         micro_batch=experiment.micro_batch,
+        workers=workers,
         **settings,
     )
     sync()
@@ -361,8 +403,9 @@ def attack(
     overwrite: bool = False,
     trust: bool = False,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
     **foreign,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[dict[str, Any], Path | None]:
     """Attack a SavedModel or `.keras` on a data set.
 
     Every batch is written to `.<name>.partial` beside the output folder as soon as it is finished. The same call, made
@@ -381,10 +424,11 @@ def attack(
         overwrite: replace the output folder, and an interrupted evaluation of something else.
         trust: load the model, and those that attacks look through, without looking for what could do harm.
         progress: where progress is shown.
+        workers: all of which call this with the same; they share the batches, and the chief writes.
         **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
 
     Returns:
-        The record, and the folder that holds it.
+        The record, and the folder that holds it; none but on the chief.
     """
     classifier = load_classifier(path, trust=trust, **foreign)
     data = sources.load(dataset_of(classifier, dataset or {}))
@@ -407,10 +451,14 @@ def attack(
         **evaluator.question(images, chosen.labels, keep_images=save_images),
         "versions": versions(),
     }
-    output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, question, overwrite)
-    with journal:
+    workers.check_same(question)
+    journal = None
+    if workers.chief:
+        output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, question, overwrite)
         tell_resumed(journal, progress)
-        survival = evaluator(images, chosen.labels, keep_images=save_images, progress=progress, journal=journal)
+    with contextlib.nullcontext() if journal is None else journal:
+        told = dict(keep_images=save_images, progress=progress, journal=journal, workers=workers)
+        survival = evaluator(images, chosen.labels, **told)
     record = make_record(
         survival,
         model={
@@ -423,6 +471,8 @@ def attack(
         seed=seed,
         sources=hashes,
     )
+    if not workers.chief:
+        return record, None
     record["geometry"] = _geometry(classifier.outputs, chosen, attacks, seed)
     class_names = classifier.class_names or data.class_names
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
@@ -515,7 +565,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
+def _validator(served, sync, data: sources.ImageData, experiment: Experiment, workers: Workers):
     """Clean and robust accuracy on the held-out part; none where nothing is held out."""
     evaluation = experiment.evaluation
     held_out = data.validation.limited(evaluation.validation_limit)
@@ -532,7 +582,7 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment):
 
     def validate() -> dict[str, float]:
         sync()
-        survival = evaluator(images, held_out.labels)
+        survival = evaluator(images, held_out.labels, workers=workers)
         return {
             "clean_accuracy": survival.clean_accuracy,
             "robust_accuracy": survival.rows()[0]["robust_accuracy"],

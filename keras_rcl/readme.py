@@ -45,7 +45,7 @@ def _records(folder: Path, data_set: str) -> dict[str, dict]:
 def _digits(results: Path) -> str:
     """What `python cli.py fit --variant clafs` prints, in its order."""
     found, experiment = _records(results, "digits"), config.load(variant="clafs")
-    shown = {name: found[name] for name in (experiment.method.name, *experiment.compare)}
+    shown = {name: found[name] for name in (experiment.method.name, *experiment.compare) if name in found}
     return "```text\n" + text_table(*comparison_table(shown)) + "\n```"
 
 

@@ -30,7 +30,7 @@ from keras_rcl.results import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
 from keras_rcl.verifying import verify_model
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.files import atomic_folder, read_json, write_json
+from keras_rcl.vocabulary.files import Taken, atomic_folder, read_json, write_json
 from keras_rcl.vocabulary.paper import (
     Bars,
     Clean,
@@ -144,13 +144,25 @@ def _complete(
         if run is None:
             progress.say(f"{label}: train")
             called = f"{name}-{row}" + (f"-seed{seed}" if seed else "")
-            shared = dict(runs=folders.runs, saved_models=folders.saved_models, progress=progress)
-            experiment.fit(dataclasses.replace(rows[row], seed=seed), name=called, **shared)
+            _train(dataclasses.replace(rows[row], seed=seed), called, folders, progress)
             run = folders.read().runs(rows[row])[seed]
         lacking = [measure for measure in paper.measures(row) if run.measure(measure) is None]
         if lacking:
             progress.say(f"{label}: measure")
             _measure(run, lacking, rows[row].dataset, folders, progress)
+
+
+def _train(trained: Experiment, name: str, folders: Folders, progress: Progress) -> None:
+    """`fit` under a name of the report's own, which only another experiment can have taken."""
+    run, export = folders.runs / name, folders.saved_models / name
+    begun = (run / "training/question.json").is_file()
+    for path in (run, export):
+        if path.exists() and not begun:
+            raise Refused(f"{path} is of another experiment; move it away")
+    try:
+        experiment.fit(trained, name=name, runs=folders.runs, saved_models=folders.saved_models, progress=progress)
+    except Taken:
+        raise Refused(f"{run} is in use, or was begun by another experiment or version; move it away") from None
 
 
 def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folders, progress: Progress) -> None:

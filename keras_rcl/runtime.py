@@ -14,6 +14,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: to a run as an interrupt, but for the exit status."""
 
 
+class WorkerLost(KeyboardInterrupt):
+    """Another process of the run is gone: an interrupt to those that are left, but for the exit status."""
+
+
 _RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 

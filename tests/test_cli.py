@@ -383,6 +383,15 @@ class TestBadInput:
         (tmp_path / "instances.json").write_text('{"instances": []}')
         assert "instances.json" in refused("collect", tmp_path)
 
+    def test_workers_that_cannot_be(self, empty, monkeypatch):
+        assert refused("fit", "--workers", "2", "--replicas", "2").endswith("--workers 2 starts several; give one")
+        monkeypatch.setenv("TF_CONFIG", "{")
+        assert "error: TF_CONFIG: Expecting" in refused("fit")
+        task = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+        assert refused("attack", "x", "--workers", "3").endswith("TF_CONFIG names 2; leave out --workers")
+        assert refused("fit", "--replicas", "2").endswith("TF_CONFIG names workers; leave it out")
+
     def test_an_unknown_variant(self, empty):
         message = refused("fit", "--variant", "claffs")
         assert "'claffs'" in message and "'clafs'" in message
@@ -458,6 +467,7 @@ def test_report_prints_a_papers_tables(here, tmp_path):
     assert "| SCL (fig. 10) | — | 20.4 | — | — | — |" in result.stdout
     assert "python cli.py fit --config configs/papers/wang/scl.yaml --scale cpu" in result.stdout
     assert (tmp_path / "out/report.html").is_file()
+    assert "note: nothing is measured at scale cpu; see --scale and --train" in result.stderr
     told = run(
         "report", "--paper", "wang", "--scale", "cpu", "--results", tmp_path, "--output-dir", tmp_path / "out", "--json"
     )
@@ -468,8 +478,10 @@ def test_report_prints_a_papers_tables(here, tmp_path):
     ("arguments", "said"),
     [
         (["--train"], "--train needs --paper, one of claf, wang, landsman, cusin"),
-        (["--paper", "claf", "--scale", "cup"], "has no scale 'cup'; did you mean 'cpu'?"),
-        (["--paper", "claf", "--set", "sede=1"], "sede: no such field"),
+        ([], "results is no folder of records; run in the repository's root, or give --results"),
+        (["--paper", "claf"], "results is no folder of records"),
+        (["--paper", "claf", "--results", ".", "--scale", "cup"], "has no scale 'cup'; did you mean 'cpu'?"),
+        (["--paper", "claf", "--results", ".", "--set", "sede=1"], "sede: no such field"),
     ],
 )
 def test_a_wrong_report_is_refused(empty, arguments, said):

@@ -154,6 +154,23 @@ def test_a_folder_of_something_else_is_left_alone(made, tmp_path):
     assert (tmp_path / "mine/letter.txt").is_file()
 
 
+@pytest.mark.parametrize(
+    ("limit", "left", "said"),
+    [
+        (7, "runs/tiny-cpu-limit7-baseline/config.yaml", "is of another experiment; move it away"),
+        (8, "saved_models/tiny-cpu-limit8-baseline/model.keras", "is of another experiment; move it away"),
+        (9, "runs/tiny-cpu-limit9-baseline/training/question.json", "was begun by another experiment or version"),
+    ],
+)
+def test_runs_of_other_experiments_are_left_alone(made, limit, left, said):
+    path = Path(left)
+    path.parent.mkdir(parents=True)
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(Refused, match=said):
+        report("tiny", scale="cpu", train=True, limit=limit)
+    assert path.read_text(encoding="utf-8") == "{}"
+
+
 def test_clusters_stay_apart_in_the_plane():
     rng = np.random.default_rng(0)
     embedding = np.concatenate([rng.normal(centre, 0.1, (20, 8)) for centre in (0, 10)])

@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import math
+from typing import NamedTuple
 from unittest import mock
 
 import keras
@@ -25,13 +26,26 @@ TO_LUMA = np.tile(LUMA, (3, 1))  # RGB -> (luma, luma, luma)
 split = tf.random.experimental.stateless_split
 
 
-def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+class Rows(NamedTuple):
+    """Some consecutive images of a batch: `count` of its `total`, from `first` on."""
+
+    first: int
+    count: int
+    total: int
+
+    def of(self, draws: tf.Tensor) -> tf.Tensor:
+        """Theirs of what was drawn for the whole batch, [total, ...] -> [count, ...]."""
+        return draws[self.first : self.first + self.count]
+
+
+def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor, rows: Rows | None = None) -> tf.Tensor:
     """Vary each image of a batch.
 
     Args:
         policy: what is drawn.
         images: float32 [N, H, W, C] in [0, 1], of static shape.
         seed: int32 [2].
+        rows: of which batch these images are a part; they are varied as they would be within it.
 
     Returns:
         float32 [N, H, W, C] in [0, 1].
@@ -39,41 +53,42 @@ def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     Raises:
         Refused: a `layer` policy whose layer is unknown, takes other arguments, or changes the shape of images.
     """
+    rows = rows or Rows(0, images.shape[0], images.shape[0])
     match policy:
         case NoAugmentation():
             return images
         case CropFlip():
-            return _crop_flip(policy, images, seed)
+            return _crop_flip(policy, images, seed, rows)
         case SimCLR():
-            return _simclr(policy, images, seed)
+            return _simclr(policy, images, seed, rows)
         case LayerAugmentation():
-            return _layer(policy, images, seed)
+            return _layer(policy, images, seed, rows)
 
 
-def _uniform(seed: tf.Tensor, shape: list[int], low: float = 0.0, high: float = 1.0) -> tf.Tensor:
-    """Uniform draws in [low, high), the same on every device."""
-    return tf.random.stateless_uniform(shape, seed, low, high, alg="philox")
+def _uniform(rows: Rows, seed: tf.Tensor, *shape: int, low=0.0, high=1.0, dtype=tf.float32) -> tf.Tensor:
+    """Uniform draws in [low, high), [count, *shape], the same on every device."""
+    return rows.of(tf.random.stateless_uniform([rows.total, *shape], seed, low, high, dtype, alg="philox"))
 
 
-def _crop_flip(policy: CropFlip, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def _crop_flip(policy: CropFlip, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
     """Crop the padded images at random places; a flip reads the columns backwards."""
-    count, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     pad, (crop_seed, flip_seed) = policy.padding, tf.unstack(split(seed))
-    offsets = tf.random.stateless_uniform([count, 2], crop_seed, 0, 2 * pad + 1, tf.int32, alg="philox")
+    offsets = _uniform(of, crop_seed, 2, low=0, high=2 * pad + 1, dtype=tf.int32)
     rows, columns = offsets[:, :1] + tf.range(height), offsets[:, 1:] + tf.range(width)
     if policy.flip:
-        columns = tf.where(_uniform(flip_seed, [count, 1]) < 0.5, columns[:, ::-1], columns)
+        columns = tf.where(_uniform(of, flip_seed, 1) < 0.5, columns[:, ::-1], columns)
     padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
     return tf.gather(tf.gather(padded, rows, batch_dims=1), columns, axis=2, batch_dims=1)
 
 
-def _simclr(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def _simclr(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
     """Random resized crop, flip, colour jitter, greyscale (Chen et al. 2020, appendix A); one channel has no hue."""
     crop_seed, colour_seed = tf.unstack(split(seed))
-    return _colour_jitter(policy, _random_resized_crop(policy, images, crop_seed), colour_seed)
+    return _colour_jitter(policy, _random_resized_crop(policy, images, crop_seed, of), colour_seed, of)
 
 
-def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
     """Resize a random box of each image to the image's own size, bilinearly; a box from right to left flips it.
 
     The box has an area in [min_area, 1] and an aspect ratio in [3/4, 4/3], both relative to the image. Where a side
@@ -81,18 +96,18 @@ def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> 
     """
     count, height, width, _ = images.shape
     area_seed, ratio_seed, place_seed, flip_seed = tf.unstack(split(seed, num=4))
-    area = _uniform(area_seed, [count], policy.min_area, 1.0)
-    ratio = tf.exp(_uniform(ratio_seed, [count], -math.log(4 / 3), math.log(4 / 3)))
+    area = _uniform(of, area_seed, low=policy.min_area, high=1.0)
+    ratio = tf.exp(_uniform(of, ratio_seed, low=-math.log(4 / 3), high=math.log(4 / 3)))
     box_width = tf.clip_by_value(tf.sqrt(area * ratio), area, 1.0)
     size = tf.stack([area / box_width, box_width], axis=1)
-    start = _uniform(place_seed, [count, 2]) * (1 - size)
+    start = _uniform(of, place_seed, 2) * (1 - size)
     boxes = tf.concat([start, start + size], axis=1)
     if policy.flip:
-        boxes = tf.where(_uniform(flip_seed, [count, 1]) < 0.5, tf.gather(boxes, [0, 3, 2, 1], axis=1), boxes)
+        boxes = tf.where(_uniform(of, flip_seed, 1) < 0.5, tf.gather(boxes, [0, 3, 2, 1], axis=1), boxes)
     return tf.clip_by_value(tf.image.crop_and_resize(images, boxes, tf.range(count), [height, width]), 0.0, 1.0)
 
 
-def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
     """Brightness, contrast, then saturation with hue, each with its own draw for each image; greyscale at last.
 
     Saturation scales what is not luma, hue turns it, and greyscale leaves none of it, so that the three are one 3x3
@@ -100,10 +115,10 @@ def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Ten
     """
     count, height, width, channels = images.shape
     apply_seed, grey_seed, *seeds = tf.unstack(split(seed, num=6))
-    jittered = _uniform(apply_seed, [count, 1, 1]) < policy.jitter_probability
+    jittered = _uniform(of, apply_seed, 1, 1) < policy.jitter_probability
     strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
     brightness, contrast, saturation, hue = (
-        tf.where(jittered, _uniform(draw_seed, [count, 1, 1], 1 - strength, 1 + strength), 1.0)
+        tf.where(jittered, _uniform(of, draw_seed, 1, 1, low=1 - strength, high=1 + strength), 1.0)
         for draw_seed, strength in zip(seeds, strengths, strict=True)
     )
     pixels = tf.reshape(images, [count, height * width, channels])
@@ -112,14 +127,14 @@ def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor) -> tf.Ten
     mean = tf.reduce_sum(tf.reduce_mean(pixels, axis=1, keepdims=True) * luma, axis=2, keepdims=True)
     pixels = tf.clip_by_value(contrast * pixels + (1 - contrast) * mean, 0.0, 1.0)
     if channels == 3:
-        grey = _uniform(grey_seed, [count, 1, 1]) < policy.greyscale_probability
+        grey = _uniform(of, grey_seed, 1, 1) < policy.greyscale_probability
         saturation, angle = tf.where(grey, 0.0, saturation), 2 * math.pi * (hue - 1)
         turn = tf.cos(angle) * (np.eye(3, dtype=np.float32) - TO_LUMA) + tf.sin(angle) * QUARTER_TURN
         pixels = tf.clip_by_value(tf.matmul(pixels, TO_LUMA + saturation * turn, transpose_b=True), 0.0, 1.0)
     return tf.reshape(pixels, images.shape)
 
 
-def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
     """Run a Keras or KerasCV layer on one image after another: some draw only once for a whole batch.
 
     Each image has its own seed. What the layer draws while it is traced comes from that seed, so that it is as
@@ -141,7 +156,7 @@ def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor) -> tf.
             raise Refused(f"augmentation layer {policy.layer} changes images from {shapes}: views keep their shape")
         return tf.clip_by_value(changed, 0.0, 1.0)
 
-    seeds = split(seed, num=images.shape[0])
+    seeds = of.of(split(seed, num=of.total))
     return tf.map_fn(one, (images, seeds), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32))
 
 

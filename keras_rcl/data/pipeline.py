@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.augmentations import augment
+from keras_rcl.data.augmentations import Rows, augment
 from keras_rcl.data.parts import Part, StreamedPart
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
@@ -21,9 +21,9 @@ class Batches:
         batch_size: N, at most the number of images.
         steps_per_epoch: batches an epoch; the remainder of each epoch's permutation is dropped.
         dataset: one epoch an iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
-            seed int32 [2]). An adversarial view holds the images at which its attack starts, or the examples that
-            are kept, varied as the images are; `seed` is for the attacks. If `indexed`, a fourth: which images of the
-            part they are, int32 [N].
+            seed int32 [2]); of a share, N / n images. An adversarial view holds the images at which its attack starts,
+            or the examples that are kept, varied as the images are; `seed` is for the attacks. If `indexed`, a fourth:
+            which images of the part they are, int32 [N].
         refreshed: of each `refreshed` attack: the variable, uint8 [images, H, W, C], that its examples are read from;
             the images themselves until somebody assigns it.
     """
@@ -38,6 +38,7 @@ class Batches:
         augmentation: Policy = NO_AUGMENTATION,
         balanced: bool = False,
         indexed: bool = False,
+        share: tuple[int, int] = (0, 1),
     ):
         """Build the dataset.
 
@@ -49,6 +50,7 @@ class Batches:
             augmentation: drawn once for each image; all of its views are made of what it gives.
             indexed: say which images they are.
             balanced: every class of the part equally often in every batch (up to rounding), cycling through its images.
+            share: (i, n): of each batch only the i-th of n equal parts, counted from 0; n divides N.
 
         Raises:
             Refused: the part is empty.
@@ -60,6 +62,8 @@ class Batches:
         self.batch_size = min(batch_size, count)
         self.steps_per_epoch = count // self.batch_size
         self._views, self._augmentation, self._indexed = tuple(views), augmentation, indexed
+        count = self.batch_size // share[1]
+        self._rows = Rows(share[0] * count, count, self.batch_size)
         self._order = self._balanced_order if balanced else self._shuffled_order
         self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
         self._images, self._labels = (None, None) if streamed else part.tensors
@@ -114,7 +118,7 @@ class Batches:
             tf.data.Dataset.from_tensor_slices(self._indices(order_seed))
             .enumerate()
             .skip(self._first.read_value())
-            .map(lambda step, chosen: (chosen, fold_in(steps_seed, tf.cast(step, tf.int32))))
+            .map(lambda step, chosen: (self._rows.of(chosen), fold_in(steps_seed, tf.cast(step, tf.int32))))
         )
 
     @tf.autograph.experimental.do_not_convert
@@ -129,8 +133,11 @@ class Batches:
             self._part.records(order_seed)
             .skip(first * size)
             .take((self.steps_per_epoch - first) * size)
-            .map(self._part.decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .batch(size, drop_remainder=True)
+            .map(self._rows.of)  # so that only these are decoded
+            .unbatch()
+            .map(self._part.decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .batch(self._rows.count, drop_remainder=True)
             .enumerate(first)
             .map(lambda step, batch: (*batch, fold_in(steps_seed, tf.cast(step, tf.int32))))
         )
@@ -172,16 +179,19 @@ class Batches:
         shared_seed = fold_in(seed, len(self._views) + 1)
 
         def varied(chosen: tf.Tensor) -> tf.Tensor:
-            return augment(self._augmentation, tf.cast(chosen, tf.float32) / 255, shared_seed)
+            return augment(self._augmentation, tf.cast(chosen, tf.float32) / 255, shared_seed, self._rows)
 
         clean, kept = varied(images), {attack: varied(examples) for attack, examples in kept.items()}
-        views = [_view(view, clean, kept, view_seed) for view, view_seed in zip(self._views, seeds[1:], strict=True)]
+        views = [
+            _view(view, clean, kept, view_seed, self._rows)
+            for view, view_seed in zip(self._views, seeds[1:], strict=True)
+        ]
         return tf.stack(views) if views else tf.zeros([0, *clean.shape]), labels, seeds[0]
 
 
-def _view(view: View, clean: tf.Tensor, kept: dict[Attack, tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+def _view(view: View, clean: tf.Tensor, kept: dict[Attack, tf.Tensor], seed: tf.Tensor, rows: Rows) -> tf.Tensor:
     """One view, [N, H, W, C], of the clean images [N, H, W, C], or of the examples that are kept."""
     source, images = view, clean
     if isinstance(view, Adversarial):
         source, images = view.of, clean if view.crafted else kept[view.attack]
-    return augment(source.policy, images, seed) if isinstance(source, Augmented) else images
+    return augment(source.policy, images, seed, rows) if isinstance(source, Augmented) else images

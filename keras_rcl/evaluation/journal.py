@@ -60,6 +60,14 @@ class Journal:
             name: what the piece is, so that none is taken for another.
             compute: gives its arrays, none of them of objects.
         """
+        found = self.held(name)
+        if found is None:
+            found = compute()
+            self.add(name, found)
+        return found
+
+    def held(self, name: bytes) -> Piece | None:
+        """The next piece, if it was finished before and is this one; else None, and whatever follows is thrown away."""
         start = self._file.tell()
         frame = self._file.read(_FRAME.size)
         if len(frame) == _FRAME.size:
@@ -69,12 +77,14 @@ class Journal:
                 with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                     return dict(arrays)
         self._cut(start)
-        found = compute()
+        return None
+
+    def add(self, name: bytes, found: Piece) -> None:
+        """Write the next piece."""
         stream = io.BytesIO()
         np.savez(stream, **found)
         content = stream.getvalue()
         self._append(_FRAME.pack(len(content), zlib.crc32(content, zlib.crc32(name))) + content)
-        return found
 
     def __len__(self) -> int:
         """How many pieces it holds, by their lengths; the last may turn out torn."""

@@ -12,9 +12,11 @@ import tensorflow as tf
 
 from keras_rcl.attacks import check_images, craft_round, length
 from keras_rcl.evaluation.journal import Journal, Piece
+from keras_rcl.evaluation.shared_pieces import Pieces
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
+from keras_rcl.workers import ALONE, Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Survival:
     attacks: A attacks. labels, clean_predictions: [N]. predictions: [A, N], on the adversarial images; an image that is
     wrong before the attack counts as fallen and is not attacked. distances: [A, N], from each image to the last that
     was crafted of it, in pixels and in the attack's norm; NaN where none was. zero_gradients: [A], the share of zero
-    pixel gradients met. forwards, backwards: [A], passes of single images. seconds: [A]. stages: for each attack its
-    members, each with the robust accuracy after it. adversarial: [A, N, H, W, C] or None.
+    pixel gradients met. forwards, backwards: [A], passes of single images. seconds: [A], of all workers together.
+    stages: for each attack its members, each with the robust accuracy after it. adversarial: [A, N, H, W, C] or None.
     """
 
     attacks: tuple[Attack, ...]
@@ -179,10 +181,12 @@ class Evaluator:
         keep_images: bool = False,
         progress: Progress | None = None,
         journal: Journal | None = None,
+        workers: Workers = ALONE,
     ) -> Survival:
         """Attack images [N, H, W, C] in [0, 1] with labels [N]; `keep_images` keeps what was crafted.
 
         With a `journal` of this very `question` batches that it holds are read from it, and all others written to it.
+        With `workers`, all of which call this with the same, each attacks some of the batches, and all get the whole.
 
         Each round of an attack, and each member of an ensemble, runs on what survived the rounds before, packed into
         full batches. A targeted attack aims at each image's least likely class; it succeeds, as any, where the image
@@ -194,10 +198,11 @@ class Evaluator:
         """
         check_images(images)
         labels = np.asarray(labels, np.int32)
-        progress, piece = progress or Silent(), _afresh if journal is None else journal.piece
-        clean = piece(b"clean", lambda: {"predictions": self.predict(images)})["predictions"]
+        progress, pieces = progress or Silent(), Pieces(workers, journal)
+        (clean,) = pieces([(b"clean", lambda: {"predictions": self.predict(images)})])
+        clean = clean["predictions"]
         outcomes = [
-            self._attack(number, images, labels, clean, keep_images, progress, piece)
+            self._attack(number, images, labels, clean, keep_images, progress, pieces)
             for number in range(len(self.attacks))
         ]
 
@@ -219,7 +224,7 @@ class Evaluator:
         )
 
     def _attack(
-        self, number: int, images, labels, clean, keep_images: bool, progress: Progress, piece: Callable
+        self, number: int, images, labels, clean, keep_images: bool, progress: Progress, pieces: Pieces
     ) -> "_Outcome":
         """Run every round of an attack's members on what survives; a batch is a piece of the journal."""
         attack = self.attacks[number]
@@ -233,11 +238,16 @@ class Evaluator:
                 name = describe(attack) if len(members) == 1 else f"{describe(attack)}: {member.label}"
                 rounds = f", round {round + 1}/{member.num_rounds}" if member.num_rounds > 1 else ""
                 progress.start(name + rounds, len(survivors), work=sum(member.passes))
-                done = 0
-                for chosen, real in _batches(survivors, self.batch_size):
-                    where = f"{number} {index} {round} {describe(attack)} ".encode() + chosen.tobytes()
-                    run = functools.partial(self._run, member, round, images, labels, chosen, real, keep_images)
-                    found, chosen = piece(where, run), chosen[:real]
+                done, batches = 0, list(_batches(survivors, self.batch_size))
+                wanted = [
+                    (
+                        f"{number} {index} {round} {describe(attack)} ".encode() + chosen.tobytes(),
+                        functools.partial(self._run, member, round, images, labels, chosen, real, keep_images),
+                    )
+                    for chosen, real in batches
+                ]
+                for (chosen, real), found in zip(batches, pieces(wanted), strict=True):
+                    chosen = chosen[:real]
                     outcome.predictions[chosen] = found["predictions"]
                     outcome.distances[chosen] = found["distances"]
                     outcome.zero_gradients += float(np.sum(found["zero_gradients"]))
@@ -268,7 +278,7 @@ class Evaluator:
     def craft(self, number: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """What attack `number` makes of images [N, H, W, C]; per example, so the same as within an evaluation."""
         labels = np.asarray(labels, np.int32)
-        outcome = self._attack(number, images, labels, self.predict(images), True, Silent(), _afresh)
+        outcome = self._attack(number, images, labels, self.predict(images), True, Silent(), Pieces(ALONE))
         return outcome.adversarial
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -291,11 +301,6 @@ class _Outcome:
     backwards: int = 0
     seconds: float = 0.0
     stages: tuple[tuple[str, float], ...] = ()
-
-
-def _afresh(where: bytes, run: Callable[[], Piece]) -> Piece:
-    """A piece where there is no journal."""
-    return run()
 
 
 def _batches(indices: np.ndarray, size: int):

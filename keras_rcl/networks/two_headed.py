@@ -101,6 +101,18 @@ def parts(network: keras.Model) -> dict[Part, keras.Model]:
     return {name: network.get_layer(name) for name in get_args(Part)}
 
 
+def batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The BatchNorm layers of all parts."""
+    layers = (layer for part in parts(network).values() for layer in part.layers)
+    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+def synchronize(network: keras.Model) -> None:
+    """Let BatchNorm normalise by the statistics of the whole batch where that is spread over replicas."""
+    for layer in batch_norms(network):
+        layer.synchronized = True
+
+
 def reinitialize(part: keras.Model, seed: int) -> None:
     """Draw a part's weights anew, in place; the result equals the part of a network built with this seed.
 

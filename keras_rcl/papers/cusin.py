@@ -65,7 +65,7 @@ CUSIN = Paper(
         Table(
             name="Figure 3",
             caption="Accuracy of the twelve models on CIFAR-10",
-            protocol="accuracies of the authors' code",
+            protocol="no attack; the authors' code prints what the paper plots",
             columns=(
                 Column(title="accuracy", measures=(Clean(),)),
                 Column(title="AutoAttack 8/255", measures=(Robust(attack=AutoAttack(), limit=1000),)),
@@ -79,7 +79,7 @@ CUSIN = Paper(
                 "The plots of the authors' code probably have the labels of augmentation the wrong way round; "
                 "the numbers here are as it prints them.",
                 "Its certified loss is cross-entropy on the lower bounds of all logits, which certifies nothing; "
-                "`certified` here is on the worst case, with a ramp of epsilon. `certified_contrastive` is the "
+                "certified here is on the worst case, with a ramp of epsilon. certified_contrastive is the "
                 "paper's form.",
             ),
         ),

@@ -34,7 +34,7 @@ LANDSMAN = Paper(
         Table(
             name="Table 1",
             caption="Accuracy, on ImageNet-1k with a pre-trained ResNet-50 in the paper",
-            protocol="not stated",
+            protocol="no stated protocol",
             columns=(
                 Column(title="Adversarial (PGD-10 8/255)", measures=(Robust(attack=_PGD),)),
                 Column(title="Clean", measures=(Clean(),)),
@@ -63,7 +63,7 @@ LANDSMAN = Paper(
         Table(
             name="Table 2",
             caption="Losses",
-            protocol="not stated",
+            protocol="no stated protocol",
             columns=(Column(title="Adversarial"), Column(title="Clean")),
             rows=tuple(
                 Row(label=label, config=config, published=losses) for label, (config, _, losses) in _ROWS.items()

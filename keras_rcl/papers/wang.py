@@ -31,7 +31,7 @@ WANG = Paper(
         Table(
             name="Figures 10 to 12",
             caption="FGSM accuracy, on CIFAR-100 with ResNet-18 in the paper",
-            protocol="not stated",
+            protocol="no stated protocol",
             columns=(
                 Column(title="clean", measures=(Clean(),)),
                 *map(_fgsm, (0.01, 0.02, 0.03)),

@@ -234,7 +234,7 @@ def _spread_of(found: Mapping[str, Any] | None) -> str:
 
 def captions(data: Mapping[str, Any]) -> list[str]:
     """What is to be read with a table: how its numbers were made, then its notes."""
-    told = [f"Published numbers: protocol {data['protocol']}."]
+    told = [f"Published under: {data['protocol']}."]
     if data["images"]:
         told[0] += f" Measured: {data['images']} test images, or as many as stand in brackets."
     return [*told, *data["notes"]]

@@ -70,6 +70,23 @@ def _cross_entropy(term: CrossEntropy | BoostedCrossEntropy, batch: Batch):
     return ops.mean(values(batch.view("labels", term.on), batch.view("logits", term.on)))
 
 
+def outputs_read(phase: Phase) -> tuple[str, ...]:
+    """The network's outputs that a step looks at: the logits, for its accuracies, and what the terms read."""
+    read = {"logits"}
+    for term in phase.terms:
+        if isinstance(term, SupCon):
+            read.add(_contrasted_output(term))
+        elif isinstance(term, MarginContrastive):
+            read.add("projection")
+    return tuple(sorted(read))
+
+
+def _contrasted_output(term: SupCon) -> str:
+    if term.reads == "embedding":
+        return "embedding"
+    return "projection" if term.normalized else "unnormalized_projection"
+
+
 def _supcon(term: SupCon, batch: Batch):
     labels = batch.view("labels", term.on) if term.positives == "class" else batch.images(term.on)
     values = supervised_contrastive(labels, _contrasted(term, batch), temperature=term.temperature)
@@ -78,10 +95,8 @@ def _supcon(term: SupCon, batch: Batch):
 
 def _contrasted(term: SupCon, batch: Batch):
     """What the term reads of each anchor: [number of views * N, D]."""
-    if term.reads == "embedding":
-        embedding = batch.view("embedding", term.on)
-        return unit_norm(embedding) if term.normalized else embedding
-    return batch.view("projection" if term.normalized else "unnormalized_projection", term.on)
+    rows = batch.view(_contrasted_output(term), term.on)
+    return unit_norm(rows) if term.reads == "embedding" and term.normalized else rows
 
 
 def _margin_contrastive(term: MarginContrastive, batch: Batch):

@@ -126,11 +126,15 @@ class RobustTrainer(keras.Model):
         if self.weight_ascent:
             seen = x, self.weight_ascent(lambda: self._scaled_loss(x, y), self.optimizer.iterations)
         metrics = self._step_in_parts(x, y) if self.micro_batch else super().train_step((seen, y))
+        self.end_step(metrics)
+        return metrics
+
+    def end_step(self, metrics: dict[str, tf.Tensor]) -> None:
+        """What follows the update of the weights: the average, and whether all is still finite."""
         if self.average:
             self.average.update(self.optimizer.iterations)
         numbers = [*metrics.values(), *self.network.weights]
         self.finite.assign(tf.reduce_all([tf.reduce_all(tf.math.is_finite(number)) for number in numbers]))
-        return metrics
 
     def _batch(self, images, labels, seed, indices=None):
         """What the network, or its classifier, sees; labels; and the share of zero gradients that attacks met."""
@@ -169,17 +173,21 @@ class RobustTrainer(keras.Model):
         return self.compute_metrics(x, y, y_pred)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        values = evaluate_terms(self.phase, Batch(y, y_pred, self.kinds))
+        loss, values = self.loss_and_terms(y, y_pred)
         for name, value in values.items():
             self.means[name].update_state(value)
         if self.phase.worst_case:
             self.means["epsilon"].update_state(value_at(self.phase.worst_case.epsilon, self.epochs))
-        return weigh(self.phase, values, self.epochs)
+        return loss
+
+    def loss_and_terms(self, y, y_pred):
+        """The loss of a batch, and each term's value under its name; no metric hears of it."""
+        values = evaluate_terms(self.phase, Batch(y, y_pred, self.kinds))
+        return weigh(self.phase, values, self.epochs), values
 
     def _scaled_loss(self, x, y):
         """The loss alone, as it is differentiated."""
-        values = evaluate_terms(self.phase, Batch(y, self(x, training=True), self.kinds))
-        return self.optimizer.scale_loss(weigh(self.phase, values, self.epochs))
+        return self.optimizer.scale_loss(self.loss_and_terms(y, self(x, training=True))[0])
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         batch = Batch(y, y_pred, self.kinds)

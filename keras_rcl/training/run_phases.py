@@ -29,6 +29,7 @@ from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.fixed_features import FixedFeatures
 from keras_rcl.training.loss_terms import is_contrastive, phase_collapse_value
 from keras_rcl.training.refreshed_examples import RefreshedExamples
+from keras_rcl.training.replicated_step import ReplicatedStep
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter, picture_grid
@@ -36,6 +37,7 @@ from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Optimizer, Phase
 from keras_rcl.vocabulary.word import Refused
+from keras_rcl.workers import ALONE, Message, Workers
 
 MONITORED_IMAGES = 32
 DEAD = 0.5
@@ -75,7 +77,17 @@ def freeze(network: keras.Model, phase: Phase) -> None:
 class PhaseRunner:
     """One phase, compiled once: its trainer, optimizer and batches."""
 
-    def __init__(self, network, phase: Phase, data: ImageData, *, epochs: int, seed: tuple[int, ...], **settings):
+    def __init__(
+        self,
+        network,
+        phase: Phase,
+        data: ImageData,
+        *,
+        epochs: int,
+        seed: tuple[int, ...],
+        workers: Workers = ALONE,
+        **settings,
+    ):
         """`epochs` is how many the optimizer's schedule spans."""
         self.network, self.phase, self.seed = network, phase, seed
         streamed = isinstance(data.train, StreamedPart)
@@ -83,7 +95,8 @@ class PhaseRunner:
             raise Refused(
                 "warm_steps keep every image's last attack in memory, and dataset.streamed no image; leave out one"
             )
-        self.features = FixedFeatures(network, data.train) if phase.reads_fixed_features and not streamed else None
+        fixed = phase.reads_fixed_features and not streamed and workers.replicas == 1
+        self.features = FixedFeatures(network, data.train) if fixed else None
         self.warm_starts = {
             place: WarmStarts(len(data.train.labels), data.image_shape, phase.views[place].attack.epsilon)
             for place in phase.warm_views
@@ -96,6 +109,7 @@ class PhaseRunner:
             augmentation=phase.augmentation,
             balanced=settings["balanced"],
             indexed=bool(self.features or self.warm_starts),
+            share=(workers.index, workers.count),
         )
         self.trainer = RobustTrainer(
             network,
@@ -112,11 +126,17 @@ class PhaseRunner:
             RefreshedExamples(network, attack, kept, data.train, size, seed=_entropy(*seed) % 2**31)
             for attack, kept in self.batches.refreshed.items()
         ]
-        self.optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
         freeze(network, phase)
-        self.trainer.compile(optimizer=self.optimizer, jit_compile=settings["jit"])
+        with workers.scope():
+            optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
+        self.trainer.compile(optimizer=optimizer, jit_compile=settings["jit"])
         self.optimizer = self.trainer.optimizer  # Keras wraps it where the loss is to be scaled
-        self.optimizer.build(self.trainer.trainable_variables)
+        with workers.scope():
+            self.optimizer.build(self.trainer.trainable_variables)
+        self.replicated = None
+        if workers.replicas > 1:
+            _check_replicas(workers.replicas, self.batches.batch_size, phase, settings)
+            self.replicated = ReplicatedStep(self.trainer, workers)
         self._fresh = [tf.identity(variable.value) for variable in self.optimizer.variables]
         self.epochs_run = 0
 
@@ -162,19 +182,14 @@ class PhaseRunner:
                     progress.start(label, total, work=self.work_per_epoch)
                 end = min([total, *(done + kept.steps_left(step) for kept in self.refreshed)])
                 self.batches.start_epoch(self.epochs_run, done)
-                history = self.trainer.fit(
-                    self.batches.dataset,
-                    steps_per_epoch=end - done,
-                    shuffle=False,
-                    verbose=0,
-                    callbacks=[_Steps(progress, done, after_step)],
-                )
+                metrics = self._run_steps(end - done, done, progress, after_step)
                 done = end
         except tf.errors.ResourceExhaustedError:
             size = self.batches.batch_size
+            cure = f"--micro-batch {_divisor(size, (self.trainer.micro_batch or size) // 2)}"
             raise Refused(
                 f"out of memory in {self.phase.name}: batches of {size} images, each in {len(self.phase.views)} views; "
-                f"give --micro-batch {_divisor(size, (self.trainer.micro_batch or size) // 2)}"
+                f"give {'a smaller batch_size' if self.replicated else cure}"
             ) from None
         seconds = time.perf_counter() - started
         if self.average:
@@ -182,11 +197,10 @@ class PhaseRunner:
         self.epochs_run += 1
         for starts in self.warm_starts.values():
             starts.warm.assign(True)
-        metrics = {name: float(values[-1]) for name, values in history.history.items()}
         images = (total - resumed) * self.batches.batch_size
         for kept in self.refreshed:
             metrics["zero_gradients"] = kept.zero_gradients
-        metrics["learning_rate"] = float(self.optimizer.learning_rate)
+        metrics["learning_rate"] = self.learning_rate
         metrics["images_per_second"] = images / seconds
         collapse = phase_collapse_value(self.phase, self.batches.batch_size)
         if not math.isnan(collapse):
@@ -194,11 +208,35 @@ class PhaseRunner:
         progress.finish(f"loss {metrics['loss']:.3f}")
         return metrics
 
+    def _run_steps(self, steps: int, resumed: int, progress: Progress, after_step) -> dict[str, float]:
+        """The steps of an epoch that are left; returns the metrics' means."""
+        if self.replicated:
+
+            def stepped(done: int) -> None:
+                progress.update(done)
+                if after_step:
+                    after_step(done)
+
+            return self.replicated.run_epoch(self.batches.dataset, resumed, stepped)
+        history = self.trainer.fit(
+            self.batches.dataset,
+            steps_per_epoch=steps,
+            shuffle=False,
+            verbose=0,
+            callbacks=[_Steps(progress, resumed, after_step)],
+        )
+        return {name: float(values[-1]) for name, values in history.history.items()}
+
     def variables(self) -> list:
         """All that changes while the phase runs, but for the network and `epochs_run`."""
         kept = [one.variables for one in (self.average, self.branch, *self.warm_starts.values()) if one]
         kept += [one.weights for one in self.refreshed]
         return [*self.optimizer.variables, *self.trainer.metrics_variables, *itertools.chain(*kept)]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(tf.convert_to_tensor(self.optimizer.learning_rate))
 
     @property
     def work_per_epoch(self) -> float:
@@ -252,6 +290,29 @@ def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | No
         needs = "bounds" if phase.worst_case else "awp" if phase.awp.gamma else "separate_batchnorm"
         raise Refused(f"{phase.name} takes its {needs} of the whole batch; leave out --micro-batch, or {needs}")
     return micro_batch
+
+
+def _check_replicas(replicas: int, batch_size: int, phase: Phase, settings: dict) -> None:
+    """See that a phase can be trained on several replicas.
+
+    Raises:
+        Refused: if its batches do not divide among them, or it needs a whole batch in one place.
+    """
+    if batch_size % replicas:
+        fitting = batch_size // replicas * replicas
+        cure = f"--set method.batch_size={fitting}" if fitting else "fewer of them"
+        raise Refused(f"{phase.name}'s batches of {batch_size} do not divide among {replicas} replicas; give {cure}")
+    needs = [
+        phase.worst_case and "bounds",
+        phase.awp.gamma and "awp",
+        phase.warm_views and "warm_steps",
+        phase.separate_batchnorm and "separate_batchnorm",
+        any(getattr(view, "attack", None) and view.attack.name == "refreshed" for view in phase.views) and "refreshed",
+        settings["micro_batch"] and "--micro-batch",
+        settings["jit"] and "--jit",
+    ]
+    for what in filter(None, needs):
+        raise Refused(f"{phase.name} has {what}, which is for one replica, and there are {replicas}; leave out either")
 
 
 def _divisor(number: int, largest: int) -> int:
@@ -427,6 +488,7 @@ def run_phases(
     resumed: State | None = None,
     save_every: float = 60.0,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> dict[str, float]:
     """Train a network by a method's phases.
 
@@ -449,18 +511,21 @@ def run_phases(
         resumed: what `states` had of this very training.
         save_every: seconds between two states. The end is saved, and where SIGINT or SIGTERM asks to stop.
         progress: where progress is shown.
+        workers: all of which call this with the same, but for `folder`, which only the chief keeps, and `states` and
+            `resumed`, which are the chief's. The network's variables were made in their scope; only the chief's ends
+            with the best weights.
 
     Returns:
         The validation metrics of the chosen weights (empty without `validate`).
 
     Raises:
-        KeyboardInterrupt: `Terminated` for SIGTERM: once the step is done and saved.
+        KeyboardInterrupt: `Terminated` for SIGTERM: once the step is done and saved; `WorkerLost` without saving.
         Refused: if a loss or a weight is not a number, memory is short, or something cannot be written.
     """
     progress = progress or Silent()
     checkpoints, recorder = Checkpoints(folder / "checkpoints"), Recorder(folder, writer)
     monitor = Monitor(network, data, monitored_attack)
-    settings = dict(precision=precision, jit=jit, balanced=balanced, micro_batch=micro_batch)
+    settings = dict(precision=precision, jit=jit, balanced=balanced, micro_batch=micro_batch, workers=workers)
     runners = []
     for index, phase in enumerate(phases):
         refreshes = [
@@ -484,10 +549,13 @@ def run_phases(
         )
     )
     training = _Training(network, runners, data, checkpoints, recorder, monitor, validate, patience, progress)
-    if resumed:
+    resumed = tuple(workers.of_chief(Message(*resumed or ())))
+    if resumed[0]:
         training.restore(*resumed)
     with held_signals() as asked:
-        training.run(states, save_every, asked)
+        training.run(states, save_every, workers.agreed(asked))
+    if training.course.best and workers.chief:
+        checkpoints.load(network, "best")
     freeze(network, phases[-1])
     return training.course.best
 
@@ -502,7 +570,7 @@ class _Training:
         self.legs, self.course = list(_legs(runners)), Course()
 
     def run(self, states: States | None, save_every: float, asked: Callable[[], type[BaseException] | None]) -> None:
-        """All legs that are left; ends with the chosen weights in the network."""
+        """All legs that are left; ends with the last weights in the network."""
         saved_at = time.monotonic()
 
         def between_steps(*, due: bool = False) -> None:
@@ -531,8 +599,6 @@ class _Training:
             if ends:
                 break
         self.checkpoints.save(self.network, "last")
-        if self.course.best:
-            self.checkpoints.load(self.network, "best")
 
     def begin(self, leg: Leg) -> None:
         for runner in leg.begins:
@@ -617,7 +683,7 @@ class _Training:
         raise Refused(
             f"{' and '.join(broken) or 'weights'} not finite after step {step} of epoch {leg.runner.epochs_run + 1} of "
             f"{leg.runner.phase.name}{named if len(images) else ''}; {kept}; the same command ends there again: "
-            f"give a smaller learning rate (now {float(leg.runner.optimizer.learning_rate):g}), or look at those images"
+            f"give a smaller learning rate (now {leg.runner.learning_rate:g}), or look at those images"
         )
 
     def host(self, leg: Leg) -> PhaseRunner:

@@ -8,7 +8,7 @@ from keras_rcl.data.augmentations import augment
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import Part
 from keras_rcl.vocabulary.attack import PGD, Stored
-from keras_rcl.vocabulary.dataset import CropFlip, SimCLR
+from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, SimCLR
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
 from keras_rcl.vocabulary.word import Refused
 
@@ -133,6 +133,23 @@ def test_balanced_batches(batch_size):
         times = np.bincount(of_class, minlength=len(labels))[np.asarray(labels) == label]
         assert np.ptp(times) <= 1
     assert not np.array_equal(order, indices(epoch_of(batches, 1)))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_shares_make_up_the_batch(count):
+    """Each worker's rows are those that one process would have drawn, under every policy."""
+    cutout = LayerAugmentation(layer="RandomCutout", arguments={"height_factor": 0.5, "width_factor": 0.5})
+    views = (Clean(), SIMCLR, Augmented(policy=cutout), Adversarial(attack=ATTACK, of=CROP))
+
+    def third_epoch(share):
+        return epoch_of(Batches(part(), views, 8, 0, augmentation=CropFlip(padding=1), share=share), 2)
+
+    shares = [third_epoch((index, count)) for index in range(count)]
+    for (images, labels, seed), *parts in zip(third_epoch((0, 1)), *shares, strict=True):
+        assert {rows.shape for rows, _, _ in parts} == {(4, 8 // count, 4, 4, 3)}
+        np.testing.assert_allclose(np.concatenate([rows for rows, _, _ in parts], axis=1), images, atol=1e-6)
+        np.testing.assert_array_equal(np.concatenate([rows for _, rows, _ in parts]), labels)
+        assert all(np.array_equal(told, seed) for _, _, told in parts)
 
 
 def test_fewer_images_than_a_batch():

@@ -1,0 +1,119 @@
+"""Starts the workers of one machine: this command again, once a worker, with `TF_CONFIG`; and ends them together."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import click
+
+TRY_AGAIN = 75
+"""The exit status of a run that lost a worker; EX_TEMPFAIL of sysexits.h."""
+GRACE = 20.0
+"""Seconds that the others are given to end once one has failed."""
+_PARENT = "KERAS_RCL_LAUNCHER"
+
+
+def run(count: int) -> int:
+    """Run this very command as so many workers on loopback; returns the exit status.
+
+    The chief has the terminal. Of the others only the last line is shown, of the one that failed first. SIGINT and
+    SIGTERM are passed to all of them, which then save and end as one process would.
+    """
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1)]
+        workers = _start(count, logs)
+
+        def forward(number, frame):
+            asked.append(number)
+            _signal(workers, number)
+
+        try:
+            for number in before:
+                signal.signal(number, forward)
+            while all(worker.poll() is None for worker in workers):
+                time.sleep(0.05)
+            return _end(workers, logs, asked)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            _signal(workers, signal.SIGKILL)
+
+
+def end_with_parent() -> None:
+    """In a worker: end where whoever launched it is gone."""
+    parent = os.environ.get(_PARENT)
+    if parent is None:
+        return
+
+    def watch():
+        while os.getppid() == int(parent):
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _start(count: int, logs: list) -> list[subprocess.Popen]:
+    """The workers, each in a session of its own, so that a terminal's Ctrl-C comes to them once."""
+    cluster = {"worker": [f"localhost:{port}" for port in _free_ports(count)]}
+    workers = []
+    for index in range(count):
+        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        environment = {**os.environ, "TF_CONFIG": config, _PARENT: str(os.getpid())}
+        streams = dict(stdout=subprocess.DEVNULL, stderr=logs[index - 1]) if index else {}
+        command = [sys.executable, *sys.orig_argv[1:]]
+        workers.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))
+    return workers
+
+
+def _end(workers: list[subprocess.Popen], logs: list, asked: list[int]) -> int:
+    """Wait for all, once one has ended: as long as it takes where it ended well, or all were asked to; their status."""
+
+    def broken(worker: subprocess.Popen) -> bool:
+        return worker.returncode is not None and (worker.returncode < 0 or (worker.returncode > 0 and not asked))
+
+    while any(worker.poll() is None for worker in workers) and not any(map(broken, workers)):
+        time.sleep(0.05)
+    failed = next((index for index, worker in enumerate(workers) if worker.returncode), None)
+    if failed is None:
+        return 0
+    status = workers[failed].returncode
+    _signal(workers, signal.SIGTERM)
+    until = time.monotonic() + GRACE
+    while any(worker.poll() is None for worker in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    _signal(workers, signal.SIGKILL)
+    chief = workers[0].wait()
+    if chief > 0 and (asked or failed == 0):  # it has said why
+        return chief
+    if status < 0:
+        click.echo(f"worker {failed} was ended by signal {-status}; the same command resumes", err=True)
+        return TRY_AGAIN
+    logs[failed - 1].seek(0)
+    lines = logs[failed - 1].read().decode(errors="replace").strip().splitlines()
+    click.echo(f"worker {failed}: {lines[-1] if lines else f'exit status {status}'}", err=True)
+    return status
+
+
+def _signal(workers: list[subprocess.Popen], number: int) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(number)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        return [one.getsockname()[1] for one in sockets]

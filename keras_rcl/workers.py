@@ -1,0 +1,263 @@
+"""Workers: the processes of one run, each with one or more replicas, devices that hold a copy of the network.
+
+All of them run the same command on the same data; `TF_CONFIG`, TensorFlow's own variable, says who they are. The first,
+the chief, owns everything on disk. What they tell each other between steps passes here.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_rcl.runtime import Terminated, WorkerLost
+from keras_rcl.vocabulary.word import Refused
+
+_EXAMPLE = '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": "worker", "index": 0}}'
+HEARTBEAT = 60
+"""Seconds without a sign of life after which a worker counts as gone. TensorFlow's 10 are too few on a busy machine."""
+_INTERRUPTS = (None, KeyboardInterrupt, Terminated)
+
+
+class Message(NamedTuple):
+    """What one worker tells: a JSON value, and arrays, none of them of objects."""
+
+    told: Any = None
+    arrays: dict[str, np.ndarray] = {}
+
+
+class Task(NamedTuple):
+    """Which of the workers a process is, and where they all are; as `TF_CONFIG` says it."""
+
+    index: int
+    addresses: tuple[str, ...]
+
+
+def task_of(text: str | None) -> Task | None:
+    """The task that `TF_CONFIG` gives; None without it, or where it names one process alone.
+
+    Raises:
+        Refused: if it cannot be read, or names others than workers and a chief.
+    """
+    if not text:
+        return None
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        if others := cluster.keys() - {"chief", "worker"}:
+            raise ValueError(f"its cluster has {', '.join(sorted(others))}, and all processes are to be workers")
+        if task["type"] not in cluster:
+            raise ValueError(f"its task is of type {task['type']!r}, and its cluster has {', '.join(cluster)}")
+        if not 0 <= task["index"] < len(cluster[task["type"]]):
+            raise ValueError(f"its task has index {task['index']} of {len(cluster[task['type']])}")
+        addresses = (*cluster.get("chief", ()), *cluster.get("worker", ()))
+        if not all(isinstance(address, str) and address.rpartition(":")[2].isdigit() for address in addresses):
+            raise ValueError("its addresses must be texts, host:port")
+        before = len(cluster.get("chief", ())) if task["type"] == "worker" else 0
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise Refused(f"TF_CONFIG: {what}; give it as {_EXAMPLE}") from None
+    return Task(before + task["index"], addresses) if len(addresses) > 1 else None
+
+
+class Workers:
+    """This process among the workers.
+
+    Attributes:
+        index: of this one, 0 being the chief; count: of all.
+        replicas: of all workers together.
+        strategy: of TensorFlow; None where there is one replica in all.
+    """
+
+    def __init__(self, strategy=None, task: Task | None = None):
+        self.strategy = strategy
+        self.index, self.count = (task.index, len(task.addresses)) if task else (0, 1)
+        self.replicas = strategy.num_replicas_in_sync if strategy else 1
+
+    @property
+    def chief(self) -> bool:
+        return self.index == 0
+
+    @property
+    def local_replicas(self) -> int:
+        """How many of the replicas are this worker's."""
+        return self.replicas // self.count
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Variables that are made in it have a copy on each replica."""
+        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
+
+    def of_chief(self, message: Message) -> Message:
+        """The chief's message, to all; what the others give is not looked at."""
+        if self.count == 1:
+            return message
+        content = _packed(message) if self.chief else b""
+        length = int(self._total(np.array([len(content)], np.int32))[0])
+        words = np.zeros(-(-length // 4), np.int32)
+        if self.chief:
+            words[:] = np.frombuffer(content + bytes(-length % 4), np.int32)
+        return _unpacked(self._total(words).tobytes()[:length])
+
+    def everyones(self, message: Message) -> list[Message]:
+        """The message of each worker, in order, to all."""
+        if self.count == 1:
+            return [message]
+        content = _packed(message)
+        lengths = np.zeros(self.count, np.int32)
+        lengths[self.index] = len(content)
+        lengths = self._total(lengths)
+        words = np.zeros((self.count, -(-lengths.max() // 4)), np.int32)
+        padded = content + bytes(4 * words.shape[1] - len(content))
+        words[self.index] = np.frombuffer(padded, np.int32)
+        rows = self._total(words.ravel()).reshape(words.shape)
+        return [_unpacked(row.tobytes()[:length]) for row, length in zip(rows, lengths, strict=True)]
+
+    def check_same(self, question: dict[str, Any]) -> None:
+        """See that all workers are asked the same.
+
+        Raises:
+            Refused: naming what differs, on every worker.
+        """
+        asked = [message.told for message in self.everyones(Message(json.loads(json.dumps(question))))]
+        for index, other in enumerate(asked):
+            if different := [key for key in asked[0] if other.get(key) != asked[0][key]]:
+                raise Refused(
+                    f"worker {index} has other {', '.join(different)} than worker 0; give all of them the same "
+                    "command, data and versions"
+                )
+
+    def agreed(self, asked: Callable[[], type[BaseException] | None]) -> Callable[[], type[BaseException] | None]:
+        """The same question, answered alike on all: with what any of them is asked to raise."""
+        if self.count == 1:
+            return asked
+
+        def any_asked():
+            told = np.zeros(self.count, np.int32)
+            told[self.index] = _INTERRUPTS.index(asked())
+            return _INTERRUPTS[self._total(told).max()]
+
+        return any_asked
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """For what all workers do at once.
+
+        Raises:
+            WorkerLost: where it fails because one of them is gone.
+        """
+        import tensorflow as tf
+
+        try:
+            yield
+        except tf.errors.OpError as error:
+            gone = isinstance(
+                error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+            )
+            if self.count > 1 and (gone or "Collective ops is aborted" in str(error)):
+                raise WorkerLost from error
+            raise
+
+    def _total(self, numbers: np.ndarray) -> np.ndarray:
+        """The sum of the workers' vectors of int32, all of one length."""
+        with self.together():
+            return self._sum(numbers).numpy()
+
+    @functools.cached_property
+    def _sum(self) -> Callable:
+        import tensorflow as tf
+
+        def once_each(numbers):
+            context = tf.distribute.get_replica_context()
+            first = context.replica_id_in_sync_group % self.local_replicas == 0
+            # `where` also gives the numbers a device, which the sum must know.
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(first, numbers, 0))
+
+        def total(numbers):
+            return self.strategy.experimental_local_results(self.strategy.run(once_each, (numbers,)))[0]
+
+        return tf.function(total, input_signature=[tf.TensorSpec([None], tf.int32)], autograph=False)
+
+
+ALONE = Workers()
+"""One process with one replica."""
+
+
+def start_workers(
+    replicas: int | None = None, say: Callable[[str], None] = lambda line: None, heartbeat: int = HEARTBEAT
+) -> Workers:
+    """Join the workers that `TF_CONFIG` names; TensorFlow must have been started, and have computed nothing yet.
+
+    Args:
+        replicas: devices of this process: the first so many GPUs, or logical CPUs where there is none. If not given,
+            one without `TF_CONFIG`; with it this process' GPUs, which workers on one host deal out among themselves.
+        say: takes a line that tells what is waited for.
+        heartbeat: seconds without a sign of life after which a worker counts as gone.
+
+    Raises:
+        Refused: if `TF_CONFIG` cannot be read, there are too few GPUs, or the workers cannot be reached.
+    """
+    import tensorflow as tf
+
+    task = task_of(os.environ.get("TF_CONFIG"))
+    gpus = tf.config.list_physical_devices("GPU")
+    if task:
+        if replicas:
+            raise Refused(f"--replicas {replicas} is for one process, and TF_CONFIG names workers; leave it out")
+        if gpus and len({address.rpartition(":")[0] for address in task.addresses}) == 1:
+            each = len(gpus) // len(task.addresses)
+            if not each:
+                raise Refused(
+                    f"{len(task.addresses)} workers share {len(gpus)} GPUs of one machine; give fewer workers"
+                )
+            tf.config.set_visible_devices(gpus[each * task.index :][:each], "GPU")
+        say(f"worker {task.index} of {len(task.addresses)} waits for the others at {', '.join(task.addresses)}")
+        _set_heartbeat(heartbeat)
+        try:
+            return Workers(tf.distribute.MultiWorkerMirroredStrategy(), task)
+        except (tf.errors.OpError, RuntimeError) as error:
+            raise Refused(f"the workers of TF_CONFIG do not meet: {str(error).splitlines()[0]}") from None
+    if (replicas or 1) == 1:
+        return ALONE
+    if gpus and len(gpus) < replicas:
+        raise Refused(f"--replicas {replicas} needs as many GPUs, and there are {len(gpus)}; give a smaller number")
+    kind = "GPU" if gpus else "CPU"
+    if not gpus:
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+        except RuntimeError:
+            raise Refused(
+                f"{replicas} replicas on a CPU must be asked for before TensorFlow computes anything"
+            ) from None
+    return Workers(tf.distribute.MirroredStrategy([f"{kind}:{index}" for index in range(replicas)]))
+
+
+def _set_heartbeat(seconds: int) -> None:
+    """Configure the service that watches workers as the strategy itself does, but for the time; no public API can."""
+    import tensorflow as tf
+    from tensorflow.python.distribute import collective_all_reduce_strategy as strategy
+
+    cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec()
+    job = strategy.coordination_config_pb2.CoordinatedJob
+    strategy.context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=strategy.multi_worker_util.coordination_leader(cluster),
+        heartbeat_timeout_in_ms=1000 * seconds,
+        coordinated_jobs=[job(name=name, num_tasks=cluster.num_tasks(name)) for name in cluster.jobs],
+    )
+
+
+def _packed(message: Message) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **message.arrays, **{"told as JSON": np.frombuffer(json.dumps(message.told).encode(), np.uint8)})
+    return stream.getvalue()
+
+
+def _unpacked(content: bytes) -> Message:
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        arrays = dict(archive)
+    return Message(json.loads(arrays.pop("told as JSON").tobytes()), arrays)

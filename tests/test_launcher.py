@@ -1,0 +1,105 @@
+"""Workers of one machine start and end together: seen with processes that need no TensorFlow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from keras_rcl import launcher
+
+WORKER = """
+import json, os, signal, sys, time
+sys.path[:0] = {path!r}
+from keras_rcl import launcher
+if "TF_CONFIG" not in os.environ:
+    sys.exit(launcher.run(3))
+launcher.end_with_parent()
+task = json.loads(os.environ["TF_CONFIG"])
+index = task["task"]["index"]
+open(f"{{index}}.json", "w").write(json.dumps([task["cluster"], sys.argv[1:], os.getpid()]))
+print(f"out of {{index}}", flush=True)
+print(f"first of {{index}}\\nlast of {{index}}", file=sys.stderr, flush=True)
+def stop(number, frame):
+    print(f"stopped {{index}}", flush=True)
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+{body}
+"""
+
+
+def begun(folder, body):
+    program = folder / "program.py"
+    program.write_text(WORKER.format(path=sys.path, body=textwrap.dedent(body)))
+    command = [sys.executable, str(program), "an argument"]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(folder, body):
+    process = begun(folder, body)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out.splitlines(), err.splitlines()
+
+
+def test_all_get_the_command_and_a_place(tmp_path):
+    status, out, err = run(tmp_path, "pass")
+    assert (status, out, err) == (0, ["out of 0"], ["first of 0", "last of 0"])
+    told = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(3)]
+    assert all(cluster == told[0][0] and arguments == ["an argument"] for cluster, arguments, _ in told)
+    assert len({*told[0][0]["worker"]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "said"),
+    [
+        ("os.kill(os.getpid(), 9)", launcher.TRY_AGAIN, "worker 1 was ended by signal 9; the same command resumes"),
+        ("sys.exit(2)", 2, "worker 1: last of 1"),
+    ],
+)
+def test_one_that_fails_ends_the_others(tmp_path, failure, status, said):
+    found = run(tmp_path, f"if index == 1:\n    {failure}\ntime.sleep(60)")
+    assert found == (status, ["out of 0", "stopped 0"], ["first of 0", "last of 0", said])
+    for index in range(3):
+        with pytest.raises(ProcessLookupError):
+            os.kill(json.loads((tmp_path / f"{index}.json").read_text())[2], 0)
+
+
+def test_what_the_chief_refuses_is_said_once(tmp_path):
+    status, _, err = run(tmp_path, "if index == 0:\n    sys.exit(2)\ntime.sleep(60)")
+    assert (status, err) == (2, ["first of 0", "last of 0"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_all_and_the_chief_has_the_last_word(tmp_path, number):
+    process = begun(tmp_path, "time.sleep(60)")
+    wait_for(lambda: all((tmp_path / f"{index}.json").exists() for index in range(3)))
+    time.sleep(0.5)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert out.splitlines() == ["out of 0", "stopped 0"]
+
+
+def test_workers_do_not_outlive_a_killed_launcher(tmp_path):
+    process = begun(tmp_path, "time.sleep(60)")
+    files = [tmp_path / f"{index}.json" for index in range(3)]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+    process.kill()
+    process.communicate(timeout=60)
+
+    def gone():
+        return not any(os.path.exists(f"/proc/{json.loads(file.read_text())[2]}/exe") for file in files)
+
+    wait_for(gone)
+
+
+def wait_for(happened):
+    until = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.05)

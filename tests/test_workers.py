@@ -1,0 +1,64 @@
+"""Who the workers are, as `TF_CONFIG` says it; what is no such text is refused in one line."""
+
+import json
+
+import pytest
+
+from keras_rcl.vocabulary.word import Refused
+from keras_rcl.workers import ALONE, Message, Task, task_of
+
+TWO = {"worker": ["a:1", "b:2"]}
+
+
+def text(cluster, **task):
+    return json.dumps({"cluster": cluster, "task": task})
+
+
+@pytest.mark.parametrize("alone", [None, "", text({"worker": ["a:1"]}, type="worker", index=0)])
+def test_one_process_is_alone(alone):
+    assert task_of(alone) is None
+
+
+def test_a_chief_comes_first():
+    assert task_of(text(TWO, type="worker", index=1)) == Task(1, ("a:1", "b:2"))
+    cluster = {"worker": ["b:2"], "chief": ["a:1"]}
+    assert task_of(text(cluster, type="worker", index=0)) == Task(1, ("a:1", "b:2"))
+    assert task_of(text(cluster, type="chief", index=0)) == Task(0, ("a:1", "b:2"))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{", "TF_CONFIG: Expecting"),
+        ("[]", "TF_CONFIG: list indices"),
+        ("{}", "TF_CONFIG: it lacks 'cluster'"),
+        (json.dumps({"cluster": TWO}), "it lacks 'task'"),
+        (text(TWO, type="worker"), "it lacks 'index'"),
+        (text(TWO, type="worker", index=2), "its task has index 2 of 2"),
+        (text(TWO, type="worker", index=-1), "its task has index -1 of 2"),
+        (text(TWO, type="worker", index="1"), "TF_CONFIG: '<=' not supported"),
+        (text(TWO, type="chief", index=0), "its task is of type 'chief', and its cluster has worker"),
+        (
+            text({**TWO, "ps": ["c:3"]}, type="worker", index=0),
+            "its cluster has ps, and all processes are to be workers",
+        ),
+        (text({"worker": ["a:1", "b"]}, type="worker", index=0), "its addresses must be texts, host:port"),
+        (text({"worker": ["a:1", 7]}, type="worker", index=0), "its addresses must be texts, host:port"),
+        (text({"worker": 3}, type="worker", index=0), "TF_CONFIG: object of type 'int' has no len"),
+    ],
+)
+def test_what_is_no_task_is_refused(config, said):
+    with pytest.raises(Refused) as refused:
+        task_of(config)
+    assert said in str(refused.value)
+    assert str(refused.value).endswith(
+        'give it as {"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": "worker", "index": 0}}'
+    )
+
+
+def test_one_process_needs_nobody():
+    message = Message({"a": 1}, {})
+    assert ALONE.of_chief(message) is message and ALONE.everyones(message) == [message]
+    assert ALONE.chief and ALONE.replicas == ALONE.local_replicas == 1
+    ALONE.check_same({"seed": 1})
+    assert ALONE.agreed(asked := lambda: None) is asked

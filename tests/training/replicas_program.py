@@ -1,0 +1,153 @@
+"""What each process of `test_replicas.py` runs: `replicas_program.py FOLDER [REPLICAS]`, as `TF_CONFIG` says or alone.
+
+Writes what came of each stage to `FOLDER/<stage><worker>.npz`; the last is one that not every process survives.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from tiny import BATCH, image_data, tiny_clafs, tiny_network
+
+from keras_rcl.networks import synchronize
+from keras_rcl.progress import Silent
+from keras_rcl.runtime import WorkerLost, start_tensorflow
+from keras_rcl.training.run_phases import PhaseRunner, run_phases
+from keras_rcl.training.states import States
+from keras_rcl.training.tensorboard import TensorBoardWriter
+from keras_rcl.vocabulary.attack import FGSM, PGD, AutoPGD
+from keras_rcl.vocabulary.dataset import CropFlip
+from keras_rcl.vocabulary.phase import SGD, Adam, Adversarial, Augmented, Clean, Phase, SupCon
+from keras_rcl.workers import Message, Workers
+
+PLAIN = SGD(learning_rate=1.0, momentum=0.0)
+CROP = Augmented(policy=CropFlip(padding=1))
+SUPCON = Phase(
+    name="contrast",
+    epochs=1,
+    trains=("encoder", "projector"),
+    views=(CROP, Clean(), Adversarial(attack=PGD(epsilon=8 / 255, num_steps=2))),
+    terms=(SupCon(temperature=0.1),),
+    optimizer=PLAIN,
+    batch_size=BATCH,
+)
+# Adam divides a gradient that is 0 but for rounding by itself: of a bias before BatchNorm nothing could be compared.
+METHOD = tiny_clafs(
+    optimizer=SGD(learning_rate=0.05),
+    inner_optimizer=Adam(learning_rate=0.01, clip_norm=0.1, weight_decay=0.01),
+    linear_optimizer=SGD(learning_rate=0.05),
+)
+
+
+def network_of(workers: Workers, synchronized: bool = True):
+    with workers.scope():
+        network = tiny_network()
+    if synchronized and workers.replicas > 1:
+        synchronize(network)
+    return network
+
+
+def stepped(phase: Phase, workers: Workers, synchronized: bool = True) -> dict[str, np.ndarray]:
+    """The change of each weight in a step, its metrics, and how often the step was traced in two."""
+    network = network_of(workers, synchronized)
+    before = network.get_weights()
+    runner = PhaseRunner(
+        network,
+        phase,
+        image_data(BATCH),
+        epochs=1,
+        seed=(0,),
+        workers=workers,
+        precision="float32",
+        jit=False,
+        balanced=False,
+        micro_batch=None,
+    )
+    metrics = runner.run_epoch(Silent(), "")
+    del metrics["images_per_second"]
+    changes = {str(number): after - before[number] for number, after in enumerate(network.get_weights())}
+    runner.run_epoch(Silent(), "")
+    told = {name: np.array(value) for name, value in {**metrics, "traces": runner.trainer.traces}.items()}
+    return {**changes, **told}
+
+
+def trained(folder: Path, workers: Workers, progress=None) -> dict[str, np.ndarray]:
+    """The weights after an epoch of each phase of CLAF, whose chief keeps states in the folder."""
+    network, states = network_of(workers), States(folder, print)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TensorBoardWriter(folder) as writer:
+        run_phases(
+            network,
+            METHOD.phases(),
+            image_data(),
+            folder,
+            writer=writer,
+            monitored_attack=FGSM(),
+            states=states if workers.chief else None,
+            resumed=states.rewind(),
+            save_every=0,
+            progress=progress,
+            workers=workers,
+        )
+    return {str(number): weight for number, weight in enumerate(network.get_weights())}
+
+
+def evaluated(folder: Path, workers: Workers):
+    """The survival table of two attacks, kept in a journal by the chief; twice, so that it is read as well."""
+    from keras_rcl.evaluation.journal import Journal
+    from keras_rcl.evaluation.robustness import Evaluator
+
+    network, data = tiny_network(), image_data(60).test
+    images = data.images.astype(np.float32) / 255
+    attacks = (PGD(epsilon=0.1, num_steps=3, num_restarts=2), AutoPGD(epsilon=0.1, num_steps=5, num_restarts=2))
+    evaluator = Evaluator(lambda x: network(x, training=False)["logits"], attacks, batch_size=8)
+    for _ in range(2):
+        journal = Journal(folder / "journal", {}) if workers.chief else None
+        survival = evaluator(images, data.labels, keep_images=True, journal=journal, workers=workers)
+        if workers.chief:
+            journal.close()
+    fields = ("clean_predictions", "predictions", "distances", "zero_gradients", "forwards", "backwards", "adversarial")
+    return {name: getattr(survival, name) for name in fields}
+
+
+class Copies(Silent):
+    """Keeps what the chief's folder holds after so many steps, as if it had been killed there."""
+
+    def __init__(self, folder: Path, steps: int):
+        self.folder, self.left = folder, steps
+
+    def update(self, done, note=""):
+        self.left -= 1
+        if not self.left:
+            shutil.copytree(self.folder, self.folder.with_name("cut"))
+
+
+def main(folder: Path, replicas: int | None) -> None:
+    from keras_rcl.workers import start_workers
+
+    start_tensorflow()
+    workers = start_workers(replicas, heartbeat=30)
+
+    def write(**stages: dict[str, np.ndarray]) -> None:
+        for stage, found in stages.items():
+            np.savez(folder / f"{stage}{workers.index}.npz", **found)
+
+    own = folder / f"run{workers.index}"
+    write(supcon=stepped(SUPCON, workers), clafs=trained(own, workers, Copies(own, 4) if workers.chief else None))
+    if workers.count == 1:
+        write(apart=stepped(SUPCON, workers, synchronized=False))
+        return
+    told = workers.everyones(Message(workers.index, {"a": np.arange(workers.index * 5)}))
+    write(told={str(message.told): message.arrays["a"] for message in told}, evaluated=evaluated(folder, workers))
+    if not workers.chief:
+        os.kill(os.getpid(), 9)
+    try:
+        workers.everyones(Message())
+    except WorkerLost:
+        (folder / "lost").touch()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

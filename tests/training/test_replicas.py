@@ -1,0 +1,134 @@
+"""Two replicas of one process, and two processes, train and attack as one device does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import replicas_program as program
+from replicas_program import stepped, trained
+
+from keras_rcl.launcher import _free_ports
+from keras_rcl.training.run_phases import _check_replicas
+from keras_rcl.vocabulary.phase import Clean, CrossEntropy, Phase, WeightPerturbation, WorstCase
+from keras_rcl.vocabulary.word import Refused
+from keras_rcl.workers import ALONE
+
+PROGRAM = Path(program.__file__)
+BOUNDED = (Clean(), WorstCase(epsilon=1 / 255))
+KINDS = ("replicas", "worker 0", "worker 1")
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Where each kind of process has put what it found."""
+    folder = tmp_path_factory.mktemp("replicas")
+    cluster = {"worker": [f"localhost:{port}" for port in _free_ports(2)]}
+    started = []
+    for kind in KINDS:
+        own = folder / kind.split()[0]
+        own.mkdir(exist_ok=True)
+        environment, arguments = dict(os.environ), ["2"]
+        if kind != "replicas":
+            task = {"type": "worker", "index": int(kind[-1])}
+            environment["TF_CONFIG"], arguments = json.dumps({"cluster": cluster, "task": task}), []
+        command = [sys.executable, PROGRAM, own, *arguments]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(subprocess.Popen(command, env=environment, **pipes))
+    told = [process.communicate(timeout=1200)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, -9], "\n".join(told)
+    return folder
+
+
+def found_by(folder, kind, stage):
+    """The arrays of a stage."""
+    name, index = kind.split() if " " in kind else (kind, "0")
+    return dict(np.load(folder / name / f"{stage}{index}.npz"))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The step of one device."""
+    return stepped(program.SUPCON, ALONE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_that_of_one_device(ended, alone, kind):
+    """Loss, gradient (a step of rate 1), metrics, and BatchNorm's statistics."""
+    expected, found = alone, found_by(ended, kind, "supcon")
+    assert found.keys() == expected.keys()
+    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-5 * max(1, np.abs(value).max()), err_msg=key)
+    assert expected["traces"] == 1
+    assert sum(np.abs(value).max() > 1e-3 for key, value in expected.items() if key.isdigit()) > 5
+
+
+@pytest.mark.parametrize(
+    ("phase", "settings", "said"),
+    [
+        ({"batch_size": 15}, {}, "batches of 15 do not divide among 2 replicas; give --set method.batch_size=14"),
+        ({"batch_size": 1}, {}, "batches of 1 do not divide among 2 replicas; give fewer of them"),
+        ({}, {"micro_batch": 4}, "has --micro-batch, which is for one replica, and there are 2"),
+        ({}, {"jit": True}, "has --jit, which is for one replica"),
+        ({"awp": WeightPerturbation(gamma=0.01)}, {}, "has awp, which is for one replica"),
+        ({"views": BOUNDED, "terms": (CrossEntropy(on="worst_case"),)}, {}, "has bounds, which is for one replica"),
+    ],
+)
+def test_what_needs_the_whole_batch_in_one_place_is_refused(phase, settings, said):
+    fields = dict(name="short", epochs=1, views=(Clean(),), terms=(CrossEntropy(),), trains=("encoder",), batch_size=16)
+    phase = Phase(**{**fields, **phase})
+    with pytest.raises(Refused, match=said):
+        _check_replicas(2, phase.batch_size, phase, {"micro_batch": None, "jit": False, **settings})
+    _check_replicas(2, 16, Phase(**fields), {"micro_batch": None, "jit": False})
+
+
+def test_replicas_that_normalise_apart_are_another_training(ended, alone):
+    apart = found_by(ended, "replicas", "apart")
+    changes = [np.abs(apart[key] - value).max() for key, value in alone.items() if key.isdigit()]
+    assert np.isfinite(changes).all() and max(changes) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def clafs(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("alone"), ALONE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clafs_ends_in_the_weights_of_one_device(ended, clafs, kind):
+    found = found_by(ended, kind, "clafs")
+    assert found.keys() == clafs.keys()
+    for number, weight in clafs.items():
+        np.testing.assert_allclose(found[number], weight, rtol=0, atol=1e-4)
+
+
+def test_workers_attack_to_the_bits_of_one(ended, tmp_path):
+    expected = program.evaluated(tmp_path, ALONE)
+    assert 0 < (expected["predictions"] != expected["clean_predictions"]).mean() < 1
+    for kind in KINDS[1:]:
+        found = found_by(ended, kind, "evaluated")
+        assert {key: value.tobytes() for key, value in found.items()} == {
+            key: np.asarray(value).tobytes() for key, value in expected.items()
+        }
+
+
+def test_workers_tell_each_other(ended):
+    for kind in KINDS[1:]:
+        told = found_by(ended, kind, "told")
+        assert {key: value.tolist() for key, value in told.items()} == {"0": [], "1": [0, 1, 2, 3, 4]}
+
+
+def test_a_lost_worker_is_noticed_and_one_process_goes_on(ended, clafs):
+    """The chief does not hang, and what it saved in the second leg is enough for another number of workers."""
+    assert (ended / "worker/lost").exists()
+    assert not (ended / "worker/run1/training").exists()
+    cut = ended / "worker/cut"
+    (line,) = (cut / "metrics.jsonl").read_text().splitlines()
+    weights = trained(cut, ALONE)
+    lines = (cut / "metrics.jsonl").read_text().splitlines()
+    assert lines[0] == line and len(lines) == 4
+    for number, weight in clafs.items():
+        np.testing.assert_allclose(weights[number], weight, rtol=0, atol=1e-4)
