@@ -31,9 +31,7 @@ BENCHMARKS = {
     "pgd_resnet18": "attack_throughput-resnet18",
     "pgd_strided_cnn": "attack_throughput-strided_cnn",
     "evaluation_pgd": "evaluation-pgd",
-    "evaluation_autoattack": "evaluation-autoattack",
     "claf_epoch": "train_step-claf-strided_cnn",
-    "train_step": "train_step-resnet18",
 }
 """Name in `docs/performance.md` -> the committed benchmark."""
 
@@ -90,21 +88,6 @@ def benchmark(name: str) -> str:
     }
     told = "; ".join(f"{key} {value:.4g}" for key, value in facts.items())
     return f"{markdown_table(header, rows)}\n\n{told}\n\n```\n{measured['command']}\n```"
-
-
-def claf_options() -> str:
-    """One row an option of CLAF's second stage: its accuracies by seed."""
-    measured = json.loads((ROOT / "results/benchmarks/claf_options-digits.json").read_text(encoding="utf-8"))
-    rows = [
-        [
-            name,
-            *(" / ".join(percent(run[f"{kind}_accuracy"]) for run in runs) for kind in ("clean", "robust")),
-            percent(sum(run["robust_accuracy"] for run in runs) / len(runs)),
-        ]
-        for name, runs in measured["runs"].items()
-    ]
-    table = markdown_table(["second stage", "clean, by seed", "robust, by seed", "robust, mean"], rows)
-    return f"{table}\n\n```\n{measured['command']}\n```"
 
 
 def papers_page() -> str:

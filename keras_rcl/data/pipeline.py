@@ -37,8 +37,8 @@ class Batches:
         *,
         augmentation: Policy = NO_AUGMENTATION,
         balanced: bool = False,
-        share: tuple[int, int] = (0, 1),
         indexed: bool = False,
+        share: tuple[int, int] = (0, 1),
     ):
         """Build the dataset.
 

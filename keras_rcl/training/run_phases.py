@@ -95,8 +95,8 @@ class PhaseRunner:
             raise Refused(
                 "warm_steps keep every image's last attack in memory, and dataset.streamed no image; leave out one"
             )
-        alone = workers.replicas == 1 and not streamed
-        self.features = FixedFeatures(network, data.train) if phase.reads_fixed_features and alone else None
+        fixed = phase.reads_fixed_features and not streamed and workers.replicas == 1
+        self.features = FixedFeatures(network, data.train) if fixed else None
         self.warm_starts = {
             place: WarmStarts(len(data.train.labels), data.image_shape, phase.views[place].attack.epsilon)
             for place in phase.warm_views
@@ -108,8 +108,8 @@ class PhaseRunner:
             seed,
             augmentation=phase.augmentation,
             balanced=settings["balanced"],
-            share=(workers.index, workers.count),
             indexed=bool(self.features or self.warm_starts),
+            share=(workers.index, workers.count),
         )
         self.trainer = RobustTrainer(
             network,
@@ -305,8 +305,8 @@ def _check_replicas(replicas: int, batch_size: int, phase: Phase, settings: dict
     needs = [
         phase.worst_case and "bounds",
         phase.awp.gamma and "awp",
-        phase.separate_batchnorm and "separate_batchnorm",
         phase.warm_views and "warm_steps",
+        phase.separate_batchnorm and "separate_batchnorm",
         any(getattr(view, "attack", None) and view.attack.name == "refreshed" for view in phase.views) and "refreshed",
         settings["micro_batch"] and "--micro-batch",
         settings["jit"] and "--jit",
