@@ -106,6 +106,8 @@ def _verifications(results: Path) -> str:
     shown, rows = [], []
     for path in sorted((results / "verifications").glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("count"):  # of so many that withstood an attack, for a paper's table
+            continue
         shown.append(record["command"])
         for row in record["rows"]:
             measured = [percent(row[f"{kind}_accuracy"]) for kind in ("clean", "attacked", "verified")]
