@@ -21,7 +21,6 @@ if "TF_CONFIG" not in os.environ:
 launcher.end_with_parent()
 task = json.loads(os.environ["TF_CONFIG"])
 index = task["task"]["index"]
-open(f"{{index}}.json", "w").write(json.dumps([task["cluster"], sys.argv[1:], os.getpid()]))
 print(f"out of {{index}}", flush=True)
 print(f"first of {{index}}\\nlast of {{index}}", file=sys.stderr, flush=True)
 def stop(number, frame):
@@ -29,6 +28,9 @@ def stop(number, frame):
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
+with open(f"{{index}}.part", "w") as file:
+    json.dump([task["cluster"], sys.argv[1:], os.getpid()], file)
+os.rename(f"{{index}}.part", f"{{index}}.json")
 {body}
 """
 
@@ -62,7 +64,9 @@ def test_all_get_the_command_and_a_place(tmp_path):
     ],
 )
 def test_one_that_fails_ends_the_others(tmp_path, failure, status, said):
-    found = run(tmp_path, f"if index == 1:\n    {failure}\ntime.sleep(60)")
+    others_run = 'all(os.path.exists(f"{i}.json") for i in range(3))'
+    waits = f"while not {others_run}:\n        time.sleep(0.05)"
+    found = run(tmp_path, f"if index == 1:\n    {waits}\n    {failure}\ntime.sleep(60)")
     assert found == (status, ["out of 0", "stopped 0"], ["first of 0", "last of 0", said])
     for index in range(3):
         with pytest.raises(ProcessLookupError):
@@ -78,7 +82,6 @@ def test_what_the_chief_refuses_is_said_once(tmp_path):
 def test_a_signal_reaches_all_and_the_chief_has_the_last_word(tmp_path, number):
     process = begun(tmp_path, "time.sleep(60)")
     wait_for(lambda: all((tmp_path / f"{index}.json").exists() for index in range(3)))
-    time.sleep(0.5)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -88,7 +91,7 @@ def test_a_signal_reaches_all_and_the_chief_has_the_last_word(tmp_path, number):
 def test_workers_do_not_outlive_a_killed_launcher(tmp_path):
     process = begun(tmp_path, "time.sleep(60)")
     files = [tmp_path / f"{index}.json" for index in range(3)]
-    wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+    wait_for(lambda: all(file.exists() for file in files))
     process.kill()
     process.communicate(timeout=60)
 
