@@ -90,6 +90,33 @@ def benchmark(name: str) -> str:
     return f"{markdown_table(header, rows)}\n\n{told}\n\n```\n{measured['command']}\n```"
 
 
+def bounds_cost() -> str:
+    """One row a training step, in steps of plain training; one a bound, ours beside auto_LiRPA's."""
+    measured = json.loads((ROOT / "results/benchmarks/bounds.json").read_text(encoding="utf-8"))
+    plain, rows = measured["rows"]["plain step"]["seconds"], []
+    for contender, row in measured["rows"].items():
+        spread = f"{row['fastest']:.3f} - {row['slowest']:.3f}"
+        steps = f"{row['seconds'] / plain:.2f}" if contender.endswith("step") else ""
+        rows.append([contender, f"{row['seconds']:.3f}", spread, steps, f"{row['images_per_second']:.1f}"])
+    header = ["contender", "median s", "fastest - slowest", "plain steps", "images/s"]
+    return f"{markdown_table(header, rows[:-1])}\n\n```\n{measured['command']}\n```"
+
+
+def bounds_reference() -> str:
+    """One row a network and method: the mean lower bound of a margin, ours and auto_LiRPA's, and how far apart."""
+    rows, commands = [], []
+    for path in sorted((ROOT / "results/benchmarks").glob("bounds_reference-*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        commands.append(measured["command"])
+        for method, row in measured["methods"].items():
+            apart = f"{row['largest_relative_difference']:.1e}"
+            means = (f"{row[key]:.4g}" for key in ("mean", "auto_LiRPA_mean"))
+            rows.append([f"`{Path(measured['model']).name}`", method, str(measured["images"]), *means, apart])
+    header = ["network", "bound", "images", "ours", "auto_LiRPA", "largest relative difference"]
+    told = "\n".join(commands)
+    return f"{markdown_table(header, rows, right=(2, 3, 4, 5))}\n\n```\n{told}\n```"
+
+
 def papers_page() -> str:
     """`docs/papers.md`: what `report --scale cpu` prints of each paper from the committed records."""
     parts = [
@@ -158,7 +185,11 @@ def documents() -> dict[Path, str]:
     """Every document that is generated, whole or in part, as it should be."""
     pages = {
         ROOT / "README.md": readme_tables(RESULTS),
-        ROOT / "docs/performance.md": {name: benchmark(file) for name, file in BENCHMARKS.items()},
+        ROOT / "docs/performance.md": {
+            **{name: benchmark(file) for name, file in BENCHMARKS.items()},
+            "bounds": bounds_cost(),
+            "bounds_reference": bounds_reference(),
+        },
     }
     return {
         **{page: filled(page.read_text(encoding="utf-8"), tables) for page, tables in pages.items()},
