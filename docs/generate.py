@@ -4,7 +4,6 @@
 `<!-- generated: NAME -->` and `<!-- end -->`; of the rows of the papers in `configs/papers/` the header.
 """
 
-import json
 import re
 import sys
 import textwrap
@@ -19,6 +18,7 @@ from keras_rcl.readme import readme_tables
 from keras_rcl.report.paper_tables import markdown_report, paper_report
 from keras_rcl.report.tables import markdown_table, percent
 from keras_rcl.results import Results, config_path, experiments, missing
+from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.paper import Paper
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +31,9 @@ BENCHMARKS = {
     "pgd_resnet18": "attack_throughput-resnet18",
     "pgd_strided_cnn": "attack_throughput-strided_cnn",
     "evaluation_pgd": "evaluation-pgd",
+    "evaluation_autoattack": "evaluation-autoattack",
+    "step_resnet18": "train_step-resnet18",
+    "step_strided_cnn": "train_step-strided_cnn",
     "claf_epoch": "train_step-claf-strided_cnn",
 }
 """Name in `docs/performance.md` -> the committed benchmark."""
@@ -62,7 +65,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def benchmark(name: str) -> str:
     """One row a contender of a committed benchmark, its facts, and its command."""
-    measured = json.loads((ROOT / f"results/benchmarks/{name}.json").read_text(encoding="utf-8"))
+    measured = read_json(ROOT / f"results/benchmarks/{name}.json")
     rows, first = [], next(iter(measured["rows"].values()))
     for contender, row in measured["rows"].items():
         compared = row["images_per_second"] > 0
@@ -90,9 +93,20 @@ def benchmark(name: str) -> str:
     return f"{markdown_table(header, rows)}\n\n{told}\n\n```\n{measured['command']}\n```"
 
 
+def claf_options() -> str:
+    """What CLAF's faster options do to accuracy, by seed."""
+    measured, rows = read_json(ROOT / "results/benchmarks/claf_options.json"), []
+    for name, runs in measured["runs"].items():
+        clean, robust = ([run[f"{kind}_accuracy"] for run in runs] for kind in ("clean", "robust"))
+        by_seed = (" / ".join(map(percent, values)) for values in (clean, robust))
+        rows.append([name, *by_seed, percent(sum(robust) / len(robust))])
+    header = ["second stage", "clean, by seed", "robust, by seed", "robust, mean"]
+    return f"{markdown_table(header, rows)}\n\n```\n{measured['command']}\n```"
+
+
 def bounds_cost() -> str:
     """One row a training step, in steps of plain training; one a bound, ours beside auto_LiRPA's."""
-    measured = json.loads((ROOT / "results/benchmarks/bounds.json").read_text(encoding="utf-8"))
+    measured = read_json(ROOT / "results/benchmarks/bounds.json")
     plain, rows = measured["rows"]["plain step"]["seconds"], []
     for contender, row in measured["rows"].items():
         spread = f"{row['fastest']:.3f} - {row['slowest']:.3f}"
@@ -106,7 +120,7 @@ def bounds_reference() -> str:
     """One row a network and method: the mean lower bound of a margin, ours and auto_LiRPA's, and how far apart."""
     rows, commands = [], []
     for path in sorted((ROOT / "results/benchmarks").glob("bounds_reference-*.json")):
-        measured = json.loads(path.read_text(encoding="utf-8"))
+        measured = read_json(path)
         commands.append(measured["command"])
         for method, row in measured["methods"].items():
             apart = f"{row['largest_relative_difference']:.1e}"
@@ -187,6 +201,7 @@ def documents() -> dict[Path, str]:
         ROOT / "README.md": readme_tables(RESULTS),
         ROOT / "docs/performance.md": {
             **{name: benchmark(file) for name, file in BENCHMARKS.items()},
+            "claf_options": claf_options(),
             "bounds": bounds_cost(),
             "bounds_reference": bounds_reference(),
         },

@@ -9,12 +9,10 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from keras_rcl.classifier import load_classifier
-from keras_rcl.data import sources
 from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
 from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
 from keras_rcl.experiment import (
-    check_fit,
-    dataset_of,
+    data_for,
     logits_through,
     output_and_journal,
     part_of,
@@ -85,8 +83,7 @@ def audit_model(
     """
     classifier = load_classifier(path, trust=trust, **foreign)
     told = read_record(record) if record is not None else None
-    data = sources.load(dataset_of(classifier, dataset or {}))
-    check_fit(classifier, data)
+    data = data_for(classifier, dataset or {})
     others = {str(other): logits_through(str(other), data, trust) for other in transfer_from}
     if told is not None:
         part = told["data"]["part"]
@@ -96,6 +93,7 @@ def audit_model(
     evidence = None
     if told is not None:
         claim, evidence = _of_record(record, told, classifier.model_hash, norm, epsilon)
+    budget.resolved_verifier(claim, randomised=False)  # refuses here, before anything is written
     progress, batch_size = progress or Silent(), min(batch_size, len(images))
     subject = Subject(
         logits=classifier.logits,

@@ -164,10 +164,11 @@ def folded_logits(classifier: Classifier, images: np.ndarray, *, trust: bool = F
     """
     try:
         run = folded(read_layers(classifier.path, trust=trust))
-        apart = np.abs(run(tf.constant(images)) - classifier.logits(images)).max()
+        served = classifier.logits(images)
+        apart = np.abs(run(tf.constant(images)) - served).max()
     except (Refused, ValueError, tf.errors.InvalidArgumentError):
         return classifier.logits
-    return run if apart <= SAME_LOGITS * max(1.0, np.abs(classifier.logits(images)).max()) else classifier.logits
+    return run if apart <= SAME_LOGITS * max(1.0, np.abs(served).max()) else classifier.logits
 
 
 SAME_LOGITS = 1e-4

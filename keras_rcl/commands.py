@@ -136,6 +136,18 @@ def foreign_model_options(command):
     return command
 
 
+def save_every_option(command):
+    """The option that says how often a training saves its state."""
+    return click.option(
+        "--save-every",
+        type=click.FloatRange(min=0),
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How much training a kill may cost.",
+    )(command)
+
+
 def workers_option(command):
     """The option that says how many processes share the work."""
     return click.option(
@@ -168,14 +180,7 @@ def cli():
 @click.option("--saved-models", type=click.Path(path_type=Path), default="saved_models", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a run and export of that name, or an unfinished run.")
 @click.option("--deterministic", is_flag=True, help="Give the same bits each time, also where it was broken off.")
-@click.option(
-    "--save-every",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How much training a kill may cost.",
-)
+@save_every_option
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def fit(
     path,
@@ -252,14 +257,7 @@ def fit(
 @click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")
 @click.option("--output-dir", type=click.Path(path_type=Path), help="tuned/<data set>-<variant> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a study of something else.")
-@click.option(
-    "--save-every",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How much training a kill may cost.",
-)
+@save_every_option
 @click.option("--json", "as_json", is_flag=True, help="Print the study as JSON.")
 def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, data_dir, as_json, **options):
     """Search for the settings of a variant that are best on validation images, never on test images.

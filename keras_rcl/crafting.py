@@ -17,7 +17,7 @@ from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_l
 from keras_rcl.evaluation.journal import Piece
 from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.shared_pieces import Pieces
-from keras_rcl.experiment import check_fit, dataset_of, output_and_journal, outputs_of, part_of, pixels, support_of
+from keras_rcl.experiment import data_for, output_and_journal, outputs_of, part_of, pixels, support_of
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json
@@ -73,8 +73,7 @@ def craft_dataset(
     if attack.protocol != "pixel":
         raise Refused(f"{describe(attack)} is not in pixels, and what is stored is; leave out the protocol")
     classifier = load_classifier(path, trust=trust, **foreign)
-    data = sources.load(dataset_of(classifier, dataset or {}))
-    check_fit(classifier, data)
+    data = data_for(classifier, dataset or {})
     chosen = part_of(data, part)
     outputs, hashes = outputs_of([attack], classifier.outputs, data, trust)
     support = support_of([attack], outputs, data)

@@ -431,8 +431,7 @@ def attack(
         The record, and the folder that holds it; none but on the chief.
     """
     classifier = load_classifier(path, trust=trust, **foreign)
-    data = sources.load(dataset_of(classifier, dataset or {}))
-    check_fit(classifier, data)
+    data = data_for(classifier, dataset or {})
     chosen = part_of(data, part)
     outputs, hashes = outputs_of(attacks, classifier.outputs, data, trust)
     images, progress = pixels(chosen.images), progress or Silent()
@@ -736,6 +735,17 @@ def tell_resumed(journal: Journal, progress: Progress) -> None:
         progress.say(f"resuming {journal.path}: {done} batches done")
 
 
+def data_for(classifier: Classifier, fields: dict[str, Any]) -> sources.ImageData:
+    """The data set of `dataset_of`, which the classifier fits.
+
+    Raises:
+        Refused: if none is named, it cannot be read, or its images or classes are others than the classifier's.
+    """
+    data = sources.load(dataset_of(classifier, fields))
+    _check_fit(classifier, data)
+    return data
+
+
 def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
     """The data set that `fields` name; or the one that the model was trained with, with these fields changed."""
     if "name" not in fields:
@@ -750,7 +760,7 @@ def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
         raise Refused(f"data set: {first_line(error)}") from None
 
 
-def check_fit(classifier: Classifier, data: sources.ImageData) -> None:
+def _check_fit(classifier: Classifier, data: sources.ImageData) -> None:
     shape = tuple(classifier.image_shape)
     if any(want is not None and want != have for want, have in zip(shape, data.image_shape, strict=True)):
         raise Refused(

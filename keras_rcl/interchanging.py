@@ -11,9 +11,8 @@ from keras_rcl.data import sources
 from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.experiment import (
-    check_fit,
     check_replaceable,
-    dataset_of,
+    data_for,
     free_name,
     outputs_of,
     part_of,
@@ -70,8 +69,7 @@ def interchange(
         Refused: if model or data cannot be read, a layer cannot be written, or no image is left.
     """
     network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
-    data = sources.load(dataset_of(classifier, dataset or {}))
-    check_fit(classifier, data)
+    data = data_for(classifier, dataset or {})
     chosen = part_of(data, part)
     output_dir = output_dir or Path("interchange") / free_name(path.stem, (Path("interchange"),), overwrite)
     check_replaceable(output_dir, "instances.json", overwrite)

@@ -1,6 +1,5 @@
 """The tables of the README, from the committed records alone."""
 
-import json
 from pathlib import Path
 
 from keras_rcl import config
@@ -9,6 +8,7 @@ from keras_rcl.papers import PAPERS
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
 from keras_rcl.results import config_path
 from keras_rcl.vocabulary.attack import AutoAttack
+from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.threat import format_pixels
 
 
@@ -37,7 +37,7 @@ def _variants(results: Path) -> str:
 
 def _records(folder: Path, data_set: str) -> dict[str, dict]:
     """The committed results on a data set, under the names of their models, in the order of the variants."""
-    read = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"{data_set}-*.json")]
+    read = [read_json(path) for path in folder.glob(f"{data_set}-*.json")]
     read.sort(key=lambda record: (list(VARIANTS).index(record["model"]["variant"]), record["model"]["name"]))
     return {record["model"]["name"].removeprefix(f"{data_set}-"): record for record in read}
 
@@ -79,7 +79,7 @@ def _reference(results: Path) -> str:
     """One row a network and attack: ours beside torchattacks', on the same weights and images."""
     rows = []
     for path in sorted((results / "benchmarks").glob("attack_reference-*.json")):
-        measured = json.loads(path.read_text(encoding="utf-8"))
+        measured = read_json(path)
         name = Path(measured["model"]).name.removeprefix("cifar10-")
         ball = f"{measured['norm']} {format_pixels(measured['epsilon'])}"
         for attack, row in measured["summary"].items():
@@ -105,7 +105,7 @@ def _verifications(results: Path) -> str:
     """One row a model and epsilon: what was proved, beside what can be measured, and the commands."""
     shown, rows = [], []
     for path in sorted((results / "verifications").glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         if record.get("count"):  # of so many that withstood an attack, for a paper's table
             continue
         shown.append(record["command"])
@@ -122,7 +122,7 @@ def _audits(results: Path) -> str:
     """What `audit` printed of each committed audit: its command, what was raised, and the verdict."""
     blocks = []
     for path in sorted((results / "audits").glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         raised = [finding for finding in found["findings"] if finding["status"] == "raised"]
         lines = [
             f"$ {found['command']}",

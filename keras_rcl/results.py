@@ -19,9 +19,6 @@ from keras_rcl.vocabulary.paper import Measure, Paper
 from keras_rcl.vocabulary.threat import format_pixels
 from keras_rcl.vocabulary.word import Refused
 
-FOLDERS = ("runs", "attacks", "verifications")
-"""Where the commands leave a `record.json` in a folder each."""
-
 VERIFIED_IMAGES, VERIFIED_COUNT = 1000, 20
 """A missing verification attacks so many images, and bounds so many of those that stand, as Cusin did."""
 
@@ -82,7 +79,7 @@ class Results:
 
     Args:
         results: committed records, one a file, at any depth.
-        work: folders of commands' own, see `FOLDERS`; each record is a `record.json` one folder down.
+        work: folders of commands' own, such as `attacks`; each record is a `record.json` one folder down.
     """
 
     def __init__(self, results: Path = Path("results"), work: Iterable[Path] = ()):

@@ -9,10 +9,9 @@ import numpy as np
 from keras_rcl.bounds import fold
 from keras_rcl.bounds.forward import evaluate
 from keras_rcl.classifier import load_classifier
-from keras_rcl.data import sources
 from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
 from keras_rcl.evaluation.record import make_verification, versions
-from keras_rcl.experiment import check_fit, dataset_of, output_and_journal, part_of, pixels
+from keras_rcl.experiment import data_for, output_and_journal, part_of, pixels
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.saved import read_layers
 from keras_rcl.vocabulary.attack import describe
@@ -70,8 +69,7 @@ def verify_model(
     network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
     if classifier.gives_probabilities:
         raise Refused(f"{path} gives probabilities, and margins are of logits; save it without its last softmax")
-    data = sources.load(dataset_of(classifier, dataset or {}))
-    check_fit(classifier, data)
+    data = data_for(classifier, dataset or {})
     chosen = part_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
     attacks = () if no_attack else tuple(attack for attack in ATTACKS if attack.fewest_classes <= data.num_classes)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, mean_gradient, scaling, usable_gradient
-from keras_rcl.attacks.norms import boundary_start, per_example, project, steepest_step
+from keras_rcl.attacks.norms import boundary_start, choose, per_example, project, steepest_step
 from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, likeliest_wrong
 from keras_rcl.vocabulary.attack import AutoPGD
 
@@ -106,9 +106,9 @@ def auto_pgd(
             "raises": s["raises"] + tf.cast(loss > s["loss"], tf.float32),
             "loss": loss,
             "fooled": s["fooled"] | fooled,
-            "fooling": tf.where(per_example(s["fooled"], x), s["fooling"], images),
-            "best": tf.where(per_example(better, x), images, s["best"]),
-            "best_gradient": tf.where(per_example(better, x), gradient, s["best_gradient"]),
+            "fooling": choose(s["fooled"], s["fooling"], images),
+            "best": choose(better, images, s["best"]),
+            "best_gradient": choose(better, gradient, s["best_gradient"]),
             "best_loss": tf.maximum(loss, s["best_loss"]),
             "since_check": s["since_check"] + 1,
             "zeros": s["zeros"] + zeros,
@@ -122,8 +122,8 @@ def auto_pgd(
         return {
             **s,
             "step_size": tf.where(halve, s["step_size"] / 2.0, s["step_size"]),
-            "images": tf.where(per_example(halve, x), s["best"], s["images"]),
-            "gradient": tf.where(per_example(halve, x), s["best_gradient"], s["gradient"]),
+            "images": choose(halve, s["best"], s["images"]),
+            "gradient": choose(halve, s["best_gradient"], s["gradient"]),
             "window": tf.maximum(s["window"] - shrinks, shortest_window),
             "since_check": 0,
             "raises": tf.zeros_like(s["raises"]),
@@ -137,5 +137,5 @@ def auto_pgd(
         (state,),
         maximum_iterations=attack.num_steps,
     )
-    images = tf.where(per_example(s["fooled"], x), s["fooling"], s["best"])
+    images = choose(s["fooled"], s["fooling"], s["best"])
     return Crafted(tf.stop_gradient(images), s["zeros"] / tf.cast(s["step"] + 1, tf.float32))

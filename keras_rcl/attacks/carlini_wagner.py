@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, usable_gradient
-from keras_rcl.attacks.norms import length, per_example
+from keras_rcl.attacks.norms import choose, length, per_example
 from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.vocabulary.attack import CarliniWagner
 
@@ -111,7 +111,7 @@ def _search(logits_fn, x, labels, attack):
             "w": s["w"] - attack.learning_rate * first / (1.0 - FIRST_DECAY**taken) / root,
             "first": first,
             "second": second,
-            "closest": tf.where(per_example(closer, x), images, s["closest"]),
+            "closest": choose(closer, images, s["closest"]),
             "distance": tf.where(closer, now, s["distance"]),
             "fooled": s["fooled"] | (~s["done"] & fools(logits)),
             "done": done,

@@ -17,7 +17,7 @@ from keras_rcl.attacks.gradient_ascent import (
     supcon_attack,
 )
 from keras_rcl.attacks.noise import noise
-from keras_rcl.attacks.norms import per_example
+from keras_rcl.attacks.norms import choose
 from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, logit_margin
@@ -73,7 +73,7 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
         fooled = reached if attack.targeted else ~reached
         rank = tf.stack([tf.cast(fooled, tf.float32), direction * surrogate(labels, logits)], axis=1)
         better = (rank[:, 0] > best_rank[:, 0]) | ((rank[:, 0] == best_rank[:, 0]) & (rank[:, 1] > best_rank[:, 1]))
-        best = tf.where(per_example(better, x), crafted.images, best)
+        best = choose(better, crafted.images, best)
         return number + 1, best, tf.where(better[:, None], rank, best_rank), zeros + crafted.zero_gradients
 
     best, rank, zeros = x, tf.fill([tf.shape(x)[0], 2], -np.inf), tf.zeros_like(x[:, 0, 0, 0])
@@ -98,10 +98,12 @@ def craft_round(
     one graph.
     """
     x, labels = _as_batch(x, labels)
-    if _splits(attack, x.shape[0] or 0, support):
-        starts = [None, None] if start is None else tf.split(start, 2)
-        halves = zip(tf.split(x, 2), tf.split(labels, 2), starts, strict=True)
-        crafted = [_craft_round(attack, logits_fn, *half, seed, round, support) for half in halves]
+    if _splits(attack, x.shape[0], support):
+        half = tf.shape(x)[0] // 2 if x.shape[0] is None else x.shape[0] // 2
+        halves = [
+            (x[part], labels[part], None if start is None else start[part]) for part in (slice(half), slice(half, None))
+        ]
+        crafted = [_craft_round(attack, logits_fn, *part, seed, round, support) for part in halves]
         return Crafted(*(tf.concat(values, axis=0) for values in zip(*crafted, strict=True)))
     return _craft_round(attack, logits_fn, x, labels, start, seed, round, support)
 
@@ -110,14 +112,14 @@ SMALLEST_HALF = 16
 """Images from which on it pays to attack a batch in two halves."""
 
 
-def _splits(attack: Attack, count: int, support) -> bool:
+def _splits(attack: Attack, count: int | None, support) -> bool:
     """Whether a batch is attacked in two halves side by side, which keeps a CPU's cores busy between operations.
 
     Not where images of the batch are contrasted with each other; nor eagerly, where one half would wait for the other;
-    nor on a GPU, which one batch fills.
+    nor on a GPU, which one batch fills. A batch of unknown size, `count` None, is taken for a large one.
     """
     contrasts = isinstance(attack.reads, tuple) or (attack.name == "supcon" and support is None)
-    if contrasts or tf.executing_eagerly() or count % 2 or count < 2 * SMALLEST_HALF:
+    if contrasts or tf.executing_eagerly() or (count is not None and count < 2 * SMALLEST_HALF):
         return False
     return not tf.config.list_logical_devices("GPU")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, usable_gradient
-from keras_rcl.attacks.norms import boundary_start, length, per_example
+from keras_rcl.attacks.norms import boundary_start, choose, length, per_example
 from keras_rcl.attacks.surrogates import likeliest_wrong
 from keras_rcl.vocabulary.attack import FAB
 from keras_rcl.vocabulary.threat import Norm
@@ -18,8 +18,7 @@ def fab(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FAB, seeds
     classifier, unrounded and unprojected: its distance is at most `epsilon` to within float32.
     """
     images, distance, zeros = _search(logits_fn, x, labels, attack, seeds, round)
-    within = per_example(distance <= attack.epsilon, x)
-    return Crafted(tf.stop_gradient(tf.where(within, images, x)), zeros)
+    return Crafted(tf.stop_gradient(choose(distance <= attack.epsilon, images, x)), zeros)
 
 
 def minimal_perturbation(
@@ -120,8 +119,8 @@ def _search(logits_fn, x, labels, attack, seeds, round):
 
         adversarial, now = fools(logits_fn(x_t)), length(x_t - x, attack.norm)
         closer = adversarial & (now < distance)
-        closest = tf.where(per_example(closer, x), x_t, closest)
-        x_t = tf.where(per_example(adversarial, x), x + attack.beta * (x_t - x), x_t)
+        closest = choose(closer, x_t, closest)
+        x_t = choose(adversarial, x + attack.beta * (x_t - x), x_t)
         return step + 1, x_t, closest, tf.where(closer, now, distance), zeros + zero
 
     nowhere = tf.where(fools(logits), 0.0, float("inf"))
@@ -160,7 +159,7 @@ def to_hyperplane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: Norm) 
     batch = tf.shape(x)[0]
     point, normal = tf.reshape(x, [batch, -1]), tf.reshape(normal, [batch, -1])
     upward = tf.sign(normal) * tf.sign(rise)[:, None]
-    room = tf.where(upward > 0, 1.0 - point, point)
+    room = tf.abs(tf.cast(upward > 0, point.dtype) - point)
     # Scaled by its largest entry, so that the squares of a tiny normal do not underflow.
     scale = tf.reduce_max(tf.abs(normal), axis=1)
     weight = tf.math.divide_no_nan(tf.abs(normal), scale[:, None])
@@ -169,9 +168,9 @@ def to_hyperplane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: Norm) 
     full, gains = weight * room, weight * speed
 
     def newton(multiplier, _):
-        stopped = multiplier[:, None] * speed >= room
-        missing = rise - tf.reduce_sum(tf.where(stopped, full, 0.0), axis=1)
-        moving = tf.reduce_sum(tf.where(stopped, 0.0, gains), axis=1)
+        stopped = tf.cast(multiplier[:, None] * speed >= room, full.dtype)
+        missing = rise - tf.reduce_sum(stopped * full, axis=1)
+        moving = tf.reduce_sum((1.0 - stopped) * gains, axis=1)
         higher = tf.maximum(multiplier, tf.math.divide_no_nan(missing, moving))
         return higher, tf.reduce_any(higher > multiplier * (1.0 + CONVERGED))
 

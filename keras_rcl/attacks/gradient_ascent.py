@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks.norms import PIXEL_BOX, per_example, project, random_start, steepest_step
+from keras_rcl.attacks.norms import PIXEL_BOX, choose, project, random_start, steepest_step
 from keras_rcl.attacks.surrogates import (
     SURROGATES,
     embedding_distance,
@@ -160,7 +160,7 @@ def ascend(
         moved = u + attack.resolved_step_size * steepest_step(direction, attack.norm)
         moved = project(moved, origin, attack.epsilon, attack.norm, box)
         if attack.stops_early:
-            moved = tf.where(per_example(fooled_fn(to_pixels(u)), u), u, moved)
+            moved = choose(fooled_fn(to_pixels(u)), u, moved)
         return step + 1, moved, direction, zeros + zero
 
     _, u, _, zeros = tf.while_loop(
@@ -226,6 +226,6 @@ def usable_gradient(gradient: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
             "no gradient reaches the pixels: the model is not differentiable with respect to float images; "
             "attack its float endpoint, or use a black-box attack such as square"
         )
-    usable = tf.math.is_finite(gradient) & (gradient != 0)
-    zeros = 1.0 - tf.reduce_mean(tf.cast(usable, tf.float32), axis=list(range(1, gradient.shape.rank)))
-    return tf.where(usable, gradient, 0.0), zeros
+    usable = tf.cast(tf.math.is_finite(gradient) & (gradient != 0), gradient.dtype)
+    zeros = 1.0 - tf.reduce_mean(usable, axis=list(range(1, gradient.shape.rank)))
+    return tf.math.multiply_no_nan(gradient, usable), zeros

@@ -91,6 +91,15 @@ def uniform(shape, seed: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2.0**-24
 
 
+def choose(condition: tf.Tensor, chosen: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """Each example of the one batch where its condition [N] holds, of the other elsewhere: [N, ...].
+
+    By TensorFlow's first `where`, which copies whole examples. The second broadcasts the condition, and takes 7 times
+    as long on a CPU.
+    """
+    return tf.compat.v1.where(condition, chosen, other)
+
+
 def per_example(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """[N] -> [N, 1, 1, 1], to broadcast against `like`."""
     return tf.reshape(values, [-1] + [1] * (like.shape.rank - 1))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted
-from keras_rcl.attacks.norms import length, per_example
+from keras_rcl.attacks.norms import choose, length, per_example
 from keras_rcl.vocabulary.attack import RayS
 
 
@@ -77,7 +77,7 @@ def _search(logits_fn, x, labels, attack, enough):
         images = at(asked, ray)
         fooled = tf.argmax(logits_fn(images), axis=1, output_type=tf.int32) != labels
         closer = fooled & (asked < radius) & (distance > enough)
-        best = tf.where(per_example(closer, x), ray, best)
+        best = choose(closer, ray, best)
         radius = tf.where(closer, asked, radius)
         distance = tf.where(closer, length(images - x, "linf"), distance)
 
@@ -87,7 +87,7 @@ def _search(logits_fn, x, labels, attack, enough):
         end = start + block
         block = tf.where(searching | (end < size), block, (block + 1) // 2)
         start = tf.where(searching, start, tf.where(end < size, end, 0))
-        ray = tf.where(per_example(searching, x), ray, turned(best, start, block))
+        ray = choose(searching, ray, turned(best, start, block))
         return query + 1, best, radius, distance, ray, low, searching, start, block
 
     ones, zeros, first = tf.ones_like(x), tf.zeros_like(x[:, 0, 0, 0]), tf.zeros_like(labels)
@@ -98,5 +98,5 @@ def _search(logits_fn, x, labels, attack, enough):
         (0, ones, nowhere, nowhere, -ones, zeros, zeros > 0, first, first + size),
         maximum_iterations=attack.num_queries,
     )
-    images = tf.where(per_example(distance < float("inf"), x), at(radius, best), x)
+    images = choose(distance < float("inf"), at(radius, best), x)
     return tf.stop_gradient(images), tf.stop_gradient(distance)

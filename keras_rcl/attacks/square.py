@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted
-from keras_rcl.attacks.norms import per_example, project, steepest_step, uniform
+from keras_rcl.attacks.norms import choose, project, steepest_step, uniform
 from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.vocabulary.attack import Square
 
@@ -64,7 +64,7 @@ def square(
         candidate = moved(images, side, numbers[:, query - 1])
         candidate_loss = loss_of(candidate)
         better = candidate_loss < loss
-        return query + 1, tf.where(per_example(better, x), candidate, images), tf.where(better, candidate_loss, loss)
+        return query + 1, choose(better, candidate, images), tf.where(better, candidate_loss, loss)
 
     images = project(x + start(x, attack.epsilon, seeds), x, attack.epsilon, attack.norm)
     _, images, _ = tf.while_loop(
@@ -98,7 +98,8 @@ def _repaint(
 ) -> tf.Tensor:
     """Algorithm 2: the window goes to one end of ball and box, the same one within a channel.
 
-    The paper adds -2 epsilon or 2 epsilon and projects, which from within the ball comes to the same.
+    The paper adds -2 epsilon or 2 epsilon and projects. From within ball and box, -2 or 2 comes to the same, as the box
+    is not so wide. A window is the product of its rows and its columns, multiplied out last: once an entry.
 
     Args:
         images: [N, H, W, C], each within ball and box.
@@ -107,9 +108,11 @@ def _repaint(
         side: the window's, a scalar.
         numbers: [N, 2 + C] in [0, 1): the window's place, and an end a channel.
     """
-    _, _, window = _window(images, side, numbers[:, :2])
-    down = numbers[:, None, None, 2:] < 0.5
-    return tf.where(window[..., None], tf.where(down, lowest, highest), images)
+    _, _, width, channels = images.shape
+    rows, columns = (tf.cast(_inside(offsets, side), tf.float32) for offsets in _offsets(images, side, numbers[:, :2]))
+    ends = 2.0 * columns[:, :, None] * _signs(numbers[:, None, 2:])
+    change = rows[:, :, None] * tf.reshape(ends, [-1, 1, width * channels])
+    return tf.clip_by_value(images + tf.reshape(change, tf.shape(images)), lowest, highest)
 
 
 def _tiles(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
@@ -140,11 +143,18 @@ def _move_mass(delta: tf.Tensor, epsilon: float, side: tf.Tensor, numbers: tf.Te
         side: the windows', a scalar.
         numbers: [N, 5 + C] in [0, 1): the windows' places, upright or lying, and a sign a channel.
     """
-    rows, columns, first = _window(delta, side, numbers[:, :2])
-    _, _, second = _window(delta, side, numbers[:, 2:4])
+
+    def window(place):
+        """Rows [N, H, 1] and columns [N, 1, W] from its corner, and what is inside [N, H, W, 1]."""
+        rows, columns = _offsets(delta, side, place)
+        rows, columns = rows[:, :, None], columns[:, None, :]
+        return rows, columns, (_inside(rows, side) & _inside(columns, side))[..., None]
+
+    rows, columns, first = window(numbers[:, :2])
+    _, _, second = window(numbers[:, 2:4])
     upright = numbers[:, 4, None, None] < 0.5
     eta = _hills(tf.where(upright, rows, columns), tf.where(upright, columns, rows), side)
-    first, either = first[..., None], (first | second)[..., None]
+    either = first | second
 
     mass = tf.reduce_sum(tf.where(either, delta, 0.0) ** 2, axis=(1, 2), keepdims=True)
     unused = tf.nn.relu(epsilon**2 - tf.reduce_sum(delta**2, axis=(1, 2, 3), keepdims=True))
@@ -174,8 +184,8 @@ def _hills(rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
     return tf.where(lower, -heights, heights)
 
 
-def _window(like: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """A square window an example: rows [N, H, 1] and columns [N, 1, W] from its corner, and what is inside [N, H, W].
+def _offsets(like: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Rows [N, H] and columns [N, W], counted from the corner of a square window an example.
 
     Args:
         like: [N, H, W, C].
@@ -185,9 +195,12 @@ def _window(like: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tens
     _, height, width, _ = like.shape
     room = tf.stack([height - side + 1, width - side + 1])
     corner = tf.cast(place * tf.cast(room, tf.float32), tf.int32)
-    rows = tf.range(height)[:, None] - corner[:, 0, None, None]
-    columns = tf.range(width)[None, :] - corner[:, 1, None, None]
-    return rows, columns, (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+    return tf.range(height) - corner[:, :1], tf.range(width) - corner[:, 1:]
+
+
+def _inside(offsets: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+    """Which rows, or columns, are the window's."""
+    return (offsets >= 0) & (offsets < side)
 
 
 def _unit(values: tf.Tensor) -> tf.Tensor:

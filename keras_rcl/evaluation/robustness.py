@@ -144,7 +144,17 @@ class Evaluator:
         def predict(x):
             return tf.argmax(logits_fn(x), axis=1, output_type=tf.int32)
 
-        def step_of(member):
+        def compiled(function, image_shape, *others):
+            """With XLA for batches of one size, which it would compile anew for each; else for batches of any."""
+            count = batch_size if jit else None
+            images = tf.TensorSpec([count, *image_shape], tf.float32)
+            signature = [images, *(tf.TensorSpec([count] * rank, tf.int32) for rank in others)]
+            return tf.function(function, signature, autograph=False, jit_compile=jit)
+
+        def predict_of(image_shape):
+            return compiled(predict, image_shape)
+
+        def step_of(member, image_shape):
             own_logits = member.reads == "logits" and member.source is None
             read = crafted_on if crafted_on and own_logits else logits_fn if outputs is None else outputs(member)
 
@@ -154,10 +164,10 @@ class Evaluator:
                 distances = length(crafted.images - x, member.norm)
                 return crafted.images, predict(crafted.images), distances, crafted.zero_gradients
 
-            return tf.function(step, autograph=False, jit_compile=jit)
+            return compiled(step, image_shape, 1, 0)
 
-        self._predict = tf.function(predict, autograph=False, jit_compile=jit)
-        self._step_of = functools.cache(step_of)
+        self._width = batch_size if jit else 1
+        self._predict_of, self._step_of = functools.cache(predict_of), functools.cache(step_of)
         self._count_classes = functools.cache(lambda shape: int(logits_fn(tf.zeros((1, *shape))).shape[-1]))
 
     def question(self, images: np.ndarray, labels: np.ndarray, *, keep_images: bool = False) -> dict[str, Any]:
@@ -197,7 +207,7 @@ class Evaluator:
                 defined for so few classes.
         """
         check_images(images)
-        labels = np.asarray(labels, np.int32)
+        images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
         progress, pieces = progress or Silent(), Pieces(workers, journal)
         (clean,) = pieces([(b"clean", lambda: {"predictions": self.predict(images)})])
         clean = clean["predictions"]
@@ -242,19 +252,18 @@ class Evaluator:
                 wanted = [
                     (
                         f"{number} {index} {round} {describe(attack)} ".encode() + chosen.tobytes(),
-                        functools.partial(self._run, member, round, images, labels, chosen, real, keep_images),
+                        functools.partial(self._run, member, round, images, labels, chosen, keep_images),
                     )
-                    for chosen, real in batches
+                    for chosen in batches
                 ]
-                for (chosen, real), found in zip(batches, pieces(wanted), strict=True):
-                    chosen = chosen[:real]
+                for chosen, found in zip(batches, pieces(wanted), strict=True):
                     outcome.predictions[chosen] = found["predictions"]
                     outcome.distances[chosen] = found["distances"]
                     outcome.zero_gradients += float(np.sum(found["zero_gradients"]))
                     outcome.seconds += float(found["seconds"])
                     if keep_images:
                         outcome.adversarial[chosen] = found["images"]
-                    done += real
+                    done += len(chosen)
                     progress.update(done)
                 attempts += done
                 outcome.forwards += done * (member.passes[0] + 1)
@@ -265,14 +274,16 @@ class Evaluator:
         outcome.zero_gradients /= max(1, attempts)
         return outcome
 
-    def _run(self, member: Attack, round: int, images, labels, chosen, real: int, keep_images: bool) -> Piece:
-        """What one round makes of a batch of which the first `real` images count."""
+    def _run(self, member: Attack, round: int, images, labels, chosen, keep_images: bool) -> Piece:
+        """What one round makes of the images chosen."""
         started = time.perf_counter()
-        x_adv, predicted, distances, zeros = self._step_of(member)(images[chosen], labels[chosen], tf.constant(round))
+        filled = self._filled(chosen)
+        step = self._step_of(member, images.shape[1:])
+        x_adv, predicted, distances, zeros = step(images[filled], labels[filled], tf.constant(round))
         made = {"predictions": predicted, "distances": distances, "zero_gradients": zeros}
         if keep_images:
             made["images"] = x_adv
-        arrays = {name: tensor.numpy()[:real] for name, tensor in made.items()}
+        arrays = {name: tensor.numpy()[: len(chosen)] for name, tensor in made.items()}
         return {**arrays, "seconds": np.array(time.perf_counter() - started)}
 
     def craft(self, number: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -283,10 +294,14 @@ class Evaluator:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The classes [N] of images [N, H, W, C]."""
-        predictions = np.zeros(len(images), np.int32)
-        for chosen, real in _batches(np.arange(len(images)), self.batch_size):
-            predictions[chosen[:real]] = self._predict(images[chosen]).numpy()[:real]
+        predictions, predict = np.zeros(len(images), np.int32), self._predict_of(images.shape[1:])
+        for chosen in _batches(np.arange(len(images)), self.batch_size):
+            predictions[chosen] = predict(images[self._filled(chosen)]).numpy()[: len(chosen)]
         return predictions
+
+    def _filled(self, chosen: np.ndarray) -> np.ndarray:
+        """Indices of as many images as a compiled function takes at least: those chosen, then the first of them."""
+        return np.concatenate([chosen, np.full(max(0, self._width - len(chosen)), chosen[0])])
 
 
 @dataclasses.dataclass
@@ -304,15 +319,5 @@ class _Outcome:
 
 
 def _batches(indices: np.ndarray, size: int):
-    """(indices of a batch, how many of them count). Two shapes in all, so that nothing is traced more than twice:
-
-    full batches of `size`, and for a remainder of at most half of that, batches of an eighth. The last is filled up
-    with its first index.
-    """
-    start = 0
-    while start < len(indices):
-        width = size if len(indices) - start > size // 2 else max(1, size // 8)
-        chosen = indices[start : start + width]
-        real = len(chosen)
-        yield np.concatenate([chosen, np.full(width - real, chosen[0])]), real
-        start += width
+    """The indices in full batches of `size`, and what remains of them."""
+    return (indices[start : start + size] for start in range(0, len(indices), size))

@@ -286,8 +286,7 @@ def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | No
             f"micro-batches of {micro_batch} images do not fill {phase.name}'s batches of {batch_size}; "
             f"give --micro-batch {_divisor(batch_size, micro_batch)}"
         )
-    if phase.worst_case or phase.awp.gamma or phase.separate_batchnorm:
-        needs = "bounds" if phase.worst_case else "awp" if phase.awp.gamma else "separate_batchnorm"
+    for needs in phase.of_whole_batch:
         raise Refused(f"{phase.name} takes its {needs} of the whole batch; leave out --micro-batch, or {needs}")
     return micro_batch
 
@@ -303,10 +302,8 @@ def _check_replicas(replicas: int, batch_size: int, phase: Phase, settings: dict
         cure = f"--set method.batch_size={fitting}" if fitting else "fewer of them"
         raise Refused(f"{phase.name}'s batches of {batch_size} do not divide among {replicas} replicas; give {cure}")
     needs = [
-        phase.worst_case and "bounds",
-        phase.awp.gamma and "awp",
+        *phase.of_whole_batch,
         phase.warm_views and "warm_steps",
-        phase.separate_batchnorm and "separate_batchnorm",
         any(getattr(view, "attack", None) and view.attack.name == "refreshed" for view in phase.views) and "refreshed",
         settings["micro_batch"] and "--micro-batch",
         settings["jit"] and "--jit",

@@ -352,6 +352,16 @@ class Phase:
         return self.views[-1] if isinstance(self.views[-1], WorstCase) else None
 
     @property
+    def of_whole_batch(self) -> tuple[str, ...]:
+        """What it has that needs a whole batch in one place."""
+        found = {
+            "bounds": self.worst_case,
+            "awp": self.awp.gamma,
+            "separate_batchnorm": self.separate_batchnorm,
+        }
+        return tuple(name for name, there in found.items() if there)
+
+    @property
     def warm_views(self) -> tuple[int, ...]:
         """The places of the views whose attacks start where the last ones ended."""
         return tuple(place for place, view in enumerate(self.views) if getattr(view, "warm_steps", 0))

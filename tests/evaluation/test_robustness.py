@@ -316,11 +316,10 @@ def test_what_is_no_batch_of_images_is_refused(images):
         Evaluator(linear, [FGSM()], batch_size=5)(images, LABELS)
 
 
-@pytest.mark.parametrize("size", [1, 3, 8, 16, 100])
-def test_batches_cover_every_index_once_in_two_shapes(size):
-    for count in (0, 1, 2, 7, 8, 9, 12, 13, 40):
+@pytest.mark.parametrize("size", [1, 3, 8, 100])
+def test_batches_cover_every_index_once(size):
+    for count in (0, 1, 2, 7, 8, 9, 40):
         indices = np.arange(count) + 5
         batches = list(_batches(indices, size))
-        np.testing.assert_array_equal(np.concatenate([b[:real] for b, real in batches] or [indices]), indices)
-        assert {len(batch) for batch, _ in batches} <= {size, max(1, size // 8)}
-        assert sum(len(batch) - real for batch, real in batches) < size / 2 + 1
+        np.testing.assert_array_equal(np.concatenate([*batches, indices[:0]]), indices)
+        assert all(len(batch) == size for batch in batches[:-1]) and len(batches) == -(-count // size)
