@@ -136,5 +136,28 @@ def _commands(shown: dict[str, dict]) -> str:
     return "```\n" + "\n".join(record["command"] for record in shown.values()) + "\n```"
 
 
-TABLES = (_variants, _digits, _cifar10, _autoattack, _reference, _protocols, _verifications, _audits)
-"""In the README's order."""
+TIMED = {
+    "attack_throughput-resnet18": "PGD-10, ResNet-18",
+    "attack_throughput-strided_cnn": "PGD-10, Cusin's CNN",
+    "evaluation-pgd": "PGD-40 with 5 restarts, Cusin's CNN",
+    "evaluation-autoattack": "AutoAttack, Cusin's CNN",
+}
+"""Committed benchmark -> what it times."""
+
+PEERS = ("art", "foolbox", "cleverhans", "torchattacks", "plain tape", "plain torch")
+
+
+def _speed(results: Path) -> str:
+    """One row a task: how many times our time each peer takes, PyTorch in the faster of its two memory layouts."""
+    rows = []
+    for name, task in TIMED.items():
+        measured = read_json(results / f"benchmarks/{name}.json")
+        seconds = {contender: row["seconds"] for contender, row in measured["rows"].items()}
+        best = (min((seconds[n] for n in (peer, f"{peer}, NHWC") if n in seconds), default=None) for peer in PEERS)
+        ratios = (f"{peer / seconds['ours']:.2f}" if peer else "" for peer in best)
+        rows.append([task, str(measured["images"]), f"{seconds['ours']:.2f}", *ratios])
+    return markdown_table(["attack", "images", "ours, s", *PEERS], rows)
+
+
+TABLES = (_variants, _digits, _cifar10, _autoattack, _reference, _protocols, _verifications, _audits, _speed)
+"""In the order in which `report` prints them."""
