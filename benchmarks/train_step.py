@@ -32,6 +32,7 @@ from benchmarks.side_by_side import (  # noqa: E402
     rows_of,
     tell,
 )
+from keras_rcl.data.untuned import untuned  # noqa: E402
 from keras_rcl.methods import AT, CLAFS, Baseline  # noqa: E402
 from keras_rcl.progress import Silent  # noqa: E402
 from keras_rcl.training.run_phases import PhaseRunner  # noqa: E402
@@ -70,7 +71,7 @@ def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
     for name, method in methods.items():
         runner = runner_of(encoder, method.phases()[0], data)
         batch = next(iter(runner.batches.dataset))
-        once = tf.data.Dataset.from_tensors(batch).repeat(runner.batches.steps_per_epoch)
+        once = tf.data.Dataset.from_tensors(batch).repeat(runner.batches.steps_per_epoch).with_options(untuned())
         compiled = tf.function(runner.trainer.train_step, autograph=False)
 
         def bare(compiled=compiled, batch=batch, count=runner.batches.steps_per_epoch):

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.data.parts import ImageData, Part, StreamedPart
+from keras_rcl.data.untuned import untuned
 from keras_rcl.vocabulary.attack import Attack, Stored
 from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
@@ -133,7 +134,7 @@ def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> P
     images, labels, indices = [], [], []
     files = [str(folder / name) for name in shards]
     try:
-        for batch in tf.data.TFRecordDataset(files).batch(1024):
+        for batch in tf.data.TFRecordDataset(files).batch(1024).with_options(untuned()):
             read = tf.io.parse_example(batch, _FEATURES)
             for part in np.unique(read["part"].numpy()):
                 if part != b"train":

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from keras_rcl.data.augmentations import Rows, augment
 from keras_rcl.data.parts import Part, StreamedPart
+from keras_rcl.data.untuned import PARALLEL, PREFETCHED, untuned
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, View
@@ -85,8 +86,9 @@ class Batches:
         self.dataset = (
             tf.data.Dataset.from_tensors(0)
             .flat_map(steps)
-            .map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .prefetch(tf.data.AUTOTUNE)
+            .map(batch, num_parallel_calls=PARALLEL, deterministic=True)
+            .prefetch(PREFETCHED)
+            .with_options(untuned())
         )
 
     def start_epoch(self, epoch: int, step: int = 0) -> None:
@@ -136,7 +138,7 @@ class Batches:
             .batch(size, drop_remainder=True)
             .map(self._rows.of)  # so that only these are decoded
             .unbatch()
-            .map(self._part.decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .map(self._part.decode, num_parallel_calls=PARALLEL, deterministic=True)
             .batch(self._rows.count, drop_remainder=True)
             .enumerate(first)
             .map(lambda step, batch: (*batch, fold_in(steps_seed, tf.cast(step, tf.int32))))

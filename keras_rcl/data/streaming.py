@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_rcl.data.parts import ImageData, Part, StreamedPart
 from keras_rcl.data.tfds_sets import prepared, read_config
+from keras_rcl.data.untuned import PARALLEL
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.word import Refused
 
@@ -91,7 +92,7 @@ def _streamed(builder, split: str, count: int, held: Part, keys, image_of, buffe
         read = tf.data.Dataset.from_tensor_slices(tuple(shuffled)).interleave(
             lambda file, skip, take: tf.data.TFRecordDataset(file).skip(skip).take(take),
             cycle_length=READERS,
-            num_parallel_calls=tf.data.AUTOTUNE,
+            num_parallel_calls=PARALLEL,
             deterministic=True,
         )
         return read.shuffle(buffer, seed=tf.cast(record_seed[0], tf.int64), reshuffle_each_iteration=False)

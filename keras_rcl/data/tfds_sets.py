@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_rcl.data.images import resized
 from keras_rcl.data.parts import Split, gathered
+from keras_rcl.data.untuned import PARALLEL, PREFETCHED, untuned
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.word import Refused
 
@@ -141,9 +142,9 @@ def _read_images(builder, split: str, image_key: str, indices: np.ndarray, image
             builder.as_dataset(split=split, decoders=decoders, read_config=read_config())
             .enumerate()
             .filter(lambda position, _: wanted[position])
-            .map(image_of, num_parallel_calls=tf.data.AUTOTUNE)
+            .map(image_of, num_parallel_calls=PARALLEL)
             .batch(256)
-            .prefetch(tf.data.AUTOTUNE)
+            .prefetch(PREFETCHED)
         )
         return gathered((image for batch in examples.as_numpy_iterator() for image in batch), len(indices))
 
@@ -152,7 +153,7 @@ def read_config():
     """Read in the fixed order of the files."""
     import tensorflow_datasets as tfds
 
-    return tfds.ReadConfig(try_autocache=False, add_tfds_id=False)
+    return tfds.ReadConfig(try_autocache=False, add_tfds_id=False, options=untuned())
 
 
 def _line(error: Exception) -> str:

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras_rcl.data.augmentations import augment
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import Part
+from keras_rcl.data.tfds_sets import read_config
 from keras_rcl.vocabulary.attack import PGD, Stored
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, SimCLR
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
@@ -161,6 +162,13 @@ def test_fewer_images_than_a_batch():
 def test_an_empty_part_is_refused():
     with pytest.raises(Refused, match="no images"):
         Batches(part([]), (Clean(),), 8, 0)
+
+
+def test_no_iterator_waits_for_autotuning():
+    """Which its end may, for as long as the epoch took; data sets of TFDS are read in the same way."""
+    batches = Batches(part(), (Clean(),), 4, 0)
+    assert batches.dataset.options().autotune.enabled is False
+    assert read_config().options.autotune.enabled is False
 
 
 def test_epochs_do_not_retrace():
