@@ -1,6 +1,7 @@
 """The survival table against hand arithmetic and a plain loop."""
 
 import dataclasses
+import importlib
 import threading
 from fractions import Fraction
 
@@ -275,7 +276,9 @@ def test_an_attack_on_the_embedding_restarts_on_what_survives_on_the_logits():
     assert fallen[0] < fallen[1]
 
 
-def test_passes_are_those_that_a_model_sees():
+def test_passes_are_those_that_a_model_sees(monkeypatch):
+    module = importlib.import_module("keras_rcl.attacks.craft")
+    monkeypatch.setattr(module, "_splits", lambda *_: False)  # by which one image would be both halves
     seen, lock = {"forward": 0, "backward": 0}, threading.Lock()
 
     def count(kind):
