@@ -2,6 +2,7 @@
 
 from keras_rcl.vocabulary.attack import PGD, AutoAttack, Embedding
 from keras_rcl.vocabulary.paper import (
+    Claim,
     Clean,
     Column,
     Comparison,
@@ -26,6 +27,14 @@ _ROWS = {  # label: (config, accuracies of Table 1, losses of Table 2), adversar
     "SC - SupCon Retrained": ("sc_supcon_retrained", (17.20, 31.35), ("6.9028", "6.8963")),
 }
 
+_PGD_COLUMN, _SC_COLUMN, _CLEAN_COLUMN = "Adversarial (PGD-10 8/255)", "SC-10 8/255", "Clean"
+
+
+def _above(text: str, column: str, row: str, *others: str) -> Claim:
+    """That a row lies above others."""
+    return Claim(text=text, columns=(column,), pairs=tuple(Comparison(row=row, against=other) for other in others))
+
+
 LANDSMAN = Paper(
     name="landsman",
     title="Adversarially Enhanced Supervised Contrastive Learning: Balancing Robustness and Performance",
@@ -36,9 +45,9 @@ LANDSMAN = Paper(
             caption="Accuracy, on ImageNet-1k with a pre-trained ResNet-50 in the paper",
             protocol="no stated protocol",
             columns=(
-                Column(title="Adversarial (PGD-10 8/255)", measures=(Robust(attack=_PGD),)),
-                Column(title="Clean", measures=(Clean(),)),
-                Column(title="SC-10 8/255", measures=(Robust(attack=_SC),)),
+                Column(title=_PGD_COLUMN, measures=(Robust(attack=_PGD),)),
+                Column(title=_CLEAN_COLUMN, measures=(Clean(),)),
+                Column(title=_SC_COLUMN, measures=(Robust(attack=_SC),)),
                 Column(title="AutoAttack 8/255", measures=(Robust(attack=AutoAttack(), limit=1000),)),
             ),
             rows=tuple(
@@ -51,6 +60,30 @@ LANDSMAN = Paper(
                 Comparison(row="PGD - Both Loss", against="PGD - CE Loss"),
                 Comparison(row="SC - SupCon Loss", against="SC - CE Loss"),
                 Comparison(row="SC - SupCon Retrained", against="SC - SupCon Loss"),
+            ),
+            claims=(
+                _above(
+                    "Cross-entropy on clean images alone is the most accurate",
+                    _CLEAN_COLUMN,
+                    "Clean",
+                    *(label for label in _ROWS if label != "Clean"),
+                ),
+                _above(
+                    "Of those trained against PGD, cross-entropy alone is the most robust",
+                    _PGD_COLUMN,
+                    *("PGD - CE Loss", "PGD - SupCon Loss", "PGD - Both Loss"),
+                ),
+                _above("SupCon against PGD gains some robustness", _PGD_COLUMN, "PGD - SupCon Loss", "Clean"),
+                _above(
+                    "Of those trained against SC, SupCon alone is the most robust",
+                    _PGD_COLUMN,
+                    *("SC - SupCon Loss", "SC - CE Loss", "SC - Both Loss"),
+                ),
+                _above(
+                    "A retrained head does not recover the accuracy of cross-entropy",
+                    _CLEAN_COLUMN,
+                    *("SC - CE Loss", "SC - SupCon Retrained"),
+                ),
             ),
             notes=(
                 "The paper states neither epsilon, steps, epochs nor learning rate. 8/255 and ten steps of 2/255 "

@@ -2,6 +2,7 @@
 
 from keras_rcl.vocabulary.attack import FGSM, PGD, AutoAttack
 from keras_rcl.vocabulary.paper import (
+    Claim,
     Clean,
     Column,
     Comparison,
@@ -15,12 +16,18 @@ from keras_rcl.vocabulary.paper import (
     Table,
 )
 
+_EPSILONS = (0.01, 0.02, 0.03)
 _PROTOCOLS = ("wang-minus1to1", "wang-meanstd", "pixel")
 
 
 def _fgsm(epsilon: float) -> Column:
     measures = tuple(Robust(attack=FGSM(epsilon=epsilon).under(protocol)) for protocol in _PROTOCOLS)
     return Column(title=f"FGSM {epsilon}", measures=measures)
+
+
+def _above(text: str, row: str, against: str) -> Claim:
+    columns = tuple(_fgsm(epsilon).title for epsilon in _EPSILONS)
+    return Claim(text=text, columns=columns, pairs=(Comparison(row=row, against=against),))
 
 
 WANG = Paper(
@@ -34,7 +41,7 @@ WANG = Paper(
             protocol="no stated protocol",
             columns=(
                 Column(title="clean", measures=(Clean(),)),
-                *map(_fgsm, (0.01, 0.02, 0.03)),
+                *map(_fgsm, _EPSILONS),
                 Column(title="AutoAttack 8/255", measures=(Robust(attack=AutoAttack(), limit=1000),)),
             ),
             rows=(
@@ -51,6 +58,17 @@ WANG = Paper(
                 Comparison(row="Refined SCL (fig. 11)", against="Baseline (figs. 11, 12)"),
                 Comparison(row="Margin SCL (fig. 12)", against="Baseline (figs. 11, 12)"),
                 Comparison(row="SCL, augmented", against="Baseline, augmented"),
+            ),
+            claims=(
+                _above("SCL is more robust at every epsilon", "SCL (fig. 10)", "Baseline (fig. 10)"),
+                _above(
+                    "Refined SCL is less robust than the baseline", "Baseline (figs. 11, 12)", "Refined SCL (fig. 11)"
+                ),
+                _above(
+                    "Margin SCL is more robust than the baseline at every epsilon",
+                    *("Margin SCL (fig. 12)", "Baseline (figs. 11, 12)"),
+                ),
+                _above("... and than refined SCL", "Margin SCL (fig. 12)", "Refined SCL (fig. 11)"),
             ),
             notes=(
                 "The paper reports no clean accuracy, so that a robust number of its cannot be told from a clean "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_rcl.report.tables import markdown_table
-from keras_rcl.vocabulary.paper import Column, Comparison, Measure, Paper, Published, Table
+from keras_rcl.vocabulary.paper import Claim, Column, Comparison, Measure, Paper, Published, Table
 from keras_rcl.vocabulary.threat import format_pixels
 
 NOT_MEASURED = "—"
@@ -60,8 +60,8 @@ def table_data(table: Table, lookup: Lookup) -> dict[str, Any]:
 
     Returns:
         `columns`, each with its `title`, whether anything is `published`, and the labels of what was `measured`;
-        `rows`, each with its `published` values, a value a column, and its `measured` ones, a list a column; and
-        `differences`, see `_difference`.
+        `rows`, each with its `published` values, a value a column, and its `measured` ones, a list a column;
+        `differences`, see `_difference`; and `claims`, see `_claim`.
     """
     published = [any(row.published and row.published[i] is not None for row in table.rows) for i in _columns(table)]
     found = {
@@ -94,6 +94,7 @@ def table_data(table: Table, lookup: Lookup) -> dict[str, Any]:
         ],
         "rows": rows,
         "differences": [_difference(table, pair, found) for pair in table.comparisons],
+        "claims": [_claim(table, claim, found) for claim in table.claims],
         "notes": list(table.notes),
     }
 
@@ -146,6 +147,33 @@ def _less(mine: Measured | None, theirs: Measured | None) -> dict[str, Any] | No
         return None
     mean, spread = mean_and_spread([mine.values[seed] - theirs.values[seed] for seed in seeds])
     return {"mean": mean, "spread": spread, "seeds": seeds, "within_spread": spread is not None and abs(mean) < spread}
+
+
+def _claim(table: Table, claim: Claim, found: Mapping[str, list[list[Measured | None]]]) -> dict[str, Any]:
+    """What the published numbers say of a claim, and what the measured ones do, a verdict a protocol.
+
+    A verdict is none where nothing is known that decides it. Else it has the `least` difference of the claim's pairs,
+    and whether it `holds`: where all are positive and none is within its spread; where that is not known, none.
+    """
+    differences = [_difference(table, pair, found) for pair in claim.pairs]
+    numbers = table.numbers(claim)
+    published = [d["published"][i] for d in differences for i in numbers if d["published"][i] is not None]
+    labels = [measure_label(measure) for measure in table.columns[numbers[0]].measures]
+    return {
+        "text": claim.text,
+        "published": _verdict([{"mean": value, "within_spread": False} for value in published]),
+        "protocols": labels,
+        "measured": [_verdict([d["measured"][i][j] for d in differences for i in numbers]) for j in range(len(labels))],
+    }
+
+
+def _verdict(differences: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    known = [difference for difference in differences if difference]
+    falls = any(difference["mean"] <= 0 and not difference["within_spread"] for difference in known)
+    if not known or (len(known) < len(differences) and not falls):
+        return None
+    holds = None if any(difference["within_spread"] for difference in known) else True
+    return {"holds": False if falls else holds, "least": min(difference["mean"] for difference in known)}
 
 
 # As text
@@ -204,6 +232,26 @@ def differences_grid(data: Mapping[str, Any]) -> Grid | None:
     return Grid(tuple(groups), ("", *header), tuple(told))
 
 
+def claims_grid(data: Mapping[str, Any]) -> Grid | None:
+    """What the paper concludes, and whether its own numbers and ours say so; none where it concludes nothing."""
+    rows = []
+    for claim in data["claims"]:
+        told = [_verdict_of(verdict) for verdict in claim["measured"]]
+        if len(told) > 1 and any(claim["measured"]):
+            told = [f"{protocol}: {verdict}" for protocol, verdict in zip(claim["protocols"], told, strict=True)]
+        measured = "; ".join(told) if any(claim["measured"]) else NOT_MEASURED
+        rows.append((claim["text"], _verdict_of(claim["published"]), measured))
+    header = ("what the paper concludes", "published", "measured")
+    return Grid((("", len(header)),), header, tuple(rows)) if rows else None
+
+
+def _verdict_of(verdict: Mapping[str, Any] | None) -> str:
+    if verdict is None:
+        return NOT_MEASURED
+    told = {True: "holds", False: "does not hold", None: "within its spread"}[verdict["holds"]]
+    return f"{told} ({_signed(verdict['least'])})"
+
+
 def _number(published: Published) -> str:
     return "" if published is None else str(published)
 
@@ -245,6 +293,11 @@ DIFFERENCES = (
     "its spread is none. Of one seed no spread is known."
 )
 
+CLAIMS = (
+    "A conclusion holds where every row that is said to lie above another does, and by more than the spread of their "
+    "difference; in brackets the least difference, in points."
+)
+
 
 def markdown_report(report: Mapping[str, Any]) -> str:
     """A report as `paper_report` makes it, in Markdown, without its figures."""
@@ -254,6 +307,8 @@ def markdown_report(report: Mapping[str, Any]) -> str:
         parts += [f"### {data['name']}: {data['caption']}", _markdown_grid(table_grid(data))]
         if differences := differences_grid(data):
             parts += [DIFFERENCES, _markdown_grid(differences)]
+        if claims := claims_grid(data):
+            parts += [CLAIMS, _markdown_grid(claims)]
         parts.append("\n".join(f"- {line}" for line in captions(data)))
     if report["missing"]:
         told = [f"# {missing['row']}\n{missing['command']}" for missing in report["missing"]]

@@ -68,10 +68,25 @@ class Row:
 
 @word
 class Comparison:
-    """Two rows, by label, whose difference the paper draws a conclusion from."""
+    """Two rows, by label."""
 
     row: str
     against: str
+
+
+@word
+class Claim:
+    """A conclusion of the paper: that some rows lie above others, each of them in each of some columns.
+
+    Fields:
+        text: in our words.
+        columns: by title; their measures are of the same protocols.
+        pairs: a `row` that is said to lie above its `against`.
+    """
+
+    text: str
+    columns: tuple[str, ...]
+    pairs: tuple[Comparison, ...]
 
 
 @word
@@ -80,6 +95,8 @@ class Table:
 
     Fields:
         protocol: of the published numbers, where it is known.
+        comparisons: whose differences are told.
+        claims: what the paper concludes from it.
         notes: what contradicts what, and what is done here.
     """
 
@@ -89,6 +106,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
+    claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -100,9 +118,18 @@ class Table:
                 raise ValueError(
                     f"{self.name}, {row.label}: {len(row.published)} values for {len(self.columns)} columns"
                 )
-        for pair in self.comparisons:
+        for pair in (*self.comparisons, *(pair for claim in self.claims for pair in claim.pairs)):
             if missing := {pair.row, pair.against} - set(labels):
                 raise ValueError(f"{self.name} has no row {missing.pop()!r}")
+        for claim in self.claims:
+            if missing := set(claim.columns) - {column.title for column in self.columns}:
+                raise ValueError(f"{self.name} has no column {missing.pop()!r}")
+            if len({len(self.columns[i].measures) for i in self.numbers(claim)}) != 1:
+                raise ValueError(f"{self.name}, {claim.text!r}: columns of unlike measures")
+
+    def numbers(self, claim: Claim) -> tuple[int, ...]:
+        """Which columns a claim is about."""
+        return tuple(i for i, column in enumerate(self.columns) if column.title in claim.columns)
 
 
 @word

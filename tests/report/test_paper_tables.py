@@ -1,5 +1,6 @@
 """Published beside measured: means, spreads and differences by hand, and a page that needs nothing beside it."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from keras_rcl.report.paper_page import paper_page
 from keras_rcl.report.paper_tables import (
     Measured,
+    claims_grid,
     differences_grid,
     markdown_report,
     mean_and_spread,
@@ -18,7 +20,7 @@ from keras_rcl.report.paper_tables import (
     table_grid,
 )
 from keras_rcl.vocabulary.attack import FGSM
-from keras_rcl.vocabulary.paper import Clean, Column, Comparison, Paper, Robust, Row, Table, Verified
+from keras_rcl.vocabulary.paper import Claim, Clean, Column, Comparison, Paper, Robust, Row, Table, Verified
 
 FGSM_PIXEL = Robust(attack=FGSM())
 TABLE = Table(
@@ -32,6 +34,22 @@ TABLE = Table(
         Row(label="New", config="new"),
     ),
     comparisons=(Comparison(row="Ours", against="AT"), Comparison(row="New", against="AT")),
+    claims=(
+        Claim(text="better", columns=("clean",), pairs=(Comparison(row="Ours", against="AT"),)),
+        Claim(text="better in both", columns=("clean", "FGSM"), pairs=(Comparison(row="Ours", against="AT"),)),
+        Claim(text="worse", columns=("clean",), pairs=(Comparison(row="AT", against="Ours"),)),
+        Claim(
+            text="better than both",
+            columns=("clean",),
+            pairs=(Comparison(row="Ours", against="AT"), Comparison(row="Ours", against="New")),
+        ),
+        Claim(
+            text="worse than both",
+            columns=("clean",),
+            pairs=(Comparison(row="AT", against="Ours"), Comparison(row="New", against="Ours")),
+        ),
+        Claim(text="of what nobody published", columns=("FGSM",), pairs=(Comparison(row="New", against="AT"),)),
+    ),
     notes=("a < b",),
 )
 MEASURED = {
@@ -63,6 +81,31 @@ def test_differences_are_of_the_seeds_that_both_have():
     """Clean: 10 and 8, 9 +- 1.4. FGSM: -1 and 1, 0 +- 1.4, within it. `New` is on other images, and is not compared."""
     grid = differences_grid(table_data(TABLE, lookup))
     assert grid.rows == (("Ours less AT", "+5.2", "+9.0 ± 1.4", "+15.7", "+0.0 ± 1.4, within its spread"),)
+
+
+def test_a_claim_holds_where_each_of_its_differences_is_above_its_spread():
+    """Ours less AT: 9 +- 1.4 clean, 0 +- 1.4 under FGSM. `New` is compared with nothing: one that falls decides, one
+    that holds does not."""
+    rows = claims_grid(table_data(TABLE, lookup)).rows
+    assert rows == (
+        ("better", "holds (+5.2)", "holds (+9.0)"),
+        ("better in both", "holds (+5.2)", "within its spread (+0.0)"),
+        ("worse", "does not hold (−5.2)", "does not hold (−9.0)"),
+        ("better than both", "holds (+5.2)", "—"),
+        ("worse than both", "does not hold (−5.2)", "does not hold (−9.0)"),
+        ("of what nobody published", "—", "—"),
+    )
+
+
+def test_a_claim_is_told_for_each_protocol_and_a_difference_of_nothing_does_not_hold():
+    other = Robust(attack=FGSM().under("claf-repo"))
+    changes = {"columns": (Column(title="FGSM", measures=(FGSM_PIXEL, other)),), "claims": (TABLE.claims[-1],)}
+    rows = tuple(dataclasses.replace(row, published=()) for row in TABLE.rows)
+    table = dataclasses.replace(TABLE, **changes, rows=rows)
+    values = {("new", FGSM_PIXEL): 40.0, ("at", FGSM_PIXEL): 40.0, ("new", other): 50.5, ("at", other): 50.0}
+    found = {key: Measured({0: value}, 10) for key, value in values.items()}
+    grid = claims_grid(table_data(table, lambda row, measure: found.get((row, measure))))
+    assert grid.rows[0][2] == "pixel: does not hold (+0.0); claf-repo: holds (+0.5)"
 
 
 def test_of_one_seed_no_spread_is_told():
@@ -112,6 +155,7 @@ def test_markdown(report):
     text = markdown_report(report)
     assert "| Ours | 90.0 | 72.0 ± 2.0 | 60.4 | 33.0 ± 3.0 | 3 |" in text
     assert "|  | clean: published | clean: here | FGSM: published | FGSM: pixel | seeds |" in text
+    assert "| better | holds (+5.2) | holds (+9.0) |" in text
     assert "- Published under: claf-repo. Measured: 1000 test images" in text
     assert "# new\npython cli.py fit --config new.yaml" in text and "- a < b" in text and "- of all" in text
 
@@ -123,4 +167,5 @@ def test_the_page_holds_all_that_it_shows(report, tmp_path):
     assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:image/png;base64,iVBORw=="]
     assert "P &lt; Q" in page and "A &amp; B" in page and "a &lt;b&gt;" in page and "<li>not drawn</li>" in page
     assert '<th colspan="2">clean</th>' in page and '<td class="published">90.0</td>' in page
+    assert '<td>better</td><td class="published">holds (+5.2)</td><td>holds (+9.0)</td>' in page
     assert "python cli.py fit --config new.yaml" in page

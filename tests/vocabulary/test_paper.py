@@ -5,9 +5,16 @@ from pydantic import ValidationError
 
 from keras_rcl.config import CONFIGS
 from keras_rcl.papers import PAPERS
-from keras_rcl.vocabulary.paper import Bars, Clean, Column, Comparison, Paper, Row, Table
+from keras_rcl.vocabulary.paper import Bars, Claim, Clean, Column, Comparison, Paper, Row, Table
 
 COLUMNS = (Column(title="clean", measures=(Clean(),)),)
+
+
+ROWS = (Row(label="A", config="a"), Row(label="B", config="b"))
+
+
+def claim(other: str, *columns: str) -> Claim:
+    return Claim(text="", columns=columns, pairs=(Comparison(row="A", against=other),))
 
 
 def table(**changes) -> Table:
@@ -21,6 +28,9 @@ def table(**changes) -> Table:
         ({"rows": (Row(label="A", config="a"), Row(label="A", config="b"))}, "two rows of one label"),
         ({"rows": (Row(label="A", config="a", published=(1.0, 2.0)),)}, "2 values for 1 columns"),
         ({"comparisons": (Comparison(row="A", against="C"),)}, "no row 'C'"),
+        ({"claims": (claim("C", "clean"),)}, "no row 'C'"),
+        ({"claims": (claim("B", "robust"),)}, "no column 'robust'"),
+        ({"columns": (*COLUMNS, Column(title="x")), "claims": (claim("B", "clean", "x"),), "rows": ROWS}, "unlike"),
     ],
 )
 def test_a_table_that_is_not_whole_is_refused(changes, said):
