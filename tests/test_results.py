@@ -1,7 +1,9 @@
 """Records are found by the experiment that made them, whatever their files and runs are called."""
 
+import itertools
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from keras_rcl.vocabulary.attack import FGSM, PGD, AutoAttack, parse_attack
 from keras_rcl.vocabulary.paper import Clean, Column, Paper, Robust, Row, Table, Verified
 from keras_rcl.vocabulary.word import Refused
 
+ROOT = Path(__file__).parent.parent
 FGSM_8, PGD_8 = Robust(attack=FGSM()), Robust(attack=PGD())
 EXPERIMENT = load(None, "at", ["evaluation.attacks=[{name: fgsm}]"])
 
@@ -189,3 +192,34 @@ def test_committed_results_stand_in_the_tables():
     found, rows = Results(config.CONFIGS.parent / "results"), experiments(PAPERS["claf"], "cpu")
     assert all(found.runs(rows[row]) for row in ("natural", "at", "trades", "clafs"))
     assert found.measured(rows["at"], Robust(attack=AutoAttack(), limit=1000)) is not None
+
+
+def of_images(record: dict) -> tuple[str, str]:
+    return record["data"]["name"], record["data"]["part"]
+
+
+def chosen(record: dict, outcomes: list[bool]) -> set[int]:
+    """The positions in the data set of the images of a record that have an outcome."""
+    positions = itertools.chain.from_iterable(range(first, last + 1) for first, last in record["data"]["indices"])
+    return {position for position, has in zip(positions, outcomes, strict=True) if has}
+
+
+def test_no_committed_attack_breaks_what_is_verified():
+    """verified <= truly robust <= attacked: image by image, wherever results/ has both of one network."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "results").rglob("*.json")]
+    attacks = [record for record in found if "survival" in record]
+    proofs = [record for record in found if "outcomes" in record]
+    compared = 0
+    for proof, record in itertools.product(proofs, attacks):
+        if (proof["model"]["hash"], *of_images(proof)) != (record["model"]["hash"], *of_images(record)):
+            continue
+        for outcome, (row, survived) in itertools.product(
+            proof["outcomes"], zip(record["rows"], record["survival"]["attacks"], strict=False)
+        ):
+            if row["norm"] != "linf" or row["largest_distance"] > outcome["epsilon"] + 1e-6:
+                continue
+            safe = chosen(proof, [status.startswith("safe") for status in outcome["statuses"]])
+            broken = chosen(record, [bit == "0" for bit in survived])
+            assert not safe & broken, (proof["command"], record["command"], row["attack"])
+            compared += bool(safe)
+    assert compared
