@@ -64,9 +64,10 @@ def _notes(lines: Sequence[str]) -> str:
 
 def _table(grid: Grid, kind: str = "wide") -> str:
     groups = "".join(f'<th colspan="{width}">{escape(title)}</th>' for title, width in grid.groups)
+    over = f"<tr>{groups}</tr>" if any(title for title, _ in grid.groups) else ""
     header = "".join(f"<th>{escape(title)}</th>" for title in grid.header)
     rows = "".join("<tr>" + "".join(map(_cell, row, grid.header)) + "</tr>" for row in grid.rows)
-    head = f"<thead><tr>{groups}</tr><tr>{header}</tr></thead>"
+    head = f"<thead>{over}<tr>{header}</tr></thead>"
     return f'<div class="{kind}"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
