@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from keras_rcl.attacks.gradient_ascent import Crafted, mean_gradient, scaling, usable_gradient
+from keras_rcl.attacks.gradient_ascent import Crafted, mean_gradient, scaling
 from keras_rcl.attacks.norms import boundary_start, choose, per_example, project, steepest_step
 from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, likeliest_wrong
 from keras_rcl.vocabulary.attack import AutoPGD
@@ -52,13 +52,12 @@ def auto_pgd(
             else:
                 loss = SURROGATES[attack.loss](labels, scaled)
             total = tf.reduce_sum(loss)
-        gradient, _ = usable_gradient(tape.gradient(total, images))
-        return gradient, loss, tf.argmax(logits, axis=1, output_type=tf.int32) != labels
+        return tape.gradient(total, images), loss, tf.argmax(logits, axis=1, output_type=tf.int32) != labels
 
     def evaluate(images):
         """Loss [N], gradient, share of its zeros [N], whether the image fools [N]; loss and class of the last pass."""
-        gradient, loss, fooled = mean_gradient(lambda: once(images), attack.eot_iter)
-        return loss, *usable_gradient(gradient), fooled
+        gradient, zeros, loss, fooled = mean_gradient(lambda: once(images), attack.eot_iter)
+        return loss, gradient, zeros, fooled
 
     def moved(images, by):
         return project(images + by, x, attack.epsilon, attack.norm)

@@ -99,14 +99,14 @@ def craft_round(
     """
     x, labels = _as_batch(x, labels)
     if _splits(attack, x.shape[0], support):
-        known = x.shape[0] is not None
-        count = x.shape[0] if known else tf.shape(x)[0]
-        # Of unknown many it may be one, which then is both halves: oneDNN's fused convolutions fail on none.
-        end, begin = count // 2 if known else tf.maximum(count // 2, 1), count // 2
-        parts = slice(end), slice(begin, None)
+        count = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+        # Of an odd number both halves hold the middle image, so that neither is empty: oneDNN's fused convolutions
+        # fail on none.
+        parts = slice((count + 1) // 2), slice(count // 2, None)
         halves = [(x[part], labels[part], None if start is None else start[part]) for part in parts]
-        crafted = [_craft_round(attack, logits_fn, *part, seed, round, support) for part in halves]
-        return Crafted(*(tf.concat(values, axis=0)[:count] for values in zip(*crafted, strict=True)))
+        first, second = (_craft_round(attack, logits_fn, *half, seed, round, support) for half in halves)
+        apart = zip(first, second, strict=True)
+        return Crafted(*(tf.concat([values[: count // 2], others], axis=0) for values, others in apart))
     return _craft_round(attack, logits_fn, x, labels, start, seed, round, support)
 
 

@@ -148,10 +148,10 @@ def ascend(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(u)
             loss = tf.reduce_sum(loss_fn(to_pixels(u)))
-        return usable_gradient(tape.gradient(loss, u))[:1]
+        return (tape.gradient(loss, u),)
 
     def climb(step, u, direction, zeros):
-        gradient, zero = usable_gradient(*mean_gradient(lambda: gradient_at(u), attack.eot_iter))
+        gradient, zero = mean_gradient(lambda: gradient_at(u), attack.eot_iter)
         if attack.momentum:
             size = tf.reduce_sum(tf.abs(gradient), axis=list(range(1, gradient.shape.rank)), keepdims=True)
             direction = attack.momentum * direction + tf.math.divide_no_nan(gradient, size)
@@ -194,20 +194,26 @@ def mean_gradient(once: Callable, passes: int) -> tuple[tf.Tensor, ...]:
         passes: how often it is called, in a loop: the graph does not grow with it.
 
     Returns:
-        The mean of the gradients, and the others as the last call gave them.
+        The mean of the gradients, each as `usable_gradient` makes it, and its share of zeros; then the other tensors
+        as the last call gave them.
     """
-    gradient, *others = once()
+
+    def usable():
+        gradient, *others = once()
+        return *usable_gradient(gradient), *others
+
     if passes == 1:
-        return gradient, *others
+        return usable()
+    gradient, _, *others = usable()
 
     def again(number, total, *_):
-        gradient, *others = once()
+        gradient, _, *others = usable()
         return number + 1, total + gradient, *others
 
     _, total, *others = tf.while_loop(
         lambda number, *_: number < passes, again, (1, gradient, *others), maximum_iterations=passes - 1
     )
-    return total / passes, *others
+    return *usable_gradient(total / passes), *others
 
 
 def scaling(passes: int) -> Callable:

@@ -151,9 +151,6 @@ class Evaluator:
             signature = [images, *(tf.TensorSpec([count] * rank, tf.int32) for rank in others)]
             return tf.function(function, signature, autograph=False, jit_compile=jit)
 
-        def predict_of(image_shape):
-            return compiled(predict, image_shape)
-
         def step_of(member, image_shape):
             own_logits = member.reads == "logits" and member.source is None
             read = crafted_on if crafted_on and own_logits else logits_fn if outputs is None else outputs(member)
@@ -167,7 +164,10 @@ class Evaluator:
             return compiled(step, image_shape, 1, 0)
 
         self._width = batch_size if jit else 1
-        self._predict_of, self._step_of = functools.cache(predict_of), functools.cache(step_of)
+        self._predict_of, self._step_of = (
+            functools.cache(functools.partial(compiled, predict)),
+            functools.cache(step_of),
+        )
         self._count_classes = functools.cache(lambda shape: int(logits_fn(tf.zeros((1, *shape))).shape[-1]))
 
     def question(self, images: np.ndarray, labels: np.ndarray, *, keep_images: bool = False) -> dict[str, Any]:
