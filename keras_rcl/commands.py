@@ -559,6 +559,7 @@ def collect(folders, as_json):
 @click.option("--paper", type=click.Choice(list(PAPERS)), help="Whose tables; the README's, where none is given.")
 @click.option("--scale", default="full", show_default=True, help="full is the paper's; cpu is for 2 cores.")
 @click.option("--train", is_flag=True, help="First train, attack and verify what has no record.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Rows to train at once.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Of so many seeds; of all that have a record by default.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many images a part: a quick look, not the paper.")
 @click.option("--data-dir", help="Where TFDS finds or puts data sets; TFDS_DATA_DIR by default.")

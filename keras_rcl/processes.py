@@ -30,7 +30,7 @@ def start_with(threads: int) -> None:
 
 def in_processes(
     jobs: Iterator,
-    report: Callable[[int, float | None, Any], None],
+    report: Callable[[int, Any, Any], None],
     count: int,
     *,
     function: str,
@@ -44,9 +44,9 @@ def in_processes(
 
     Args:
         jobs: each with a `number`, and picklable.
-        report: called with (number, share, None) as a job goes on, and (number, None, outcome) when it has ended.
+        report: called with (number, what is told, None) as a job goes on, and (number, None, outcome) at its end.
         count: of processes.
-        function: `module:name` of (job, tell) -> outcome, which is not None; tell takes a share.
+        function: `module:name` of (job, tell) -> outcome, which is not None, nor is what tell takes.
         failed: exit status of a process that died -> the outcome of its job.
         start: called first in each process, before the module is imported, with its share of the cores.
     """
@@ -73,7 +73,7 @@ def in_processes(
             for connection in wait(list(busy)):
                 worker, number = busy[connection]
                 try:
-                    share, outcome = connection.recv()
+                    told, outcome = connection.recv()
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
                     del busy[connection]
@@ -82,7 +82,7 @@ def in_processes(
                 if outcome is not None:
                     del busy[connection]
                     idle.append(worker)
-                report(number, share, outcome)
+                report(number, told, outcome)
     finally:
         workers = [*idle, *(worker for worker, _ in busy.values())]
         for worker in workers:
@@ -101,7 +101,7 @@ def _work(connection: Connection, function: str, start: Callable[[int], None], t
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             job = connection.recv()
-            connection.send((None, call(job, lambda share: connection.send((share, None)))))
+            connection.send((None, call(job, lambda told: connection.send((told, None)))))
 
 
 def _end_with_parent() -> None:

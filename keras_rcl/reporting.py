@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib.util
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from sklearn.manifold import TSNE
 
@@ -16,7 +18,8 @@ from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.experiment import check_replaceable, dataset_of, pixels
 from keras_rcl.papers import PAPERS
-from keras_rcl.progress import Progress, Silent
+from keras_rcl.processes import in_processes
+from keras_rcl.progress import Progress, Silent, StderrProgress
 from keras_rcl.report.figures import (
     accuracy_epsilon_plot,
     attack_pictures,
@@ -74,6 +77,7 @@ def report(
     *,
     scale: str = "full",
     train: bool = False,
+    processes: int = 1,
     seeds: int | None = None,
     settings: Sequence[str] = (),
     limit: int | None = None,
@@ -87,6 +91,7 @@ def report(
         paper: a name of `PAPERS`.
         scale: of its rows' configurations.
         train: first train, attack and verify what no record has; broken off, the same call goes on from there.
+        processes: rows that `train` makes at once.
         seeds: of so many seeds, from 0; of all that have a record, and at least one, where not given.
         settings: `a.b=value` texts for every row.
         limit: at most so many images a part, in every row: other experiments than the whole ones, for a quick look.
@@ -108,7 +113,7 @@ def report(
     output_dir = output_dir or Path("reports") / name
     check_replaceable(output_dir, "report.json", overwrite=True)
     if train:
-        _complete(told, rows, range(seeds or 1), name, folders, progress)
+        _complete(told, rows, range(seeds or 1), name, folders, processes, progress)
     found = folders.read()
 
     def lookup(row: str, measure: Measure):
@@ -128,28 +133,97 @@ def report(
     return made, output_dir
 
 
+class Job(NamedTuple):
+    """A row of a paper at one seed, as a process needs it: what to train, under what name, what to measure of it."""
+
+    number: int
+    label: str
+    experiment: Experiment
+    name: str
+    measures: tuple[Measure, ...]
+    folders: Folders
+
+
 def _complete(
     paper: Paper,
     rows: dict[str, Experiment],
     seeds: Sequence[int],
     name: str,
     folders: Folders,
+    processes: int,
     progress: Progress,
 ) -> None:
     """Train, attack and verify what the tables need and no record has."""
+    jobs, found = [], folders.read()
     work = [(row, seed) for seed in seeds for row in rows]
     for number, (row, seed) in enumerate(work, start=1):
-        label = f"{paper.name} {number}/{len(work)}: {row}, seed {seed}"
-        run = folders.read().runs(rows[row]).get(seed)
-        if run is None:
-            progress.say(f"{label}: train")
+        run, measures = found.runs(rows[row]).get(seed), tuple(paper.measures(row))
+        if run is None or _lacking(run, measures):
+            label = f"{paper.name} {number}/{len(work)}: {row}, seed {seed}"
             called = f"{name}-{row}" + (f"-seed{seed}" if seed else "")
-            _train(dataclasses.replace(rows[row], seed=seed), called, folders, progress)
-            run = folders.read().runs(rows[row])[seed]
-        lacking = [measure for measure in paper.measures(row) if run.measure(measure) is None]
-        if lacking:
-            progress.say(f"{label}: measure")
-            _measure(run, lacking, rows[row].dataset, folders, progress)
+            seeded = dataclasses.replace(rows[row], seed=seed)
+            jobs.append(Job(number, label, seeded, called, measures, folders))
+    if processes == 1:
+        for job in jobs:
+            progress.say(job.label)
+            _complete_row(job, progress)
+        return
+    labels, refused = {job.number: job.label for job in jobs}, []
+
+    def report(number: int, line: str | None, outcome: str | None) -> None:
+        if line or outcome:
+            progress.say(f"{labels[number]}: {line or outcome}")
+        if outcome:
+            refused.append(f"{labels[number]}: {outcome}")
+
+    try:
+        in_processes(iter(jobs), report, processes, function=f"{__name__}:complete_row", failed=_died)
+    except KeyboardInterrupt as stop:
+        raise type(stop)("the same command resumes") from None
+    if refused:
+        raise Refused(f"{len(refused)} of {len(jobs)} rows not made: {refused[0]}")
+
+
+def complete_row(job: Job, tell: Callable[[str], None]) -> str:
+    """Train, attack and verify what a row lacks, and say why that cannot be done; `tell` takes lines of progress."""
+    try:
+        _complete_row(job, StderrProgress(_Lines(tell)))
+    except Refused as error:
+        return str(error)
+    return ""
+
+
+def _died(status: int | None) -> str:
+    return f"its process ended with status {status}; memory may have been short: give fewer --processes"
+
+
+class _Lines(io.TextIOBase):
+    """A stream whose lines go to a function."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        self._tell = tell
+
+    def write(self, text: str) -> int:
+        self._tell(text.rstrip("\n"))
+        return len(text)
+
+
+def _complete_row(job: Job, progress: Progress) -> None:
+    keras.backend.clear_session()
+
+    def found() -> Run | None:
+        return job.folders.read().runs(job.experiment).get(job.experiment.seed)
+
+    run = found()
+    if run is None:
+        _train(job.experiment, job.name, job.folders, progress)
+        run = found()
+    if lacking := _lacking(run, job.measures):
+        _measure(run, lacking, job.experiment.dataset, job.folders, progress)
+
+
+def _lacking(run: Run, measures: Sequence[Measure]) -> list[Measure]:
+    return [measure for measure in measures if run.measure(measure) is None]
 
 
 def _train(trained: Experiment, name: str, folders: Folders, progress: Progress) -> None:

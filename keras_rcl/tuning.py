@@ -161,7 +161,7 @@ def _tell(report: Callable, number: int, share: float) -> None:
 
 def _died(status: int | None) -> dict[str, Any]:
     how = f"was ended by signal {-status}" if status and status < 0 else f"ended with status {status}"
-    return {"state": "failed", "reason": f"its process {how}; memory may have been short: give fewer --workers"}
+    return {"state": "failed", "reason": f"its process {how}; memory may have been short: give fewer --processes"}
 
 
 def _line(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:

@@ -131,6 +131,20 @@ def test_a_second_report_trains_nothing_and_says_the_same(made, monkeypatch):
     assert (again, folder) == made
 
 
+def test_rows_are_made_in_processes_of_their_own(made, tmp_path):
+    """Trained as alone, but for the order of sums on fewer threads; a refused row keeps no other from being made."""
+    folders = Folders(tmp_path, tmp_path / "runs", tmp_path / "saved_models")
+    (tmp_path / "saved_models/tiny-cpu-scl").mkdir(parents=True)
+    with pytest.raises(Refused, match="1 of 2 rows not made: tiny 2/2: scl, seed 0: .*tiny-cpu-scl is of another exp"):
+        report("tiny", scale="cpu", train=True, processes=2, folders=folders, output_dir=tmp_path / "report")
+    told = json.loads((tmp_path / "runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
+    alone = json.loads(Path("runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
+    assert [line["loss"] for line in told["losses"]] == pytest.approx(
+        [line["loss"] for line in alone["losses"]], rel=1e-3
+    )
+    assert told["attacks"] == alone["attacks"] and told["config"] == alone["config"]
+
+
 def test_without_models_what_needs_them_is_said(made, tmp_path):
     told, folder = report("tiny", scale="cpu", folders=Folders(saved_models=tmp_path), output_dir=tmp_path / "here")
     assert told == made[0]
