@@ -30,11 +30,6 @@ _AUTOATTACK = Column(title="AutoAttack 8/255", measures=(Robust(attack=AutoAttac
 _ADVERSARIAL = ("PGD-10 8/255", "PGD-10 16/255")
 
 
-def _above(text: str, columns: tuple[str, ...], row: str, *others: str) -> Claim:
-    """That a row lies above others."""
-    return Claim(text=text, columns=columns, pairs=tuple(Comparison(row=row, against=other) for other in others))
-
-
 _SHARED = dict(protocol=_REPO, columns=(_NATURAL, _pgd(8), _pgd(16)))
 
 CLAF = Paper(
@@ -60,13 +55,15 @@ CLAF = Paper(
                 Comparison(row="Ours", against=other) for other in ("Natural", "SCL", "AT", "TRADES", "RoCL-AT")
             ),
             claims=(
-                _above(
+                Claim.above(
                     "Ours is more robust than all others, at 8/255 and at 16/255",
                     _ADVERSARIAL,
                     "Ours",
                     *("Natural", "SCL", "AT", "TRADES", "RoCL-AT"),
                 ),
-                _above("It is more accurate than adversarial training", ("Nat.",), "Ours", "AT", "TRADES", "RoCL-AT"),
+                Claim.above(
+                    "It is more accurate than adversarial training", ("Nat.",), "Ours", "AT", "TRADES", "RoCL-AT"
+                ),
             ),
             notes=(
                 "The paper reports RoCL-AT from Kim et al. 2020 and does not measure it.",
@@ -82,8 +79,8 @@ CLAF = Paper(
             ),
             comparisons=(Comparison(row="Adversarial", against="Natural"),),
             claims=(
-                _above("Adversarial training of c makes ours more accurate", ("Nat.",), "Adversarial", "Natural"),
-                _above("... and more robust", _ADVERSARIAL, "Adversarial", "Natural"),
+                Claim.above("Adversarial training of c makes ours more accurate", ("Nat.",), "Adversarial", "Natural"),
+                Claim.above("... and more robust", _ADVERSARIAL, "Adversarial", "Natural"),
             ),
             **_SHARED,
         ),
@@ -104,13 +101,13 @@ CLAF = Paper(
             ),
             comparisons=(Comparison(row="Natural", against="Adversarial"),),
             claims=(
-                _above(
+                Claim.above(
                     "Linear evaluation is better trained on natural images: accuracy",
                     ("Nat.",),
                     "Natural",
                     "Adversarial",
                 ),
-                _above("... and robust accuracy", _ADVERSARIAL, "Natural", "Adversarial"),
+                Claim.above("... and robust accuracy", _ADVERSARIAL, "Natural", "Adversarial"),
             ),
             **_SHARED,
         ),
@@ -123,8 +120,8 @@ CLAF = Paper(
             ),
             comparisons=(Comparison(row="Reinitialized", against="Continuous"),),
             claims=(
-                _above("Beginning c anew makes ours more robust", _ADVERSARIAL, "Reinitialized", "Continuous"),
-                _above("... and less accurate", ("Nat.",), "Continuous", "Reinitialized"),
+                Claim.above("Beginning c anew makes ours more robust", _ADVERSARIAL, "Reinitialized", "Continuous"),
+                Claim.above("... and less accurate", ("Nat.",), "Continuous", "Reinitialized"),
             ),
             **_SHARED,
         ),
@@ -137,7 +134,7 @@ CLAF = Paper(
             ),
             comparisons=(Comparison(row="Continued from c", against="Reinitialized"),),
             claims=(
-                _above(
+                Claim.above(
                     "Continuing makes ours more robust at 16/255",
                     ("PGD-10 16/255",),
                     *("Continued from c", "Reinitialized"),

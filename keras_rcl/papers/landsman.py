@@ -31,8 +31,7 @@ _PGD_COLUMN, _SC_COLUMN, _CLEAN_COLUMN = "Adversarial (PGD-10 8/255)", "SC-10 8/
 
 
 def _above(text: str, column: str, row: str, *others: str) -> Claim:
-    """That a row lies above others."""
-    return Claim(text=text, columns=(column,), pairs=tuple(Comparison(row=row, against=other) for other in others))
+    return Claim.above(text, (column,), row, *others)
 
 
 LANDSMAN = Paper(

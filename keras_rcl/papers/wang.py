@@ -26,8 +26,7 @@ def _fgsm(epsilon: float) -> Column:
 
 
 def _above(text: str, row: str, against: str) -> Claim:
-    columns = tuple(_fgsm(epsilon).title for epsilon in _EPSILONS)
-    return Claim(text=text, columns=columns, pairs=(Comparison(row=row, against=against),))
+    return Claim.above(text, tuple(_fgsm(epsilon).title for epsilon in _EPSILONS), row, against)
 
 
 WANG = Paper(

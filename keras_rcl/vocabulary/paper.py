@@ -88,6 +88,11 @@ class Claim:
     columns: tuple[str, ...]
     pairs: tuple[Comparison, ...]
 
+    @classmethod
+    def above(cls, text: str, columns: tuple[str, ...], row: str, *others: str) -> "Claim":
+        """That one row lies above others."""
+        return cls(text=text, columns=columns, pairs=tuple(Comparison(row=row, against=other) for other in others))
+
 
 @word
 class Table:
