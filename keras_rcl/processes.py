@@ -34,7 +34,7 @@ def in_processes(
     count: int,
     *,
     function: str,
-    failed: Callable[[int | None], Any],
+    failed: Callable[[str], Any],
     start: Callable[[int], None] = start_with,
 ) -> None:
     """Run jobs, `count` at once; each next one is asked for only when a process is free for it.
@@ -47,7 +47,7 @@ def in_processes(
         report: called with (number, what is told, None) as a job goes on, and (number, None, outcome) at its end.
         count: of processes.
         function: `module:name` of (job, tell) -> outcome, which is not None, nor is what tell takes.
-        failed: exit status of a process that died -> the outcome of its job.
+        failed: how a process died -> the outcome of its job.
         start: called first in each process, before the module is imported, with its share of the cores.
     """
     context = multiprocessing.get_context("spawn")
@@ -77,7 +77,7 @@ def in_processes(
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
                     del busy[connection]
-                    report(number, None, failed(worker.process.exitcode))
+                    report(number, None, failed(_how_it_ended(worker.process.exitcode)))
                     continue
                 if outcome is not None:
                     del busy[connection]
@@ -89,6 +89,11 @@ def in_processes(
             worker.process.terminate()
         for worker in workers:
             worker.process.join()
+
+
+def _how_it_ended(status: int | None) -> str:
+    how = f"was ended by signal {-status}" if status and status < 0 else f"ended with status {status}"
+    return f"its process {how}; memory may have been short: give fewer --processes"
 
 
 def _work(connection: Connection, function: str, start: Callable[[int], None], threads: int) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from keras_rcl import config
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
+from keras_rcl.report.paper_tables import markdown_of, table_data
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
-from keras_rcl.results import config_path
+from keras_rcl.results import Results, config_path, experiments
 from keras_rcl.vocabulary.attack import AutoAttack
 from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.threat import format_pixels
@@ -73,6 +74,14 @@ def _autoattack(results: Path) -> str:
         rows.append([f"`{name}`", *map(percent, (row["clean_accuracy"], *row["stages"].values()))])
     header = ["model", "clean", *(f"after {member.label}" for member in AutoAttack().members)]
     return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
+
+
+def _contrast(results: Path) -> str:
+    """What contrast adds to adversarial training, over seeds."""
+    paper, found = PAPERS["contrast"], Results(results)
+    rows = experiments(paper, "cpu")
+    (table,) = paper.tables
+    return markdown_of(table_data(table, lambda row, measure: found.measured(rows[row], measure)))
 
 
 def _reference(results: Path) -> str:
@@ -159,5 +168,5 @@ def _speed(results: Path) -> str:
     return markdown_table(["attack", "images", "ours, s", *PEERS], rows)
 
 
-TABLES = (_variants, _digits, _cifar10, _autoattack, _reference, _protocols, _verifications, _audits, _speed)
+TABLES = (_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols, _verifications, _audits, _speed)
 """In the order in which `report` prints them."""

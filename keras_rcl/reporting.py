@@ -177,7 +177,7 @@ def _complete(
             refused.append(f"{labels[number]}: {outcome}")
 
     try:
-        in_processes(iter(jobs), report, processes, function=f"{__name__}:complete_row", failed=_died)
+        in_processes(iter(jobs), report, processes, function=f"{__name__}:complete_row", failed=str)
     except KeyboardInterrupt as stop:
         raise type(stop)("the same command resumes") from None
     if refused:
@@ -191,10 +191,6 @@ def complete_row(job: Job, tell: Callable[[str], None]) -> str:
     except Refused as error:
         return str(error)
     return ""
-
-
-def _died(status: int | None) -> str:
-    return f"its process ended with status {status}; memory may have been short: give fewer --processes"
 
 
 class _Lines(io.TextIOBase):

@@ -141,7 +141,7 @@ def tune(
                 for job in jobs():
                     report(job.number, None, run_trial(job, functools.partial(_tell, report, job.number)))
             else:
-                in_processes(jobs(), report, workers, function=f"{__name__}:run_trial", failed=_died)
+                in_processes(jobs(), report, workers, function=f"{__name__}:run_trial", failed=_failed)
         except KeyboardInterrupt as stop:
             raise type(stop)("the same command resumes") from None
         progress.finish()
@@ -159,9 +159,8 @@ def _tell(report: Callable, number: int, share: float) -> None:
     report(number, share, None)
 
 
-def _died(status: int | None) -> dict[str, Any]:
-    how = f"was ended by signal {-status}" if status and status < 0 else f"ended with status {status}"
-    return {"state": "failed", "reason": f"its process {how}; memory may have been short: give fewer --processes"}
+def _failed(reason: str) -> dict[str, Any]:
+    return {"state": "failed", "reason": reason}
 
 
 def _line(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:

@@ -233,15 +233,15 @@ def differences_grid(data: Mapping[str, Any]) -> Grid | None:
 
 
 def claims_grid(data: Mapping[str, Any]) -> Grid | None:
-    """What the paper concludes, and whether its own numbers and ours say so; none where it concludes nothing."""
-    rows = []
+    """The conclusions, and whether the published numbers and ours say so; none where nothing is concluded."""
+    rows, published = [], any(claim["published"] for claim in data["claims"])
     for claim in data["claims"]:
         told = [_verdict_of(verdict) for verdict in claim["measured"]]
         if len(told) > 1 and any(claim["measured"]):
             told = [f"{protocol}: {verdict}" for protocol, verdict in zip(claim["protocols"], told, strict=True)]
         measured = "; ".join(told) if any(claim["measured"]) else NOT_MEASURED
-        rows.append((claim["text"], _verdict_of(claim["published"]), measured))
-    header = ("what the paper concludes", "published", "measured")
+        rows.append((claim["text"], *([_verdict_of(claim["published"])] if published else []), measured))
+    header = ("conclusion", *(["published"] if published else []), "measured")
     return Grid((("", len(header)),), header, tuple(rows)) if rows else None
 
 
@@ -282,10 +282,10 @@ def _spread_of(found: Mapping[str, Any] | None) -> str:
 
 def captions(data: Mapping[str, Any]) -> list[str]:
     """What is to be read with a table: how its numbers were made, then its notes."""
-    told = [f"Published under: {data['protocol']}."]
+    told = [f"Published under: {data['protocol']}."] if data["protocol"] else []
     if data["images"]:
-        told[0] += f" Measured: {data['images']} test images, or as many as stand in brackets."
-    return [*told, *data["notes"]]
+        told.append(f"Measured: {data['images']} test images, or as many as stand in brackets.")
+    return [*([" ".join(told)] if told else []), *data["notes"]]
 
 
 DIFFERENCES = (
@@ -304,16 +304,21 @@ def markdown_report(report: Mapping[str, Any]) -> str:
     parts = [f"## {report['title']}", f"{report['reference']}. Scale: {report['scale']}. {LEGEND}"]
     parts.append("\n".join(f"- {note}" for note in report["notes"]))
     for data in report["tables"]:
-        parts += [f"### {data['name']}: {data['caption']}", _markdown_grid(table_grid(data))]
-        if differences := differences_grid(data):
-            parts += [DIFFERENCES, _markdown_grid(differences)]
-        if claims := claims_grid(data):
-            parts += [CLAIMS, _markdown_grid(claims)]
-        parts.append("\n".join(f"- {line}" for line in captions(data)))
+        parts += [f"### {data['name']}: {data['caption']}", markdown_of(data)]
     if report["missing"]:
         told = [f"# {missing['row']}\n{missing['command']}" for missing in report["missing"]]
         parts += ["### Not measured yet", "```\n" + "\n".join(told) + "\n```"]
     return "\n\n".join(part for part in parts if part)
+
+
+def markdown_of(data: Mapping[str, Any]) -> str:
+    """One of its tables in Markdown: values, differences, conclusions and notes."""
+    parts = [_markdown_grid(table_grid(data))]
+    if differences := differences_grid(data):
+        parts += [DIFFERENCES, _markdown_grid(differences)]
+    if claims := claims_grid(data):
+        parts += [CLAIMS, _markdown_grid(claims)]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in captions(data))])
 
 
 LEGEND = f"Accuracies in percent; {NOT_MEASURED} is not measured yet."

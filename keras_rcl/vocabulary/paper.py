@@ -76,7 +76,7 @@ class Comparison:
 
 @word
 class Claim:
-    """A conclusion of the paper: that some rows lie above others, each of them in each of some columns.
+    """A conclusion: that some rows lie above others, each of them in each of some columns.
 
     Fields:
         text: in our words.
@@ -99,17 +99,17 @@ class Table:
     """A table of the paper, or the numbers of one of its figures.
 
     Fields:
-        protocol: of the published numbers, where it is known.
+        protocol: of the published numbers, where there are any.
         comparisons: whose differences are told.
-        claims: what the paper concludes from it.
+        claims: what is concluded from it, or asked of it.
         notes: what contradicts what, and what is done here.
     """
 
     name: str
     caption: str
-    protocol: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    protocol: str = ""
     comparisons: tuple[Comparison, ...] = ()
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from keras_rcl.report.paper_page import paper_page
 from keras_rcl.report.paper_tables import (
     Measured,
+    captions,
     claims_grid,
     differences_grid,
     markdown_report,
@@ -121,6 +122,17 @@ def test_nothing_measured_is_a_table_of_what_is_published():
     data = table_data(TABLE, lambda row, measure: None)
     assert differences_grid(data) is None
     assert table_grid(data).rows[0] == ("Ours", "90.0", "—", "60.4", "—", "")
+
+
+def test_a_table_of_ours_has_no_published_column():
+    """The differences of seeds 0 and 1 are 10 and 8, and nobody published any."""
+    rows = tuple(dataclasses.replace(row, published=()) for row in TABLE.rows)
+    data = table_data(dataclasses.replace(TABLE, rows=rows, claims=TABLE.claims[:1], protocol=""), lookup)
+    assert table_grid(data).header == ("", "here", "pixel", "seeds")
+    assert differences_grid(data).rows[0][:2] == ("Ours less AT", "+9.0 ± 1.4")
+    assert claims_grid(data).header == ("conclusion", "measured")
+    assert claims_grid(data).rows == (("better", "holds (+9.0)"),)
+    assert captions(data) == ["Measured: 1000 test images, or as many as stand in brackets.", "a < b"]
 
 
 def test_counts_of_several_seeds_are_added():

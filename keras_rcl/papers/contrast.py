@@ -1,0 +1,52 @@
+"""The question of this repository, of no paper: what a contrastive loss adds to adversarial training."""
+
+from keras_rcl.vocabulary.attack import PGD, AutoAttack
+from keras_rcl.vocabulary.paper import Claim, Clean, Column, Comparison, Paper, Robust, Row, Table
+
+_PGD = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
+_AUTOATTACK = "AutoAttack 8/255"
+
+
+def _above(text: str, row: str, *others: str) -> Claim:
+    return Claim.above(text, (_AUTOATTACK,), row, *others)
+
+
+CONTRAST = Paper(
+    name="contrast",
+    title="Does contrast add to adversarial training?",
+    reference="This repository",
+    tables=(
+        Table(
+            name="Table 1",
+            caption="Accuracy on CIFAR-10 at one budget of passes through the network",
+            columns=(
+                Column(title="Clean", measures=(Clean(),)),
+                Column(title="PGD-10 8/255", measures=(Robust(attack=_PGD),)),
+                Column(title=_AUTOATTACK, measures=(Robust(attack=AutoAttack(), limit=1000),)),
+            ),
+            rows=(
+                Row(label="AT", config="at"),
+                Row(label="TRADES", config="trades"),
+                Row(label="AT + SupCon", config="at_scl"),
+                Row(label="TRADES + SupCon", config="trades_scl"),
+            ),
+            comparisons=(
+                Comparison(row="TRADES", against="AT"),
+                Comparison(row="AT + SupCon", against="AT"),
+                Comparison(row="TRADES + SupCon", against="TRADES"),
+            ),
+            claims=(
+                _above("TRADES is more robust than AT", "TRADES", "AT"),
+                _above("Contrast makes AT more robust", "AT + SupCon", "AT"),
+                _above("Contrast makes TRADES more robust", "TRADES + SupCon", "TRADES"),
+                _above("AT with contrast beats both without", "AT + SupCon", "AT", "TRADES"),
+                _above("TRADES with contrast beats both without", "TRADES + SupCon", "AT", "TRADES"),
+            ),
+            notes=(
+                "A pass is one of an image forward or back, those of the attack included. The rows differ in epochs, "
+                "so that none with contrast has more passes than the one without.",
+                "Weight and temperature of SupCon are Wang's and Khosla et al.'s, beta of TRADES is 6; none was tuned.",
+            ),
+        ),
+    ),
+)
