@@ -26,7 +26,7 @@ from benchmarks.side_by_side import alternate, installed, operations_per_image, 
 from keras_rcl.classifier import folded_logits, load_classifier  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
-from keras_rcl.experiment import dataset_of, pixels  # noqa: E402
+from keras_rcl.inputs import dataset_of, pixels  # noqa: E402
 from keras_rcl.saved import read_layers  # noqa: E402
 from keras_rcl.vocabulary.attack import PGD, AutoAttack  # noqa: E402
 

@@ -175,8 +175,9 @@ class Seeds:
         import keras
         import tensorflow as tf
 
+        from keras_rcl.attacking import attack
         from keras_rcl.data import sources
-        from keras_rcl.experiment import attack, contract
+        from keras_rcl.experiment import contract
         from keras_rcl.vocabulary.attack import FGSM, PGD
 
         keras.utils.set_random_seed(0)
@@ -487,12 +488,12 @@ def without_the_work(seeds: Seeds) -> Iterator[None]:
     """Training, attacks and audits say that they were reached; the whole model is read once."""
     from unittest import mock
 
-    from keras_rcl import auditing, experiment, tuning
+    from keras_rcl import attacking, auditing, experiment, inputs, predicting, tuning
 
     def reached(*_, **__):
         raise Refused("all input was accepted")
 
-    read = functools.cache(experiment.load_classifier)
+    read = functools.cache(attacking.load_classifier)
 
     def load(path, **options):
         whole = Path(path) == seeds.model and not any(options.values())
@@ -502,10 +503,10 @@ def without_the_work(seeds: Seeds) -> Iterator[None]:
         for module, name, stand_in in (
             (experiment, "fit_all", reached),
             (experiment, "Evaluator", reached),
+            (attacking, "Evaluator", reached),
             (auditing, "audit", reached),
             (tuning, "Study", reached),
-            (experiment, "load_classifier", load),
-            (auditing, "load_classifier", load),
+            *((module, "load_classifier", load) for module in (attacking, auditing, inputs, predicting)),
         ):
             stack.enter_context(mock.patch.object(module, name, stand_in))
         yield

@@ -26,8 +26,9 @@ from keras_rcl.runtime import start_tensorflow
 start_tensorflow()
 
 from keras_rcl import config  # noqa: E402
+from keras_rcl.attacking import attack  # noqa: E402
 from keras_rcl.evaluation.record import versions  # noqa: E402
-from keras_rcl.experiment import attack, fit  # noqa: E402
+from keras_rcl.experiment import fit  # noqa: E402
 from keras_rcl.progress import Silent  # noqa: E402
 from keras_rcl.training.robust_trainer import RobustTrainer  # noqa: E402
 from keras_rcl.vocabulary.attack import parse_attack  # noqa: E402

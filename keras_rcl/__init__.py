@@ -6,12 +6,13 @@ The public names, imported when they are first asked for, so that `import keras_
 import importlib
 
 _HOMES = {
+    "keras_rcl.attacking": ("attack",),
     "keras_rcl.attacks": ("craft",),
     "keras_rcl.classifier": ("Classifier", "load_classifier"),
     "keras_rcl.encoder": ("Encoder", "load_encoder"),
     "keras_rcl.config": ("Experiment", "Evaluation"),
     "keras_rcl.evaluation.robustness": ("Evaluator", "Survival"),
-    "keras_rcl.experiment": ("attack", "fit", "predict"),
+    "keras_rcl.experiment": ("fit",),
     "keras_rcl.export": ("export",),
     "keras_rcl.methods": ("AT", "Baseline", "CLAFS", "VARIANTS"),
     "keras_rcl.networks.two_headed": ("UnitNorm", "build_network"),
@@ -31,6 +32,7 @@ _HOMES = {
         "margin_contrastive",
         "supervised_contrastive",
     ),
+    "keras_rcl.predicting": ("predict",),
     "keras_rcl.vocabulary.attack": (
         "BIM",
         "FAB",

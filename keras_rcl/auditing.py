@@ -11,14 +11,8 @@ from pydantic import TypeAdapter
 from keras_rcl.classifier import load_classifier
 from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
 from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
-from keras_rcl.experiment import (
-    data_for,
-    logits_through,
-    output_and_journal,
-    part_of,
-    pixels,
-    tell_resumed,
-)
+from keras_rcl.inputs import data_for, logits_through, part_of, pixels
+from keras_rcl.output_folder import output_and_journal, tell_resumed
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.report.audit_page import audit_page
 from keras_rcl.report.figures import attack_pictures, loss_surface_plot

@@ -211,12 +211,13 @@ def fit(
         config.with_variant(experiment, path, other, scale) for other in beside if other != experiment.method.name
     ]
     workers = _workers(workers, replicas)
-    module = _experiment_module()
+    from keras_rcl.experiment import fit_all
+
     if workers.chief:
         for line in runtime.advice(experiment.precision, experiment.jit):
             click.echo(f"note: {line}", err=True)
     with _progress(workers) as progress:
-        fitted = module.fit_all([experiment, *others], progress=progress, workers=workers, **options)
+        fitted = fit_all([experiment, *others], progress=progress, workers=workers, **options)
     if not workers.chief:
         return
     if as_json:
@@ -330,8 +331,10 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, wor
     words = _attacks(attacks or ("fgsm", "pgd-40"), transfers, epsilons, restarts, protocol)
     chosen = _dataset_fields(options)
     options["workers"] = workers = _workers(workers)
+    from keras_rcl.attacking import attack
+
     with _progress(workers) as progress:
-        record, written = _experiment_module().attack(model, words, dataset=chosen, progress=progress, **options)
+        record, written = attack(model, words, dataset=chosen, progress=progress, **options)
     if not workers.chief:
         return
     if as_json:
@@ -484,7 +487,10 @@ def verify(model, epsilons, as_json, **options):
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def predict(model, images, as_json, **options):
     """Classify PNG or JPEG files, folders of them, or .npy/.npz arrays."""
-    entries = _experiment_module().predict(model, images, **options)
+    runtime.start_tensorflow()
+    from keras_rcl.predicting import predict
+
+    entries = predict(model, images, **options)
     if as_json:
         click.echo(json.dumps(entries, indent=1))
         return
@@ -500,7 +506,10 @@ def predict(model, images, as_json, **options):
 @click.option("--overwrite", is_flag=True, help="Replace an export of that name.")
 def export(run, **options):
     """Export a checkpoint of a run as a SavedModel."""
-    click.echo(_experiment_module().export_run(run, **options))
+    runtime.start_tensorflow()
+    from keras_rcl.experiment import export_run
+
+    click.echo(export_run(run, **options))
 
 
 @cli.command()
@@ -634,14 +643,6 @@ def _record_folder(path: Path) -> Path:
     if not path.is_dir():
         raise Refused(f"{path} is no folder of records; run in the repository's root, or give --results")
     return path
-
-
-def _experiment_module():
-    """`keras_rcl.experiment`, with TensorFlow started quietly before it."""
-    runtime.start_tensorflow()
-    from keras_rcl import experiment
-
-    return experiment
 
 
 def _workers(count: int | None, replicas: int | None = None) -> Workers:

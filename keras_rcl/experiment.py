@@ -1,11 +1,10 @@
-"""The composition point: an `Experiment` becomes network, data, phases, evaluation and record."""
+"""The composition of a training: an `Experiment` becomes network, data, phases, evaluation, record and export."""
 
 import contextlib
 import dataclasses
 import datetime
 import functools
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -18,46 +17,34 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from pydantic import ValidationError
 
 from keras_rcl import config
 from keras_rcl.bounds import folded
-from keras_rcl.classifier import Classifier, folded_logits, load_classifier
 from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
-from keras_rcl.data.images import read_images
-from keras_rcl.encoder import load_encoder
-from keras_rcl.evaluation.embeddings import embedding_geometry
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
-from keras_rcl.evaluation.robustness import Evaluator, Survival
+from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.export import export as write_export
 from keras_rcl.export import model_hash
+from keras_rcl.inputs import geometry_of, outputs_of, pixels, support_of
 from keras_rcl.networks.two_headed import build_network, synchronize
-from keras_rcl.objectives.geometry import POINTS
+from keras_rcl.output_folder import check_name, check_replaceable, free_name
 from keras_rcl.progress import Progress, Silent
-from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime import held_signals, start_tensorflow
-from keras_rcl.saved import resizing
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
-from keras_rcl.vocabulary.attack import Attack, describe
-from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.files import Taken, atomic_folder, atomic_path, check_writable, read_json, sweep, write_json
+from keras_rcl.vocabulary.files import Taken, atomic_path, check_writable, read_json, sweep, write_json
 from keras_rcl.vocabulary.phase import Phase
-from keras_rcl.vocabulary.threat import PROTOCOLS
-from keras_rcl.vocabulary.word import Refused, first_line
+from keras_rcl.vocabulary.word import Refused
 from keras_rcl.workers import ALONE, Message, Workers
 
 PROJECTED_IMAGES = 500
-PICTURED_IMAGES = 16
-SUPPORT_IMAGES = 256
-"""How many training images the SupCon attack contrasts with, class balance kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +167,7 @@ def _run_folder(
                 with contextlib.suppress(Taken):
                     return RunFolder(candidate, question, begin)
     name = name or free_name(default, (runs, saved_models), overwrite)
-    _check_name(name)
+    check_name(name)
     if not (runs / name / "training/question.json").is_file():
         check_replaceable(runs / name, "config.yaml", overwrite)
         check_replaceable(saved_models / name, "model.json", overwrite)
@@ -257,7 +244,7 @@ def _fit(
         )
         record["config"] = config.to_dict(experiment)
         record["validation"] = validation
-        record["geometry"] = _geometry(own, test, attacks, experiment.seed)
+        record["geometry"] = geometry_of(own, test, attacks, experiment.seed)
         record["losses"] = _losses(run.path / "metrics.jsonl", experiment.method.phases())
         final = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
         writer.geometry(record["geometry"])
@@ -390,124 +377,6 @@ def contract(experiment: Experiment, data: sources.ImageData, record: dict[str, 
     }
 
 
-def attack(
-    path: Path,
-    attacks: Sequence[Attack],
-    *,
-    dataset: dict[str, Any] | None = None,
-    part: str = "test",
-    output_dir: Path | None = None,
-    batch_size: int = 250,
-    seed: int = 0,
-    save_images: bool = False,
-    overwrite: bool = False,
-    trust: bool = False,
-    progress: Progress | None = None,
-    workers: Workers = ALONE,
-    **foreign,
-) -> tuple[dict[str, Any], Path | None]:
-    """Attack a SavedModel or `.keras` on a data set.
-
-    Every batch is written to `.<name>.partial` beside the output folder as soon as it is finished. The same call, made
-    again after it was broken off at any instant, goes on from there and ends in the same record.
-
-    Args:
-        path: a folder that `export` made, or any SavedModel or `.keras` from images to logits or probabilities.
-        attacks: each is run on every image that the model classifies correctly.
-        dataset: fields of `Dataset`: which images. Without a `name` they change the data set that the model was trained
-            with, which its `model.json` names.
-        part: `test`, `validation` or `train`.
-        output_dir: the folder for the record and the pictures; `attacks/<model>`, numbered, where not given.
-        batch_size: images attacked at once.
-        seed: of the attacks.
-        save_images: also write `adversarial.npz`.
-        overwrite: replace the output folder, and an interrupted evaluation of something else.
-        trust: load the model, and those that attacks look through, without looking for what could do harm.
-        progress: where progress is shown.
-        workers: all of which call this with the same; they share the batches, and the chief writes.
-        **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
-
-    Returns:
-        The record, and the folder that holds it; none but on the chief.
-    """
-    classifier = load_classifier(path, trust=trust, **foreign)
-    data = data_for(classifier, dataset or {})
-    chosen = part_of(data, part)
-    outputs, hashes = outputs_of(attacks, classifier.outputs, data, trust)
-    images, progress = pixels(chosen.images), progress or Silent()
-    evaluator = Evaluator(
-        classifier.logits,
-        attacks,
-        batch_size=min(batch_size, len(images)),
-        seed=seed,
-        outputs=outputs,
-        support=support_of(attacks, outputs, data),
-        crafted_on=folded_logits(classifier, images[:32], trust=trust),
-    )
-    question = {
-        "model": {"hash": classifier.model_hash, **foreign},
-        "sources": hashes,
-        **evaluator.question(images, chosen.labels, keep_images=save_images),
-        "versions": versions(),
-    }
-    workers.check_same(question)
-    journal = None
-    if workers.chief:
-        output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, question, overwrite)
-        tell_resumed(journal, progress)
-    with contextlib.nullcontext() if journal is None else journal:
-        told = dict(keep_images=save_images, progress=progress, journal=journal, workers=workers)
-        survival = evaluator(images, chosen.labels, **told)
-    record = make_record(
-        survival,
-        model={
-            "name": classifier.contract.get("name", path.stem),
-            "variant": classifier.contract.get("variant"),
-            "hash": classifier.model_hash,
-            "note": classifier.note,
-        },
-        data={"name": data.name, "part": part, "indices": chosen.indices},
-        seed=seed,
-        sources=hashes,
-    )
-    if not workers.chief:
-        return record, None
-    record["geometry"] = _geometry(classifier.outputs, chosen, attacks, seed)
-    class_names = classifier.class_names or data.class_names
-    with atomic_folder(output_dir, overwrite=overwrite) as folder:
-        write_json(folder / "record.json", record)
-        _draw(evaluator, survival, images, class_names, record["model"]["name"], folder)
-        if save_images:
-            np.savez_compressed(
-                folder / "adversarial.npz",
-                images=survival.adversarial,
-                predictions=survival.predictions,
-                labels=survival.labels,
-                indices=chosen.indices,
-                attacks=np.array([describe(word) for word in survival.attacks]),
-            )
-    journal.discard()
-    return record, output_dir
-
-
-def predict(path: Path, inputs: Sequence[Path], *, resize: bool = False, **foreign) -> list[dict[str, Any]]:
-    """Classify image files, folders of them, or arrays: one entry an image, with its class and probability."""
-    classifier = load_classifier(path, **foreign)
-    images, names = read_images(list(inputs), classifier.image_shape, resize=resize)
-    evaluated = [classifier.logits(images[start : start + 250]) for start in range(0, len(images), 250)]
-    probabilities = np.asarray(keras.ops.softmax(keras.ops.concatenate(evaluated, axis=0)))
-    class_names = classifier.class_names or tuple(str(index) for index in range(classifier.num_classes))
-    return [
-        {
-            "image": name,
-            "class": int(row.argmax()),
-            "class_name": class_names[int(row.argmax())],
-            "probability": float(row.max()),
-        }
-        for name, row in zip(names, probabilities, strict=True)
-    ]
-
-
 def export_run(
     run: Path,
     *,
@@ -529,7 +398,7 @@ def export_run(
     if checkpoint == "best" and "best" not in checkpoints.names():
         checkpoint = "last"
     name = name or free_name(f"{run.name}-{checkpoint}", (saved_models,), overwrite)
-    _check_name(name)
+    check_name(name)
     check_replaceable(saved_models / name, "model.json", overwrite)
     data = sources.load(experiment.dataset)
     network = build(experiment, data, precision="float32")
@@ -592,223 +461,6 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment, wo
 
 def output_of(network: keras.Model, name: str) -> Callable:
     return lambda x: network(x, training=False)[name]
-
-
-def outputs_of(
-    attacks: Sequence[Attack], own: Callable, data: sources.ImageData, trust: bool = False
-) -> tuple[Callable, dict[str, str]]:
-    """attack -> the function of images that it looks at; and the hash of each source, all of which are read now.
-
-    `own` gives the attacked model's: `logits`, `embedding` or `projection` -> function, None where it tells none.
-    """
-    found, hashes = {}, {}
-    for member in itertools.chain.from_iterable(attack.members for attack in attacks):
-        key = source, reads = member.source, member.reads
-        if key in found:
-            continue
-        if member.of_training:
-            raise Refused(f"{member.name} is an attack of training; attack the model by pgd and by supcon")
-        if source is None:
-            found[key] = own(reads)
-            if found[key] is None:
-                cure = "give it source=MODEL" if reads == "embedding" else "choose another attack"
-                raise Refused(f"{member.label} looks at the {reads}, which the attacked model does not tell; {cure}")
-        elif reads == "logits":
-            found[key], hashes[source] = logits_through(source, data, trust)
-        else:
-            encoder = load_encoder(source, data.image_shape, trust=trust)
-            found[key], hashes[source] = encoder.embedding, encoder.model_hash
-    return lambda attack: found[attack.source, attack.reads], hashes
-
-
-def logits_through(source: str, data: sources.ImageData, trust: bool = False) -> tuple[Callable, str]:
-    """images -> logits of the classifier that a transfer attack is crafted on, and its hash."""
-    classifier = load_classifier(source, trust=trust)
-    if classifier.num_classes != data.num_classes:
-        raise Refused(
-            f"{source} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
-            "give a source of the same classes"
-        )
-    resize, _ = resizing(source, classifier.image_shape, data.image_shape)
-    return lambda images: classifier.logits(resize(images)), classifier.model_hash
-
-
-def support_of(
-    attacks: Sequence[Attack], outputs: Callable, data: sources.ImageData
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Labels [M] and projections [M, D] of training images, always the same; where an attack contrasts with them."""
-    contrasting = [attack for attack in attacks if attack.name == "supcon"]
-    if not contrasting:
-        return None
-    if len({attack.reads for attack in contrasting}) > 1:
-        raise Refused(f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time")
-    shown = data.train.held.limited(SUPPORT_IMAGES)
-    if without := data.num_classes - len(np.unique(shown.labels)):
-        raise Refused(
-            f"{contrasting[0].label} contrasts with {len(shown.labels)} training images, which leave {without} of "
-            f"{data.num_classes} classes without one; choose another attack, or a larger --limit"
-        )
-    images, project = pixels(shown.images), outputs(contrasting[0])
-    return shown.labels, np.concatenate([project(images[start : start + 64]) for start in range(0, len(images), 64)])
-
-
-def _geometry(outputs: Callable, part: sources.Part, attacks: Sequence[Attack], seed: int) -> dict[str, Any] | None:
-    """Of the embeddings of a few of the part's images."""
-    shown = part.limited(POINTS)
-    return embedding_geometry(outputs, pixels(shown.images), shown.labels, attacks, seed=seed)
-
-
-def part_of(data: sources.ImageData, part: str) -> sources.Part:
-    """The `train`, `validation` or `test` part.
-
-    Raises:
-        Refused: if it has no images.
-    """
-    chosen = getattr(data, part)
-    if isinstance(chosen, sources.StreamedPart):
-        raise Refused(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
-    if not len(chosen.labels):
-        raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
-    return chosen
-
-
-def pixels(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / 255
-
-
-def free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
-    """The default name, numbered where it is taken and not to be overwritten."""
-    number, candidate = 1, default
-    while not overwrite and any((folder / candidate).exists() for folder in folders):
-        number += 1
-        candidate = f"{default}-{number}"
-    return candidate
-
-
-def _check_name(name: str) -> None:
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise Refused(f"name {name!r} must be one plain word; folders go to --runs and --saved-models")
-
-
-def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
-    """Refuse a folder that is taken, or that `overwrite` would delete though it holds something else."""
-    if not folder.exists():
-        return
-    if not overwrite:
-        raise Refused(f"{folder} already exists; choose another name or give --overwrite")
-    if not (folder / marker).is_file():
-        raise Refused(f"{folder} has no {marker}, so it is not ours to overwrite; choose another name")
-
-
-def output_and_journal(
-    output_dir: Path | None, default: Path, question: dict[str, Any], overwrite: bool, marker: str = "record.json"
-) -> tuple[Path, Journal]:
-    """The folder for the results, of which `marker` is one, and the journal beside it.
-
-    Where no folder is given: that of an interrupted evaluation of the same question, else the default, numbered where
-    results or another evaluation are.
-    """
-
-    def journal_of(folder):
-        journal = Journal(folder.with_name(f".{folder.name}.partial"), question, anew=overwrite)
-        sweep(folder.parent, re.escape(folder.name))
-        return journal
-
-    if output_dir or overwrite:
-        output_dir = output_dir or default
-        check_replaceable(output_dir, marker, overwrite)
-        return output_dir, journal_of(output_dir)
-    check_writable(default.parent)
-    partial = re.compile(rf"\.({re.escape(default.name)}(-\d+)?)\.partial")
-    interrupted = [found[1] for found in map(partial.fullmatch, sorted(os.listdir(default.parent))) if found]
-    numbered = (default.name if number == 1 else f"{default.name}-{number}" for number in itertools.count(1))
-    for name in itertools.chain(interrupted, numbered):
-        output_dir = default.parent / name
-        if not output_dir.exists():
-            with contextlib.suppress(Taken):
-                return output_dir, journal_of(output_dir)
-
-
-def tell_resumed(journal: Journal, progress: Progress) -> None:
-    """Say how far an interrupted evaluation is, if it is one."""
-    if (done := len(journal) - 1) > 0:  # but for the clean predictions
-        progress.say(f"resuming {journal.path}: {done} batches done")
-
-
-def data_for(classifier: Classifier, fields: dict[str, Any]) -> sources.ImageData:
-    """The data set of `dataset_of`, which the classifier fits.
-
-    Raises:
-        Refused: if none is named, it cannot be read, or its images or classes are others than the classifier's.
-    """
-    data = sources.load(dataset_of(classifier, fields))
-    _check_fit(classifier, data)
-    return data
-
-
-def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
-    """The data set that `fields` name; or the one that the model was trained with, with these fields changed."""
-    if "name" not in fields:
-        settings = classifier.contract.get("config")
-        if settings is None:
-            raise Refused(f"{classifier.path} has no model.json that names its data set; give --dataset")
-        # Of a model from elsewhere; TFDS would write there.
-        fields = {**settings["dataset"], "data_dir": None, **fields}
-    try:
-        return Dataset(**fields)
-    except ValidationError as error:
-        raise Refused(f"data set: {first_line(error)}") from None
-
-
-def _check_fit(classifier: Classifier, data: sources.ImageData) -> None:
-    shape = tuple(classifier.image_shape)
-    if any(want is not None and want != have for want, have in zip(shape, data.image_shape, strict=True)):
-        raise Refused(
-            f"{classifier.path} takes images of shape {shape}, but {data.name} has {data.image_shape}; "
-            "give --dataset, or --image-size to resize"
-        )
-    if classifier.num_classes != data.num_classes:
-        raise Refused(
-            f"{classifier.path} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
-            "give the --dataset that it was trained on"
-        )
-
-
-def _draw(
-    evaluator: Evaluator,
-    survival: Survival,
-    images: np.ndarray,
-    class_names: Sequence[str],
-    title: str,
-    folder: Path,
-) -> None:
-    """The accuracy-epsilon plot, one a norm, and pictures of the strongest attack."""
-    rows = survival.rows()
-    for norm in dict.fromkeys(row["norm"] for row in rows):
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            if row["norm"] == norm:
-                protocol = row["protocol"]
-                curve = row["attack"].split(f" {norm}")[0] + (f" {protocol}" if protocol != "pixel" else "")
-                # Where a protocol's box is not that of pixels, epsilon 0 changes images too.
-                start = [] if PROTOCOLS[protocol].box else [(0.0, survival.clean_accuracy)]
-                curves.setdefault(curve, start).append((row["epsilon"], row["robust_accuracy"]))
-        accuracy_epsilon_plot(curves, folder / f"accuracy_epsilon_{norm}.png", norm=norm, title=title)
-    strongest = int(np.argmin(survival.survived.mean(axis=1)))
-    fell = np.flatnonzero(survival.clean & ~survival.survived[strongest])
-    stood = np.flatnonzero(survival.survived[strongest])
-    chosen = np.concatenate([fell, stood])[:PICTURED_IMAGES]
-    if len(chosen):
-        attack_pictures(
-            images[chosen],
-            evaluator.craft(strongest, images[chosen], survival.labels[chosen]),
-            survival.labels[chosen],
-            survival.clean_predictions[chosen],
-            survival.predictions[strongest][chosen],
-            class_names,
-            folder / "pictures.png",
-            epsilon_text=describe(survival.attacks[strongest]),
-        )
 
 
 def _write_text(path: Path, text: str) -> None:

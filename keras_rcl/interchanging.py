@@ -10,16 +10,9 @@ from keras_rcl.classifier import load_classifier
 from keras_rcl.data import sources
 from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.experiment import (
-    check_replaceable,
-    data_for,
-    free_name,
-    outputs_of,
-    part_of,
-    pixels,
-    support_of,
-)
+from keras_rcl.inputs import data_for, outputs_of, part_of, pixels, support_of
 from keras_rcl.interchange import RESULTS, STATUSES, Instance, onnx_network, read_results, write_instances
+from keras_rcl.output_folder import check_replaceable, free_name
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.saved import read_layers
 from keras_rcl.vocabulary.attack import Attack, describe

@@ -11,12 +11,13 @@ import keras
 import numpy as np
 from sklearn.manifold import TSNE
 
-from keras_rcl import experiment, results
+from keras_rcl import attacking, experiment, results
 from keras_rcl.attacks.craft import craft
 from keras_rcl.classifier import Classifier, load_classifier
 from keras_rcl.config import Experiment
 from keras_rcl.data import sources
-from keras_rcl.experiment import check_replaceable, dataset_of, pixels
+from keras_rcl.inputs import dataset_of, pixels
+from keras_rcl.output_folder import check_replaceable
 from keras_rcl.papers import PAPERS
 from keras_rcl.processes import in_processes
 from keras_rcl.progress import Progress, Silent, StderrProgress
@@ -251,7 +252,7 @@ def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folde
 
     for images in dict.fromkeys(measure.limit for measure in lacking if measure.kind == "robust"):
         attacks = [measure.attack for measure in lacking if measure.kind == "robust" and measure.limit == images]
-        experiment.attack(model, attacks, dataset=fewer(images), progress=progress)
+        attacking.attack(model, attacks, dataset=fewer(images), progress=progress)
     radii = [measure.epsilon for measure in lacking if measure.kind == "verified"]
     if radii:
         verify_model(model, radii, count=VERIFIED_COUNT, dataset=fewer(VERIFIED_IMAGES), progress=progress)

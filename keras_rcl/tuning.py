@@ -19,7 +19,8 @@ from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.evaluation.record import command_line
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.experiment import networks, output_of, pixels, question_of, train
+from keras_rcl.experiment import networks, output_of, question_of, train
+from keras_rcl.inputs import pixels
 from keras_rcl.processes import in_processes
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.study import BEST, Study, locked

@@ -1,12 +1,13 @@
 """Every write, sync, rename and deletion of what a run saves, failing in turn, or killing the process there.
 
-Each case runs in a child process, forked here, that calls nothing but Python's own files: an audit hook counts what it
+Each case runs in a child process that calls nothing but Python's own files: an audit hook counts what it
 does under the folder. What is found afterwards must be whole, as before or as after, and doing it again must succeed.
 """
 
 import errno
 import io
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -170,38 +171,47 @@ class Evaluation:
 SAVED = [State, Checkpoint, Record, Export, Begun, Evaluation]
 
 
-def in_child(folder, save, *, fail_at=None, how="count", limit=None, fatal=False):
-    """Run `save(folder)` in a forked process; its exit status, and how many changes it made.
+LEAN = multiprocessing.get_context("forkserver")
+"""Forks from a process that holds nothing but these modules, ten times as fast as from one with TensorFlow."""
+LEAN.set_forkserver_preload(["pytest", "keras_rcl.evaluation.journal", "keras_rcl.training.states"])
+
+
+def in_child(folder, save, **fault):
+    """Run `save(folder)` in a process of its own; its exit status, and how many changes it made: 0 where it is killed.
 
     At change number `fail_at` it fails with the errno `how`, or is killed; a file longer than `limit` bytes is cut
     there, which fails, or kills where `fatal`.
     """
-    receive, send = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(send)
-        with os.fdopen(receive) as pipe:
-            told = pipe.read()
-        _, status = os.waitpid(pid, 0)
-        return os.waitstatus_to_exitcode(status), int(told or 0)
-    status = BROKEN
+    receive, send = LEAN.Pipe(duplex=False)
+    process = LEAN.Process(target=child, args=(send, folder, save), kwargs=fault)
+    process.start()
+    send.close()
     try:
-        count = 0
+        changes = receive.recv()
+    except EOFError:
+        changes = 0
+    process.join()
+    return process.exitcode, changes
 
-        def change():
-            nonlocal count
-            count += 1
-            if count == fail_at:
-                if how == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                raise OSError(how, os.strerror(how))
 
-        def hook(event, arguments):
-            path = next((a for a in arguments if isinstance(a, (str, Path))), None)
-            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if (event in CHANGES or writes) and path is not None and str(path).startswith(str(folder)):
-                change()
+def child(send, folder, save, *, fail_at=None, how="count", limit=None, fatal=False):
+    status, count = BROKEN, 0
 
+    def change():
+        nonlocal count
+        count += 1
+        if count == fail_at:
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(how, os.strerror(how))
+
+    def hook(event, arguments):
+        path = next((a for a in arguments if isinstance(a, (str, Path))), None)
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (event in CHANGES or writes) and path is not None and str(path).startswith(str(folder)):
+            change()
+
+    try:
         sys.addaudithook(hook)
         os.fsync = lambda descriptor: change()
         if limit is not None:
@@ -218,7 +228,7 @@ def in_child(folder, save, *, fail_at=None, how="count", limit=None, fatal=False
             traceback.print_exc(file=text)
             shown.write(text.getvalue())
     finally:
-        os.write(send, str(count).encode())
+        send.send(count)
         os._exit(status)
 
 
@@ -242,7 +252,6 @@ def attempt(saved, folder, expected, **fault):
     shutil.rmtree(folder)
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("saved", SAVED, ids=lambda saved: saved.__name__.lower())
 def test_at_every_change(saved, tmp_path):
     counted = tmp_path / "counted"
@@ -256,7 +265,6 @@ def test_at_every_change(saved, tmp_path):
         attempt(saved, tmp_path / "run", (-signal.SIGKILL,), fail_at=number, how="kill")
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("saved", SAVED, ids=lambda saved: saved.__name__.lower())
 def test_at_every_length(saved, tmp_path):
     """A write that stops at a byte, as on a full disk; and a process that dies there."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_rcl import experiment, reporting, results
+from keras_rcl import attacking, experiment, reporting, results
 from keras_rcl.reporting import Folders, in_the_plane, report
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.paper import (
@@ -125,8 +125,8 @@ def test_the_folder_holds_tables_page_and_figures(made):
 
 
 def test_a_second_report_trains_nothing_and_says_the_same(made, monkeypatch):
-    for name in ("fit", "attack"):
-        monkeypatch.setattr(experiment, name, lambda *_, **__: pytest.fail("nothing is missing"))
+    for module, name in ((experiment, "fit"), (attacking, "attack")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("nothing is missing"))
     again, folder = report("tiny", scale="cpu", train=True)
     assert (again, folder) == made
 

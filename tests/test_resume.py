@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from keras_rcl import experiment
 from keras_rcl.commands import cli
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.export import export
 from keras_rcl.networks.two_headed import build_network
+from keras_rcl.output_folder import output_and_journal
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.word import Refused
 
@@ -151,7 +151,7 @@ def test_default_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def begin(question, overwrite=False):
-        output_dir, journal = experiment.output_and_journal(None, Path("attacks/m.1"), {"seed": question}, overwrite)
+        output_dir, journal = output_and_journal(None, Path("attacks/m.1"), {"seed": question}, overwrite)
         journal.close()
         assert journal.path == output_dir.with_name(f".{output_dir.name}.partial")
         return output_dir.name

@@ -1,0 +1,159 @@
+"""The composition of an attack: a model and a data set become a record, a plot and pictures."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_rcl.classifier import folded_logits, load_classifier
+from keras_rcl.evaluation.record import make_record, versions
+from keras_rcl.evaluation.robustness import Evaluator, Survival
+from keras_rcl.inputs import data_for, geometry_of, outputs_of, part_of, pixels, support_of
+from keras_rcl.output_folder import output_and_journal, tell_resumed
+from keras_rcl.progress import Progress, Silent
+from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
+from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.vocabulary.files import atomic_folder, write_json
+from keras_rcl.vocabulary.threat import PROTOCOLS
+from keras_rcl.workers import ALONE, Workers
+
+PICTURED_IMAGES = 16
+
+
+def attack(
+    path: Path,
+    attacks: Sequence[Attack],
+    *,
+    dataset: dict[str, Any] | None = None,
+    part: str = "test",
+    output_dir: Path | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    save_images: bool = False,
+    overwrite: bool = False,
+    trust: bool = False,
+    progress: Progress | None = None,
+    workers: Workers = ALONE,
+    **foreign,
+) -> tuple[dict[str, Any], Path | None]:
+    """Attack a SavedModel or `.keras` on a data set.
+
+    Every batch is written to `.<name>.partial` beside the output folder as soon as it is finished. The same call, made
+    again after it was broken off at any instant, goes on from there and ends in the same record.
+
+    Args:
+        path: a folder that `export` made, or any SavedModel or `.keras` from images to logits or probabilities.
+        attacks: each is run on every image that the model classifies correctly.
+        dataset: fields of `Dataset`: which images. Without a `name` they change the data set that the model was trained
+            with, which its `model.json` names.
+        part: `test`, `validation` or `train`.
+        output_dir: the folder for the record and the pictures; `attacks/<model>`, numbered, where not given.
+        batch_size: images attacked at once.
+        seed: of the attacks.
+        save_images: also write `adversarial.npz`.
+        overwrite: replace the output folder, and an interrupted evaluation of something else.
+        trust: load the model, and those that attacks look through, without looking for what could do harm.
+        progress: where progress is shown.
+        workers: all of which call this with the same; they share the batches, and the chief writes.
+        **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
+
+    Returns:
+        The record, and the folder that holds it; none but on the chief.
+    """
+    classifier = load_classifier(path, trust=trust, **foreign)
+    data = data_for(classifier, dataset or {})
+    chosen = part_of(data, part)
+    outputs, hashes = outputs_of(attacks, classifier.outputs, data, trust)
+    images, progress = pixels(chosen.images), progress or Silent()
+    evaluator = Evaluator(
+        classifier.logits,
+        attacks,
+        batch_size=min(batch_size, len(images)),
+        seed=seed,
+        outputs=outputs,
+        support=support_of(attacks, outputs, data),
+        crafted_on=folded_logits(classifier, images[:32], trust=trust),
+    )
+    question = {
+        "model": {"hash": classifier.model_hash, **foreign},
+        "sources": hashes,
+        **evaluator.question(images, chosen.labels, keep_images=save_images),
+        "versions": versions(),
+    }
+    workers.check_same(question)
+    journal = None
+    if workers.chief:
+        output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, question, overwrite)
+        tell_resumed(journal, progress)
+    with contextlib.nullcontext() if journal is None else journal:
+        told = dict(keep_images=save_images, progress=progress, journal=journal, workers=workers)
+        survival = evaluator(images, chosen.labels, **told)
+    record = make_record(
+        survival,
+        model={
+            "name": classifier.contract.get("name", path.stem),
+            "variant": classifier.contract.get("variant"),
+            "hash": classifier.model_hash,
+            "note": classifier.note,
+        },
+        data={"name": data.name, "part": part, "indices": chosen.indices},
+        seed=seed,
+        sources=hashes,
+    )
+    if not workers.chief:
+        return record, None
+    record["geometry"] = geometry_of(classifier.outputs, chosen, attacks, seed)
+    class_names = classifier.class_names or data.class_names
+    with atomic_folder(output_dir, overwrite=overwrite) as folder:
+        write_json(folder / "record.json", record)
+        _draw(evaluator, survival, images, class_names, record["model"]["name"], folder)
+        if save_images:
+            np.savez_compressed(
+                folder / "adversarial.npz",
+                images=survival.adversarial,
+                predictions=survival.predictions,
+                labels=survival.labels,
+                indices=chosen.indices,
+                attacks=np.array([describe(word) for word in survival.attacks]),
+            )
+    journal.discard()
+    return record, output_dir
+
+
+def _draw(
+    evaluator: Evaluator,
+    survival: Survival,
+    images: np.ndarray,
+    class_names: Sequence[str],
+    title: str,
+    folder: Path,
+) -> None:
+    """The accuracy-epsilon plot, one a norm, and pictures of the strongest attack."""
+    rows = survival.rows()
+    for norm in dict.fromkeys(row["norm"] for row in rows):
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            if row["norm"] == norm:
+                protocol = row["protocol"]
+                curve = row["attack"].split(f" {norm}")[0] + (f" {protocol}" if protocol != "pixel" else "")
+                # Where a protocol's box is not that of pixels, epsilon 0 changes images too.
+                start = [] if PROTOCOLS[protocol].box else [(0.0, survival.clean_accuracy)]
+                curves.setdefault(curve, start).append((row["epsilon"], row["robust_accuracy"]))
+        accuracy_epsilon_plot(curves, folder / f"accuracy_epsilon_{norm}.png", norm=norm, title=title)
+    strongest = int(np.argmin(survival.survived.mean(axis=1)))
+    fell = np.flatnonzero(survival.clean & ~survival.survived[strongest])
+    stood = np.flatnonzero(survival.survived[strongest])
+    chosen = np.concatenate([fell, stood])[:PICTURED_IMAGES]
+    if len(chosen):
+        attack_pictures(
+            images[chosen],
+            evaluator.craft(strongest, images[chosen], survival.labels[chosen]),
+            survival.labels[chosen],
+            survival.clean_predictions[chosen],
+            survival.predictions[strongest][chosen],
+            class_names,
+            folder / "pictures.png",
+            epsilon_text=describe(survival.attacks[strongest]),
+        )

@@ -1,0 +1,143 @@
+"""What a command is given: images of a data set that a model fits, and what attacks look at."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from keras_rcl.classifier import Classifier, load_classifier
+from keras_rcl.data import sources
+from keras_rcl.encoder import load_encoder
+from keras_rcl.evaluation.embeddings import embedding_geometry
+from keras_rcl.objectives.geometry import POINTS
+from keras_rcl.saved import resizing
+from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.word import Refused, first_line
+
+SUPPORT_IMAGES = 256
+"""How many training images the SupCon attack contrasts with, class balance kept."""
+
+
+def part_of(data: sources.ImageData, part: str) -> sources.Part:
+    """The `train`, `validation` or `test` part.
+
+    Raises:
+        Refused: if it has no images.
+    """
+    chosen = getattr(data, part)
+    if isinstance(chosen, sources.StreamedPart):
+        raise Refused(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
+    if not len(chosen.labels):
+        raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
+    return chosen
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """uint8 images as float32 in [0, 1]."""
+    return images.astype(np.float32) / 255
+
+
+def data_for(classifier: Classifier, fields: dict[str, Any]) -> sources.ImageData:
+    """The data set of `dataset_of`, which the classifier fits.
+
+    Raises:
+        Refused: if none is named, it cannot be read, or its images or classes are others than the classifier's.
+    """
+    data = sources.load(dataset_of(classifier, fields))
+    _check_fit(classifier, data)
+    return data
+
+
+def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
+    """The data set that `fields` name; or the one that the model was trained with, with these fields changed."""
+    if "name" not in fields:
+        settings = classifier.contract.get("config")
+        if settings is None:
+            raise Refused(f"{classifier.path} has no model.json that names its data set; give --dataset")
+        # Of a model from elsewhere; TFDS would write there.
+        fields = {**settings["dataset"], "data_dir": None, **fields}
+    try:
+        return Dataset(**fields)
+    except ValidationError as error:
+        raise Refused(f"data set: {first_line(error)}") from None
+
+
+def _check_fit(classifier: Classifier, data: sources.ImageData) -> None:
+    shape = tuple(classifier.image_shape)
+    if any(want is not None and want != have for want, have in zip(shape, data.image_shape, strict=True)):
+        raise Refused(
+            f"{classifier.path} takes images of shape {shape}, but {data.name} has {data.image_shape}; "
+            "give --dataset, or --image-size to resize"
+        )
+    if classifier.num_classes != data.num_classes:
+        raise Refused(
+            f"{classifier.path} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
+            "give the --dataset that it was trained on"
+        )
+
+
+def outputs_of(
+    attacks: Sequence[Attack], own: Callable, data: sources.ImageData, trust: bool = False
+) -> tuple[Callable, dict[str, str]]:
+    """attack -> the function of images that it looks at; and the hash of each source, all of which are read now.
+
+    `own` gives the attacked model's: `logits`, `embedding` or `projection` -> function, None where it tells none.
+    """
+    found, hashes = {}, {}
+    for member in itertools.chain.from_iterable(attack.members for attack in attacks):
+        key = source, reads = member.source, member.reads
+        if key in found:
+            continue
+        if member.of_training:
+            raise Refused(f"{member.name} is an attack of training; attack the model by pgd and by supcon")
+        if source is None:
+            found[key] = own(reads)
+            if found[key] is None:
+                cure = "give it source=MODEL" if reads == "embedding" else "choose another attack"
+                raise Refused(f"{member.label} looks at the {reads}, which the attacked model does not tell; {cure}")
+        elif reads == "logits":
+            found[key], hashes[source] = logits_through(source, data, trust)
+        else:
+            encoder = load_encoder(source, data.image_shape, trust=trust)
+            found[key], hashes[source] = encoder.embedding, encoder.model_hash
+    return lambda attack: found[attack.source, attack.reads], hashes
+
+
+def logits_through(source: str, data: sources.ImageData, trust: bool = False) -> tuple[Callable, str]:
+    """images -> logits of the classifier that a transfer attack is crafted on, and its hash."""
+    classifier = load_classifier(source, trust=trust)
+    if classifier.num_classes != data.num_classes:
+        raise Refused(
+            f"{source} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
+            "give a source of the same classes"
+        )
+    resize, _ = resizing(source, classifier.image_shape, data.image_shape)
+    return lambda images: classifier.logits(resize(images)), classifier.model_hash
+
+
+def support_of(
+    attacks: Sequence[Attack], outputs: Callable, data: sources.ImageData
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Labels [M] and projections [M, D] of training images, always the same; where an attack contrasts with them."""
+    contrasting = [attack for attack in attacks if attack.name == "supcon"]
+    if not contrasting:
+        return None
+    if len({attack.reads for attack in contrasting}) > 1:
+        raise Refused(f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time")
+    shown = data.train.held.limited(SUPPORT_IMAGES)
+    if without := data.num_classes - len(np.unique(shown.labels)):
+        raise Refused(
+            f"{contrasting[0].label} contrasts with {len(shown.labels)} training images, which leave {without} of "
+            f"{data.num_classes} classes without one; choose another attack, or a larger --limit"
+        )
+    images, project = pixels(shown.images), outputs(contrasting[0])
+    return shown.labels, np.concatenate([project(images[start : start + 64]) for start in range(0, len(images), 64)])
+
+
+def geometry_of(outputs: Callable, part: sources.Part, attacks: Sequence[Attack], seed: int) -> dict[str, Any] | None:
+    """Of the embeddings of a few of the part's images."""
+    shown = part.limited(POINTS)
+    return embedding_geometry(outputs, pixels(shown.images), shown.labels, attacks, seed=seed)

@@ -1,0 +1,74 @@
+"""Where a command leaves its results: a folder that is free or ours to replace, and the journal beside it."""
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_rcl.evaluation.journal import Journal
+from keras_rcl.progress import Progress
+from keras_rcl.vocabulary.files import Taken, check_writable, sweep
+from keras_rcl.vocabulary.word import Refused
+
+
+def free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
+    """The default name, numbered where it is taken and not to be overwritten."""
+    number, candidate = 1, default
+    while not overwrite and any((folder / candidate).exists() for folder in folders):
+        number += 1
+        candidate = f"{default}-{number}"
+    return candidate
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is a path."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise Refused(f"name {name!r} must be one plain word; folders go to --runs and --saved-models")
+
+
+def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
+    """Refuse a folder that is taken, or that `overwrite` would delete though it holds something else."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise Refused(f"{folder} already exists; choose another name or give --overwrite")
+    if not (folder / marker).is_file():
+        raise Refused(f"{folder} has no {marker}, so it is not ours to overwrite; choose another name")
+
+
+def output_and_journal(
+    output_dir: Path | None, default: Path, question: dict[str, Any], overwrite: bool, marker: str = "record.json"
+) -> tuple[Path, Journal]:
+    """The folder for the results, of which `marker` is one, and the journal beside it.
+
+    Where no folder is given: that of an interrupted evaluation of the same question, else the default, numbered where
+    results or another evaluation are.
+    """
+
+    def journal_of(folder):
+        journal = Journal(folder.with_name(f".{folder.name}.partial"), question, anew=overwrite)
+        sweep(folder.parent, re.escape(folder.name))
+        return journal
+
+    if output_dir or overwrite:
+        output_dir = output_dir or default
+        check_replaceable(output_dir, marker, overwrite)
+        return output_dir, journal_of(output_dir)
+    check_writable(default.parent)
+    partial = re.compile(rf"\.({re.escape(default.name)}(-\d+)?)\.partial")
+    interrupted = [found[1] for found in map(partial.fullmatch, sorted(os.listdir(default.parent))) if found]
+    numbered = (default.name if number == 1 else f"{default.name}-{number}" for number in itertools.count(1))
+    for name in itertools.chain(interrupted, numbered):
+        output_dir = default.parent / name
+        if not output_dir.exists():
+            with contextlib.suppress(Taken):
+                return output_dir, journal_of(output_dir)
+
+
+def tell_resumed(journal: Journal, progress: Progress) -> None:
+    """Say how far an interrupted evaluation is, if it is one."""
+    if (done := len(journal) - 1) > 0:  # but for the clean predictions
+        progress.say(f"resuming {journal.path}: {done} batches done")
