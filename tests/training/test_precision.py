@@ -27,7 +27,6 @@ SHORT = [
     "method.linear_epochs=5",
     "method.batch_size=128",
     "method.attack.num_steps=3",
-    "dataset.limit=600",
 ]
 
 
