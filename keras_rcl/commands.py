@@ -180,6 +180,11 @@ def cli():
 @click.option("--saved-models", type=click.Path(path_type=Path), default="saved_models", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a run and export of that name, or an unfinished run.")
 @click.option("--deterministic", is_flag=True, help="Give the same bits each time, also where it was broken off.")
+@click.option(
+    "--reuse",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A run, or a folder of runs, whose first phases are not trained again where they are the same.",
+)
 @save_every_option
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def fit(

@@ -36,7 +36,7 @@ from keras_rcl.runtime import held_signals, start_tensorflow
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_folder import RunFolder
-from keras_rcl.training.run_phases import run_phases
+from keras_rcl.training.run_phases import checkpoint_name, run_phases
 from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.files import Taken, atomic_path, check_writable, read_json, sweep, write_json
@@ -70,6 +70,7 @@ def fit_all(
     saved_models: Path = Path("saved_models"),
     overwrite: bool = False,
     deterministic: bool = False,
+    reuse: Path | None = None,
     save_every: float = 60.0,
     progress: Progress | None = None,
     workers: Workers = ALONE,
@@ -86,12 +87,15 @@ def fit_all(
         saved_models: the folder of exports: receives `<name>/`.
         overwrite: replace a run and an export of that name, and an unfinished run of something else.
         deterministic: let every operation give the same bits each time.
+        reuse: a run, or a folder of runs: first phases that are there, of the same seed, data, network and versions,
+            are taken from it, and not trained again.
         save_every: seconds of training between two states, from which a killed run goes on.
         progress: where progress is shown.
         workers: all of which call this with the same; only the chief keeps anything.
 
     Raises:
-        Refused: if the data is missing, the name is taken, or a folder cannot be written.
+        Refused: if the data is missing, the name is taken, a folder cannot be written, or `reuse` is a run that has no
+            first phase of an experiment.
         KeyboardInterrupt: with the word that the same command resumes.
     """
     start_tensorflow(deterministic=deterministic)
@@ -100,10 +104,12 @@ def fit_all(
         for number, experiment in enumerate(experiments):
             data = with_stored(sources.load(experiment.dataset), config.training_attacks(experiment.method.phases()))
 
-            def claim(experiment=experiment, data=data, chosen=None if number else name) -> RunFolder | _Scratch:
-                question = {**question_of(experiment, data), "deterministic": deterministic}
-                if deterministic or not experiment.synchronized:
-                    question["replicas"] = workers.replicas
+            question = {**question_of(experiment, data), "deterministic": deterministic}
+            if deterministic or not experiment.synchronized:
+                question["replicas"] = workers.replicas
+            reused = _alike(experiment, question, reuse, workers) if reuse else None
+
+            def claim(experiment=experiment, question=question, chosen=None if number else name):
                 workers.check_same(question)
                 if not workers.chief:
                     return _Scratch(Path(all_runs.enter_context(tempfile.TemporaryDirectory())))
@@ -112,7 +118,7 @@ def fit_all(
                 return folder
 
             settings = dict(overwrite=overwrite, save_every=save_every, progress=progress or Silent(), workers=workers)
-            fitted.append(_fit(experiment, data, claim, saved_models, **settings))
+            fitted.append(_fit(experiment, data, claim, saved_models, reused=reused, **settings))
         with held_signals(forget=True):
             for folder in folders:  # only now, so that the same call finds those that are done
                 folder.finish()
@@ -143,6 +149,48 @@ def question_of(experiment: Experiment, data: sources.ImageData) -> dict[str, An
     return {**settings, "images": digest.hexdigest(), "versions": versions()}
 
 
+def _given(experiment: Experiment, question: dict[str, Any]) -> dict[str, Any]:
+    """What of a question its configuration does not say."""
+    return {key: question[key] for key in question.keys() - config.to_dict(experiment).keys()}
+
+
+def _alike(experiment: Experiment, question: dict[str, Any], reuse: Path, workers: Workers) -> tuple[Path, int] | None:
+    """The run that has ended the most of an experiment's first phases, and how many; never all of them.
+
+    Raises:
+        Refused: if `reuse` is itself a run, and has none.
+    """
+    if workers.count > 1:
+        raise Refused(f"--reuse is for one process, and there are {workers.count} workers; leave out either")
+    one = (reuse / "config.yaml").is_file()
+    found = (reuse, 0)
+    for run in [reuse] if one else sorted(path.parent for path in reuse.glob("*/config.yaml")):
+        try:
+            other = config.load(run / "config.yaml")
+            given = read_json(run / "environment.json").get("given")
+        except (Refused, OSError, ValueError):  # of another version
+            continue
+        same = dataclasses.replace(config.training_of(other), method=experiment.method)
+        if (same, other.seed, given) == (config.training_of(experiment), experiment.seed, _given(experiment, question)):
+            found = max(found, (run, _phases_alike(experiment, other, run)), key=lambda pair: pair[1])
+    if found[1]:
+        return found
+    if one:
+        raise Refused(f"{reuse} has no first phase of this training at seed {experiment.seed}; leave out --reuse")
+    return None
+
+
+def _phases_alike(experiment: Experiment, other: Experiment, run: Path) -> int:
+    """How many first phases two experiments share, all but the last, as far as a run of the other has ended them."""
+    names, count = Checkpoints(run / "checkpoints").names(), 0
+    pairs = zip(experiment.method.phases()[:-1], other.method.phases(), strict=False)
+    for number, (phase, one) in enumerate(pairs, start=1):
+        if phase != one or (phase.epochs and checkpoint_name(number, phase) not in names):
+            break
+        count = number if phase.epochs else count
+    return count
+
+
 def _run_folder(
     experiment: Experiment,
     question: dict[str, Any],
@@ -154,7 +202,8 @@ def _run_folder(
     """The folder of the run: without a name that of an unfinished run of the same question, or else a free one."""
 
     def begin(folder: Path) -> None:
-        write_json(folder / "environment.json", environment(experiment))
+        given = {"given": _given(experiment, question)}
+        write_json(folder / "environment.json", {**environment(experiment), **given})
         _write_text(folder / "config.yaml", config.to_yaml(experiment))
 
     default = f"{experiment.dataset.name}-{experiment.method.name}"
@@ -181,6 +230,7 @@ def _fit(
     claim: Callable[[], RunFolder | _Scratch],
     saved_models: Path,
     *,
+    reused: tuple[Path, int] | None,
     overwrite: bool,
     save_every: float,
     progress: Progress,
@@ -197,6 +247,8 @@ def _fit(
     finished = workers.of_chief(Message(read_json(run.record) if run.record.is_file() else None)).told
     if finished:
         return Fitted(experiment, finished, run.path, export_to)
+    if reused and reused[0].resolve() == run.path.resolve():
+        reused = None  # what this run has itself is in its states
     evaluation, states = experiment.evaluation, States(run.path, progress.say)
     resumed = states.rewind()
     with TensorBoardWriter(run.path) as writer:
@@ -208,6 +260,7 @@ def _fit(
             writer=writer,
             states=states if workers.chief else None,
             resumed=resumed,
+            reused=reused,
             save_every=save_every,
             progress=progress,
             workers=workers,
@@ -310,7 +363,7 @@ def train(
         pair: what `networks` gave.
         folder: of the run.
         workers: as for `run_phases`.
-        **settings: `writer`, `states`, `resumed`, `save_every` and `progress` of `run_phases`.
+        **settings: `writer`, `states`, `resumed`, `reused`, `save_every` and `progress` of `run_phases`.
 
     Returns:
         The validation metrics of the chosen weights; none where nothing is held out.

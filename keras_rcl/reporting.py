@@ -231,7 +231,8 @@ def _train(trained: Experiment, name: str, folders: Folders, progress: Progress)
         if path.exists() and not begun:
             raise Refused(f"{path} is of another experiment; move it away")
     try:
-        experiment.fit(trained, name=name, runs=folders.runs, saved_models=folders.saved_models, progress=progress)
+        places = dict(runs=folders.runs, saved_models=folders.saved_models, reuse=folders.runs)
+        experiment.fit(trained, name=name, progress=progress, **places)
     except Taken:
         raise Refused(f"{run} is in use, or was begun by another experiment or version; move it away") from None
 

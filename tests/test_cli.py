@@ -310,6 +310,27 @@ def test_interchange_leaves_out_what_is_wrong_or_falls(here, tmp_path):
     assert told["epsilons"][0]["left_out"] and told["model"]["hash"] == record["model"]["hash"]
 
 
+def test_phases_that_another_run_has_are_not_trained_again(tmp_path, monkeypatch):
+    """Of two runs with the most in common the one is taken; of another seed, data or network none."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--limit", "40", "--no-compare", "--set", "method.pretraining_epochs=1", "--set", "method.batch_size=20"]
+    small += ["--set", "method.attack.num_steps=1"]
+    both = [*small, "--set", "method.finetuning_epochs=1", "--set", "method.supcon_epochs=1", "--variant", "pgd_both"]
+    other = [*small, "--set", "method.supcon_epochs=2", "--variant", "pgd_supcon"]
+    assert run("fit", *other, "--name", "supcon").exit_code == 0
+    made = run("fit", *both, "--name", "both", "--reuse", "runs")
+    assert made.exit_code == 0, made.output
+    assert "up to 1/3 pre-training  epoch 1/1 as in runs/supcon" in made.stderr
+    head = ["--set", "method.finetuning_epochs=2"]
+    again = run("fit", *both, *head, "--name", "again", "--reuse", "runs")
+    assert "up to 2/3 SupCon  epoch 1/1 as in runs/both" in again.stderr
+    runs = {name: Path("runs", name, "metrics.jsonl").read_text().splitlines() for name in ("both", "again")}
+    assert runs["again"][:2] == runs["both"][:2] and len(runs["again"]) == 4
+    for other in (["--seed", "1"], ["--limit", "50"], ["--set", "network.projection_dim=3"], ["--deterministic"]):
+        line = refused("fit", *both, *head, *other, "--reuse", "runs/both")
+        assert line.startswith("error: runs/both has no first phase of this training") and "--reuse" in line
+
+
 def test_a_taken_name_is_refused_or_numbered(here):
     assert "--overwrite" in refused("fit", "--variant", "at", "--name", "digits-at", *SMALL)
 

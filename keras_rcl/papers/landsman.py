@@ -119,11 +119,12 @@ LANDSMAN = Paper(
         ),
     ),
     notes=(
-        "Scale cpu is CIFAR-10 and Cusin's CNN in place of ImageNet-1k and a pre-trained ResNet-50; the "
-        "pre-training is the first phase of each row. The numbers cannot be compared with the paper's, the order "
-        "of rows can.",
-        "The embedding attack reads the network's own embedding in training, where the paper has DINOv2-small as "
-        "a proxy.",
-        "Adversarial examples are crafted for each batch, where the paper stored them once.",
+        "Scale cpu is Cusin's CNN on 20,000 training images of CIFAR-10 in place of a pre-trained ResNet-50 on "
+        "ImageNet-1k; the pre-training is the first phase of each row. The numbers cannot be compared with the "
+        "paper's, the order of rows can.",
+        "At scale cpu the SC examples of training are stored once, as in the paper, and made with the encoder of "
+        "CLAF's SCL row as the proxy, where the paper has DINOv2-small; at full scale they are crafted for each batch "
+        "on the network's own embedding. The column SC-10 reads that of the network that is attacked.",
+        "PGD examples are crafted for each batch, where the paper stored them once.",
     ),
 )

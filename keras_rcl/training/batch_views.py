@@ -1,14 +1,18 @@
 """Crafts the adversarial views of a batch and stacks all views: the one room that calls another, `attacks`."""
 
 import functools
+from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
+from keras_rcl.bounds import folded
 from keras_rcl.training.micro_batches import in_parts
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Adversarial, Phase
+from keras_rcl.vocabulary.word import Refused
 
 
 def stack_views(
@@ -58,12 +62,24 @@ def stack_views(
 
 def attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, start=None):
     """The images [N, H, W, C] under attack, and the share of zero gradients that each met [N]."""
-    crafted = craft_and_count(
-        attack, lambda x: _read(network(x, training=False), attack.reads), images, labels, seed=seed, start=start
-    )
+    crafted = craft_and_count(attack, crafted_on(network, attack.reads), images, labels, seed=seed, start=start)
     return crafted.images, crafted.zero_gradients
 
 
-def _read(outputs: dict, reads: str | tuple[str, ...]):
-    """What an attack looks at: one output of the network, or several."""
-    return outputs[reads] if isinstance(reads, str) else tuple(outputs[name] for name in reads)
+def crafted_on(network: keras.Model, reads: str | tuple[str, ...]) -> Callable:
+    """images -> what an attack looks at: one output of the network at inference, or several.
+
+    BatchNorm is folded into convolutions, once a batch, where all is float32 and has a rule; the attack then sees the
+    network to rounding.
+    """
+    if isinstance(reads, str) and network.dtype_policy.compute_dtype == "float32":
+        try:
+            return folded(network, reads)
+        except Refused:  # a layer that cannot be folded
+            pass
+
+    def outputs(images):
+        found = network(images, training=False)
+        return found[reads] if isinstance(reads, str) else tuple(found[name] for name in reads)
+
+    return outputs

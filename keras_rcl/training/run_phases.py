@@ -420,6 +420,11 @@ class Monitor:
         return metrics
 
 
+def checkpoint_name(number: int, phase: Phase) -> str:
+    """Of the weights at a phase's end; phases are numbered from 1."""
+    return f"{number}-{phase.name.replace(' ', '-')}"
+
+
 class Leg(NamedTuple):
     """One epoch of a phase or of one of its refreshes.
 
@@ -483,6 +488,7 @@ def run_phases(
     micro_batch: int | None = None,
     states: States | None = None,
     resumed: State | None = None,
+    reused: tuple[Path, int] | None = None,
     save_every: float = 60.0,
     progress: Progress | None = None,
     workers: Workers = ALONE,
@@ -506,6 +512,8 @@ def run_phases(
         micro_batch: so many images pass through the network at once, the losses being of the whole batch.
         states: where the training is saved, to be resumed from; nowhere where not given.
         resumed: what `states` had of this very training.
+        reused: the folder of another training and how many of its first phases are also this one's, at the same seed
+            and on the same data; where nothing is resumed, this one begins with what they left.
         save_every: seconds between two states. The end is saved, and where SIGINT or SIGTERM asks to stop.
         progress: where progress is shown.
         workers: all of which call this with the same, but for `folder`, which only the chief keeps, and `states` and
@@ -539,16 +547,13 @@ def run_phases(
         runners.append(
             (PhaseRunner(network, phase, data, epochs=phase.epochs, seed=(seed, index, 0), **settings), refreshes)
         )
-    progress.plan(
-        sum(
-            runner.phase.epochs * (runner.work_per_epoch + sum(r.phase.epochs * r.work_per_epoch for r in refreshes))
-            for runner, refreshes in runners
-        )
-    )
     training = _Training(network, runners, data, checkpoints, recorder, monitor, validate, patience, progress)
     resumed = tuple(workers.of_chief(Message(*resumed or ())))
     if resumed[0]:
         training.restore(*resumed)
+    elif reused:
+        training.reuse(*reused)
+    progress.plan(sum(leg.runner.work_per_epoch for leg in training.legs[training.course.leg :]))
     with held_signals() as asked:
         training.run(states, save_every, workers.agreed(asked))
     if training.course.best and workers.chief:
@@ -628,7 +633,7 @@ class _Training:
                 f"epoch {self.course.best['epoch']}"
             )
         if leg.epoch == phase.epochs or self.ends_early(leg):
-            self.checkpoints.save(self.network, f"{leg.number}-{phase.name.replace(' ', '-')}")
+            self.checkpoints.save(self.network, checkpoint_name(leg.number, phase))
         return better
 
     def ends_early(self, leg: Leg) -> bool:
@@ -724,6 +729,27 @@ class _Training:
         for name in variables.keys() | arrays.keys():
             variables[name].assign(arrays[name])
         self.progress.say(f"resuming {self.where()}")
+
+    def reuse(self, run: Path, phases: int) -> None:
+        """Begin where another run had ended so many phases: with its weights, and its metrics as far as that.
+
+        Raises:
+            Refused: if a checkpoint is missing or does not fit.
+        """
+        done = [leg for leg in self.legs if leg.number <= phases]
+        checkpoints = Checkpoints(run / "checkpoints")
+        for leg in done:
+            if leg.runner is self.host(leg) and leg.epoch == leg.runner.phase.epochs:
+                name = checkpoint_name(leg.number, leg.runner.phase)
+                checkpoints.load(self.network, name)
+                self.checkpoints.save(self.network, name)
+        with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
+            for line in itertools.islice(lines, len(done)):
+                told = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
+                told.pop("step")
+                self.recorder.epoch(told.pop("phase"), told.pop("epoch"), told)
+        self.course.leg = len(done)
+        self.progress.say(f"up to {done[-1].label} as in {run}")
 
     def where(self) -> str:
         """The position in words."""

@@ -1,5 +1,6 @@
 """A training that is broken off at any step, and resumed, ends in the same bits as one that is not."""
 
+import dataclasses
 import json
 import signal
 
@@ -55,7 +56,7 @@ class Dies(Silent):
         self.lines.append(line)
 
 
-def train(folder, method, progress, save_every=0.0):
+def train(folder, method, progress, save_every=0.0, reused=None):
     """Run a method in a folder as `fit` does: the network, the chosen validation."""
     network, states = tiny_network(), States(folder, progress.say)
     resumed = states.rewind()
@@ -74,6 +75,7 @@ def train(folder, method, progress, save_every=0.0):
             validate=validate,
             states=states,
             resumed=resumed,
+            reused=reused,
             save_every=save_every,
             progress=progress,
         )
@@ -122,6 +124,23 @@ def test_killed_and_resumed(tmp_path, method, deaths, where):
     found = left(tmp_path / "cut", *train(tmp_path / "cut", method, last))
     assert found == expected
     assert last.lines == [f"resuming {where}"]
+
+
+def test_phases_of_another_run_are_not_trained_again(tmp_path):
+    """The end is that of a run which trained them, but for TensorBoard's pictures of them; killed on the way, too."""
+
+    def without_pictures(lines, curves, *others):
+        return lines, {tag: curve for tag, curve in curves.items() if "perturbation" not in tag}, *others
+
+    expected = left(tmp_path / "whole", *train(tmp_path / "whole", CLAFS, Dies()))
+    train(tmp_path / "other", dataclasses.replace(CLAFS, linear_evaluation="adversarial"), Dies())
+    reused = (tmp_path / "other", 2)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", CLAFS, Dies(3), reused=reused)
+    last = Dies()
+    found = left(tmp_path / "cut", *train(tmp_path / "cut", CLAFS, last, reused=reused))
+    assert last.lines == ["resuming 3/3 linear evaluation  epoch 2/2, step 0"]
+    assert without_pictures(*found) == without_pictures(*expected)
 
 
 def test_a_signal_lets_the_step_end_and_saves_it(tmp_path):
