@@ -163,9 +163,11 @@ def with_header(paper: Paper, row: str, at: dict[str, Experiment]) -> str:
     published.pop("", None)
     numbers = "; ".join(f"{', '.join(dict.fromkeys(names))}: {told}" for told, names in published.items())
     full, cpu = (sum(phase.total_work for phase in at[scale].method.phases()) for scale in ("full", "cpu"))
-    cost = f"{full:.0f} forward passes of each training image at full scale, {cpu:.0f} at cpu"
+    images = at["cpu"].dataset.limit or CIFAR_IMAGES
+    fewer = f" of {images:,}" if images < CIFAR_IMAGES else ""
+    cost = f"{full:.0f} forward passes of each training image at full scale, {cpu:.0f}{fewer} at cpu"
     bounded = any(phase.worst_case for phase in at["cpu"].method.phases())
-    minutes = cpu * CIFAR_IMAGES / PASSES_PER_SECOND / 60
+    minutes = cpu * images / PASSES_PER_SECOND / 60
     cost += ", besides bounds." if bounded else f": some {minutes:.0f} minutes on two cores."
     command = f"python cli.py fit --config configs/papers/{paper.name}/{row}.yaml"
     lines = [

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from keras_rcl import config
-from keras_rcl.bounds import folded
+from keras_rcl.bounds import at_inference
 from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
@@ -279,7 +279,7 @@ def _fit(
             jit=experiment.jit,
             outputs=outputs,
             support=support_of(attacks, outputs, data),
-            crafted_on=folded(served),
+            crafted_on=at_inference(served),
         )
         images = pixels(test.images)
         question = {"model": model_hash(served), "sources": hashes, **evaluator.question(images, test.labels)}

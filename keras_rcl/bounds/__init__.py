@@ -2,7 +2,7 @@
 
 from keras_rcl.bounds.batch_statistics import training_pass
 from keras_rcl.bounds.fold import fold
-from keras_rcl.bounds.folded import folded
+from keras_rcl.bounds.folded import at_inference, folded
 from keras_rcl.bounds.interval import Interval
 from keras_rcl.bounds.worst_case import (
     Method,
@@ -16,6 +16,7 @@ from keras_rcl.bounds.worst_case import (
 __all__ = [
     "Interval",
     "Method",
+    "at_inference",
     "fold",
     "folded",
     "output_bounds",

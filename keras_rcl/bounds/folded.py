@@ -7,14 +7,27 @@ import tensorflow as tf
 from keras import ops
 
 from keras_rcl.bounds.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
+from keras_rcl.vocabulary.word import Refused
+
+
+def at_inference(network: keras.Model, output: str = "logits") -> Callable:
+    """images [N, H, W, C] -> an output of the network at inference: folded where it can be, else called."""
+    try:
+        return folded(network, output)
+    except Refused:
+        return lambda images: network(images, training=False)[output]
 
 
 def folded(network: keras.Model, output: str = "logits") -> Callable:
     """images [N, H, W, C] -> an output of the network, its BatchNorms folded; weights as they are now.
 
-    It differs from the network by float32 rounding. Arguments and refusals are those of `fold`.
+    It differs from the network by float32 rounding. Arguments and refusals are those of `fold`; besides, maximum
+    pooling is refused, which as a convolution costs more than folding saves.
     """
     steps = fold(network, output)
+    for step in steps:
+        if isinstance(step.operation, Max):
+            raise Refused(f"layer {step.path} is a maximum pooling, which is slow when folded; call the network")
     paddings = {number: padding for number, step in enumerate(steps) if (padding := _own_padding(step, steps))}
 
     def run(images):
@@ -54,13 +67,6 @@ def _conv(step: Step, x, padding="VALID"):
     return tf.nn.bias_add(tf.nn.conv2d(x, operation.kernel, operation.strides, padding), operation.bias)
 
 
-def _max(step: Step, x):
-    valid = step.operation.valid[..., None]
-    rows, columns, channels = step.shape
-    windows = ops.reshape(x, (-1, rows, columns, valid.shape[-2], channels))
-    return ops.max(ops.where(valid, windows, -float("inf")), axis=-2)
-
-
 RULES: dict[type, Callable] = {
     Image: lambda step, x: x,
     Conv: _conv,
@@ -72,6 +78,5 @@ RULES: dict[type, Callable] = {
     Mean: lambda step, x: ops.mean(x, axis=(1, 2)),
     Add: lambda step, *inputs: sum(inputs[1:], inputs[0]),
     ReLU: lambda step, x: ops.relu(x),
-    Max: _max,
 }
 """Kind of step -> its rule `(step, *inputs) -> values`."""

@@ -7,12 +7,11 @@ import keras
 import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
-from keras_rcl.bounds import folded
+from keras_rcl.bounds import at_inference
 from keras_rcl.training.micro_batches import in_parts
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Adversarial, Phase
-from keras_rcl.vocabulary.word import Refused
 
 
 def stack_views(
@@ -73,10 +72,7 @@ def crafted_on(network: keras.Model, reads: str | tuple[str, ...]) -> Callable:
     network to rounding.
     """
     if isinstance(reads, str) and network.dtype_policy.compute_dtype == "float32":
-        try:
-            return folded(network, reads)
-        except Refused:  # a layer that cannot be folded
-            pass
+        return at_inference(network, reads)
 
     def outputs(images):
         found = network(images, training=False)
