@@ -3,10 +3,14 @@
 import keras
 import numpy as np
 import pytest
-from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network
+import tensorflow as tf
+from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network, randomize
 
 from keras_rcl.bounds import at_inference, fold, folded
+from keras_rcl.bounds.few_multiplications import convolution
 from keras_rcl.bounds.forward import evaluate
+from keras_rcl.networks.two_headed import build_network
+from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.word import Refused
 
 L = keras.layers
@@ -38,3 +42,48 @@ def test_what_cannot_be_folded_is_called():
         del calls[:]
         np.testing.assert_allclose(at_inference(network)(images), expected, rtol=1e-4, atol=1e-5)
         assert bool(calls) == called
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 5), (1, 2), (16, 13)])
+def test_minimal_filtering_is_the_convolution(shape):
+    """And its pixel gradient that of TensorFlow's, of any number of images."""
+    rng = np.random.default_rng(0)
+    images, kernel = (rng.normal(size=size).astype("float32") for size in ((3, *shape, 5), (3, 3, 5, 4)))
+    upstream = rng.normal(size=(3, *shape, 4)).astype("float32")
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *shape, 5)), tf.TensorSpec((None, *shape, 4))])
+    def filtered(images, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            made = convolution(tf.constant(kernel))(tf.transpose(images, [1, 2, 0, 3]))
+            made = tf.transpose(made, [2, 0, 1, 3])
+        return made, tape.gradient(made, images, upstream)
+
+    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)]).astype("float64")
+    expected, gradient = np.zeros(upstream.shape), np.zeros(padded.shape)
+    for row, column in np.ndindex(shape):  # the definition, an output pixel at a time
+        window = padded[:, row : row + 3, column : column + 3]
+        expected[:, row, column] = np.einsum("nijc,ijcf->nf", window, kernel)
+        gradient[:, row : row + 3, column : column + 3] += np.einsum("nf,ijcf->nijc", upstream[:, row, column], kernel)
+    found, found_gradient = filtered(images, upstream)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found_gradient, gradient[:, 1:-1, 1:-1], atol=1e-4)
+
+
+def test_a_folded_resnet_filters_its_later_stages_so():
+    network = build_network(Network(encoder="resnet18"), (32, 32, 3), 10, mean=[0.5] * 3, std=[0.2] * 3)
+    randomize(network, np.random.default_rng(0))
+    images = tf.constant(random_images(2, 0, shape=(32, 32, 3)), tf.float32)
+    found, expected = [], []
+    for outputs, call in (
+        (found, folded(network)),
+        (expected, lambda x: network(x, training=False)["logits"]),
+    ):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs.append(call(images))
+        outputs.append(tape.gradient(outputs[0], images))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+    graph = tf.function(folded(network)).get_concrete_function(images).graph
+    assert [op.type for op in graph.get_operations()].count("Conv2D") == 20 - 9
