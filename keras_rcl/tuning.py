@@ -24,7 +24,7 @@ from keras_rcl.inputs import pixels
 from keras_rcl.processes import in_processes
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.study import BEST, Study, locked
-from keras_rcl.training.run_phases import DEAD
+from keras_rcl.training.monitor import DEAD
 from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack

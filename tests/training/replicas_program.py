@@ -14,7 +14,8 @@ from tiny import BATCH, image_data, tiny_clafs, tiny_network
 from keras_rcl.networks import synchronize
 from keras_rcl.progress import Silent
 from keras_rcl.runtime import WorkerLost, start_tensorflow
-from keras_rcl.training.run_phases import PhaseRunner, run_phases
+from keras_rcl.training.phase_runner import PhaseRunner
+from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import FGSM, PGD, AutoPGD

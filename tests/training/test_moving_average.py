@@ -9,8 +9,9 @@ from tiny import image_data, runner, tiny_network
 from keras_rcl.methods.at import AT
 from keras_rcl.progress import Silent
 from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.monitor import overfits_catastrophically
 from keras_rcl.training.moving_average import MovingAverage
-from keras_rcl.training.run_phases import overfits_catastrophically, run_phases
+from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import FGSM
 from keras_rcl.vocabulary.phase import SGD, Phase

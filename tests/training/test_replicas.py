@@ -12,7 +12,7 @@ import replicas_program as program
 from replicas_program import stepped, trained
 
 from keras_rcl.launcher import _free_ports
-from keras_rcl.training.run_phases import _check_replicas
+from keras_rcl.training.phase_runner import _check_replicas
 from keras_rcl.vocabulary.phase import Clean, CrossEntropy, Phase, WeightPerturbation, WorstCase
 from keras_rcl.vocabulary.word import Refused
 from keras_rcl.workers import ALONE

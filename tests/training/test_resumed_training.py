@@ -17,6 +17,8 @@ from keras_rcl.progress import Silent
 from keras_rcl.runtime import Terminated
 from keras_rcl.training import run_phases as engine
 from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.training.monitor import mean_cosine
+from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter
@@ -199,7 +201,7 @@ def test_memory_that_does_not_suffice_is_told(tmp_path, monkeypatch):
     def exhausted(*args, **kwargs):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 
-    monkeypatch.setattr(engine.RobustTrainer, "fit", exhausted)
+    monkeypatch.setattr(RobustTrainer, "fit", exhausted)
     with pytest.raises(Refused, match="out of memory in adversarial training: batches of 16 .* --micro-batch 8$"):
         train(tmp_path, AVERAGED, Dies())
 
@@ -221,5 +223,5 @@ def test_a_warning_is_given_once_a_phase(shares, similarity, named):
 
 def test_mean_cosine_by_hand():
     rows = np.array([[1, 0], [0, 1], [1, 0]], np.float32)  # of three pairs, one has the cosine 1
-    assert float(engine.mean_cosine(tf.constant(rows))) == pytest.approx(1 / 3)
-    assert float(engine.mean_cosine(tf.constant(rows[:1]))) == 0
+    assert float(mean_cosine(tf.constant(rows))) == pytest.approx(1 / 3)
+    assert float(mean_cosine(tf.constant(rows[:1]))) == 0

@@ -13,9 +13,9 @@ from tiny import BATCH, image_data, image_part, runner, snapshot, tiny_clafs, ti
 from keras_rcl.data.sources import ImageData
 from keras_rcl.networks import parts
 from keras_rcl.progress import Silent
-from keras_rcl.training import run_phases as engine
+from keras_rcl.training import phase_runner
 from keras_rcl.training.batch_views import stack_views
-from keras_rcl.training.run_phases import make_optimizer
+from keras_rcl.training.phase_runner import make_optimizer
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import SGD, Adam, Adversarial, Augmented, Clean, CrossEntropy, Phase, SupCon
@@ -84,7 +84,7 @@ def test_metrics_of_an_epoch_are_those_of_its_images(monkeypatch):
     phase = phase_of(Clean(), idle, terms=(CrossEntropy(on="clean"), CrossEntropy(weight=0.5, on="adversarial")))
     steps = runner(network, phase, data)
     clock = iter((100.0, 102.0))
-    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(phase_runner, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     metrics = steps.run_epoch(Silent(), "")
     pixels, labels = data.train.images.astype("float32") / 255, data.train.labels
     logits = network(pixels, training=False)["logits"].numpy()

@@ -11,7 +11,7 @@ from tiny import BATCH, CLASSES, image_data, runner, snapshot, tiny_network
 
 from keras_rcl.networks import parts
 from keras_rcl.progress import Silent
-from keras_rcl.training.run_phases import work_per_batch
+from keras_rcl.training.phase_runner import work_per_batch
 from keras_rcl.training.weight_perturbation import WeightAscent
 from keras_rcl.vocabulary.attack import FGSM
 from keras_rcl.vocabulary.phase import SGD, Adversarial, Clean, SupCon, WeightPerturbation

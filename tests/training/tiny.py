@@ -5,7 +5,7 @@ import numpy as np
 from keras_rcl.data.sources import ImageData, Part
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.networks import build_network, parts
-from keras_rcl.training.run_phases import PhaseRunner
+from keras_rcl.training.phase_runner import PhaseRunner
 from keras_rcl.vocabulary.attack import PGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.network import Network

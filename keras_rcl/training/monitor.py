@@ -1,0 +1,94 @@
+"""What is watched while a network trains, and from where on it is called wrong."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.attacks import craft_and_count
+from keras_rcl.data.sources import ImageData
+from keras_rcl.objectives.geometry import POINTS, clean_to_adversarial_distance, geometry
+from keras_rcl.training.tensorboard import picture_grid
+from keras_rcl.vocabulary.attack import Attack
+
+MONITORED_IMAGES = 32
+DEAD = 0.5
+"""The share of zero pixel gradients from which on an attack is called dead."""
+COLLAPSED = 0.999
+"""The mean cosine between projections from which on they are called collapsed."""
+
+
+def overfits_catastrophically(metrics: dict[str, float], best: float) -> bool:
+    """Whether a single-step attack has been learnt by heart (Wong et al. 2020, "catastrophic overfitting").
+
+    The training's own attack fails more than ever, while the monitored one takes more than half of what it once left.
+
+    Args:
+        metrics: of an epoch.
+        best: the highest accuracy under the monitored attack so far in the phase.
+    """
+    return metrics["monitor_adversarial_accuracy"] < best / 2 <= best <= metrics.get("accuracy_adversarial", 0.0)
+
+
+def mean_cosine(projection: tf.Tensor) -> tf.Tensor:
+    """Of all pairs of two different rows of unit length [N, D]: (|sum of rows|^2 - N) / (N (N - 1)); 0 for one row."""
+    count = projection.shape[0]
+    total = tf.reduce_sum(tf.square(tf.reduce_sum(projection, axis=0)))
+    return (total - count) / max(1, count * (count - 1))
+
+
+class Monitor:
+    """A fixed batch of training images, attacked once an epoch: the clean and adversarial accuracy that every phase
+    can be compared by, pictures of what the attack does, and the geometry of embeddings.
+
+    That is of `POINTS` images, but for the distance to adversarial ones, which is of the batch."""
+
+    def __init__(self, network: keras.Model, data: ImageData, attack: Attack):
+        held = data.train.held
+        self.images = tf.constant(held.images[:MONITORED_IMAGES], tf.float32) / 255
+        self.labels = tf.constant(held.labels[:MONITORED_IMAGES], tf.int32)
+        self.shown = held.limited(POINTS)
+
+        @tf.function(autograph=False)
+        def embedded(x):
+            outputs = network(x, training=False)
+            return {space: tf.cast(outputs[space], tf.float32) for space in ("embedding", "projection")}
+
+        self._embedded = embedded
+
+        @tf.function(autograph=False)
+        def attacked():
+            def logits_fn(x):
+                return network(x, training=False)["logits"]
+
+            crafted = craft_and_count(attack, logits_fn, self.images, self.labels)
+            outputs = [network(x, training=False) for x in (self.images, crafted.images)]
+            predictions = [tf.argmax(output["logits"], axis=1, output_type=tf.int32) for output in outputs]
+            hits = [tf.reduce_mean(tf.cast(p == self.labels, tf.float32)) for p in predictions]
+            similarity = mean_cosine(tf.cast(outputs[0]["projection"], tf.float32))
+            return crafted.images, hits, tf.reduce_mean(crafted.zero_gradients), similarity
+
+        self._attacked = attacked
+
+    def __call__(self) -> tuple[dict[str, float], float, object]:
+        """The metrics, the mean cosine of projections, and the grid of clean, adversarial and perturbation."""
+        adversarial, (clean_hits, adversarial_hits), zeros, similarity = self._attacked()
+        metrics = {
+            "monitor_clean_accuracy": float(clean_hits),
+            "monitor_adversarial_accuracy": float(adversarial_hits),
+            "monitor_zero_gradients": float(zeros),
+            **self.geometry(adversarial),
+        }
+        return metrics, float(similarity), picture_grid(self.images.numpy()[:8], adversarial.numpy()[:8])
+
+    def geometry(self, adversarial: tf.Tensor) -> dict[str, float]:
+        """`<space>_<measure>` of the embeddings as they are now; what has no pair of images to measure is left out."""
+        starts = range(0, len(self.shown.labels), MONITORED_IMAGES)
+        batches = [self.shown.images[start : start + MONITORED_IMAGES] for start in starts]
+        found = [self._embedded(tf.constant(images, tf.float32) / 255) for images in batches]
+        before, after = self._embedded(self.images), self._embedded(adversarial)
+        metrics = {}
+        for space in before:
+            measured = geometry(self.shown.labels, np.concatenate([outputs[space] for outputs in found]))
+            measured["clean_to_adversarial_distance"] = clean_to_adversarial_distance(before[space], after[space])
+            metrics |= {f"{space}_{name}": value for name, value in measured.items() if value is not None}
+        return metrics

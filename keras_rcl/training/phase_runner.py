@@ -1,0 +1,299 @@
+"""One phase of a training: its optimizer, its batches and its trainer, compiled once."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_rcl.data.parts import StreamedPart
+from keras_rcl.data.pipeline import Batches
+from keras_rcl.data.sources import ImageData
+from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
+from keras_rcl.progress import Progress
+from keras_rcl.training.fixed_features import FixedFeatures
+from keras_rcl.training.loss_terms import phase_collapse_value
+from keras_rcl.training.refreshed_examples import RefreshedExamples
+from keras_rcl.training.replicated_step import ReplicatedStep
+from keras_rcl.training.robust_trainer import RobustTrainer
+from keras_rcl.training.warm_starts import WarmStarts
+from keras_rcl.vocabulary.phase import Optimizer, Phase
+from keras_rcl.vocabulary.word import Refused
+from keras_rcl.workers import ALONE, Workers
+
+
+def make_optimizer(word: Optimizer, decay_steps: int) -> keras.optimizers.Optimizer:
+    """The Keras optimizer that a word describes; its schedule spans `decay_steps`."""
+    rate = word.learning_rate
+    if word.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, max(1, decay_steps))
+    if word.schedule == "steps":
+        ends = [decay_steps * sevenths // 7 for sevenths in (5, 6)]
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay(ends, [rate, rate / 5, rate / 25])
+    decay = word.weight_decay or None
+    if word.name == "adam":
+        return keras.optimizers.Adam(rate, weight_decay=decay, global_clipnorm=word.clip_norm)
+    # The field adds weight_decay * w to the gradient, so momentum multiplies it by 1 / (1 - momentum) in the long run;
+    # Keras subtracts it from the weight directly.
+    return keras.optimizers.SGD(rate, momentum=word.momentum, weight_decay=decay and decay / (1 - word.momentum))
+
+
+def freeze(network: keras.Model, phase: Phase) -> None:
+    """Let only the parts that the phase trains move; BatchNorm statistics of others stand still unless asked for."""
+    for name, part in parts(network).items():
+        for layer in (part, *part.layers):
+            layer.trainable = False  # or else Keras skips a value that is the old one, and the variables with it
+            layer.trainable = name in phase.trains
+            normalizes = isinstance(layer, keras.layers.BatchNormalization)
+            if normalizes and name not in phase.trains and not phase.frozen_statistics:
+                layer.trainable = True
+                layer.gamma.trainable = layer.beta.trainable = False
+
+
+class PhaseRunner:
+    """One phase, compiled once: its trainer, optimizer and batches."""
+
+    def __init__(
+        self,
+        network,
+        phase: Phase,
+        data: ImageData,
+        *,
+        epochs: int,
+        seed: tuple[int, ...],
+        workers: Workers = ALONE,
+        **settings,
+    ):
+        """`epochs` is how many the optimizer's schedule spans."""
+        self.network, self.phase, self.seed = network, phase, seed
+        streamed = isinstance(data.train, StreamedPart)
+        if streamed and phase.warm_views:
+            raise Refused(
+                "warm_steps keep every image's last attack in memory, and dataset.streamed no image; leave out one"
+            )
+        fixed = phase.reads_fixed_features and not streamed and workers.replicas == 1
+        self.features = FixedFeatures(network, data.train) if fixed else None
+        self.warm_starts = {
+            place: WarmStarts(len(data.train.labels), data.image_shape, phase.views[place].attack.epsilon)
+            for place in phase.warm_views
+        }
+        self.batches = Batches(
+            data.train,
+            () if self.features else phase.views,
+            phase.batch_size,
+            seed,
+            augmentation=phase.augmentation,
+            balanced=settings["balanced"],
+            indexed=bool(self.features or self.warm_starts),
+            share=(workers.index, workers.count),
+        )
+        self.trainer = RobustTrainer(
+            network,
+            phase,
+            settings["precision"],
+            steps_per_epoch=self.batches.steps_per_epoch,
+            micro_batch=None if self.features else _fitting(settings["micro_batch"], self.batches.batch_size, phase),
+            warm_starts=self.warm_starts,
+            features=self.features and self.features.values,
+        )
+        self.average, self.branch = self.trainer.average, self.trainer.branch
+        size = self.trainer.micro_batch or self.batches.batch_size
+        self.refreshed = [
+            RefreshedExamples(network, attack, kept, data.train, size, seed=_entropy(*seed) % 2**31)
+            for attack, kept in self.batches.refreshed.items()
+        ]
+        freeze(network, phase)
+        with workers.scope():
+            optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
+        self.trainer.compile(optimizer=optimizer, jit_compile=settings["jit"])
+        self.optimizer = self.trainer.optimizer  # Keras wraps it where the loss is to be scaled
+        with workers.scope():
+            self.optimizer.build(self.trainer.trainable_variables)
+        self.replicated = None
+        if workers.replicas > 1:
+            _check_replicas(workers.replicas, self.batches.batch_size, phase, settings)
+            self.replicated = ReplicatedStep(self.trainer, workers)
+        self._fresh = [tf.identity(variable.value) for variable in self.optimizer.variables]
+        self.epochs_run = 0
+
+    def begin(self) -> None:
+        """What happens each time that the phase starts: parts drawn anew, the optimizer as new where asked for."""
+        for part in self.phase.reinitialize:
+            reinitialize(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
+        for part in self.phase.trains if self.phase.interval_initialization else ():
+            initialize_for_intervals(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
+        for starts in self.warm_starts.values():
+            starts.warm.assign(False)
+        if self.features:
+            self.features.clear()
+        if self.phase.fresh_optimizer:
+            for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
+                variable.assign(value)
+        for kept in filter(None, (self.average, self.branch)):
+            kept.begin()
+
+    def run_epoch(
+        self, progress: Progress, label: str, *, resumed: int = 0, after_step: Callable[[int], None] | None = None
+    ) -> dict[str, float]:
+        """One pass over the training images, which leaves the average where one is kept; returns the metrics' means.
+
+        Args:
+            progress: where progress is shown.
+            label: of its bar.
+            resumed: how many steps of it are done; the variables, metrics included, are as after the last of them.
+            after_step: called with the number of steps done.
+        """
+        freeze(self.network, self.phase)
+        if self.average:
+            self.average.show(False)
+        if self.features:
+            self.features.fill()
+        total, done = self.batches.steps_per_epoch, resumed
+        started = time.perf_counter()
+        try:
+            while done < total:
+                step = self.epochs_run * total + done
+                made = [kept.provide(step, progress, label) for kept in self.refreshed]
+                if any(made) or done == resumed:
+                    progress.start(label, total, work=self.work_per_epoch)
+                end = min([total, *(done + kept.steps_left(step) for kept in self.refreshed)])
+                self.batches.start_epoch(self.epochs_run, done)
+                metrics = self._run_steps(end - done, done, progress, after_step)
+                done = end
+        except tf.errors.ResourceExhaustedError:
+            size = self.batches.batch_size
+            cure = f"--micro-batch {_divisor(size, (self.trainer.micro_batch or size) // 2)}"
+            raise Refused(
+                f"out of memory in {self.phase.name}: batches of {size} images, each in {len(self.phase.views)} views; "
+                f"give {'a smaller batch_size' if self.replicated else cure}"
+            ) from None
+        seconds = time.perf_counter() - started
+        if self.average:
+            self.average.show(True)
+        self.epochs_run += 1
+        for starts in self.warm_starts.values():
+            starts.warm.assign(True)
+        images = (total - resumed) * self.batches.batch_size
+        for kept in self.refreshed:
+            metrics["zero_gradients"] = kept.zero_gradients
+        metrics["learning_rate"] = self.learning_rate
+        metrics["images_per_second"] = images / seconds
+        collapse = phase_collapse_value(self.phase, self.batches.batch_size)
+        if not math.isnan(collapse):
+            metrics["collapse_value"] = collapse
+        progress.finish(f"loss {metrics['loss']:.3f}")
+        return metrics
+
+    def _run_steps(self, steps: int, resumed: int, progress: Progress, after_step) -> dict[str, float]:
+        """The steps of an epoch that are left; returns the metrics' means."""
+        if self.replicated:
+
+            def stepped(done: int) -> None:
+                progress.update(done)
+                if after_step:
+                    after_step(done)
+
+            return self.replicated.run_epoch(self.batches.dataset, resumed, stepped)
+        history = self.trainer.fit(
+            self.batches.dataset,
+            steps_per_epoch=steps,
+            shuffle=False,
+            verbose=0,
+            callbacks=[_Steps(progress, resumed, after_step)],
+        )
+        return {name: float(values[-1]) for name, values in history.history.items()}
+
+    def variables(self) -> list:
+        """All that changes while the phase runs, but for the network and `epochs_run`."""
+        kept = [one.variables for one in (self.average, self.branch, *self.warm_starts.values()) if one]
+        kept += [one.weights for one in self.refreshed]
+        return [*self.optimizer.variables, *self.trainer.metrics_variables, *itertools.chain(*kept)]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(tf.convert_to_tensor(self.optimizer.learning_rate))
+
+    @property
+    def work_per_epoch(self) -> float:
+        steps = self.batches.steps_per_epoch
+        return steps * (work_per_batch(self.phase) + sum(kept.work / kept.attack.every for kept in self.refreshed))
+
+
+def _entropy(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
+
+
+def work_per_batch(phase: Phase) -> float:
+    """Forward passes that a batch costs, roughly."""
+    return phase.batch_size * phase.work
+
+
+def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | None:
+    """The micro-batch, where it is smaller than the batch.
+
+    Raises:
+        Refused: if it does not divide the batch, or the phase needs the whole batch at once.
+    """
+    if micro_batch is None or micro_batch >= batch_size:
+        return None
+    if batch_size % micro_batch:
+        raise Refused(
+            f"micro-batches of {micro_batch} images do not fill {phase.name}'s batches of {batch_size}; "
+            f"give --micro-batch {_divisor(batch_size, micro_batch)}"
+        )
+    for needs in phase.of_whole_batch:
+        raise Refused(f"{phase.name} takes its {needs} of the whole batch; leave out --micro-batch, or {needs}")
+    return micro_batch
+
+
+def _check_replicas(replicas: int, batch_size: int, phase: Phase, settings: dict) -> None:
+    """See that a phase can be trained on several replicas.
+
+    Raises:
+        Refused: if its batches do not divide among them, or it needs a whole batch in one place.
+    """
+    if batch_size % replicas:
+        fitting = batch_size // replicas * replicas
+        cure = f"--set method.batch_size={fitting}" if fitting else "fewer of them"
+        raise Refused(f"{phase.name}'s batches of {batch_size} do not divide among {replicas} replicas; give {cure}")
+    needs = [
+        *phase.of_whole_batch,
+        phase.warm_views and "warm_steps",
+        any(getattr(view, "attack", None) and view.attack.name == "refreshed" for view in phase.views) and "refreshed",
+        settings["micro_batch"] and "--micro-batch",
+        settings["jit"] and "--jit",
+    ]
+    for what in filter(None, needs):
+        raise Refused(f"{phase.name} has {what}, which is for one replica, and there are {replicas}; leave out either")
+
+
+def _divisor(number: int, largest: int) -> int:
+    """The largest divisor that is not above `largest`; 1 where that is 0."""
+    return max(size for size in range(1, max(1, largest) + 1) if number % size == 0)
+
+
+class _Steps(keras.callbacks.Callback):
+    """Passes steps on, and puts back the metrics of those that were done before, which Keras resets."""
+
+    def __init__(self, progress: Progress, resumed: int, after_step: Callable[[int], None] | None):
+        super().__init__()
+        self._progress, self._resumed, self._after_step = progress, resumed, after_step
+
+    def on_train_begin(self, logs=None):
+        self._metrics = [variable.numpy() for variable in self.model.metrics_variables]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._resumed:
+            for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
+                variable.assign(value)
+
+    def on_train_batch_end(self, batch, logs=None):
+        done = self._resumed + batch + 1
+        self._progress.update(done)
+        if self._after_step:
+            self._after_step(done)
