@@ -198,8 +198,8 @@ class Evaluator:
         With a `journal` of this very `question` batches that it holds are read from it, and all others written to it.
         With `workers`, all of which call this with the same, each attacks some of the batches, and all get the whole.
 
-        Each round of an attack, and each member of an ensemble, runs on what survived the rounds before, packed into
-        full batches. A targeted attack aims at each image's least likely class; it succeeds, as any, where the image
+        Each round of an attack, and each member of an ensemble, runs on what survived the rounds before, packed anew into
+        batches. A targeted attack aims at each image's least likely class; it succeeds, as any, where the image
         ends wrong.
 
         Raises:
@@ -248,7 +248,7 @@ class Evaluator:
                 name = describe(attack) if len(members) == 1 else f"{describe(attack)}: {member.label}"
                 rounds = f", round {round + 1}/{member.num_rounds}" if member.num_rounds > 1 else ""
                 progress.start(name + rounds, len(survivors), work=sum(member.passes))
-                done, batches = 0, list(_batches(survivors, self.batch_size))
+                done, batches = 0, _batches(survivors, self.batch_size)
                 wanted = [
                     (
                         f"{number} {index} {round} {describe(attack)} ".encode() + chosen.tobytes(),
@@ -318,6 +318,6 @@ class _Outcome:
     stages: tuple[tuple[str, float], ...] = ()
 
 
-def _batches(indices: np.ndarray, size: int):
-    """The indices in full batches of `size`, and what remains of them."""
-    return (indices[start : start + size] for start in range(0, len(indices), size))
+def _batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    """The indices in as few batches as hold `size` at most, all about as large: a small one takes longer an image."""
+    return np.array_split(indices, -(-len(indices) // size)) if len(indices) else []

@@ -323,6 +323,8 @@ def test_what_is_no_batch_of_images_is_refused(images):
 def test_batches_cover_every_index_once(size):
     for count in (0, 1, 2, 7, 8, 9, 40):
         indices = np.arange(count) + 5
-        batches = list(_batches(indices, size))
+        batches = _batches(indices, size)
         np.testing.assert_array_equal(np.concatenate([*batches, indices[:0]]), indices)
-        assert all(len(batch) == size for batch in batches[:-1]) and len(batches) == -(-count // size)
+        sizes = [len(batch) for batch in batches]
+        assert len(batches) == -(-count // size) and all(0 < held <= size for held in sizes)
+        assert not sizes or max(sizes) - min(sizes) <= 1

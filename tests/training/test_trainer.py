@@ -12,9 +12,10 @@ from tiny import BATCH, image_data, image_part, runner, snapshot, tiny_clafs, ti
 
 from keras_rcl.data.sources import ImageData
 from keras_rcl.networks import parts
+from keras_rcl.networks.two_headed import batch_norms
 from keras_rcl.progress import Silent
 from keras_rcl.training import phase_runner
-from keras_rcl.training.batch_views import stack_views
+from keras_rcl.training.batch_views import crafted_on, stack_views
 from keras_rcl.training.phase_runner import make_optimizer
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip
@@ -228,3 +229,21 @@ def test_the_schedule_spans_the_phase(precision):
     steps = runner(tiny_network(precision=precision), phase, epochs=2, precision=precision)
     rates = [steps.run_epoch(Silent(), "")["learning_rate"] for _ in range(2)]
     assert rates == pytest.approx([0.025, 0.0], abs=1e-7)
+
+
+@pytest.mark.parametrize("reads", ["logits", "embedding", "projection", ("logits", "projection")])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_what_an_attack_sees_is_the_network_at_inference(reads, precision):
+    """In float32 its BatchNorms are folded; either way they neither read the batch's statistics nor move their own."""
+    network, images = tiny_network(precision=precision), image_data().train.images[:5].astype("float32") / 255
+    rng = np.random.default_rng(0)
+    for layer in batch_norms(network):
+        for variable in (layer.gamma, layer.moving_mean, layer.moving_variance):
+            variable.assign(rng.uniform(0.5, 2.0, variable.shape))
+    before = network.get_weights()
+    seen, outputs = crafted_on(network, reads)(images), network(images, training=False)
+    names, seen = ((reads,), (seen,)) if isinstance(reads, str) else (reads, seen)
+    for name, one in zip(names, seen, strict=True):
+        np.testing.assert_allclose(one, outputs[name], atol=1e-5)
+    for one, other in zip(before, network.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
