@@ -151,7 +151,7 @@ def papers_page() -> str:
 
 def with_header(paper: Paper, row: str, at: dict[str, Experiment]) -> str:
     """The configuration of a row with its header made anew: paper, published numbers, cost and command."""
-    text = config_path(paper, row).read_text(encoding="utf-8")
+    text = config_path(f"{paper.name}/{row}").read_text(encoding="utf-8")
     body = re.sub(r"\A(#.*\n)*", "", text)
     of = [(table, one) for table in paper.tables for one in table.rows if one.config == row]
     tables = "; ".join(f'{table.name} "{one.label}"' for table, one in of)
@@ -193,7 +193,7 @@ def row_configs() -> dict[Path, str]:
     for paper in PAPERS.values():
         at = {scale: experiments(paper, scale) for scale in ("full", "cpu")}
         for row in paper.configs:
-            found[config_path(paper, row)] = with_header(paper, row, {scale: at[scale][row] for scale in at})
+            found[config_path(f"{paper.name}/{row}")] = with_header(paper, row, {scale: at[scale][row] for scale in at})
     return found
 
 

@@ -62,7 +62,7 @@ def _cifar10(results: Path) -> str:
 def _published() -> dict[str, str]:
     """Variant -> clean and PGD-10 accuracy of CLAF's Table 1, of ResNet-18 in its code's own protocol."""
     rows = [row for row in PAPERS["claf"].table("Table 1").rows if row.published]
-    found = {config.load(config_path(PAPERS["claf"], row.config)).method.name: row.published for row in rows}
+    found = {config.load(config_path(f"claf/{row.config}")).method.name: row.published for row in rows}
     return {variant: f"{clean} / {robust}" for variant, (clean, robust, *_) in found.items()}
 
 

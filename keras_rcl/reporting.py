@@ -14,8 +14,10 @@ from sklearn.manifold import TSNE
 from keras_rcl import attacking, experiment, results
 from keras_rcl.attacks.craft import craft
 from keras_rcl.classifier import Classifier, load_classifier
-from keras_rcl.config import Experiment
+from keras_rcl.config import Experiment, training_attacks
+from keras_rcl.crafting import craft_dataset
 from keras_rcl.data import sources
+from keras_rcl.data.adversarial_store import RECORD
 from keras_rcl.inputs import dataset_of, pixels
 from keras_rcl.output_folder import check_replaceable
 from keras_rcl.papers import PAPERS
@@ -46,6 +48,7 @@ from keras_rcl.vocabulary.paper import (
     Pictures,
     RobustCurves,
     Row,
+    StoredExamples,
 )
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.vocabulary.word import Refused
@@ -110,11 +113,12 @@ def report(
     told, progress = PAPERS[paper], progress or Silent()
     settings = [*settings, *([f"dataset.limit={limit}"] if limit else [])]
     rows = results.experiments(told, scale, settings)
-    name = f"{paper}-{scale}" + (f"-limit{limit}" if limit else "")
-    output_dir = output_dir or Path("reports") / name
+    called = scale + (f"-limit{limit}" if limit else "")
+    output_dir = output_dir or Path("reports") / f"{paper}-{called}"
     check_replaceable(output_dir, "report.json", overwrite=True)
     if train:
-        _complete(told, rows, range(seeds or 1), name, folders, processes, progress)
+        proxies = {stored.proxy: results.experiment(stored.proxy, scale, settings) for stored in told.stored}
+        _complete(told, rows, proxies, called, range(seeds or 1), folders, processes, progress)
     found = folders.read()
 
     def lookup(row: str, measure: Measure):
@@ -148,22 +152,35 @@ class Job(NamedTuple):
 def _complete(
     paper: Paper,
     rows: dict[str, Experiment],
+    proxies: dict[str, Experiment],
+    called: str,
     seeds: Sequence[int],
-    name: str,
     folders: Folders,
     processes: int,
     progress: Progress,
 ) -> None:
-    """Train, attack and verify what the tables need and no record has."""
-    jobs, found = [], folders.read()
+    """Train, attack and verify what the tables need and no record has.
+
+    `proxies` are the experiments of those that the paper's stored examples are made with; `called` is what the names of
+    runs have between those of paper and row.
+    """
+    jobs, attacks, found = [], [], folders.read()
     work = [(row, seed) for seed in seeds for row in rows]
     for number, (row, seed) in enumerate(work, start=1):
         run, measures = found.runs(rows[row]).get(seed), tuple(paper.measures(row))
         if run is None or _lacking(run, measures):
             label = f"{paper.name} {number}/{len(work)}: {row}, seed {seed}"
-            called = f"{name}-{row}" + (f"-seed{seed}" if seed else "")
+            name = f"{paper.name}-{called}-{row}" + (f"-seed{seed}" if seed else "")
             seeded = dataclasses.replace(rows[row], seed=seed)
-            jobs.append(Job(number, label, seeded, called, measures, folders))
+            jobs.append(Job(number, label, seeded, name, measures, folders))
+            if run is None:
+                attacks += training_attacks(seeded.method.phases())
+    needed = {attack.folder for attack in attacks if attack.name == "stored"}
+    for stored in paper.stored:
+        if stored.folder in needed and not (Path(stored.folder) / RECORD).is_file():
+            progress.say(f"{paper.name}: {stored.folder} of {stored.proxy}")
+            name = stored.proxy.replace("/", f"-{called}-")
+            _store(stored, proxies[stored.proxy], name, folders, progress)
     if processes == 1:
         for job in jobs:
             progress.say(job.label)
@@ -235,6 +252,17 @@ def _train(trained: Experiment, name: str, folders: Folders, progress: Progress)
         experiment.fit(trained, name=name, progress=progress, **places)
     except Taken:
         raise Refused(f"{run} is in use, or was begun by another experiment or version; move it away") from None
+
+
+def _store(stored: StoredExamples, proxy: Experiment, name: str, folders: Folders, progress: Progress) -> None:
+    """Make what rows train on, and its proxy where there is no export of that."""
+    run = folders.read().runs(proxy).get(proxy.seed)
+    model = run and folders.model(run)
+    if model is None:
+        _train(proxy, name, folders, progress)
+        model = folders.saved_models / name
+    fields = {"data_dir": proxy.dataset.data_dir} if proxy.dataset.data_dir else {}
+    craft_dataset(model, stored.attack, Path(stored.folder), dataset=fields, progress=progress)
 
 
 def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folders, progress: Progress) -> None:

@@ -151,14 +151,19 @@ def _training(record: dict[str, Any]) -> Experiment | None:
 # The rows of a paper
 
 
-def config_path(paper: Paper, row: str) -> Path:
-    """The file of a paper's row."""
-    return CONFIGS / "papers" / paper.name / f"{row}.yaml"
+def config_path(row: str) -> Path:
+    """The file of a row, `<paper>/<config>`."""
+    return CONFIGS / "papers" / f"{row}.yaml"
+
+
+def experiment(row: str, scale: str, settings: Sequence[str] = ()) -> Experiment:
+    """Of a row, `<paper>/<config>`."""
+    return config.load(config_path(row), None, settings, scale)
 
 
 def experiments(paper: Paper, scale: str, settings: Sequence[str] = ()) -> dict[str, Experiment]:
     """Config of a row -> its experiment, for all rows of a paper."""
-    return {row: config.load(config_path(paper, row), None, settings, scale) for row in paper.configs}
+    return {row: experiment(f"{paper.name}/{row}", scale, settings) for row in paper.configs}
 
 
 def missing(

@@ -1,5 +1,6 @@
 """A report end to end: two rows of a tiny paper on digits, trained, attacked, verified, drawn, and read again."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from keras_rcl.vocabulary.paper import (
     Robust,
     RobustCurves,
     Row,
+    StoredExamples,
     Table,
     Verified,
 )
@@ -143,6 +145,26 @@ def test_rows_are_made_in_processes_of_their_own(made, tmp_path):
         [line["loss"] for line in alone["losses"]], rel=1e-3
     )
     assert told["attacks"] == alone["attacks"] and told["config"] == alone["config"]
+
+
+def test_examples_that_rows_train_on_are_made_first(made, monkeypatch):
+    """Of a proxy that is there already: it is not trained again, and the row trains on what is stored."""
+    trained = "variant: pgd_ce\nmethods:\n  pgd_ce: {pretraining_epochs: 1, epochs: 1, batch_size: 30, attack: %s}\n"
+    text = trained % "{name: stored, folder: stored/examples, epsilon: 4/255}"
+    Path("configs/papers/tiny/pgd_ce.yaml").write_text(f"extends: ../tiny.yaml\n{text}", encoding="utf-8")
+    attack = FGSM(epsilon=4 / 255)
+    row = Row(label="Stored", config="pgd_ce")
+    table = dataclasses.replace(TINY.tables[0], columns=TINY.tables[0].columns[:1], rows=(row,), comparisons=())
+    stored = StoredExamples(folder="stored/examples", proxy="tiny/baseline", attack=attack)
+    paper = dataclasses.replace(TINY, tables=(table,), figures=(), stored=(stored,))
+    monkeypatch.setattr(reporting, "PAPERS", {"tiny": paper})
+    runs = {path.name for path in Path("runs").iterdir()}
+    told, _ = report("tiny", scale="cpu", train=True, output_dir=Path("reports/stored"))
+    assert told["missing"] == [] and {path.name for path in Path("runs").iterdir()} == runs | {"tiny-cpu-pgd_ce"}
+    examples = json.loads(Path("stored/examples/examples.json").read_text(encoding="utf-8"))
+    proxy = json.loads(Path("saved_models/tiny-cpu-baseline/model.json").read_text(encoding="utf-8"))
+    assert (examples["examples"], examples["model"]["hash"]) == (60, proxy["model_hash"])
+    assert examples["attack"]["name"] == "fgsm" and examples["data"]["part"] == "train"
 
 
 def test_without_models_what_needs_them_is_said(made, tmp_path):

@@ -177,7 +177,7 @@ def test_fit_measures_all_that_a_row_wants_of_every_test_image(paper, scale):
     """So that one command makes a row, but for what is too dear for every image, and verification."""
     for row, experiment in experiments(paper, scale).items():
         wanted = {m.attack for m in paper.measures(row) if m.kind == "robust" and m.limit is None}
-        assert wanted <= set(experiment.evaluation.attacks), config_path(paper, row)
+        assert wanted <= set(experiment.evaluation.attacks), config_path(f"{paper.name}/{row}")
 
 
 @pytest.mark.parametrize("paper", PAPERS.values(), ids=PAPERS)

@@ -198,8 +198,8 @@ class Evaluator:
         With a `journal` of this very `question` batches that it holds are read from it, and all others written to it.
         With `workers`, all of which call this with the same, each attacks some of the batches, and all get the whole.
 
-        Each round of an attack, and each member of an ensemble, runs on what survived the rounds before, packed anew into
-        batches. A targeted attack aims at each image's least likely class; it succeeds, as any, where the image
+        Each round of an attack, and each member of an ensemble, runs on what survived the rounds before, in batches of
+        their own. A targeted attack aims at each image's least likely class; it succeeds, as any, where the image
         ends wrong.
 
         Raises:

@@ -11,6 +11,7 @@ from keras_rcl.vocabulary.paper import (
     Pictures,
     Robust,
     Row,
+    StoredExamples,
     Table,
 )
 
@@ -105,6 +106,13 @@ LANDSMAN = Paper(
                 "softmax too many) of 1000 classes lies between 5.909 and 6.909, whatever the network: these "
                 "tell nothing of it, and none is measured here.",
             ),
+        ),
+    ),
+    stored=(
+        StoredExamples(
+            folder="adversarial/landsman-sc",
+            proxy="claf/scl",
+            attack=_SC,
         ),
     ),
     figures=(

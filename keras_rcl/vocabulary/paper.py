@@ -190,12 +190,27 @@ Figure = Annotated[Union[LossCurves, RobustCurves, Bars, Embeddings, Pictures], 
 
 
 @word
+class StoredExamples:
+    """Adversarial examples of the training images, made once, that rows of a paper train on.
+
+    Fields:
+        folder: as the `stored` attacks of those rows name it.
+        proxy: `<paper>/<row>` of the network that is attacked, at seed 0.
+    """
+
+    folder: str
+    proxy: str
+    attack: Attack
+
+
+@word
 class Paper:
     """A paper: its tables, as published, and its figures.
 
     Fields:
         name: of its folder in `configs/papers/`.
         notes: what holds for all of its tables.
+        stored: what is to be made before rows that train on it.
     """
 
     name: str
@@ -204,6 +219,7 @@ class Paper:
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
+    stored: tuple[StoredExamples, ...] = ()
 
     def __post_init__(self):
         for figure in self.figures:
