@@ -18,7 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from keras_rcl.classifier import load_classifier
 from keras_rcl.commands import cli
+from keras_rcl.config import Experiment
 from keras_rcl.data.sources import load
+from keras_rcl.experiment import _phases_alike
+from keras_rcl.methods import PGDBoth, PGDSupCon
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.threat import PROTOCOLS
 
@@ -311,24 +314,33 @@ def test_interchange_leaves_out_what_is_wrong_or_falls(here, tmp_path):
 
 
 def test_phases_that_another_run_has_are_not_trained_again(tmp_path, monkeypatch):
-    """Of two runs with the most in common the one is taken; of another seed, data or network none."""
+    """Of another seed, other data or another network none are alike."""
     monkeypatch.chdir(tmp_path)
-    small = ["--limit", "40", "--no-compare", "--set", "method.pretraining_epochs=1", "--set", "method.batch_size=20"]
-    small += ["--set", "method.attack.num_steps=1"]
-    both = [*small, "--set", "method.finetuning_epochs=1", "--set", "method.supcon_epochs=1", "--variant", "pgd_both"]
-    other = [*small, "--set", "method.supcon_epochs=2", "--variant", "pgd_supcon"]
-    assert run("fit", *other, "--name", "supcon").exit_code == 0
-    made = run("fit", *both, "--name", "both", "--reuse", "runs")
+    small = ["--limit", "40", "--no-compare", "--set", "method.epochs=1", "--set", "method.baseline_epochs=1"]
+    small += ["--set", "evaluation.attacks=[{name: fgsm}]", "--set", "evaluation.validation_attack={name: fgsm}"]
+    margin = ["fit", "--variant", "margin_scl", *small]
+    assert run("fit", "--variant", "refined_scl", *small, "--name", "refined").exit_code == 0
+    made = run(*margin, "--name", "margin", "--reuse", "runs")
     assert made.exit_code == 0, made.output
-    assert "up to 1/3 pre-training  epoch 1/1 as in runs/supcon" in made.stderr
-    head = ["--set", "method.finetuning_epochs=2"]
-    again = run("fit", *both, *head, "--name", "again", "--reuse", "runs")
-    assert "up to 2/3 SupCon  epoch 1/1 as in runs/both" in again.stderr
-    runs = {name: Path("runs", name, "metrics.jsonl").read_text().splitlines() for name in ("both", "again")}
-    assert runs["again"][:2] == runs["both"][:2] and len(runs["again"]) == 4
-    for other in (["--seed", "1"], ["--limit", "50"], ["--set", "network.projection_dim=3"], ["--deterministic"]):
-        line = refused("fit", *both, *head, *other, "--reuse", "runs/both")
-        assert line.startswith("error: runs/both has no first phase of this training") and "--reuse" in line
+    assert "up to 1/2 baseline  epoch 1/1 as in runs/refined" in made.stderr
+    first, other = (Path("runs", name, "metrics.jsonl").read_text().splitlines() for name in ("refined", "margin"))
+    assert first[:1] == other[:1] and len(first) == len(other) == 2
+    for changed in (["--seed", "1"], ["--limit", "50"], ["--set", "network.projection_dim=3"], ["--deterministic"]):
+        line = refused(*margin, *changed, "--reuse", "runs/refined")
+        assert line.startswith("error: runs/refined has no first phase of this training") and "--reuse" in line
+
+
+def test_phases_are_alike_as_far_as_all_of_their_words_and_checkpoints_are(tmp_path):
+    both, supcon = Experiment(method=PGDBoth()), Experiment(method=PGDSupCon())
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for done, name in enumerate(("", "1-pre-training", "2-SupCon")):
+        (folder / f"{name}.weights.h5").touch()
+        assert _phases_alike(both, supcon, tmp_path) == done
+    assert _phases_alike(supcon, both, tmp_path) == 1, "the last phase is always trained"
+    longer = Experiment(method=PGDBoth(supcon_epochs=11))
+    assert _phases_alike(longer, supcon, tmp_path) == 1
+    assert _phases_alike(Experiment(method=PGDBoth(pretraining_epochs=1)), supcon, tmp_path) == 0
 
 
 def test_a_taken_name_is_refused_or_numbered(here):
