@@ -191,7 +191,7 @@ def test_committed_results_stand_in_the_tables():
     """Found by their experiments alone: the first four rows that were measured, and one attacked in another file."""
     found, rows = Results(config.CONFIGS.parent / "results"), experiments(PAPERS["claf"], "cpu")
     assert all(found.runs(rows[row]) for row in ("natural", "at", "trades", "clafs"))
-    assert found.measured(rows["at"], Robust(attack=AutoAttack(), limit=1000)) is not None
+    assert found.measured(rows["clafs"], Robust(attack=AutoAttack(), limit=1000)) is not None
 
 
 def of_images(record: dict) -> tuple[str, str]:
