@@ -109,7 +109,9 @@ def fit_all(
                 question["replicas"] = workers.replicas
             reused = _alike(experiment, question, reuse, workers) if reuse else None
 
-            def claim(experiment=experiment, question=question, chosen=None if number else name):
+            def claim(
+                experiment=experiment, question=question, chosen=None if number else name
+            ) -> RunFolder | _Scratch:
                 workers.check_same(question)
                 if not workers.chief:
                     return _Scratch(Path(all_runs.enter_context(tempfile.TemporaryDirectory())))
@@ -163,6 +165,7 @@ def _alike(experiment: Experiment, question: dict[str, Any], reuse: Path, worker
     if workers.count > 1:
         raise Refused(f"--reuse is for one process, and there are {workers.count} workers; leave out either")
     one = (reuse / "config.yaml").is_file()
+    wanted = config.training_of(experiment), experiment.seed, _given(experiment, question)
     found = (reuse, 0)
     for run in [reuse] if one else sorted(path.parent for path in reuse.glob("*/config.yaml")):
         try:
@@ -171,7 +174,7 @@ def _alike(experiment: Experiment, question: dict[str, Any], reuse: Path, worker
         except (Refused, OSError, ValueError):  # of another version
             continue
         same = dataclasses.replace(config.training_of(other), method=experiment.method)
-        if (same, other.seed, given) == (config.training_of(experiment), experiment.seed, _given(experiment, question)):
+        if (same, other.seed, given) == wanted:
             found = max(found, (run, _phases_alike(experiment, other, run)), key=lambda pair: pair[1])
     if found[1]:
         return found

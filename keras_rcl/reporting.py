@@ -261,8 +261,7 @@ def _store(stored: StoredExamples, proxy: Experiment, name: str, folders: Folder
     if model is None:
         _train(proxy, name, folders, progress)
         model = folders.saved_models / name
-    fields = {"data_dir": proxy.dataset.data_dir} if proxy.dataset.data_dir else {}
-    craft_dataset(model, stored.attack, Path(stored.folder), dataset=fields, progress=progress)
+    craft_dataset(model, stored.attack, Path(stored.folder), dataset=_located(proxy.dataset), progress=progress)
 
 
 def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folders, progress: Progress) -> None:
@@ -277,7 +276,7 @@ def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folde
     def fewer(images: int | None) -> dict[str, Any]:
         """The data set's fields for the first so many images, or as many as the run knows."""
         limit = results.fewest(images, data)
-        return {**({"data_dir": data.data_dir} if data.data_dir else {}), **({"limit": limit} if limit else {})}
+        return {**_located(data), **({"limit": limit} if limit else {})}
 
     for images in dict.fromkeys(measure.limit for measure in lacking if measure.kind == "robust"):
         attacks = [measure.attack for measure in lacking if measure.kind == "robust" and measure.limit == images]
@@ -285,6 +284,11 @@ def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folde
     radii = [measure.epsilon for measure in lacking if measure.kind == "verified"]
     if radii:
         verify_model(model, radii, count=VERIFIED_COUNT, dataset=fewer(VERIFIED_IMAGES), progress=progress)
+
+
+def _located(data: Dataset) -> dict[str, Any]:
+    """The data set's field that says where it lies, if it does."""
+    return {"data_dir": data.data_dir} if data.data_dir else {}
 
 
 # Figures
