@@ -35,10 +35,10 @@ from keras_rcl.vocabulary.attack import PGD  # noqa: E402
 EPSILON, STEP_SIZE = 8 / 255, 2 / 255
 
 
-def ours(network, images, labels, steps):
+def ours(network, images, labels, steps, dtype="float32"):
     """As an evaluation crafts: on the folded network."""
     attack = PGD(epsilon=EPSILON, step_size=STEP_SIZE, num_steps=steps, random_start=False)
-    logits_fn = folded(network)
+    logits_fn = folded(network, dtype=dtype)
     compiled = tf.function(lambda x, y: craft(attack, logits_fn, x, y), autograph=False)
     return lambda: compiled(images, labels).numpy()
 
@@ -143,7 +143,7 @@ def main() -> None:
     images, labels = part.images.astype(np.float32) / 255, part.labels
     there = installed("art", "foolbox", "cleverhans", "torch", "torchattacks")
     task = images, labels, arguments.steps
-    contenders = {"ours": ours(network, *task)}
+    contenders = {"ours": ours(network, *task), "ours, bfloat16": ours(network, *task, "bfloat16")}
     contenders |= {name: make(model, *task) for name, make in KERAS.items() if NEEDS.get(name, name) in {None, *there}}
     if "torch" in there:
         from benchmarks.torch_twin import TorchNetwork, check_twin

@@ -32,6 +32,9 @@ from keras_rcl.vocabulary.attack import PGD, AutoAttack  # noqa: E402
 
 EPSILON, STEP_SIZE, STEPS, RESTARTS, BATCH = 8 / 255, 2 / 255, 40, 5, 250
 
+OURS = {"ours": "float32", "ours, bfloat16": "bfloat16"}
+"""Contender -> what its attack is computed in; the second is `attack --craft-dtype bfloat16`."""
+
 
 def accuracy_of(attacked, images, labels) -> float:
     """The share of images that stay right: `attacked` is images [N, H, W, C], labels [N] -> bool [N]."""
@@ -42,8 +45,8 @@ def accuracy_of(attacked, images, labels) -> float:
 class Ours:
     """Our evaluation, as `attack` runs it, and how many passes of one image it took, forward or back to the image."""
 
-    def __init__(self, classifier, images, labels, attack):
-        crafted_on = folded_logits(classifier, images[:32])
+    def __init__(self, classifier, images, labels, attack, dtype="float32"):
+        crafted_on = folded_logits(classifier, images[:32], dtype)
         size = min(BATCH, len(labels))
         self.evaluator = Evaluator(classifier.logits, [attack], batch_size=size, crafted_on=crafted_on)
         self.images, self.labels, self.passes = images, labels, 0
@@ -178,15 +181,16 @@ def main() -> None:
     if arguments.protocol == "pgd":
         there = installed("art", "foolbox", "cleverhans", "torch", "torchattacks")
         attack = PGD(epsilon=EPSILON, step_size=STEP_SIZE, num_steps=STEPS, num_restarts=RESTARTS)
-        contenders = {"ours": Ours(classifier, *task, attack)}
         model = keras.Model(network.input, network.output["logits"])
         makes = {"art": art, "foolbox": foolbox, "cleverhans": cleverhans}
-        contenders |= {name: make(model, *task) for name, make in makes.items() if name in there}
+        contenders = {name: make(model, *task) for name, make in makes.items() if name in there}
         torch_makes = {"torchattacks": torchattacks, "plain torch": plain_torch}
     else:
         there = installed("torch", "torchattacks")
-        contenders = {"ours": Ours(classifier, *task, AutoAttack(epsilon=EPSILON))}
+        attack, contenders = AutoAttack(epsilon=EPSILON), {}
         torch_makes = {"torchattacks": torchattacks_ensemble}
+    ours = {name: Ours(classifier, *task, attack, dtype) for name, dtype in OURS.items()}
+    contenders = {**ours, **contenders}
     if "torch" in there:
         from benchmarks.torch_twin import TorchNetwork, check_twin
 
@@ -198,9 +202,8 @@ def main() -> None:
         if arguments.protocol == "pgd":
             contenders |= {f"{n}, NHWC": make(twin, *task, "channels_last") for n, make in torch_makes.items()}
     seconds, accuracies = alternate(contenders, arguments.repeats, arguments.only)
-    ours = contenders["ours"]
     contenders = accuracies
-    operations = {"ours": ours.passes * operations_per_image(network)}
+    operations = {name: one.passes * operations_per_image(network) for name, one in ours.items()}
     rows = rows_of(seconds, dict.fromkeys(contenders, len(labels)), operations)
     for name in contenders:
         rows[name]["robust_accuracy"] = accuracies[name]

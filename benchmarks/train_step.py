@@ -40,7 +40,7 @@ from keras_rcl.vocabulary.attack import PGD  # noqa: E402
 from keras_rcl.vocabulary.dataset import CropFlip  # noqa: E402
 from keras_rcl.vocabulary.phase import SGD, Adam  # noqa: E402
 
-SETTINGS = dict(precision="float32", jit=False, balanced=False, micro_batch=None)
+SETTINGS = dict(precision="float32", jit=False, balanced=False, micro_batch=None, craft_dtype="float32")
 CLAF = CLAFS(
     inner_epochs=5,
     augmentation=CropFlip(),
@@ -59,17 +59,22 @@ OPTIONS = {
 HOW = ("bare", "fit, one batch", "fit, pipeline")
 
 
-def runner_of(encoder, phase, data):
-    return PhaseRunner(random_network(encoder), phase, data, epochs=1000, seed=(0,), **SETTINGS)
+def runner_of(encoder, phase, data, **changes):
+    return PhaseRunner(random_network(encoder), phase, data, epochs=1000, seed=(0,), **{**SETTINGS, **changes})
 
 
 def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
     """The contenders of a clean and an adversarial step, and how many forward passes an image costs in each."""
     attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=5)
-    methods = {"clean": Baseline(batch_size=batch_size), "PGD-5": AT(batch_size=batch_size, attack=attack)}
+    plain, adversarial = Baseline(batch_size=batch_size), AT(batch_size=batch_size, attack=attack)
+    trainings = {
+        "clean": (plain, "float32"),
+        "PGD-5": (adversarial, "float32"),
+        "PGD-5 in bfloat16": (adversarial, "bfloat16"),
+    }
     contenders, passes = {}, {}
-    for name, method in methods.items():
-        runner = runner_of(encoder, method.phases()[0], data)
+    for name, (method, dtype) in trainings.items():
+        runner = runner_of(encoder, method.phases()[0], data, craft_dtype=dtype)
         batch = next(iter(runner.batches.dataset))
         once = tf.data.Dataset.from_tensors(batch).repeat(runner.batches.steps_per_epoch).with_options(untuned())
         compiled = tf.function(runner.trainer.train_step, autograph=False)
@@ -84,7 +89,9 @@ def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
 
         runs = bare, functools.partial(fit, once), functools.partial(fit, runner.batches.dataset)
         contenders |= {f"{name}, {how}": run for how, run in zip(HOW, runs, strict=True)}
-        cost = 3 + (2 * attack.num_steps if name == "PGD-5" else 0)  # an attack goes forward, and back to the image
+        cost = 3 + (
+            2 * attack.num_steps if method is adversarial else 0
+        )  # an attack goes forward, and back to the image
         passes |= {f"{name}, {how}": cost for how in HOW}
     return contenders, passes
 

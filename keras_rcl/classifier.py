@@ -156,19 +156,31 @@ def load_classifier(
     )
 
 
-def folded_logits(classifier: Classifier, images: np.ndarray, *, trust: bool = False) -> Callable:
+def folded_logits(
+    classifier: Classifier, images: np.ndarray, dtype: str = "float32", *, trust: bool = False
+) -> Callable:
     """The same logits for attacks to be crafted on, BatchNorm folded into convolutions, which is faster.
 
     Outcomes are still to be read off `classifier.logits`: rounding differs. Where the layers are not known or cannot be
     folded, or give other logits on `images`, a sample [N, H, W, C] in [0, 1], it is `classifier.logits` itself.
+
+    Raises:
+        Refused: if it is `classifier.logits` itself, and the dtype is to be another than float32.
     """
     try:
-        run = folded(read_layers(classifier.path, trust=trust))
-        served = classifier.logits(images)
+        network = read_layers(classifier.path, trust=trust)
+        run, served = folded(network), classifier.logits(images)
         apart = np.abs(run(tf.constant(images)) - served).max()
+        same = apart <= SAME_LOGITS * max(1.0, np.abs(served).max())
     except (Refused, ValueError, tf.errors.InvalidArgumentError):
-        return classifier.logits
-    return run if apart <= SAME_LOGITS * max(1.0, np.abs(served).max()) else classifier.logits
+        same = False
+    if same:
+        return run if dtype == "float32" else folded(network, dtype=dtype)
+    if dtype != "float32":
+        raise Refused(
+            f"{classifier.path} has no layers that can be computed in {dtype}; leave out --craft-dtype {dtype}"
+        )
+    return classifier.logits
 
 
 SAME_LOGITS = 1e-4

@@ -30,7 +30,7 @@ from keras_rcl.report.tables import (
 )
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, describe, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
-from keras_rcl.vocabulary.network import Precision
+from keras_rcl.vocabulary.network import CraftDtype, Precision
 from keras_rcl.vocabulary.phase import Phase, View
 from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
@@ -157,6 +157,14 @@ def workers_option(command):
     )(command)
 
 
+craft_dtype_option = functools.partial(
+    click.option,
+    "--craft-dtype",
+    type=click.Choice(CraftDtype.__args__),
+    help="What attacks on the network's own logits are computed in; bfloat16 is faster on processors with AMX.",
+)
+
+
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="keras_rcl")
 def cli():
@@ -167,6 +175,7 @@ def cli():
 @experiment_options
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, batches and attacks.")
 @click.option("--precision", type=click.Choice(Precision.__args__), help="The dtype policy of training.")
+@craft_dtype_option()
 @click.option("--jit", is_flag=True, help="Compile with XLA (for GPUs; slower on most CPUs).")
 @click.option("--micro-batch", type=click.IntRange(min=1), help="Images that pass at once, where memory is short.")
 @click.option("--replicas", type=click.IntRange(min=1), help="GPUs, or logical CPUs, that share each batch.")
@@ -197,6 +206,7 @@ def fit(
     as_json,
     seed,
     precision,
+    craft_dtype,
     jit,
     micro_batch,
     limit,
@@ -209,7 +219,15 @@ def fit(
 
     Killed or interrupted, the same command goes on where it was.
     """
-    shortcuts = dict(seed=seed, precision=precision, jit=jit, micro_batch=micro_batch, limit=limit, data_dir=data_dir)
+    shortcuts = dict(
+        seed=seed,
+        precision=precision,
+        craft_dtype=craft_dtype,
+        jit=jit,
+        micro_batch=micro_batch,
+        limit=limit,
+        data_dir=data_dir,
+    )
     experiment = config.load(path, variant, [*settings, *_as_settings(**shortcuts)], scale)
     beside = () if no_compare else (compare or experiment.compare)
     others = [
@@ -219,8 +237,7 @@ def fit(
     from keras_rcl.experiment import fit_all
 
     if workers.chief:
-        for line in runtime.advice(experiment.precision, experiment.jit):
-            click.echo(f"note: {line}", err=True)
+        _advise(experiment.precision, experiment.jit, experiment.craft_dtype)
     with _progress(workers) as progress:
         fitted = fit_all([experiment, *others], progress=progress, workers=workers, **options)
     if not workers.chief:
@@ -323,6 +340,7 @@ def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, d
 @click.option("--restarts", type=click.IntRange(min=1), help="Random restarts of the attacks that have them.")
 @data_options
 @foreign_model_options
+@craft_dtype_option(default="float32", show_default=True)
 @workers_option
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; attacks/<model> by default.")
 @click.option("--save-images", is_flag=True, help="Also write the adversarial images, adversarial.npz.")
@@ -338,6 +356,8 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, wor
     options["workers"] = workers = _workers(workers)
     from keras_rcl.attacking import attack
 
+    if workers.chief:
+        _advise(craft_dtype=options["craft_dtype"])
     with _progress(workers) as progress:
         record, written = attack(model, words, dataset=chosen, progress=progress, **options)
     if not workers.chief:
@@ -679,11 +699,20 @@ def _dataset_fields(options: dict) -> dict:
     return _given({"name": options.pop("dataset"), **fields})
 
 
-def _as_settings(seed=None, precision=None, jit=None, micro_batch=None, limit=None, data_dir=None) -> list[str]:
+def _advise(*args, **kwargs) -> None:
+    """Notes of `runtime.advice`."""
+    for line in runtime.advice(*args, **kwargs):
+        click.echo(f"note: {line}", err=True)
+
+
+def _as_settings(
+    seed=None, precision=None, craft_dtype=None, jit=None, micro_batch=None, limit=None, data_dir=None
+) -> list[str]:
     """The short options of `fit`, `tune` and `report` as settings."""
     given = {
         "seed": seed,
         "precision": precision,
+        "craft_dtype": craft_dtype,
         "jit": jit or None,
         "micro_batch": micro_batch,
         "dataset.limit": limit,

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 class Terminated(KeyboardInterrupt):
@@ -98,7 +99,7 @@ def start_tensorflow(*, deterministic: bool = False) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def advice(precision: str, jit: bool) -> list[str]:
+def advice(precision: str = "float32", jit: bool = False, craft_dtype: str = "float32") -> list[str]:
     """What is known to be slow on this machine, one line each; TensorFlow must have been started."""
     import tensorflow as tf
 
@@ -109,9 +110,21 @@ def advice(precision: str, jit: bool) -> list[str]:
         lines.append(
             "bfloat16 convolutions can be tens of times slower on a CPU; --precision float32 is the fast one here"
         )
+    if craft_dtype == "bfloat16" and not _multiplies_bfloat16():
+        lines.append(
+            "this processor has no matrix units for bfloat16 (AMX); --craft-dtype float32 is the fast one here"
+        )
     if jit:
         lines.append("XLA is several times slower than TensorFlow's own kernels on most CPUs; leave out --jit here")
     return lines
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has matrix units for it, as far as Linux tells; elsewhere none has."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

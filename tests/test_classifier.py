@@ -80,10 +80,16 @@ def test_folded_logits_are_the_same_ones_or_the_served(network, folder, images, 
     classifier = load_classifier(folder)
     fast = folded_logits(classifier, images)
     assert fast is not classifier.logits
-    np.testing.assert_allclose(fast(images), classifier.logits(images), rtol=1e-4, atol=1e-5)
+    served = classifier.logits(images).numpy()
+    np.testing.assert_allclose(fast(images), served, rtol=1e-4, atol=1e-5)
+    rounded = folded_logits(classifier, images, "bfloat16")(images)
+    np.testing.assert_allclose(rounded, served, atol=0.03 * np.abs(served).max())
+    assert np.abs(rounded - served).max() > 1e-4 * np.abs(served).max()
     model = Linear()
     other = load_classifier(model.save(tmp_path / "other", model.logits))
     assert folded_logits(other, images) is other.logits
+    with pytest.raises(Refused, match="no layers that can be computed in bfloat16; leave out --craft-dtype"):
+        folded_logits(other, images, "bfloat16")
     false = shutil.copytree(folder, tmp_path / "false")
     strange = build_network(
         Network(projection_hidden=16, projection_dim=8), (8, 8, 1), 3, mean=[0.1], std=[0.2], seed=1

@@ -2,30 +2,35 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_rcl.bounds.few_multiplications import TAPS, convolution
+from keras_rcl.bounds import few_multiplications, input_gradient
 from keras_rcl.bounds.fold import Add, Conv, Dense, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
 from keras_rcl.vocabulary.word import Refused
 
 
-def at_inference(network: keras.Model, output: str = "logits") -> Callable:
+def at_inference(network: keras.Model, output: str = "logits", dtype: str = "float32") -> Callable:
     """images [N, H, W, C] -> an output of the network at inference: folded where it can be, else called."""
     try:
-        return folded(network, output)
+        return folded(network, output, dtype)
     except Refused:
         return lambda images: network(images, training=False)[output]
 
 
-def folded(network: keras.Model, output: str = "logits") -> Callable:
-    """images [N, H, W, C] -> an output of the network, its BatchNorms folded; weights as they are now.
+def folded(network: keras.Model, output: str = "logits", dtype: str = "float32") -> Callable:
+    """images [N, H, W, C] -> an output of the network [N, D] in float32, BatchNorms folded; weights as they are now.
 
-    It differs from the network by float32 rounding. Arguments and refusals are those of `fold`; besides, maximum
-    pooling is refused, which as a convolution costs more than folding saves.
+    It differs from the network by rounding: that of float32, or of `bfloat16` (8 bits) where that is given. Then too
+    what reads the pixels, up to the first ReLU, is float32, lest sums of their gradients cancel to exactly 0, and so
+    is the last layer.
+
+    Other arguments and refusals are those of `fold`; besides, maximum pooling is refused, which as a convolution costs
+    more than folding saves.
     """
     steps = fold(network, output)
     for step in steps:
@@ -33,37 +38,46 @@ def folded(network: keras.Model, output: str = "logits") -> Callable:
             raise Refused(f"layer {step.path} is a maximum pooling, which is slow when folded; call the network")
     calls = [_Call(tf.identity, ())]
     for step in steps[1:]:
-        calls.append(_call(step, steps, calls))
+        calls.append(_in_half(step, steps, calls) if dtype == "bfloat16" else _call(step, steps, calls))
 
     def run(images):
-        found: dict[tuple[int, bool], tf.Tensor] = {(0, False): images}
+        found: dict[tuple[int, _Form], tf.Tensor] = {(0, PLAIN): images}
 
-        def value(number: int, pixels_first: bool):
-            if (number, pixels_first) not in found:
+        def value(number: int, form: _Form):
+            if (number, form) not in found:
                 call = calls[number]
-                if pixels_first == call.pixels_first:
-                    computed = call.compute(*(value(read, pixels_first) for read in call.reads))
+                if form is call.form:
+                    computed = call.compute(*(value(read, form) for read in call.reads))
+                elif form is PLAIN:
+                    computed = call.form.plain(value(number, call.form))
                 else:
-                    order = [1, 2, 0, 3] if pixels_first else [2, 0, 1, 3]
-                    computed = tf.transpose(value(number, not pixels_first), order)
-                found[number, pixels_first] = computed
-            return found[number, pixels_first]
+                    computed = form.of_plain(value(number, PLAIN))
+                found[number, form] = computed
+            return found[number, form]
 
-        return value(len(calls) - 1, False)
+        return value(len(calls) - 1, PLAIN)
 
     return run
 
 
-class _Call(NamedTuple):
-    """How a step is computed.
+class _Form(NamedTuple):
+    """How values [N, ...] are held: made of plain ones, and made plain."""
 
-    compute: of the values of the steps that are read. pixels_first: whether these and the result are [H, W, N, C] in
-    place of [N, H, W, C].
-    """
+    of_plain: Callable
+    plain: Callable
+
+
+PLAIN = _Form(tf.identity, tf.identity)
+PIXELS_FIRST = _Form(lambda x: tf.transpose(x, [1, 2, 0, 3]), lambda x: tf.transpose(x, [2, 0, 1, 3]))
+HALF = _Form(lambda x: tf.cast(x, tf.bfloat16), lambda x: tf.cast(x, tf.float32))
+
+
+class _Call(NamedTuple):
+    """How a step is computed: of the values of the steps that are read, these and the result in a form."""
 
     compute: Callable
     reads: tuple[int, ...]
-    pixels_first: bool = False
+    form: _Form = PLAIN
 
 
 def _call(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
@@ -72,12 +86,36 @@ def _call(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
     if (padding := _own_padding(step, steps)) is not None:
         unpadded = steps[step.inputs[0]].inputs
         if padding == "SAME" and _has_few_multiplications(step):
-            filtered = convolution(operation.kernel)
-            return _Call(lambda x: filtered(x) + operation.bias, unpadded, pixels_first=True)
+            filtered = few_multiplications.convolution(operation.kernel)
+            return _Call(lambda x: filtered(x) + operation.bias, unpadded, PIXELS_FIRST)
         return _Call(functools.partial(_conv, step, padding=padding), unpadded)
-    either = isinstance(operation, (ReLU, Add, Scale)) and any(before[read].pixels_first for read in step.inputs)
-    return _Call(functools.partial(RULES[type(operation)], step), step.inputs, either)
+    either = isinstance(operation, (ReLU, Add, Scale)) and any(
+        before[read].form is PIXELS_FIRST for read in step.inputs
+    )
+    return _Call(functools.partial(RULES[type(operation)], step), step.inputs, PIXELS_FIRST if either else PLAIN)
 
+
+def _in_half(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
+    """As `_call`, and in bfloat16 what follows a ReLU, but for the last step and for sums over all pixels."""
+    operation, reads = step.operation, step.inputs
+    amounts = ((0, 0), (0, 0))
+    if isinstance(operation, Conv) and isinstance(steps[reads[0]].operation, Pad):
+        amounts, reads = steps[reads[0]].operation.amounts, steps[reads[0]].inputs
+    follows = any(isinstance(steps[read].operation, ReLU) or before[read].form is HALF for read in reads)
+    if not follows or step is steps[-1] or isinstance(operation, (Mean, Weigh)):
+        return _call(step, steps, before)
+    if isinstance(operation, Conv):
+        (stride, other), taps = operation.strides, operation.kernel.shape
+        if stride != other or any(max(zeros) >= size for zeros, size in zip(amounts, taps, strict=False)):
+            return _call(step, steps, before)
+        kernel, bias = HALF.of_plain(operation.kernel), HALF.of_plain(operation.bias)
+        return _Call(input_gradient.convolution(kernel, bias, stride, amounts), reads, HALF)
+    weights = {name: HALF.of_plain(getattr(operation, name)) for name in WEIGHTS.get(type(operation), ())}
+    halved = replace(step, operation=replace(operation, **weights))
+    return _Call(functools.partial(RULES[type(operation)], halved), reads, HALF)
+
+
+WEIGHTS = {Dense: ("kernel", "bias"), Scale: ("factor", "offset")}
 
 FEW_PIXELS, MANY_CHANNELS = 16, 128
 """From so many channels on, of images of at most so many rows and columns, minimal filtering takes 0.45 to 0.65 times
@@ -87,7 +125,11 @@ as long as oneDNN's convolution; with 64 channels of 32 x 32 pixels 1.5 times.""
 def _has_few_multiplications(step: Step) -> bool:
     """Whether a convolution that pads as `same` does is computed by minimal filtering."""
     height, width, *channels = step.operation.kernel.shape
-    suits = (height, width) == (TAPS, TAPS) and min(channels) >= MANY_CHANNELS and max(step.shape[:2]) <= FEW_PIXELS
+    suits = (
+        (height, width) == (few_multiplications.TAPS,) * 2
+        and min(channels) >= MANY_CHANNELS
+        and max(step.shape[:2]) <= FEW_PIXELS
+    )
     return suits and not tf.config.list_logical_devices("GPU")
 
 
@@ -114,10 +156,16 @@ def _conv(step: Step, x, padding="VALID"):
     return tf.nn.bias_add(tf.nn.conv2d(x, operation.kernel, operation.strides, padding), operation.bias)
 
 
+def _scale(step: Step, x):
+    # One value a pixel, not one a channel: TensorFlow multiplies long rows many times as fast as short ones.
+    factor, offset = (ops.broadcast_to(each, step.shape) for each in (step.operation.factor, step.operation.offset))
+    return x * factor + offset
+
+
 RULES: dict[type, Callable] = {
     Conv: _conv,
     Dense: lambda step, x: ops.matmul(x, step.operation.kernel) + step.operation.bias,
-    Scale: lambda step, x: x * step.operation.factor + step.operation.offset,
+    Scale: _scale,
     Weigh: lambda step, x: x * ops.cast(step.operation.weight, x.dtype),
     Pad: lambda step, x: ops.pad(x, [(0, 0), *step.operation.amounts, (0, 0)]),
     Reshape: lambda step, x: ops.reshape(x, (-1, *step.shape)),

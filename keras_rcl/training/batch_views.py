@@ -24,6 +24,7 @@ def stack_views(
     *,
     warm_starts: dict[int, WarmStarts] | None = None,
     micro_batch: int | None = None,
+    craft_dtype: str = "float32",
 ):
     """Turn the pipeline's views into one training batch.
 
@@ -36,6 +37,7 @@ def stack_views(
         indices: [N], of the training images that they are; needed by `warm_starts`.
         warm_starts: by the place of a view, where its attacks start.
         micro_batch: attack so many images at once; divides N. One that contrasts images contrasts these.
+        craft_dtype: of `crafted_on`.
 
     Returns:
         images [V * N, H, W, C], labels [V * N], and the share of zero gradients that the attacks met (0 without one).
@@ -47,7 +49,7 @@ def stack_views(
             rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
 
             def craft(attack, *of_images, view_seed=view_seed, rows=rows):
-                once = functools.partial(attacked, network, attack, view_seed)
+                once = functools.partial(attacked, network, attack, view_seed, dtype=craft_dtype)
                 return in_parts(once, micro_batch, *of_images, signature=rows) if micro_batch else once(*of_images)
 
             if index in phase.warm_views:
@@ -59,20 +61,20 @@ def stack_views(
     return tf.concat(views, axis=0), tf.tile(labels, [len(views)]), share
 
 
-def attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, start=None):
+def attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, start=None, *, dtype: str):
     """The images [N, H, W, C] under attack, and the share of zero gradients that each met [N]."""
-    crafted = craft_and_count(attack, crafted_on(network, attack.reads), images, labels, seed=seed, start=start)
+    crafted = craft_and_count(attack, crafted_on(network, attack.reads, dtype), images, labels, seed=seed, start=start)
     return crafted.images, crafted.zero_gradients
 
 
-def crafted_on(network: keras.Model, reads: str | tuple[str, ...]) -> Callable:
+def crafted_on(network: keras.Model, reads: str | tuple[str, ...], dtype: str = "float32") -> Callable:
     """images -> what an attack looks at: one output of the network at inference, or several.
 
     BatchNorm is folded into convolutions, once a batch, where all is float32 and has a rule; the attack then sees the
-    network to rounding.
+    network to rounding, to that of `dtype`.
     """
     if isinstance(reads, str) and network.dtype_policy.compute_dtype == "float32":
-        return at_inference(network, reads)
+        return at_inference(network, reads, dtype)
 
     def outputs(images):
         found = network(images, training=False)

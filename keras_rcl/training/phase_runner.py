@@ -96,13 +96,22 @@ class PhaseRunner:
             settings["precision"],
             steps_per_epoch=self.batches.steps_per_epoch,
             micro_batch=None if self.features else _fitting(settings["micro_batch"], self.batches.batch_size, phase),
+            craft_dtype=settings["craft_dtype"],
             warm_starts=self.warm_starts,
             features=self.features and self.features.values,
         )
         self.average, self.branch = self.trainer.average, self.trainer.branch
         size = self.trainer.micro_batch or self.batches.batch_size
         self.refreshed = [
-            RefreshedExamples(network, attack, kept, data.train, size, seed=_entropy(*seed) % 2**31)
+            RefreshedExamples(
+                network,
+                attack,
+                kept,
+                data.train,
+                size,
+                seed=_entropy(*seed) % 2**31,
+                dtype=settings["craft_dtype"],
+            )
             for attack, kept in self.batches.refreshed.items()
         ]
         freeze(network, phase)

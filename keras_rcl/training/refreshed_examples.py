@@ -23,13 +23,16 @@ class RefreshedExamples:
         part: the N training images.
         batch_size: images attacked at once.
         seed: of the attack.
+        dtype: that it is computed in.
 
     Attributes:
         weights: variables, the network's weights as they were at the last making.
         zero_gradients: the share of zero pixel gradients that the last making met.
     """
 
-    def __init__(self, network, attack: Refreshed, kept: tf.Variable, part: Part, batch_size: int, seed: int):
+    def __init__(
+        self, network, attack: Refreshed, kept: tf.Variable, part: Part, batch_size: int, seed: int, dtype: str
+    ):
         self.attack, self.zero_gradients = attack, 0.0
         self.weights = tuple(tf.Variable(weight.value, trainable=False) for weight in network.weights)
         self._network, self._kept, self._part = network, kept, part
@@ -38,7 +41,7 @@ class RefreshedExamples:
 
         @tf.function(autograph=False)
         def craft(images, labels, seed):
-            return attacked(network, attack.attack, seed, images, labels)
+            return attacked(network, attack.attack, seed, images, labels, dtype=dtype)
 
         self._craft = craft
 

@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network, randomize
 
-from keras_rcl.bounds import at_inference, fold, folded
-from keras_rcl.bounds.few_multiplications import convolution
+from keras_rcl.bounds import at_inference, few_multiplications, fold, folded, input_gradient
 from keras_rcl.bounds.forward import evaluate
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.network import Network
@@ -55,7 +56,7 @@ def test_minimal_filtering_is_the_convolution(shape):
     def filtered(images, upstream):
         with tf.GradientTape() as tape:
             tape.watch(images)
-            made = convolution(tf.constant(kernel))(tf.transpose(images, [1, 2, 0, 3]))
+            made = few_multiplications.convolution(tf.constant(kernel))(tf.transpose(images, [1, 2, 0, 3]))
             made = tf.transpose(made, [2, 0, 1, 3])
         return made, tape.gradient(made, images, upstream)
 
@@ -68,6 +69,67 @@ def test_minimal_filtering_is_the_convolution(shape):
     found, found_gradient = filtered(images, upstream)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_allclose(found_gradient, gradient[:, 1:-1, 1:-1], atol=1e-4)
+
+
+@given(data=st.data())
+def test_an_input_gradient_by_a_convolution_is_the_gradient(data):
+    """Against the definition, an output pixel at a time."""
+    size, shape = (data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5))) for _ in range(2))
+    stride = data.draw(st.integers(1, 3))
+    padding = [data.draw(st.tuples(*[st.integers(0, taps - 1)] * 2)) for taps in size]
+    shape = [max(pixels, taps - sum(zeros)) for pixels, taps, zeros in zip(shape, size, padding, strict=True)]
+    outputs = [
+        (pixels + sum(zeros) - taps) // stride + 1 for pixels, taps, zeros in zip(shape, size, padding, strict=True)
+    ]
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    sizes = (2, *shape, 3), (*size, 3, 4), (4,), (2, *outputs, 4)
+    images, kernel, bias, upstream = (rng.normal(size=each).astype("float32") for each in sizes)
+
+    padded = np.pad(images, [(0, 0), *padding, (0, 0)]).astype("float64")
+    expected, gradient = np.zeros(upstream.shape), np.zeros(padded.shape)
+    for row, column in np.ndindex(*outputs):
+        top, left = stride * row, stride * column
+        window = np.s_[:, top : top + size[0], left : left + size[1]]
+        expected[:, row, column] = np.einsum("nijc,ijcf->nf", padded[window], kernel) + bias
+        gradient[window] += np.einsum("nf,ijcf->nijc", upstream[:, row, column], kernel)
+    gradient = gradient[:, padding[0][0] :, padding[1][0] :][:, : shape[0], : shape[1]]
+
+    images = tf.constant(images)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        found = input_gradient.convolution(tf.constant(kernel), tf.constant(bias), stride, padding)(images)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(tape.gradient(found, images, upstream), gradient, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [block for block in IMAGE_BLOCKS if block != "max_pooling"])
+def test_in_bfloat16_it_is_the_network_to_8_bits(block):
+    for seed, tail in enumerate(TAILS):
+        network, images = random_network(["conv", "relu", block, "conv"], tail, seed=seed), random_images(3, seed)
+        found, expected = folded(network, dtype="bfloat16")(images), network(images, training=False)
+        assert found.dtype == tf.float32
+        np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("encoder", ["strided_cnn", "preact_resnet18"])
+def test_in_bfloat16_only_what_is_between_pixels_and_logits_is_rounded(encoder):
+    """The first and the last product are of float32 numbers; logits and gradients are those of float32, nearly."""
+    network = build_network(Network(encoder=encoder), (32, 32, 3), 10, mean=[0.5] * 3, std=[0.2] * 3)
+    randomize(network, np.random.default_rng(0))
+    images = tf.constant(random_images(2, 0, shape=(32, 32, 3)), tf.float32)
+    found = []
+    for call in (folded(network, dtype="bfloat16"), lambda x: network(x, training=False)["logits"]):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            logits = call(images)
+        found.append((np.ravel(logits), np.ravel(tape.gradient(logits, images))))
+    for one, other in zip(*found, strict=True):
+        assert one @ other > 0.98 * np.linalg.norm(one) * np.linalg.norm(other)
+    graph = tf.function(folded(network, dtype="bfloat16")).get_concrete_function(images).graph
+    products = [op for op in graph.get_operations() if op.type in ("Conv2D", "MatMul", "BatchMatMulV2")]
+    for op in products:
+        unrounded = op.inputs[0].shape[-1] == 3 or op is products[-1]
+        assert op.inputs[0].dtype == (tf.float32 if unrounded else tf.bfloat16)
 
 
 def test_a_folded_resnet_filters_its_later_stages_so():

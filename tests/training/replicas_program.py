@@ -65,6 +65,7 @@ def stepped(phase: Phase, workers: Workers, synchronized: bool = True) -> dict[s
         jit=False,
         balanced=False,
         micro_batch=None,
+        craft_dtype="float32",
     )
     metrics = runner.run_epoch(Silent(), "")
     del metrics["images_per_second"]

@@ -14,7 +14,7 @@ from keras_rcl.data.sources import ImageData
 from keras_rcl.networks import parts
 from keras_rcl.networks.two_headed import batch_norms
 from keras_rcl.progress import Silent
-from keras_rcl.training import phase_runner
+from keras_rcl.training import batch_views, phase_runner
 from keras_rcl.training.batch_views import crafted_on, stack_views
 from keras_rcl.training.phase_runner import make_optimizer
 from keras_rcl.vocabulary.attack import FGSM, PGD
@@ -231,6 +231,25 @@ def test_the_schedule_spans_the_phase(precision):
     assert rates == pytest.approx([0.025, 0.0], abs=1e-7)
 
 
+def test_a_training_crafts_in_the_precision_that_it_is_told(monkeypatch):
+    """What its attacks see is the folded network in bfloat16; what it learns from is the network in float32."""
+    asked, images = [], image_data().train.images[:5].astype("float32") / 255
+
+    def folded(network, reads, dtype):
+        asked.append(dtype)
+        return at_inference(network, reads, dtype)
+
+    at_inference = batch_views.at_inference
+    monkeypatch.setattr(batch_views, "at_inference", folded)
+    phase = phase_of(Clean(), Adversarial(attack=FGSM(epsilon=8 / 255)))
+    networks = [tiny_network() for _ in range(2)]
+    for network, dtype in zip(networks, ("float32", "bfloat16"), strict=True):
+        runner(network, phase, craft_dtype=dtype).run_epoch(Silent(), "")
+    assert set(asked[: len(asked) // 2]) == {"float32"} and set(asked[len(asked) // 2 :]) == {"bfloat16"}
+    first, second = (network(images, training=False)["logits"].numpy() for network in networks)
+    np.testing.assert_allclose(first, second, atol=0.05 * np.abs(first).max())
+
+
 @pytest.mark.parametrize("reads", ["logits", "embedding", "projection", ("logits", "projection")])
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_what_an_attack_sees_is_the_network_at_inference(reads, precision):
@@ -247,3 +266,5 @@ def test_what_an_attack_sees_is_the_network_at_inference(reads, precision):
         np.testing.assert_allclose(one, outputs[name], atol=1e-5)
     for one, other in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+    rounded = np.array(crafted_on(network, names[0], "bfloat16")(images))
+    np.testing.assert_allclose(rounded, outputs[names[0]], atol=0.05 * np.abs(outputs[names[0]]).max())
