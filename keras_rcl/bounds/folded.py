@@ -96,7 +96,7 @@ def _call(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
 
 
 def _in_half(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
-    """As `_call`, and in bfloat16 what follows a ReLU, but for the last step and for sums over all pixels."""
+    """As `_call`; but in bfloat16 what follows a ReLU, except means, the last step, and what has no such gradient."""
     operation, reads = step.operation, step.inputs
     amounts = ((0, 0), (0, 0))
     if isinstance(operation, Conv) and isinstance(steps[reads[0]].operation, Pad):
@@ -105,8 +105,8 @@ def _in_half(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
     if not follows or step is steps[-1] or isinstance(operation, (Mean, Weigh)):
         return _call(step, steps, before)
     if isinstance(operation, Conv):
-        (stride, other), taps = operation.strides, operation.kernel.shape
-        if stride != other or any(max(zeros) >= size for zeros, size in zip(amounts, taps, strict=False)):
+        (stride, other), size = operation.strides, operation.kernel.shape[:2]
+        if stride != other or any(max(zeros) >= taps for zeros, taps in zip(amounts, size, strict=True)):
             return _call(step, steps, before)
         kernel, bias = HALF.of_plain(operation.kernel), HALF.of_plain(operation.bias)
         return _Call(input_gradient.convolution(kernel, bias, stride, amounts), reads, HALF)
@@ -116,6 +116,7 @@ def _in_half(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
 
 
 WEIGHTS = {Dense: ("kernel", "bias"), Scale: ("factor", "offset")}
+"""Kind of operation -> its fields that are numbers of the network."""
 
 FEW_PIXELS, MANY_CHANNELS = 16, 128
 """From so many channels on, of images of at most so many rows and columns, minimal filtering takes 0.45 to 0.65 times
@@ -156,9 +157,14 @@ def _conv(step: Step, x, padding="VALID"):
     return tf.nn.bias_add(tf.nn.conv2d(x, operation.kernel, operation.strides, padding), operation.bias)
 
 
+FEW_CHANNELS = 4
+"""Up to so many, one number a channel is laid out as one a pixel: TensorFlow broadcasts short rows slowly."""
+
+
 def _scale(step: Step, x):
-    # One value a pixel, not one a channel: TensorFlow multiplies long rows many times as fast as short ones.
-    factor, offset = (ops.broadcast_to(each, step.shape) for each in (step.operation.factor, step.operation.offset))
+    factor, offset = step.operation.factor, step.operation.offset
+    if step.shape[-1] <= FEW_CHANNELS:
+        factor, offset = (ops.broadcast_to(each, step.shape) for each in (factor, offset))
     return x * factor + offset
 
 
