@@ -89,9 +89,8 @@ def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
 
         runs = bare, functools.partial(fit, once), functools.partial(fit, runner.batches.dataset)
         contenders |= {f"{name}, {how}": run for how, run in zip(HOW, runs, strict=True)}
-        cost = 3 + (
-            2 * attack.num_steps if method is adversarial else 0
-        )  # an attack goes forward, and back to the image
+        # A step goes forward, and back to weights and activations; an attack forward, and back to the image.
+        cost = 3 + (2 * attack.num_steps if method is adversarial else 0)
         passes |= {f"{name}, {how}": cost for how in HOW}
     return contenders, passes
 

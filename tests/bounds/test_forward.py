@@ -132,8 +132,9 @@ def test_in_bfloat16_only_what_is_between_pixels_and_logits_is_rounded(encoder):
         assert op.inputs[0].dtype == (tf.float32 if unrounded else tf.bfloat16)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "preact_resnet18"])
-def test_a_folded_resnet_filters_its_later_stages_so(encoder):
+@pytest.mark.parametrize(("encoder", "convolutions"), [("resnet18", 20), ("preact_resnet18", 21)])
+def test_a_folded_resnet_filters_its_later_stages_so(encoder, convolutions):
+    """One with preactivation has its stem twice, with the BatchNorm after it and without."""
     network = build_network(Network(encoder=encoder), (32, 32, 3), 10, mean=[0.5] * 3, std=[0.2] * 3)
     randomize(network, np.random.default_rng(0))
     images = tf.constant(random_images(2, 0, shape=(32, 32, 3)), tf.float32)
@@ -151,3 +152,4 @@ def test_a_folded_resnet_filters_its_later_stages_so(encoder):
     graph = tf.function(folded(network)).get_concrete_function(images).graph
     filtered = [op for op in graph.get_operations() if op.type == "BatchMatMulV2" and op.inputs[1].shape.rank == 5]
     assert len(filtered) == 3 + 3 + 3
+    assert [op.type for op in graph.get_operations()].count("Conv2D") == convolutions - 9
