@@ -3,15 +3,18 @@
     python -m benchmarks.train_step --network resnet18 --images 256 --json results/benchmarks/train_step.json
     python -m benchmarks.train_step --network strided_cnn --images 1024 --claf
 
-Random images and weights. `bare` calls the compiled step on one batch again and again; `fit, one batch` is Keras' `fit`
-on a data set of that batch, and the difference is fit's own; `fit, pipeline` draws its batches, and what it takes more
-is waiting. With `--claf` an epoch of the second stage of `clafs`, its inner epochs included, beside a plain compiled
-Algorithm 1 on the same batches, whose weights have to end equal (under SGD), and beside the online head and warm
-starts.
+Random images and weights. `bare` calls the compiled step on one batch again and again; `fit` is Keras' `fit` on the
+pipeline, and its overhead what passes outside its steps, the making of the iterator included; `drawn` calls the step on
+batches drawn by hand, and its stall is the share of the run that passes waiting for them. Both are taken within a run:
+between runs the machine's speed drifts by more than they are.
+
+With `--claf` an epoch of the second stage of `clafs`, its inner epochs included, beside a plain compiled Algorithm 1 on
+the same batches, whose weights have to end equal (under SGD), and beside the online head and warm starts.
 """
 
 import dataclasses
-import functools
+import statistics
+import time
 
 import numpy as np
 
@@ -32,7 +35,6 @@ from benchmarks.side_by_side import (  # noqa: E402
     rows_of,
     tell,
 )
-from keras_rcl.data.untuned import untuned  # noqa: E402
 from keras_rcl.methods import AT, CLAFS, Baseline  # noqa: E402
 from keras_rcl.progress import Silent  # noqa: E402
 from keras_rcl.training.phase_runner import PhaseRunner  # noqa: E402
@@ -40,7 +42,6 @@ from keras_rcl.vocabulary.attack import PGD  # noqa: E402
 from keras_rcl.vocabulary.dataset import CropFlip  # noqa: E402
 from keras_rcl.vocabulary.phase import SGD, Adam  # noqa: E402
 
-SETTINGS = dict(precision="float32", jit=False, balanced=False, micro_batch=None, craft_dtype="float32")
 CLAF = CLAFS(
     inner_epochs=5,
     augmentation=CropFlip(),
@@ -56,11 +57,59 @@ OPTIONS = {
 }
 """What makes the second stage faster, and is no longer Algorithm 1."""
 
-HOW = ("bare", "fit, one batch", "fit, pipeline")
+HOW = ("bare", "fit", "drawn")
+SHARES = {"fit": "fit_overhead", "drawn": "stall"}
+"""Contender -> what its `shares` are of."""
+
+
+class InSteps(keras.callbacks.Callback):
+    """How many seconds of the last `fit` passed within its steps, the drawing of their batches included."""
+
+    def on_train_begin(self, logs=None):
+        self.seconds = 0.0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seconds += time.perf_counter() - self.started
+
+
+class Fit:
+    """An epoch by Keras' `fit`, and of each run the seconds outside its steps over those within."""
+
+    def __init__(self, runner: PhaseRunner):
+        self.runner, self.shares = runner, []
+
+    def __call__(self) -> float:
+        in_steps, started = InSteps(), time.perf_counter()
+        told = self.runner.trainer.fit(self.runner.batches.dataset, shuffle=False, verbose=0, callbacks=[in_steps])
+        self.shares.append((time.perf_counter() - started) / in_steps.seconds - 1)
+        return told.history["loss"][-1]
+
+
+class Drawn:
+    """An epoch of compiled steps on batches drawn one by one, and of each run the share that was waiting for them."""
+
+    def __init__(self, compiled, dataset: tf.data.Dataset):
+        self.compiled, self.dataset, self.shares = compiled, dataset, []
+
+    def __call__(self) -> float:
+        started, waited = time.perf_counter(), 0.0
+        batches = iter(self.dataset)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            loss = float(self.compiled(batch)["loss"])
+        self.shares.append(waited / (time.perf_counter() - started))
+        return loss
 
 
 def runner_of(encoder, phase, data, **changes):
-    return PhaseRunner(random_network(encoder), phase, data, epochs=1000, seed=(0,), **{**SETTINGS, **changes})
+    return PhaseRunner(random_network(encoder), phase, data, epochs=1000, seed=(0,), **changes)
 
 
 def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
@@ -76,7 +125,6 @@ def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
     for name, (method, dtype) in trainings.items():
         runner = runner_of(encoder, method.phases()[0], data, craft_dtype=dtype)
         batch = next(iter(runner.batches.dataset))
-        once = tf.data.Dataset.from_tensors(batch).repeat(runner.batches.steps_per_epoch).with_options(untuned())
         compiled = tf.function(runner.trainer.train_step, autograph=False)
 
         def bare(compiled=compiled, batch=batch, count=runner.batches.steps_per_epoch):
@@ -84,10 +132,7 @@ def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
                 metrics = compiled(batch)
             return float(metrics["loss"])
 
-        def fit(dataset, runner=runner):
-            return runner.trainer.fit(dataset, shuffle=False, verbose=0).history["loss"][-1]
-
-        runs = bare, functools.partial(fit, once), functools.partial(fit, runner.batches.dataset)
+        runs = bare, Fit(runner), Drawn(compiled, runner.batches.dataset)
         contenders |= {f"{name}, {how}": run for how, run in zip(HOW, runs, strict=True)}
         # A step goes forward, and back to weights and activations; an attack forward, and back to the image.
         cost = 3 + (2 * attack.num_steps if method is adversarial else 0)
@@ -101,9 +146,8 @@ class ClafEpoch:
     def __init__(self, encoder: str, recipe: CLAFS, data):
         phase = recipe.phases()[1]
         self.network = random_network(encoder)
-        settings = dict(epochs=1000, **SETTINGS)
-        self.inner = [PhaseRunner(self.network, inner, data, seed=(0, 1), **settings) for inner in phase.refresh]
-        self.outer = PhaseRunner(self.network, phase, data, seed=(0, 0), **settings)
+        self.inner = [PhaseRunner(self.network, inner, data, epochs=1000, seed=(0, 1)) for inner in phase.refresh]
+        self.outer = PhaseRunner(self.network, phase, data, epochs=1000, seed=(0, 0))
 
     def __call__(self) -> float:
         for runner in self.inner:
@@ -184,17 +228,17 @@ def main() -> None:
     else:
         contenders, passes = steps(arguments.network, data, arguments.batch_size)
     seconds, given = alternate(contenders, arguments.repeats, arguments.only)
-    contenders = given
     images = len(data.train.labels) // arguments.batch_size * arguments.batch_size
-    operations = {name: passes[name] * per_image * images for name in contenders}
-    rows = rows_of(seconds, dict.fromkeys(contenders, images), operations)
+    operations = {name: passes[name] * per_image * images for name in given}
+    rows = rows_of(seconds, dict.fromkeys(given, images), operations)
     if not arguments.claf:
-        for name in ("clean", "PGD-5"):
-            bare, fit, pipeline = (
-                rows[f"{name}, {how}"]["seconds"] for how in ("bare", "fit, one batch", "fit, pipeline")
-            )
-            facts[f"{name}_fit_overhead"], facts[f"{name}_stall"] = fit / bare - 1, pipeline / fit - 1
-        facts["adversarial_over_clean"] = rows["PGD-5, bare"]["seconds"] / rows["clean, bare"]["seconds"]
+        for name in given:
+            (training, how), run = name.rsplit(", ", 1), contenders[name]
+            if how in SHARES:
+                # The first run compiles.
+                facts[f"{training}_{SHARES[how]}"] = statistics.median(run.shares[-max(arguments.repeats, 1) :])
+        if {"clean, bare", "PGD-5, bare"} <= set(given):
+            facts["adversarial_over_clean"] = rows["PGD-5, bare"]["seconds"] / rows["clean, bare"]["seconds"]
     tell(arguments, rows, network=arguments.network, batch_size=arguments.batch_size, **facts)
     print()
     for name, value in facts.items():

@@ -35,6 +35,7 @@ BENCHMARKS = {
     "step_resnet18": "train_step-resnet18",
     "step_strided_cnn": "train_step-strided_cnn",
     "claf_epoch": "train_step-claf-strided_cnn",
+    "pipeline": "pipeline",
 }
 """Name in `docs/performance.md` -> the committed benchmark."""
 

@@ -164,8 +164,9 @@ def _speed(results: Path) -> str:
         seconds = {contender: row["seconds"] for contender, row in measured["rows"].items()}
         best = (min((seconds[n] for n in (peer, f"{peer}, NHWC") if n in seconds), default=None) for peer in PEERS)
         ratios = (f"{peer / seconds['ours']:.2f}" if peer else "" for peer in best)
-        rows.append([task, str(measured["images"]), f"{seconds['ours']:.2f}", *ratios])
-    return markdown_table(["attack", "images", "ours, s", *PEERS], rows)
+        ours = (f"{seconds[name]:.2f}" if name in seconds else "" for name in ("ours", "ours, bfloat16"))
+        rows.append([task, str(measured["images"]), *ours, *ratios])
+    return markdown_table(["attack", "images", "ours, s", "in bfloat16, s", *PEERS], rows)
 
 
 TABLES = (_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols, _verifications, _audits, _speed)

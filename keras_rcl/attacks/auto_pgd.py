@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, mean_gradient, scaling
-from keras_rcl.attacks.norms import boundary_start, choose, per_example, project, steepest_step
+from keras_rcl.attacks.norms import boundary_start, choose, per_example, projection, steepest_step
 from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, likeliest_wrong
 from keras_rcl.vocabulary.attack import AutoPGD
 
@@ -59,9 +59,7 @@ def auto_pgd(
         gradient, zeros, loss, fooled = mean_gradient(lambda: once(images), attack.eot_iter)
         return loss, gradient, zeros, fooled
 
-    def moved(images, by):
-        return project(images + by, x, attack.epsilon, attack.norm)
-
+    nearest = projection(x, attack.epsilon, attack.norm)
     first_window = max(int(FIRST_WINDOW * attack.num_steps), 1)
     shortest_window = max(int(SHORTEST_WINDOW * attack.num_steps), 1)
     shrinks = max(int(WINDOW_SHRINKS * attack.num_steps), 1)
@@ -90,10 +88,10 @@ def auto_pgd(
 
     def climb(s):
         size = per_example(s["step_size"], x)
-        z = moved(s["images"], size * steepest_step(s["gradient"], attack.norm))
+        z = nearest(s["images"] + size * steepest_step(s["gradient"], attack.norm))
         share = tf.where(s["step"] == 0, 1.0, MOMENTUM)
         step = share * (z - s["images"]) + (1.0 - share) * (s["images"] - s["previous"])
-        images = moved(s["images"], step)
+        images = nearest(s["images"] + step)
         loss, gradient, zeros, fooled = evaluate(images)
         better = loss > s["best_loss"]
         s = {

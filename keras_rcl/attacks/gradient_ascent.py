@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks.norms import PIXEL_BOX, choose, project, random_start, steepest_step
+from keras_rcl.attacks.norms import PIXEL_BOX, choose, projection, random_start, steepest_step
 from keras_rcl.attacks.surrogates import (
     SURROGATES,
     embedding_distance,
@@ -143,6 +143,7 @@ def ascend(
     else:
         start = random_start(origin, attack.epsilon, attack.norm, seeds, box) if attack.random_start else origin
     num_steps = attack.num_steps - attack.stops_early
+    nearest = projection(origin, attack.epsilon, attack.norm, box)
 
     def gradient_at(u):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -157,8 +158,7 @@ def ascend(
             direction = attack.momentum * direction + tf.math.divide_no_nan(gradient, size)
         else:
             direction = gradient
-        moved = u + attack.resolved_step_size * steepest_step(direction, attack.norm)
-        moved = project(moved, origin, attack.epsilon, attack.norm, box)
+        moved = nearest(u + attack.resolved_step_size * steepest_step(direction, attack.norm))
         if attack.stops_early:
             moved = choose(fooled_fn(to_pixels(u)), u, moved)
         return step + 1, moved, direction, zeros + zero

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted
-from keras_rcl.attacks.norms import boundary_start, normal, project, random_start, uniform
+from keras_rcl.attacks.norms import boundary_start, normal, per_example, project, random_start, uniform
 from keras_rcl.vocabulary.attack import Noise
 from keras_rcl.vocabulary.threat import Norm
 
@@ -39,8 +39,7 @@ def _gaussian(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.
     """
     if norm == "l2":
         return boundary_start(x, epsilon, norm, seeds)
-    drawn = tf.map_fn(lambda seed: normal(x.shape[1:], seed), seeds, fn_output_signature=tf.float32)
-    return project(x + epsilon / 3**0.5 * drawn, x, epsilon, norm)
+    return project(x + epsilon / 3**0.5 * normal(x.shape[1:], seeds), x, epsilon, norm)
 
 
 def _salt_and_pepper(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
@@ -49,13 +48,8 @@ def _salt_and_pepper(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor)
     The ball cuts the way short: to epsilon up or down (linf), or all of it to a length of epsilon at most (l2).
     Arguments as of `random_start`.
     """
-    shape = [*x.shape[1:3], 1]
-
-    def draw(seed):
-        number, half = uniform(shape, seed), uniform([], seed + 1) / 2.0
-        return tf.cast(number >= 1.0 - half, tf.float32) - tf.cast(number < half, tf.float32)
-
-    drawn = tf.map_fn(draw, seeds, fn_output_signature=tf.float32)
+    number, half = uniform([*x.shape[1:3], 1], seeds), per_example(uniform([], seeds + 1), x) / 2.0
+    drawn = tf.cast(number >= 1.0 - half, tf.float32) - tf.cast(number < half, tf.float32)
     return project(tf.clip_by_value(x + drawn, 0.0, 1.0), x, epsilon, norm)
 
 

@@ -1,6 +1,7 @@
 """Ball geometry for L-inf and L2, per example, and the pixel box [0, 1]."""
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -27,15 +28,27 @@ def steepest_step(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
 PIXEL_BOX = (0.0, 1.0)
 
 
-def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX) -> tf.Tensor:
-    """The nearest point of the ball around x, then of the box, low and high; where x is in it, the ball is not left."""
+def projection(x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX) -> Callable:
+    """The function from images to the nearest point of the ball around x, then of the box, low and high.
+
+    Where x is in the box, the ball is not left. What all calls share is computed once.
+    """
     if norm == "linf":
-        x_adv = tf.clip_by_value(x_adv, x - epsilon, x + epsilon)
-    else:
+        lowest, highest = (tf.clip_by_value(x + way, *box) for way in (-epsilon, epsilon))
+        return lambda x_adv: tf.clip_by_value(x_adv, lowest, highest)
+
+    def nearest(x_adv):
         delta = x_adv - x
         size = per_example(length(delta, norm), delta)
         x_adv = tf.where(size > epsilon, x + delta * tf.math.divide_no_nan(epsilon, size), x_adv)
-    return tf.clip_by_value(x_adv, *box)
+        return tf.clip_by_value(x_adv, *box)
+
+    return nearest
+
+
+def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX) -> tf.Tensor:
+    """`projection` of one batch of images."""
+    return projection(x, epsilon, norm, box)(x_adv)
 
 
 def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor, box: tuple = PIXEL_BOX) -> tf.Tensor:
@@ -49,46 +62,41 @@ def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor, box
         box: low and high.
     """
     shape = x.shape[1:]
-
-    def draw(seed):
-        if norm == "linf":
-            return 2.0 * uniform(shape, seed) - 1.0
-        direction = normal(shape, seed)
-        radius = uniform([], seed + 1) ** (1 / shape.num_elements())
-        return direction * radius / tf.norm(direction)
-
-    return _displaced(x, draw, epsilon, norm, seeds, box)
+    if norm == "linf":
+        noise = 2.0 * uniform(shape, seeds) - 1.0
+    else:
+        radius = uniform([], seeds + 1) ** (1 / shape.num_elements())
+        noise = _of_length_one(normal(shape, seeds), norm) * per_example(radius, x)
+    return project(x + epsilon * noise, x, epsilon, norm, box)
 
 
 def boundary_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
     """A random point at distance epsilon, cut to the pixel box: where APGD starts. Arguments as of `random_start`."""
-    shape = x.shape[1:]
-
-    def draw(seed):
-        if norm == "linf":
-            direction = 2.0 * uniform(shape, seed) - 1.0
-            return direction / tf.reduce_max(tf.abs(direction))
-        direction = normal(shape, seed)
-        return direction / tf.norm(direction)
-
-    return _displaced(x, draw, epsilon, norm, seeds, PIXEL_BOX)
+    direction = 2.0 * uniform(x.shape[1:], seeds) - 1.0 if norm == "linf" else normal(x.shape[1:], seeds)
+    return project(x + epsilon * _of_length_one(direction, norm), x, epsilon, norm)
 
 
-def _displaced(x: tf.Tensor, draw, epsilon: float, norm: Norm, seeds: tf.Tensor, box: tuple) -> tf.Tensor:
-    noise = tf.map_fn(draw, seeds, fn_output_signature=tf.float32)
-    return project(x + epsilon * noise, x, epsilon, norm, box)
+def _of_length_one(direction: tf.Tensor, norm: Norm) -> tf.Tensor:
+    return direction / per_example(length(direction, norm), direction)
 
 
-def normal(shape, seed: tf.Tensor) -> tf.Tensor:
-    """Standard normal (Box and Muller 1958)."""
-    u, v = tf.unstack(uniform([2, *shape], seed))
+def normal(shape, seeds: tf.Tensor) -> tf.Tensor:
+    """Standard normal (Box and Muller 1958), [N, *shape] from seeds [N, 2]."""
+    u, v = tf.unstack(uniform([2, *shape], seeds), axis=1)
     return tf.sqrt(-2.0 * tf.math.log1p(-u)) * tf.cos(2.0 * math.pi * v)
 
 
-def uniform(shape, seed: tf.Tensor) -> tf.Tensor:
-    """Uniform on [0, 1). From Philox' bits, which XLA draws alike; the floats that it makes of them are others."""
-    bits = tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
-    return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * 2.0**-24
+def uniform(shape, seeds: tf.Tensor) -> tf.Tensor:
+    """Uniform on [0, 1), [N, *shape] from seeds [N, 2]: each example's numbers depend on its own seed alone.
+
+    From Philox' bits, which XLA draws alike; the floats that it makes of them are others.
+    """
+
+    def bits(seed):
+        return tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
+
+    drawn = tf.map_fn(bits, seeds, fn_output_signature=tf.uint32)
+    return tf.cast(tf.bitwise.right_shift(drawn, 8), tf.float32) * 2.0**-24
 
 
 def choose(condition: tf.Tensor, chosen: tf.Tensor, other: tf.Tensor) -> tf.Tensor:

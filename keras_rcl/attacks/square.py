@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted
-from keras_rcl.attacks.norms import choose, project, steepest_step, uniform
+from keras_rcl.attacks.norms import choose, project, projection, steepest_step, uniform
 from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.vocabulary.attack import Square
 
@@ -43,15 +43,15 @@ def square(
     start = {"linf": _stripes, "l2": _tiles}[attack.norm]
     sides = tf.constant(_sides(attack, height, width))
     shrinks_at = tf.constant(_shrinks_at(attack.num_queries))
+    nearest = projection(x, attack.epsilon, attack.norm)
     lowest, highest = (project(x + way, x, attack.epsilon, "linf") for way in (-attack.epsilon, attack.epsilon))
     # A few numbers a query, all drawn at once. `start` has the seeds themselves.
-    numbers = _draw([attack.num_queries - 1, {"linf": 2, "l2": 5}[attack.norm] + channels], seeds + 1)
+    numbers = uniform([attack.num_queries - 1, {"linf": 2, "l2": 5}[attack.norm] + channels], seeds + 1)
 
     def moved(images, side, drawn):
         if attack.norm == "linf":
             return _repaint(images, lowest, highest, side, drawn)
-        delta = _move_mass(images - x, attack.epsilon, side, drawn)
-        return project(x + delta, x, attack.epsilon, attack.norm)
+        return nearest(x + _move_mass(images - x, attack.epsilon, side, drawn))
 
     def loss_of(images):
         """The margin [N], and -inf where the image fools, so that nothing is lower."""
@@ -66,7 +66,7 @@ def square(
         better = candidate_loss < loss
         return query + 1, choose(better, candidate, images), tf.where(better, candidate_loss, loss)
 
-    images = project(x + start(x, attack.epsilon, seeds), x, attack.epsilon, attack.norm)
+    images = nearest(x + start(x, attack.epsilon, seeds))
     _, images, _ = tf.while_loop(
         lambda query, images, loss: (query < attack.num_queries) & tf.reduce_any(loss > -np.inf),
         ask,
@@ -90,7 +90,7 @@ def _sides(attack: Square, height: int, width: int) -> np.ndarray:
 
 def _stripes(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
     """-epsilon or epsilon, alike within a column of a channel: [N, 1, W, C]."""
-    return epsilon * _signs(_draw([1, *x.shape[2:]], seeds))
+    return epsilon * _signs(uniform([1, *x.shape[2:]], seeds))
 
 
 def _repaint(
@@ -120,7 +120,7 @@ def _tiles(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
     _, height, width, channels = x.shape
     side = max(1, min(height, width) // 5)
     down, across = height // side, width // side
-    numbers = _draw([down, 1, across, 1, 1 + channels], seeds)
+    numbers = uniform([down, 1, across, 1, 1 + channels], seeds)
     along = tf.range(side)
     hills = _hills(along[:, None], along[None, :], side)[:, None, :, None]
     tiles = tf.where(numbers[..., :1] < 0.5, hills, tf.transpose(hills, [2, 1, 0, 3])) * _signs(numbers[..., 1:])
@@ -211,8 +211,3 @@ def _unit(values: tf.Tensor) -> tf.Tensor:
 def _signs(numbers: tf.Tensor) -> tf.Tensor:
     """-1 or 1, as likely, from numbers uniform on [0, 1)."""
     return tf.where(numbers < 0.5, -1.0, 1.0)
-
-
-def _draw(shape: list[int], seeds: tf.Tensor) -> tf.Tensor:
-    """Uniform on [0, 1), each example's from its own seed alone: [N, *shape]."""
-    return tf.map_fn(lambda seed: uniform(shape, seed), seeds, fn_output_signature=tf.float32)

@@ -83,8 +83,8 @@ class _Call(NamedTuple):
 def _call(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
     """The fastest way to compute a step."""
     operation = step.operation
-    if (padding := _own_padding(step, steps)) is not None:
-        unpadded = steps[step.inputs[0]].inputs
+    amounts, unpadded = _zeros_before(step, steps)
+    if amounts != NO_ZEROS and (padding := _own_padding(operation, amounts)) is not None:
         if padding == "SAME" and _has_few_multiplications(step):
             filtered = few_multiplications.convolution(operation.kernel)
             return _Call(lambda x: filtered(x) + operation.bias, unpadded, PIXELS_FIRST)
@@ -97,10 +97,8 @@ def _call(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
 
 def _in_half(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
     """As `_call`; but in bfloat16 what follows a ReLU, except means, the last step, and what has no such gradient."""
-    operation, reads = step.operation, step.inputs
-    amounts = ((0, 0), (0, 0))
-    if isinstance(operation, Conv) and isinstance(steps[reads[0]].operation, Pad):
-        amounts, reads = steps[reads[0]].operation.amounts, steps[reads[0]].inputs
+    operation = step.operation
+    amounts, reads = _zeros_before(step, steps)
     follows = any(isinstance(steps[read].operation, ReLU) or before[read].form is HALF for read in reads)
     if not follows or step is steps[-1] or isinstance(operation, (Mean, Weigh)):
         return _call(step, steps, before)
@@ -139,13 +137,21 @@ FEW_FILTERS = 64
 times from 32 to 64 channels); with more it takes another kernel, and 2 to 4 times as long."""
 
 
-def _own_padding(step: Step, steps: list[Step]) -> str | list | None:
-    """How a convolution of zero-padded images does the padding itself, or None where it does not, or had better not."""
-    if not isinstance(step.operation, Conv) or not isinstance(steps[step.inputs[0]].operation, Pad):
-        return None
-    amounts = steps[step.inputs[0]].operation.amounts
-    height, width, _, filters = step.operation.kernel.shape
-    if step.operation.strides == (1, 1):
+NO_ZEROS = ((0, 0), (0, 0))
+
+
+def _zeros_before(step: Step, steps: list[Step]) -> tuple[tuple, tuple[int, ...]]:
+    """The zeros around the image that a convolution reads, and the steps read when it adds them itself."""
+    read = steps[step.inputs[0]]
+    if isinstance(step.operation, Conv) and isinstance(read.operation, Pad):
+        return read.operation.amounts, read.inputs
+    return NO_ZEROS, step.inputs
+
+
+def _own_padding(operation: Conv, amounts: tuple) -> str | list | None:
+    """How a convolution adds zeros around its images itself, or None where it does not, or had better not."""
+    height, width, _, filters = operation.kernel.shape
+    if operation.strides == (1, 1):
         same = tuple(((size - 1) // 2, size // 2) for size in (height, width))
         return "SAME" if amounts == same else None
     return [[0, 0], *map(list, amounts), [0, 0]] if filters <= FEW_FILTERS else None

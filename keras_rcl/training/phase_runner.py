@@ -65,9 +65,13 @@ class PhaseRunner:
         epochs: int,
         seed: tuple[int, ...],
         workers: Workers = ALONE,
-        **settings,
+        precision: str = "float32",
+        jit: bool = False,
+        balanced: bool = False,
+        micro_batch: int | None = None,
+        craft_dtype: str = "float32",
     ):
-        """`epochs` is how many the optimizer's schedule spans."""
+        """`epochs` is how many the optimizer's schedule spans; settings as `Experiment` has them."""
         self.network, self.phase, self.seed = network, phase, seed
         streamed = isinstance(data.train, StreamedPart)
         if streamed and phase.warm_views:
@@ -86,17 +90,17 @@ class PhaseRunner:
             phase.batch_size,
             seed,
             augmentation=phase.augmentation,
-            balanced=settings["balanced"],
+            balanced=balanced,
             indexed=bool(self.features or self.warm_starts),
             share=(workers.index, workers.count),
         )
         self.trainer = RobustTrainer(
             network,
             phase,
-            settings["precision"],
+            precision,
             steps_per_epoch=self.batches.steps_per_epoch,
-            micro_batch=None if self.features else _fitting(settings["micro_batch"], self.batches.batch_size, phase),
-            craft_dtype=settings["craft_dtype"],
+            micro_batch=None if self.features else _fitting(micro_batch, self.batches.batch_size, phase),
+            craft_dtype=craft_dtype,
             warm_starts=self.warm_starts,
             features=self.features and self.features.values,
         )
@@ -110,20 +114,20 @@ class PhaseRunner:
                 data.train,
                 size,
                 seed=_entropy(*seed) % 2**31,
-                dtype=settings["craft_dtype"],
+                dtype=craft_dtype,
             )
             for attack, kept in self.batches.refreshed.items()
         ]
         freeze(network, phase)
         with workers.scope():
             optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
-        self.trainer.compile(optimizer=optimizer, jit_compile=settings["jit"])
+        self.trainer.compile(optimizer=optimizer, jit_compile=jit)
         self.optimizer = self.trainer.optimizer  # Keras wraps it where the loss is to be scaled
         with workers.scope():
             self.optimizer.build(self.trainer.trainable_variables)
         self.replicated = None
         if workers.replicas > 1:
-            _check_replicas(workers.replicas, self.batches.batch_size, phase, settings)
+            _check_replicas(workers.replicas, self.batches.batch_size, phase, micro_batch, jit)
             self.replicated = ReplicatedStep(self.trainer, workers)
         self._fresh = [tf.identity(variable.value) for variable in self.optimizer.variables]
         self.epochs_run = 0
@@ -260,7 +264,7 @@ def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | No
     return micro_batch
 
 
-def _check_replicas(replicas: int, batch_size: int, phase: Phase, settings: dict) -> None:
+def _check_replicas(replicas: int, batch_size: int, phase: Phase, micro_batch: int | None, jit: bool) -> None:
     """See that a phase can be trained on several replicas.
 
     Raises:
@@ -274,8 +278,8 @@ def _check_replicas(replicas: int, batch_size: int, phase: Phase, settings: dict
         *phase.of_whole_batch,
         phase.warm_views and "warm_steps",
         any(getattr(view, "attack", None) and view.attack.name == "refreshed" for view in phase.views) and "refreshed",
-        settings["micro_batch"] and "--micro-batch",
-        settings["jit"] and "--jit",
+        micro_batch and "--micro-batch",
+        jit and "--jit",
     ]
     for what in filter(None, needs):
         raise Refused(f"{phase.name} has {what}, which is for one replica, and there are {replicas}; leave out either")

@@ -54,19 +54,7 @@ def stepped(phase: Phase, workers: Workers, synchronized: bool = True) -> dict[s
     """The change of each weight in a step, its metrics, and how often the step was traced in two."""
     network = network_of(workers, synchronized)
     before = network.get_weights()
-    runner = PhaseRunner(
-        network,
-        phase,
-        image_data(BATCH),
-        epochs=1,
-        seed=(0,),
-        workers=workers,
-        precision="float32",
-        jit=False,
-        balanced=False,
-        micro_batch=None,
-        craft_dtype="float32",
-    )
+    runner = PhaseRunner(network, phase, image_data(BATCH), epochs=1, seed=(0,), workers=workers)
     metrics = runner.run_epoch(Silent(), "")
     del metrics["images_per_second"]
     changes = {str(number): after - before[number] for number, after in enumerate(network.get_weights())}

@@ -53,8 +53,7 @@ def tiny_clafs(**changes) -> CLAFS:
 def runner(network, phase, data=None, *, epochs=None, seed=(0,), **settings) -> PhaseRunner:
     data = image_data() if data is None else data
     epochs = phase.epochs if epochs is None else epochs
-    common = dict(precision="float32", jit=False, balanced=False, micro_batch=None, craft_dtype="float32")
-    return PhaseRunner(network, phase, data, epochs=epochs, seed=seed, **{**common, **settings})
+    return PhaseRunner(network, phase, data, epochs=epochs, seed=seed, **settings)
 
 
 def snapshot(network) -> dict[tuple[str, str], list[np.ndarray]]:
