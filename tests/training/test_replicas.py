@@ -82,8 +82,8 @@ def test_what_needs_the_whole_batch_in_one_place_is_refused(phase, settings, sai
     fields = dict(name="short", epochs=1, views=(Clean(),), terms=(CrossEntropy(),), trains=("encoder",), batch_size=16)
     phase = Phase(**{**fields, **phase})
     with pytest.raises(Refused, match=said):
-        _check_replicas(2, phase.batch_size, phase, {"micro_batch": None, "jit": False, **settings})
-    _check_replicas(2, 16, Phase(**fields), {"micro_batch": None, "jit": False})
+        _check_replicas(2, phase.batch_size, phase, **{"micro_batch": None, "jit": False, **settings})
+    _check_replicas(2, 16, Phase(**fields), micro_batch=None, jit=False)
 
 
 def test_replicas_that_normalise_apart_are_another_training(ended, alone):
