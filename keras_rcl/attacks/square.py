@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted
-from keras_rcl.attacks.norms import choose, project, projection, steepest_step, uniform
+from keras_rcl.attacks.norms import choose, projection, steepest_step, uniform
 from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.vocabulary.attack import Square
 
@@ -44,13 +44,12 @@ def square(
     sides = tf.constant(_sides(attack, height, width))
     shrinks_at = tf.constant(_shrinks_at(attack.num_queries))
     nearest = projection(x, attack.epsilon, attack.norm)
-    lowest, highest = (project(x + way, x, attack.epsilon, "linf") for way in (-attack.epsilon, attack.epsilon))
     # A few numbers a query, all drawn at once. `start` has the seeds themselves.
     numbers = uniform([attack.num_queries - 1, {"linf": 2, "l2": 5}[attack.norm] + channels], seeds + 1)
 
     def moved(images, side, drawn):
         if attack.norm == "linf":
-            return _repaint(images, lowest, highest, side, drawn)
+            return _repaint(images, nearest, side, drawn)
         return nearest(x + _move_mass(images - x, attack.epsilon, side, drawn))
 
     def loss_of(images):
@@ -93,9 +92,7 @@ def _stripes(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
     return epsilon * _signs(uniform([1, *x.shape[2:]], seeds))
 
 
-def _repaint(
-    images: tf.Tensor, lowest: tf.Tensor, highest: tf.Tensor, side: tf.Tensor, numbers: tf.Tensor
-) -> tf.Tensor:
+def _repaint(images: tf.Tensor, nearest: Callable, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     """Algorithm 2: the window goes to one end of ball and box, the same one within a channel.
 
     The paper adds -2 epsilon or 2 epsilon and projects. From within ball and box, -2 or 2 comes to the same, as the box
@@ -103,8 +100,7 @@ def _repaint(
 
     Args:
         images: [N, H, W, C], each within ball and box.
-        lowest: [N, H, W, C], the least that a pixel may be.
-        highest: likewise, the most.
+        nearest: `projection` to ball and box.
         side: the window's, a scalar.
         numbers: [N, 2 + C] in [0, 1): the window's place, and an end a channel.
     """
@@ -112,7 +108,7 @@ def _repaint(
     rows, columns = (tf.cast(_inside(offsets, side), tf.float32) for offsets in _offsets(images, side, numbers[:, :2]))
     ends = 2.0 * columns[:, :, None] * _signs(numbers[:, None, 2:])
     change = rows[:, :, None] * tf.reshape(ends, [-1, 1, width * channels])
-    return tf.clip_by_value(images + tf.reshape(change, tf.shape(images)), lowest, highest)
+    return nearest(images + tf.reshape(change, tf.shape(images)))
 
 
 def _tiles(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:

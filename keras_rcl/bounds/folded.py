@@ -132,11 +132,6 @@ def _has_few_multiplications(step: Step) -> bool:
     return suits and not tf.config.list_logical_devices("GPU")
 
 
-FEW_FILTERS = 64
-"""Up to so many, oneDNN's gradient of a strided convolution is faster with the padding inside it (twice on images, 1.2
-times from 32 to 64 channels); with more it takes another kernel, and 2 to 4 times as long."""
-
-
 NO_ZEROS = ((0, 0), (0, 0))
 
 
@@ -146,6 +141,11 @@ def _zeros_before(step: Step, steps: list[Step]) -> tuple[tuple, tuple[int, ...]
     if isinstance(step.operation, Conv) and isinstance(read.operation, Pad):
         return read.operation.amounts, read.inputs
     return NO_ZEROS, step.inputs
+
+
+FEW_FILTERS = 64
+"""Up to so many, oneDNN's gradient of a strided convolution is faster with the padding inside it (twice on images, 1.2
+times from 32 to 64 channels); with more it takes another kernel, and 2 to 4 times as long."""
 
 
 def _own_padding(operation: Conv, amounts: tuple) -> str | list | None:
