@@ -2,4 +2,6 @@
 
 from keras_rcl.commands import cli
 
-cli()
+# Processes that a command starts read this file too.
+if __name__ == "__main__":
+    cli()

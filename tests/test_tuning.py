@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from keras_rcl.data import sources
 from keras_rcl.tuning import objective_value
 from keras_rcl.vocabulary.dataset import Dataset
 
+CLI = Path(__file__).resolve().parent.parent / "cli.py"
 SMALL = (
     "tune",
     *("--variant", "baseline", "--limit", "60", "--set", "method.epochs=1", "--set", "method.batch_size=16"),
@@ -87,11 +90,12 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_trials(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_two_processes_share_the_trials(tmp_path):
+    """As a program: the processes that it starts read its main file too, and are not to run the command anew."""
     search = "method.optimizer.learning_rate=log(1e-3, 1e-2)"
-    result = run(*SMALL, "--trials", "2", "--search", search, "--processes", "2", "--objective", "mean", "--json")
-    assert result.exit_code == 0, result.output
+    command = [*SMALL, "--trials", "2", "--search", search, "--processes", "2", "--objective", "mean", "--json"]
+    result = subprocess.run([sys.executable, CLI, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     trials = json.loads(result.stdout)["trials"]
     assert [trial["state"] for trial in trials] == ["done"] * 2
     for trial in trials:
