@@ -45,9 +45,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from keras_rcl import config
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS
-from keras_rcl.vocabulary.word import Refused
 
 SMALLEST, LARGEST = 1, 8
 """How many changes an input has."""
@@ -491,7 +491,7 @@ def without_the_work(seeds: Seeds) -> Iterator[None]:
     from keras_rcl import attacking, auditing, experiment, inputs, predicting, tuning
 
     def reached(*_, **__):
-        raise Refused("all input was accepted")
+        raise InvalidInputError("all input was accepted")
 
     read = functools.cache(attacking.load_classifier)
 

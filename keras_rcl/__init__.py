@@ -48,7 +48,7 @@ _HOMES = {
     "keras_rcl.vocabulary.dataset": ("Dataset",),
     "keras_rcl.vocabulary.network": ("Network",),
     "keras_rcl.vocabulary.threat": ("ThreatModel",),
-    "keras_rcl.vocabulary.word": ("Refused",),
+    "keras_rcl.errors": ("InvalidInputError",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

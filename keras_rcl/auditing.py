@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from keras_rcl.classifier import load_classifier
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
 from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
 from keras_rcl.inputs import data_for, logits_through, part_of, pixels
@@ -20,7 +21,6 @@ from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.files import atomic_folder, write_json
 from keras_rcl.vocabulary.threat import Norm, format_pixels
-from keras_rcl.vocabulary.word import Refused
 
 FORMAT = 1
 PICTURED_IMAGES, KEPT_IMAGES = 16, 500
@@ -73,7 +73,7 @@ def audit_model(
         What `audit.json` holds, and the folder.
 
     Raises:
-        Refused: if model, data or record cannot be read or do not fit one another.
+        InvalidInputError: if model, data or record cannot be read or do not fit one another.
     """
     classifier = load_classifier(path, trust=trust, **foreign)
     told = read_record(record) if record is not None else None
@@ -147,11 +147,11 @@ def audit_model(
 def _positions(path: Path, told: dict[str, Any], data_name: str, indices: np.ndarray) -> np.ndarray:
     """Where the record's images are among those of the part."""
     if told["data"]["name"] != data_name:
-        raise Refused(f"{path} is of {told['data']['name']}, not {data_name}; give that --dataset")
+        raise InvalidInputError(f"{path} is of {told['data']['name']}, not {data_name}; give that --dataset")
     place = {int(index): position for position, index in enumerate(indices)}
     missing = [int(index) for index in told["data"]["indices"] if int(index) not in place]
     if missing:
-        raise Refused(
+        raise InvalidInputError(
             f"{path} names image {missing[0]} of {data_name}, which is not in its {told['data']['part']} part"
         )
     return np.array([place[int(index)] for index in told["data"]["indices"]], int)
@@ -165,7 +165,7 @@ def _of_record(
     wanted = [ball for ball in known if norm in (None, ball[0]) and epsilon in (None, ball[1])]
     if len(wanted) != 1:
         texts = ", ".join(f"{n} {format_pixels(e)}" for n, e in known) or "no attack"
-        raise Refused(f"{path} holds {texts}; say which one to audit with --norm and --epsilon")
+        raise InvalidInputError(f"{path} holds {texts}; say which one to audit with --norm and --epsilon")
     ((norm, epsilon),) = wanted
     numbers = [i for i, attack in enumerate(told["attacks"]) if (attack.norm, attack.epsilon) == (norm, epsilon)]
     protocols = [told["attacks"][i].protocol for i in numbers]
@@ -191,9 +191,11 @@ def _kept_images(path: Path, told: dict[str, Any], numbers: list[int]) -> tuple[
         with np.load(archive, allow_pickle=False) as kept:
             images, names = kept["images"], [str(name) for name in kept["attacks"]]
     except (OSError, ValueError, KeyError) as error:
-        raise Refused(f"{archive} cannot be read: {error}; move it away to audit the record alone") from None
+        raise InvalidInputError(f"{archive} cannot be read: {error}; move it away to audit the record alone") from None
     if names != [describe(attack) for attack in told["attacks"]] or images.shape[1] != told["images"]:
-        raise Refused(f"{archive} is of other attacks or images than {path}; move it away to audit the record alone")
+        raise InvalidInputError(
+            f"{archive} is of other attacks or images than {path}; move it away to audit the record alone"
+        )
     clean, outcomes = told["survival"]["clean"], told["survival"]["attacks"]
     return tuple((images[i].astype(np.float32), clean & outcomes[i]) for i in numbers)
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.bounds import folded
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.saved import (
     brief,
     choose,
@@ -19,7 +20,6 @@ from keras_rcl.saved import (
     read_layers,
     read_model,
 )
-from keras_rcl.vocabulary.word import Refused
 
 INPUT_RANGES = {"0..1": (1.0, 0.0), "0..255": (255.0, 0.0), "-1..1": (2.0, -1.0)}
 """Scale and offset from pixels in [0, 1] to what the model reads."""
@@ -76,17 +76,19 @@ def load_classifier(
         trust: load it without looking for what could do harm.
 
     Raises:
-        Refused: if there is no such model, it is damaged or not known to be harmless, or does not map one batch of
-            float images [N, H, W, C] to one row of K >= 2 numbers an image.
+        InvalidInputError: if there is no such model, it is damaged or not known to be harmless, or does not map one
+            batch of float images [N, H, W, C] to one row of K >= 2 numbers an image.
     """
     path = Path(path)
     if input_range not in INPUT_RANGES:
-        raise Refused(f"unknown input range {input_range!r}; choose from {', '.join(INPUT_RANGES)}")
+        raise InvalidInputError(f"unknown input range {input_range!r}; choose from {', '.join(INPUT_RANGES)}")
     if output not in (None, *OUTPUTS):
-        raise Refused(f"unknown output {output!r}; choose from {', '.join(OUTPUTS)}")
+        raise InvalidInputError(f"unknown output {output!r}; choose from {', '.join(OUTPUTS)}")
     contract = read_contract(path)
     if contract and input_range != "0..1":
-        raise Refused(f"{path} was exported here and reads pixels in 0..1; leave out --input-range {input_range}")
+        raise InvalidInputError(
+            f"{path} was exported here and reads pixels in 0..1; leave out --input-range {input_range}"
+        )
     call, spec = read_model(path, endpoint, trust=trust)
     scale, offset = INPUT_RANGES[input_range]
 
@@ -98,21 +100,23 @@ def load_classifier(
     try:
         outputs = outputs_of(sample)
     except Exception as error:
-        raise Refused(f"{path} fails on images {list(sample.shape)}: {brief(error)}; choose another endpoint") from None
+        raise InvalidInputError(
+            f"{path} fails on images {list(sample.shape)}: {brief(error)}; choose another endpoint"
+        ) from None
 
     def choice(outputs):
         return choose(path, outputs, OUTPUTS if output is None else (output,), "choose another --endpoint")
 
     name, values = choice(outputs)
     if values.shape.rank != 2 or values.shape[1] < 2 or not values.dtype.is_floating:
-        raise Refused(
+        raise InvalidInputError(
             f"{path} maps images {list(sample.shape)} to {values.dtype.name} {list(values.shape)}; "
             "a classifier gives a row of 2 or more logits or probabilities an image"
         )
     num_classes = values.shape[1]
     class_names = tuple(contract.get("class_names", map(str, range(num_classes))))
     if len(class_names) != num_classes:
-        raise Refused(
+        raise InvalidInputError(
             f"{path} gives {num_classes} classes, and its model.json names {len(class_names)}; export it again"
         )
     told = output == "probabilities" or (output is None and name == "probabilities")
@@ -165,19 +169,19 @@ def folded_logits(
     folded, or give other logits on `images`, a sample [N, H, W, C] in [0, 1], it is `classifier.logits` itself.
 
     Raises:
-        Refused: if it is `classifier.logits` itself, and the dtype is to be another than float32.
+        InvalidInputError: if it is `classifier.logits` itself, and the dtype is to be another than float32.
     """
     try:
         network = read_layers(classifier.path, trust=trust)
         run, served = folded(network), classifier.logits(images)
         apart = np.abs(run(tf.constant(images)) - served).max()
         same = apart <= SAME_LOGITS * max(1.0, np.abs(served).max())
-    except (Refused, ValueError, tf.errors.InvalidArgumentError):
+    except (InvalidInputError, ValueError, tf.errors.InvalidArgumentError):
         same = False
     if same:
         return run if dtype == "float32" else folded(network, dtype=dtype)
     if dtype != "float32":
-        raise Refused(
+        raise InvalidInputError(
             f"{classifier.path} has no layers that can be computed in {dtype}; leave out --craft-dtype {dtype}"
         )
     return classifier.logits

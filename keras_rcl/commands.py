@@ -13,6 +13,7 @@ import click
 from pydantic import ValidationError
 
 from keras_rcl import config, launcher, runtime
+from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
 from keras_rcl.progress import Silent, StderrProgress
@@ -34,7 +35,6 @@ from keras_rcl.vocabulary.network import CraftDtype, Precision
 from keras_rcl.vocabulary.phase import Phase, View
 from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
-from keras_rcl.vocabulary.word import Refused, first_line
 from keras_rcl.workers import Workers, start_workers, task_of
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -55,7 +55,7 @@ class OneLineErrors(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(2)
-        except (click.ClickException, Refused) as error:
+        except (click.ClickException, InvalidInputError) as error:
             _say_error(error.format_message() if isinstance(error, click.ClickException) else str(error))
             sys.exit(2)
         except OSError as error:
@@ -310,7 +310,7 @@ def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, d
             f"{found['attack']}\nwritten to {written}"
         )
     if found["best"] is None:
-        raise Refused(f"none of {len(found['trials'])} trials could be measured; {written} has the reasons")
+        raise InvalidInputError(f"none of {len(found['trials'])} trials could be measured; {written} has the reasons")
     if not as_json:
         click.echo(f"train the best  python cli.py fit --config {written / BEST}")
 
@@ -430,13 +430,13 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
     Killed or interrupted, the same command goes on where it was.
     """
     if (share is None) == (record is None):
-        raise Refused("give either --claim SHARE or --record FILE")
+        raise InvalidInputError("give either --claim SHARE or --record FILE")
     radius = None if epsilon is None else _read_epsilon(epsilon)
     ball = dict(norm=norm or "linf", epsilon=8 / 255 if radius is None else radius)
     try:
         claim = None if share is None else Claim(robust_accuracy=_share(share), **ball)
     except ValidationError as error:
-        raise Refused(f"--epsilon {epsilon}: {first_line(error)}") from None
+        raise InvalidInputError(f"--epsilon {epsilon}: {format_error(error)}") from None
     verifier = None if verifier is None else parse_attack(verifier)
     chosen = _dataset_fields(options)
     runtime.start_tensorflow()
@@ -613,7 +613,7 @@ def report(paper, settings, data_dir, results, runs, saved_models, as_json, **op
     """
     if paper is None:
         if options["train"]:
-            raise Refused(f"--train needs --paper, one of {', '.join(PAPERS)}")
+            raise InvalidInputError(f"--train needs --paper, one of {', '.join(PAPERS)}")
         tables = readme_tables(_record_folder(results))
         click.echo(json.dumps(tables, indent=1) if as_json else readme_text(tables))
         return
@@ -666,7 +666,7 @@ def _stored(folder: Path, attack) -> str:
 
 def _record_folder(path: Path) -> Path:
     if not path.is_dir():
-        raise Refused(f"{path} is no folder of records; run in the repository's root, or give --results")
+        raise InvalidInputError(f"{path} is no folder of records; run in the repository's root, or give --results")
     return path
 
 
@@ -675,10 +675,12 @@ def _workers(count: int | None, replicas: int | None = None) -> Workers:
     task = task_of(os.environ.get("TF_CONFIG"))
     if task is None and (count or 1) > 1:
         if replicas:
-            raise Refused(f"--replicas {replicas} is for one process, and --workers {count} starts several; give one")
+            raise InvalidInputError(
+                f"--replicas {replicas} is for one process, and --workers {count} starts several; give one"
+            )
         sys.exit(launcher.run(count))
     if task and count and count != len(task.addresses):
-        raise Refused(f"--workers {count}, and TF_CONFIG names {len(task.addresses)}; leave out --workers")
+        raise InvalidInputError(f"--workers {count}, and TF_CONFIG names {len(task.addresses)}; leave out --workers")
     launcher.end_with_parent()
     runtime.start_tensorflow()
     return start_workers(replicas, say=lambda line: click.echo(line, err=True))
@@ -731,7 +733,7 @@ def _attacks(texts, transfers, epsilons, restarts, protocol) -> list:
         if epsilons:
             words = [word.at(parse_pixels(epsilon)) for word in words for epsilon in epsilons.split(",")]
     except ValueError as error:
-        raise Refused(f"--epsilon {epsilons}: {first_line(error)}") from None
+        raise InvalidInputError(f"--epsilon {epsilons}: {format_error(error)}") from None
     if protocol == "all":
         return [word.under(name) for word in words for name in (PROTOCOLS if word.takes_protocol else ["pixel"])]
     return [word.under(protocol) for word in words] if protocol else words
@@ -742,7 +744,7 @@ def _through(source: str, word) -> Transfer:
     try:
         return Transfer(source=source, attack=word)
     except ValidationError as error:
-        raise Refused(f"--transfer-from {source}: {first_line(error)}") from None
+        raise InvalidInputError(f"--transfer-from {source}: {format_error(error)}") from None
 
 
 def _share(text: str) -> float:
@@ -750,10 +752,10 @@ def _share(text: str) -> float:
     try:
         number = float(text.removesuffix("%"))
     except ValueError:
-        raise Refused(f"--claim {text} is no share; write it as 60.4% or 0.604") from None
+        raise InvalidInputError(f"--claim {text} is no share; write it as 60.4% or 0.604") from None
     number = number / 100 if text.endswith("%") or number > 1 else number
     if not 0 <= number <= 1:
-        raise Refused(f"--claim {text} is no share between 0% and 100%")
+        raise InvalidInputError(f"--claim {text} is no share between 0% and 100%")
     return number
 
 
@@ -761,7 +763,7 @@ def _read_epsilon(text: str) -> float:
     try:
         return parse_pixels(text)
     except ValueError as error:
-        raise Refused(f"--epsilon {text}: {error}") from None
+        raise InvalidInputError(f"--epsilon {text}: {error}") from None
 
 
 def _read_radii(text: str) -> list[float]:
@@ -771,7 +773,7 @@ def _read_radii(text: str) -> list[float]:
         try:
             radii.append(ThreatModel(norm="linf", epsilon=radius).epsilon)
         except ValidationError as error:
-            raise Refused(f"--epsilon {radius}: {first_line(error)}") from None
+            raise InvalidInputError(f"--epsilon {radius}: {format_error(error)}") from None
     return radii
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import yaml
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
+from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
 from keras_rcl.methods import VARIANTS, Method
 from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
 from keras_rcl.vocabulary.dataset import Dataset, Seed
 from keras_rcl.vocabulary.network import CraftDtype, Network, Precision
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 from keras_rcl.vocabulary.search import Range, parse_range
-from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
+from keras_rcl.vocabulary.spec import spec
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "digits.yaml"
@@ -24,7 +25,7 @@ TAGS = {"name", "term"}
 """The fields that say which of several words a value is."""
 
 
-@word
+@spec
 class Evaluation:
     """How a trained classifier is measured.
 
@@ -54,7 +55,7 @@ class Evaluation:
             )
 
 
-@word
+@spec
 class Experiment:
     """Everything that a run is, in one value; it is written beside every checkpoint and result.
 
@@ -127,7 +128,7 @@ def load(
         scale: one of those that the file, or one that it extends, names under `scales`; the first where not given.
 
     Raises:
-        Refused: in one line that names every offending key and value.
+        InvalidInputError: in one line that names every offending key and value.
     """
     source = Path(path or DEFAULT_CONFIG)
     raw = _at_scale(source, scale)
@@ -135,19 +136,23 @@ def load(
     methods, default = raw.pop("methods", None) or {}, raw.pop("variant", None)
     chosen = variant or default
     if not isinstance(methods, dict) or not all(isinstance(fields or {}, dict) for fields in methods.values()):
-        raise Refused(f"{source}: methods must map variants to their settings, not {methods!r}")
+        raise InvalidInputError(f"{source}: methods must map variants to their settings, not {methods!r}")
     for name in [*methods, *([chosen] if chosen else [])]:
         if name not in [*VARIANTS]:
-            raise Refused(f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}; see `python cli.py variants`")
+            raise InvalidInputError(
+                f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}; see `python cli.py variants`"
+            )
     method = raw.setdefault("method", {"name": chosen})
     if chosen and isinstance(method, dict) and (method.get("name") != chosen or len(method) == 1):
         raw["method"] = {"name": chosen, **(methods.get(chosen) or {})}
     for setting in settings:
         _set(raw, setting)
     if not isinstance(raw["method"], dict):
-        raise Refused(f"method {raw['method']!r} is no mapping; choose it by --variant, its fields by --set method.a=b")
+        raise InvalidInputError(
+            f"method {raw['method']!r} is no mapping; choose it by --variant, its fields by --set method.a=b"
+        )
     if raw["method"].get("name") is None:
-        raise Refused(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
+        raise InvalidInputError(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
     return parse(raw, str(source))
 
 
@@ -155,15 +160,15 @@ def load_search(path: Path | None, variant: str, scale: str | None = None) -> di
     """Where `tune` looks for a variant's settings, as the file says: its `search` maps variants to settings and ranges.
 
     Raises:
-        Refused: if it is something else, or a range is none.
+        InvalidInputError: if it is something else, or a range is none.
     """
     source = Path(path or DEFAULT_CONFIG)
     found = _at_scale(source, scale).get("search") or {}
     if not isinstance(found, dict) or not all(isinstance(ranges or {}, dict) for ranges in found.values()):
-        raise Refused(f"{source}: search must map variants to settings and their ranges, not {found!r}")
+        raise InvalidInputError(f"{source}: search must map variants to settings and their ranges, not {found!r}")
     for name in found:
         if name not in [*VARIANTS]:
-            raise Refused(f"{source}: search: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+            raise InvalidInputError(f"{source}: search: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
     return {str(setting): parse_range(text) for setting, text in (found.get(variant) or {}).items()}
 
 
@@ -172,7 +177,7 @@ def parse(raw: dict[str, Any], source: str) -> Experiment:
     try:
         return _EXPERIMENT.validate_python(raw)
     except ValidationError as error:
-        raise Refused(f"{source}: {first_line(error)}{_cure(error)}") from None
+        raise InvalidInputError(f"{source}: {format_error(error)}{_cure(error)}") from None
 
 
 def with_variant(experiment: Experiment, path: Path | None, variant: str, scale: str | None = None) -> Experiment:
@@ -270,13 +275,13 @@ def _read(path: Path) -> dict[str, Any]:
         raw = parse_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         shipped = ", ".join([*sorted(p.name for p in CONFIGS.glob("*.yaml")), "papers/"])
-        raise Refused(f"no configuration file {str(path)!r}; configs/ holds {shipped}") from None
+        raise InvalidInputError(f"no configuration file {str(path)!r}; configs/ holds {shipped}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"cannot read the configuration {str(path)!r}: {error}") from None
+        raise InvalidInputError(f"cannot read the configuration {str(path)!r}: {error}") from None
     except ValueError as error:
-        raise Refused(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise InvalidInputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise Refused(f"{path} holds no mapping of settings; see configs/digits.yaml")
+        raise InvalidInputError(f"{path} holds no mapping of settings; see configs/digits.yaml")
     return raw
 
 
@@ -285,25 +290,25 @@ def _at_scale(source: Path, scale: str | None) -> dict[str, Any]:
     raw, scales = _resolve(source, scale)
     if scale is not None and scale not in scales:
         known = f"it has {', '.join(scales)}" if scales else "it has no scales; leave out --scale"
-        raise Refused(f"{source} has no scale {scale!r}{did_you_mean(scale, scales)}; {known}")
+        raise InvalidInputError(f"{source} has no scale {scale!r}{did_you_mean(scale, scales)}; {known}")
     return raw
 
 
 def _resolve(path: Path, scale: str | None, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, None]]:
     """What a file holds over what it extends, at a scale; and the scales that are named, in order."""
     if len(above) == LONGEST_CHAIN:
-        raise Refused(f"{above[0]} extends {len(above)} files and comes to {path}; one may extend itself")
+        raise InvalidInputError(f"{above[0]} extends {len(above)} files and comes to {path}; one may extend itself")
     raw = _read(path)
     scales = raw.pop("scales", None) or {}
     if not isinstance(scales, dict) or not all(isinstance(fields or {}, dict) for fields in scales.values()):
-        raise Refused(f"{path}: scales must map scales to what differs there, not {scales!r}")
+        raise InvalidInputError(f"{path}: scales must map scales to what differs there, not {scales!r}")
     chosen = scales.get(next(iter(scales), None) if scale is None else scale) or {}
     merged, named = {}, dict.fromkeys(scales)
     for layer in (raw, chosen):
         base = layer.pop("extends", None)
         if base is not None:
             if not isinstance(base, str):
-                raise Refused(f"{path}: extends must be the name of a file beside it, not {base!r}")
+                raise InvalidInputError(f"{path}: extends must be the name of a file beside it, not {base!r}")
             below, known = _resolve(path.parent / base, scale, (*above, path))
             merged, named = _over(merged, below), {**known, **named}
     return _over(_over(merged, raw), chosen), named
@@ -325,7 +330,7 @@ def _default_at(raw: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
     """The fields at a path of what `raw` resolves to, where they are of a tagged value; else none."""
     try:
         found = to_dict(parse(raw, ""))
-    except Refused:
+    except InvalidInputError:
         return {}
     for key in path:
         found = found.get(key) if isinstance(found, dict) else None
@@ -337,11 +342,11 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     path, equals, text = setting.partition("=")
     *parents, last = path.strip().split(".")
     if not equals or not all([*parents, last]):
-        raise Refused(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
+        raise InvalidInputError(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
     try:
         value = parse_value(text)
     except ValueError:
-        raise Refused(f"--set {setting!r}: {text!r} is not a YAML value") from None
+        raise InvalidInputError(f"--set {setting!r}: {text!r} is not a YAML value") from None
     whole, known = raw, []
     for number, key in enumerate(parents, 1):
         known.append(key)
@@ -351,6 +356,6 @@ def _set(raw: dict[str, Any], setting: str) -> None:
         if isinstance(inner, str):  # the short form of a tagged value, such as augmentation: crop_flip
             inner = raw[key] = {"name": inner}
         if not isinstance(inner, dict):
-            raise Refused(f"--set {setting!r}: {key!r} has no fields")
+            raise InvalidInputError(f"--set {setting!r}: {key!r} has no fields")
         raw = inner
     raw[last] = value

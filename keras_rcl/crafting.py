@@ -14,6 +14,7 @@ from keras_rcl.attacks import craft
 from keras_rcl.classifier import load_classifier
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_levels, write_shard
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.journal import Piece
 from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.shared_pieces import Pieces
@@ -22,7 +23,6 @@ from keras_rcl.output_folder import output_and_journal
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json
-from keras_rcl.vocabulary.word import Refused
 from keras_rcl.workers import ALONE, Workers
 
 
@@ -69,10 +69,11 @@ def craft_dataset(
         the folder, on the chief.
 
     Raises:
-        Refused: if the model, the data or the folder does not fit, or the attack runs in other units than pixels.
+        InvalidInputError: if the model, the data or the folder does not fit, or the attack runs in other units than
+            pixels.
     """
     if attack.protocol != "pixel":
-        raise Refused(f"{describe(attack)} is not in pixels, and what is stored is; leave out the protocol")
+        raise InvalidInputError(f"{describe(attack)} is not in pixels, and what is stored is; leave out the protocol")
     classifier = load_classifier(path, trust=trust, **foreign)
     data = data_for(classifier, dataset or {})
     chosen = part_of(data, part)

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.saved import brief, choose, hash_of, in_batches, probe, read_contract, read_model, resizing
-from keras_rcl.vocabulary.word import Refused
 
 KERASHUB = "kerashub:"
 """What a source begins with that is a preset of KerasHub, and no path."""
@@ -46,7 +46,7 @@ def load_encoder(source: str | Path, image_shape: Sequence[int], *, trust: bool 
         trust: load it without looking for what could do harm.
 
     Raises:
-        Refused: if there is no such encoder, or it does not map these images to one row of numbers an image.
+        InvalidInputError: if there is no such encoder, or it does not map these images to one row of numbers an image.
     """
     if str(source).startswith(KERASHUB):
         call, spec, model_hash = _read_kerashub(str(source))
@@ -65,10 +65,12 @@ def load_encoder(source: str | Path, image_shape: Sequence[int], *, trust: bool 
     sample = probe(shape, spec.shape[0])
     try:
         width = rows_of(sample).shape[1]
-    except Refused:
+    except InvalidInputError:
         raise
     except Exception as error:
-        raise Refused(f"{source} fails on images {list(sample.shape)}: {brief(error)}; give another source") from None
+        raise InvalidInputError(
+            f"{source} fails on images {list(sample.shape)}: {brief(error)}; give another source"
+        ) from None
     batched = in_batches(rows_of, spec.shape[0], width)
     return Encoder(lambda images: batched(resize(tf.convert_to_tensor(images, tf.float32))), model_hash)
 
@@ -77,17 +79,17 @@ def _read_kerashub(source: str) -> tuple[Callable, tf.TensorSpec, str]:
     """images in [0, 1] -> what a preset's backbone gives of them, the TensorSpec of the images, and its hash."""
     preset, _, size = source.removeprefix(KERASHUB).partition("@")
     if size and not size.isdecimal():
-        raise Refused(f"{source}: size {size!r} is no number of pixels; write {KERASHUB}{preset}@224")
+        raise InvalidInputError(f"{source}: size {size!r} is no number of pixels; write {KERASHUB}{preset}@224")
     try:
         import keras_hub
     except ImportError:
-        raise Refused(f"{source} needs KerasHub, which is not installed: pip install keras-hub") from None
+        raise InvalidInputError(f"{source} needs KerasHub, which is not installed: pip install keras-hub") from None
     shape = {"image_shape": (int(size), int(size), 3)} if size else {}
     try:
         backbone = keras_hub.models.Backbone.from_preset(preset, dtype="float32", **shape)
         converter = keras_hub.layers.ImageConverter.from_preset(preset)
     except Exception as error:
-        raise Refused(
+        raise InvalidInputError(
             f"{source} cannot be had: {brief(error)}; a preset needs the network and Kaggle, "
             f"or give {KERASHUB}FOLDER of one that was fetched before"
         ) from None
@@ -100,7 +102,7 @@ def _from_backbone(source: str, backbone: keras.Model, converter) -> tuple[Calla
     Where the converter has neither, or there is none: (pixels in [0, 1] - ImageNet's mean) / its standard deviation.
     """
     if len(backbone.inputs) != 1:
-        raise Refused(f"{source} reads {len(backbone.inputs)} inputs; choose a preset that reads images only")
+        raise InvalidInputError(f"{source} reads {len(backbone.inputs)} inputs; choose a preset that reads images only")
     image_size = getattr(converter, "image_size", None) or (None, None)
     wanted = [own or size for own, size in zip(backbone.inputs[0].shape[1:], (*image_size, 3), strict=True)]
     named = isinstance(backbone.input, dict)

@@ -23,6 +23,7 @@ from keras_rcl.bounds import at_inference
 from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
 from keras_rcl.evaluation.robustness import Evaluator
@@ -41,7 +42,6 @@ from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.files import Taken, atomic_path, check_writable, read_json, sweep, write_json
 from keras_rcl.vocabulary.phase import Phase
-from keras_rcl.vocabulary.word import Refused
 from keras_rcl.workers import ALONE, Message, Workers
 
 PROJECTED_IMAGES = 500
@@ -94,8 +94,8 @@ def fit_all(
         workers: all of which call this with the same; only the chief keeps anything.
 
     Raises:
-        Refused: if the data is missing, the name is taken, a folder cannot be written, or `reuse` is a run that has no
-            first phase of an experiment.
+        InvalidInputError: if the data is missing, the name is taken, a folder cannot be written, or `reuse` is a run
+            that has no first phase of an experiment.
         KeyboardInterrupt: with the word that the same command resumes.
     """
     start_tensorflow(deterministic=deterministic)
@@ -160,10 +160,10 @@ def _alike(experiment: Experiment, question: dict[str, Any], reuse: Path, worker
     """The run that has ended the most of an experiment's first phases, and how many; never all of them.
 
     Raises:
-        Refused: if `reuse` is itself a run, and has none.
+        InvalidInputError: if `reuse` is itself a run, and has none.
     """
     if workers.count > 1:
-        raise Refused(f"--reuse is for one process, and there are {workers.count} workers; leave out either")
+        raise InvalidInputError(f"--reuse is for one process, and there are {workers.count} workers; leave out either")
     one = (reuse / "config.yaml").is_file()
     wanted = config.training_of(experiment), experiment.seed, _given(experiment, question)
     found = (reuse, 0)
@@ -171,7 +171,7 @@ def _alike(experiment: Experiment, question: dict[str, Any], reuse: Path, worker
         try:
             other = config.load(run / "config.yaml")
             given = read_json(run / "environment.json").get("given")
-        except (Refused, OSError, ValueError):  # of another version
+        except (InvalidInputError, OSError, ValueError):  # of another version
             continue
         same = dataclasses.replace(config.training_of(other), method=experiment.method)
         if (same, other.seed, given) == wanted:
@@ -179,7 +179,9 @@ def _alike(experiment: Experiment, question: dict[str, Any], reuse: Path, worker
     if found[1]:
         return found
     if one:
-        raise Refused(f"{reuse} has no first phase of this training at seed {experiment.seed}; leave out --reuse")
+        raise InvalidInputError(
+            f"{reuse} has no first phase of this training at seed {experiment.seed}; leave out --reuse"
+        )
     return None
 
 
@@ -445,11 +447,11 @@ def export_run(
     """Export a run's checkpoint (`best`, `last`, or a phase's) as a SavedModel.
 
     Raises:
-        Refused: if `run` is no run, or holds no such checkpoint.
+        InvalidInputError: if `run` is no run, or holds no such checkpoint.
     """
     run = Path(run)
     if not (run / "config.yaml").is_file():
-        raise Refused(f"{run} is not the folder of a run: it has no config.yaml; give runs/<name>")
+        raise InvalidInputError(f"{run} is not the folder of a run: it has no config.yaml; give runs/<name>")
     experiment = config.load(run / "config.yaml")
     checkpoints = Checkpoints(run / "checkpoints")
     if checkpoint == "best" and "best" not in checkpoints.names():

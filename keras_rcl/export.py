@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.files import atomic_folder, write_json
-from keras_rcl.vocabulary.word import Refused
 
 FORMAT = 1
 """The version of `model.json`."""
@@ -39,18 +39,18 @@ def export(network: keras.Model, folder: str | Path, contract: dict, *, overwrit
         The folder.
 
     Raises:
-        Refused: if the folder exists or cannot be written, the class names do not fit the network, or a weight is not
-            finite.
+        InvalidInputError: if the folder exists or cannot be written, the class names do not fit the network, or a
+            weight is not finite.
         RuntimeError: if the SavedModel, read back, does not give the network's logits.
     """
     folder = Path(folder)
     image_shape, num_classes = network.input_shape[1:], network.output["logits"].shape[-1]
     if len(contract["class_names"]) != num_classes:
-        raise Refused(
+        raise InvalidInputError(
             f"{len(contract['class_names'])} class names for a network of {num_classes} classes; give one for each"
         )
     if not all(np.isfinite(weight).all() for weight in network.get_weights()):
-        raise Refused("the network has weights that are not finite; export a checkpoint from before")
+        raise InvalidInputError("the network has weights that are not finite; export a checkpoint from before")
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         _write_saved_model(network, temporary)
         _check_round_trip(network, temporary)

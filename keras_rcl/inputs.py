@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from keras_rcl.classifier import Classifier, load_classifier
 from keras_rcl.data import sources
 from keras_rcl.encoder import load_encoder
+from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.evaluation.embeddings import embedding_geometry
 from keras_rcl.objectives.geometry import POINTS
 from keras_rcl.saved import resizing
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.word import Refused, first_line
 
 SUPPORT_IMAGES = 256
 """How many training images the SupCon attack contrasts with, class balance kept."""
@@ -25,13 +25,13 @@ def part_of(data: sources.ImageData, part: str) -> sources.Part:
     """The `train`, `validation` or `test` part.
 
     Raises:
-        Refused: if it has no images.
+        InvalidInputError: if it has no images.
     """
     chosen = getattr(data, part)
     if isinstance(chosen, sources.StreamedPart):
-        raise Refused(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
+        raise InvalidInputError(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
     if not len(chosen.labels):
-        raise Refused(f"the {part} part of {data.name} is empty; choose another --part")
+        raise InvalidInputError(f"the {part} part of {data.name} is empty; choose another --part")
     return chosen
 
 
@@ -44,7 +44,8 @@ def data_for(classifier: Classifier, fields: dict[str, Any]) -> sources.ImageDat
     """The data set of `dataset_of`, which the classifier fits.
 
     Raises:
-        Refused: if none is named, it cannot be read, or its images or classes are others than the classifier's.
+        InvalidInputError: if none is named, it cannot be read, or its images or classes are others than the
+            classifier's.
     """
     data = sources.load(dataset_of(classifier, fields))
     _check_fit(classifier, data)
@@ -56,24 +57,24 @@ def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
     if "name" not in fields:
         settings = classifier.contract.get("config")
         if settings is None:
-            raise Refused(f"{classifier.path} has no model.json that names its data set; give --dataset")
+            raise InvalidInputError(f"{classifier.path} has no model.json that names its data set; give --dataset")
         # Of a model from elsewhere; TFDS would write there.
         fields = {**settings["dataset"], "data_dir": None, **fields}
     try:
         return Dataset(**fields)
     except ValidationError as error:
-        raise Refused(f"data set: {first_line(error)}") from None
+        raise InvalidInputError(f"data set: {format_error(error)}") from None
 
 
 def _check_fit(classifier: Classifier, data: sources.ImageData) -> None:
     shape = tuple(classifier.image_shape)
     if any(want is not None and want != have for want, have in zip(shape, data.image_shape, strict=True)):
-        raise Refused(
+        raise InvalidInputError(
             f"{classifier.path} takes images of shape {shape}, but {data.name} has {data.image_shape}; "
             "give --dataset, or --image-size to resize"
         )
     if classifier.num_classes != data.num_classes:
-        raise Refused(
+        raise InvalidInputError(
             f"{classifier.path} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
             "give the --dataset that it was trained on"
         )
@@ -92,12 +93,14 @@ def outputs_of(
         if key in found:
             continue
         if member.of_training:
-            raise Refused(f"{member.name} is an attack of training; attack the model by pgd and by supcon")
+            raise InvalidInputError(f"{member.name} is an attack of training; attack the model by pgd and by supcon")
         if source is None:
             found[key] = own(reads)
             if found[key] is None:
                 cure = "give it source=MODEL" if reads == "embedding" else "choose another attack"
-                raise Refused(f"{member.label} looks at the {reads}, which the attacked model does not tell; {cure}")
+                raise InvalidInputError(
+                    f"{member.label} looks at the {reads}, which the attacked model does not tell; {cure}"
+                )
         elif reads == "logits":
             found[key], hashes[source] = logits_through(source, data, trust)
         else:
@@ -110,7 +113,7 @@ def logits_through(source: str, data: sources.ImageData, trust: bool = False) ->
     """images -> logits of the classifier that a transfer attack is crafted on, and its hash."""
     classifier = load_classifier(source, trust=trust)
     if classifier.num_classes != data.num_classes:
-        raise Refused(
+        raise InvalidInputError(
             f"{source} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
             "give a source of the same classes"
         )
@@ -126,10 +129,12 @@ def support_of(
     if not contrasting:
         return None
     if len({attack.reads for attack in contrasting}) > 1:
-        raise Refused(f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time")
+        raise InvalidInputError(
+            f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time"
+        )
     shown = data.train.held.limited(SUPPORT_IMAGES)
     if without := data.num_classes - len(np.unique(shown.labels)):
-        raise Refused(
+        raise InvalidInputError(
             f"{contrasting[0].label} contrasts with {len(shown.labels)} training images, which leave {without} of "
             f"{data.num_classes} classes without one; choose another attack, or a larger --limit"
         )

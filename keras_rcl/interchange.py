@@ -16,8 +16,8 @@ import keras
 import numpy as np
 
 from keras_rcl.bounds.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.threat import format_pixels
-from keras_rcl.vocabulary.word import Refused
 
 OPSET, IR_VERSION = 13, 8
 """Of the ONNX files: old enough for the verifiers' own readers."""
@@ -40,11 +40,14 @@ def onnx_network(network: keras.Model):
         network: functional or Sequential, image [N, H, W, C] or [N, F] -> `logits` [N, K], alone or in a dict.
 
     Raises:
-        Refused: if onnx is not installed, the image's size is not fixed, or a layer cannot be folded, by its path.
+        InvalidInputError: if onnx is not installed, the image's size is not fixed, or a layer cannot be folded, by its
+            path.
         RuntimeError: if the logits differ by more than 1e-5 of the largest, or of 1 where that is larger.
     """
     if None in network.input_shape[1:]:
-        raise Refused(f"model {network.name} reads images {network.input_shape[1:]}; ONNX is for one size, so fix it")
+        raise InvalidInputError(
+            f"model {network.name} reads images {network.input_shape[1:]}; ONNX is for one size, so fix it"
+        )
     graph = _Graph(fold(network, dtype="float64"), _import_onnx())
     onnx = graph.onnx
     graph.value(len(graph.steps) - 1)
@@ -90,7 +93,7 @@ def _import_onnx():
     try:
         import onnx
     except ModuleNotFoundError:
-        raise Refused("onnx is not installed: pip install onnx onnxruntime") from None
+        raise InvalidInputError("onnx is not installed: pip install onnx onnxruntime") from None
     return onnx
 
 
@@ -360,18 +363,18 @@ def read_results(path: Path) -> list[tuple[str, float]]:
     What it decided only after the time was up is a `timeout`.
 
     Raises:
-        Refused: if there is no such file, or it is not one that alpha-beta-CROWN writes of a CSV.
+        InvalidInputError: if there is no such file, or it is not one that alpha-beta-CROWN writes of a CSV.
     """
     try:
         with Path(path).open("rb") as file:
             results = _PlainUnpickler(file).load()["results"]
         return [(_status(said), float(seconds)) for said, seconds in results]
     except FileNotFoundError:
-        raise Refused(f"there is no {path}; run alpha-beta-CROWN there first, as abcrown.yaml says") from None
-    except Refused as error:
-        raise Refused(f"{path} {error}") from None
+        raise InvalidInputError(f"there is no {path}; run alpha-beta-CROWN there first, as abcrown.yaml says") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path} {error}") from None
     except Exception as error:  # what an unpickler raises of other bytes is anything
-        raise Refused(
+        raise InvalidInputError(
             f"{path} is no result file of alpha-beta-CROWN: {type(error).__name__}; give the one of its CSV mode"
         ) from None
 
@@ -385,7 +388,9 @@ def _status(said: object) -> str:
         return "unsafe"
     if text.startswith("safe"):
         return "safe-incomplete" if text == "safe-incomplete" else "safe"
-    raise Refused(f"has the result {said!r}, which is none of alpha-beta-CROWN's; give the file of its CSV mode")
+    raise InvalidInputError(
+        f"has the result {said!r}, which is none of alpha-beta-CROWN's; give the file of its CSV mode"
+    )
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_rcl.classifier import load_classifier
 from keras_rcl.data import sources
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.inputs import data_for, outputs_of, part_of, pixels, support_of
@@ -17,7 +18,6 @@ from keras_rcl.progress import Progress, Silent
 from keras_rcl.saved import read_layers
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.files import atomic_folder, check_writable, read_json, write_json
-from keras_rcl.vocabulary.word import Refused
 
 
 def interchange(
@@ -59,7 +59,7 @@ def interchange(
         What `instances.json` says, and the folder.
 
     Raises:
-        Refused: if model or data cannot be read, a layer cannot be written, or no image is left.
+        InvalidInputError: if model or data cannot be read, a layer cannot be written, or no image is left.
     """
     network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
     data = data_for(classifier, dataset or {})
@@ -82,7 +82,7 @@ def interchange(
             image = pixels(chosen.images[i])
             instances.append(Instance(image, int(chosen.labels[i]), epsilon, int(chosen.indices[i])))
     if not instances:
-        raise Refused(
+        raise InvalidInputError(
             f"{path} gets none of {len(chosen.labels)} images right, so nothing is left to verify; choose another"
         )
     told = {
@@ -126,16 +126,21 @@ def collect(folder: Path) -> dict[str, Any]:
         of images by status, the `seconds` that all of them took, and how many images had been `left_out`.
 
     Raises:
-        Refused: if the folder is none of `interchange`'s, or its result file is missing, damaged or not whole.
+        InvalidInputError: if the folder is none of `interchange`'s, or its result file is missing, damaged or not
+            whole.
     """
     try:
         told = read_json(folder / "instances.json")
         instances, radii, _ = told["instances"], told.pop("epsilons"), told["model"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise Refused(f"{folder} has no instances.json to read; give a folder that `interchange` wrote") from None
+        raise InvalidInputError(
+            f"{folder} has no instances.json to read; give a folder that `interchange` wrote"
+        ) from None
     results = read_results(folder / RESULTS)
     if len(results) != len(instances):
-        raise Refused(f"{folder / RESULTS} has {len(results)} results of {len(instances)} instances; run all of them")
+        raise InvalidInputError(
+            f"{folder / RESULTS} has {len(results)} results of {len(instances)} instances; run all of them"
+        )
     for instance, (status, seconds) in zip(instances, results, strict=True):
         instance.update(status=status, seconds=round(seconds, 3))
     rows = []

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.progress import Progress
 from keras_rcl.vocabulary.files import Taken, check_writable, sweep
-from keras_rcl.vocabulary.word import Refused
 
 
 def free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
@@ -26,7 +26,7 @@ def free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
 def check_name(name: str) -> None:
     """Refuse a name that is a path."""
     if Path(name).name != name or name in ("", ".", ".."):
-        raise Refused(f"name {name!r} must be one plain word; folders go to --runs and --saved-models")
+        raise InvalidInputError(f"name {name!r} must be one plain word; folders go to --runs and --saved-models")
 
 
 def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
@@ -34,9 +34,9 @@ def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not overwrite:
-        raise Refused(f"{folder} already exists; choose another name or give --overwrite")
+        raise InvalidInputError(f"{folder} already exists; choose another name or give --overwrite")
     if not (folder / marker).is_file():
-        raise Refused(f"{folder} has no {marker}, so it is not ours to overwrite; choose another name")
+        raise InvalidInputError(f"{folder} has no {marker}, so it is not ours to overwrite; choose another name")
 
 
 def output_and_journal(

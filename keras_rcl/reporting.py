@@ -18,6 +18,7 @@ from keras_rcl.config import Experiment, training_attacks
 from keras_rcl.crafting import craft_dataset
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import RECORD
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.inputs import dataset_of, pixels
 from keras_rcl.output_folder import check_replaceable
 from keras_rcl.papers import PAPERS
@@ -51,7 +52,6 @@ from keras_rcl.vocabulary.paper import (
     StoredExamples,
 )
 from keras_rcl.vocabulary.threat import PROTOCOLS
-from keras_rcl.vocabulary.word import Refused
 
 PICTURED_IMAGES = 8
 
@@ -108,7 +108,7 @@ def report(
         What `report.json` holds, and the folder.
 
     Raises:
-        Refused: if data is missing, a folder cannot be written, or a record cannot be read.
+        InvalidInputError: if data is missing, a folder cannot be written, or a record cannot be read.
     """
     told, progress = PAPERS[paper], progress or Silent()
     settings = [*settings, *([f"dataset.limit={limit}"] if limit else [])]
@@ -199,14 +199,14 @@ def _complete(
     except KeyboardInterrupt as stop:
         raise type(stop)("the same command resumes") from None
     if refused:
-        raise Refused(f"{len(refused)} of {len(jobs)} rows not made: {refused[0]}")
+        raise InvalidInputError(f"{len(refused)} of {len(jobs)} rows not made: {refused[0]}")
 
 
 def complete_row(job: Job, tell: Callable[[str], None]) -> str:
     """Train, attack and verify what a row lacks, and say why that cannot be done; `tell` takes lines of progress."""
     try:
         _complete_row(job, StderrProgress(_Lines(tell)))
-    except Refused as error:
+    except InvalidInputError as error:
         return str(error)
     return ""
 
@@ -246,12 +246,14 @@ def _train(trained: Experiment, name: str, folders: Folders, progress: Progress)
     begun = (run / "training/question.json").is_file()
     for path in (run, export):
         if path.exists() and not begun:
-            raise Refused(f"{path} is of another experiment; move it away")
+            raise InvalidInputError(f"{path} is of another experiment; move it away")
     try:
         places = dict(runs=folders.runs, saved_models=folders.saved_models, reuse=folders.runs)
         experiment.fit(trained, name=name, progress=progress, **places)
     except Taken:
-        raise Refused(f"{run} is in use, or was begun by another experiment or version; move it away") from None
+        raise InvalidInputError(
+            f"{run} is in use, or was begun by another experiment or version; move it away"
+        ) from None
 
 
 def _store(stored: StoredExamples, proxy: Experiment, name: str, folders: Folders, progress: Progress) -> None:
@@ -410,7 +412,7 @@ class _Artist:
         try:
             model = load_classifier(path)
             data = sources.load(dataset_of(model, self.data_set))
-        except Refused:  # of a damaged export, or where its data is not here
+        except InvalidInputError:  # of a damaged export, or where its data is not here
             return None
         return model, data.test.limited(count), data.class_names
 

@@ -11,13 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from keras_rcl import config
 from keras_rcl.config import CONFIGS, Experiment
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.paper_tables import Measured
 from keras_rcl.vocabulary.attack import Attack, spell
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.paper import Measure, Paper
 from keras_rcl.vocabulary.threat import format_pixels
-from keras_rcl.vocabulary.word import Refused
 
 VERIFIED_IMAGES, VERIFIED_COUNT = 1000, 20
 """A missing verification attacks so many images, and bounds so many of those that stand, as Cusin did."""
@@ -121,12 +121,12 @@ def _read(path: Path) -> dict[str, Any] | None:
     """A record of a network, its attacks as words; none where the file is of something else, as a benchmark's is.
 
     Raises:
-        Refused: if it cannot be read.
+        InvalidInputError: if it cannot be read.
     """
     try:
         record = read_json(path)
     except (OSError, ValueError) as error:
-        raise Refused(f"{path} cannot be read as JSON: {error}; mend it or move it away") from None
+        raise InvalidInputError(f"{path} cannot be read as JSON: {error}; mend it or move it away") from None
     kinds = {"survival", "outcomes"}
     if not (isinstance(record, dict) and isinstance(record.get("model"), dict) and kinds & record.keys()):
         return None
@@ -144,7 +144,7 @@ def _training(record: dict[str, Any]) -> Experiment | None:
         return None
     try:
         return config.training_of(config.parse(record["config"], ""))
-    except Refused:
+    except InvalidInputError:
         return None
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
+from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.trust import check_keras, check_saved_model
 from keras_rcl.vocabulary.files import read_json
-from keras_rcl.vocabulary.word import Refused, did_you_mean
 
 _FORMAT = 1
 _UNKNOWN_SIZE = 224
@@ -44,12 +44,12 @@ def read_model(
         trust: load it without looking for what could do harm.
 
     Raises:
-        Refused: if there is no such model, it is damaged or not known to be harmless, or does not read float
+        InvalidInputError: if there is no such model, it is damaged or not known to be harmless, or does not read float
             images [N, H, W, C].
     """
     if path.is_file():
         if endpoint is not None:
-            raise Refused(
+            raise InvalidInputError(
                 f"--endpoint {endpoint} names a signature, and {path} is a .keras file, which has none; leave it out"
             )
         model = _load_keras(path, trust)
@@ -61,15 +61,15 @@ def read_model(
         only = list(signatures) if len(signatures) == 1 else []
         candidates = [name for name in (*usual, *only) if name in signatures]
         if not candidates:
-            raise Refused(f"SavedModel {path} has the endpoints {known}; say which with --endpoint")
+            raise InvalidInputError(f"SavedModel {path} has the endpoints {known}; say which with --endpoint")
         endpoint = candidates[0]
     if endpoint not in signatures:
-        raise Refused(
+        raise InvalidInputError(
             f"SavedModel {path} has no endpoint {endpoint!r}; it has {known}{did_you_mean(endpoint, signatures)}"
         )
     inputs = signatures[endpoint].structured_input_signature[1]
     if len(inputs) != 1:
-        raise Refused(
+        raise InvalidInputError(
             f"endpoint {endpoint!r} of {path} reads {', '.join(inputs) or 'nothing'}; it must read images only"
         )
     ((name, spec),) = inputs.items()
@@ -106,13 +106,15 @@ def read_layers(path: Path, *, trust: bool = False) -> keras.Model:
     """The Keras model of a `.keras` file, or the one that lies in a SavedModel exported here.
 
     Raises:
-        Refused: if there are no layers to be read, or the file is damaged or carries code.
+        InvalidInputError: if there are no layers to be read, or the file is damaged or carries code.
     """
     file = path if path.is_file() else path / "model.keras"
     if path.is_dir() and not file.is_file():
-        raise Refused(f"{path} holds no model.keras, and a SavedModel by itself has no layers; give the .keras file")
+        raise InvalidInputError(
+            f"{path} holds no model.keras, and a SavedModel by itself has no layers; give the .keras file"
+        )
     if not path.exists():
-        raise Refused(f"there is no model at {path}; give a SavedModel folder or a .keras file")
+        raise InvalidInputError(f"there is no model at {path}; give a SavedModel folder or a .keras file")
     return _load_keras(file, trust)
 
 
@@ -124,16 +126,16 @@ def read_contract(path: Path) -> dict:
     try:
         contract = read_json(file)
     except (OSError, ValueError) as error:
-        raise Refused(f"{file} cannot be read: {brief(error)}; export the model again") from None
+        raise InvalidInputError(f"{file} cannot be read: {brief(error)}; export the model again") from None
     if not isinstance(contract, dict) or "model_hash" not in contract:
         return {}
     if contract.get("format") != _FORMAT:
-        raise Refused(
+        raise InvalidInputError(
             f"{file} has format {contract.get('format')!r}, and this version reads {_FORMAT}; export it again"
         )
     wrong = [key for key, sound in _CONTRACT.items() if key in contract and not sound(contract[key])]
     if wrong:
-        raise Refused(f"{file}: {wrong[0]} is not what an export writes there; export the model again")
+        raise InvalidInputError(f"{file}: {wrong[0]} is not what an export writes there; export the model again")
     return contract
 
 
@@ -156,13 +158,15 @@ def choose(name: str | Path, outputs, wanted: Sequence[str], cure: str) -> tuple
     if tf.is_tensor(outputs):
         return None, outputs
     if not isinstance(outputs, dict):
-        raise Refused(f"{name} gives {len(outputs)} outputs without names; it must give one, or name one {wanted[0]}")
+        raise InvalidInputError(
+            f"{name} gives {len(outputs)} outputs without names; it must give one, or name one {wanted[0]}"
+        )
     for output in wanted:
         if output in outputs:
             return output, outputs[output]
     if len(outputs) == 1:
         return next(iter(outputs.items()))
-    raise Refused(f"{name} gives {', '.join(sorted(outputs))}, none of them {' or '.join(wanted)}; {cure}")
+    raise InvalidInputError(f"{name} gives {', '.join(sorted(outputs))}, none of them {' or '.join(wanted)}; {cure}")
 
 
 def resizing(
@@ -173,12 +177,14 @@ def resizing(
     Sizes are brought to it bilinearly, antialiased where one shrinks; a grey image becomes three equal channels.
 
     Raises:
-        Refused: if `name` reads channels that these images cannot become.
+        InvalidInputError: if `name` reads channels that these images cannot become.
     """
     wanted = tuple(have if want is None else want for want, have in zip(wanted, given, strict=True))
     (height, width, channels), own = wanted, given[2]
     if channels != own and (own, channels) != (1, 3):
-        raise Refused(f"{name} reads images of {channels} channels, and these have {own}; give another source")
+        raise InvalidInputError(
+            f"{name} reads images of {channels} channels, and these have {own}; give another source"
+        )
     shrinks = height < given[0] or width < given[1]
 
     def resized(images):
@@ -220,45 +226,47 @@ def brief(error: Exception) -> str:
 def _load_saved_model(path: Path, trust: bool):
     """The SavedModel in a folder."""
     if not path.exists():
-        raise Refused(f"there is no model at {path}; give a SavedModel folder or a .keras file")
+        raise InvalidInputError(f"there is no model at {path}; give a SavedModel folder or a .keras file")
     if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
-        raise Refused(f"{path} holds no SavedModel; give a folder with saved_model.pb, or a .keras file")
+        raise InvalidInputError(f"{path} holds no SavedModel; give a folder with saved_model.pb, or a .keras file")
     try:
         if not trust:
             check_saved_model(path)
         model = tf.saved_model.load(str(path))
         dict(model.signatures)
-    except Refused:
+    except InvalidInputError:
         raise
     except Exception as error:
-        raise Refused(f"SavedModel {path} is damaged: {brief(error)}; export it again") from None
+        raise InvalidInputError(f"SavedModel {path} is damaged: {brief(error)}; export it again") from None
     return model
 
 
 def _load_keras(path: Path, trust: bool) -> keras.Model:
     """The model of a `.keras` file, with one input."""
     if path.suffix != ".keras":
-        raise Refused(f"{path} is neither a SavedModel folder nor a .keras file; give one of the two")
+        raise InvalidInputError(f"{path} is neither a SavedModel folder nor a .keras file; give one of the two")
     if not zipfile.is_zipfile(path):
-        raise Refused(f"{path} is no .keras archive, or is cut short; save the model again")
+        raise InvalidInputError(f"{path} is no .keras archive, or is cut short; save the model again")
     try:
         if not trust:
             check_keras(path)
         with warnings.catch_warnings(action="ignore"):
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Refused:
+    except InvalidInputError:
         raise
     except Exception as error:
         if "deserialization of a `Lambda`" in str(error):
-            raise Refused(
+            raise InvalidInputError(
                 f"{path} carries Python code in a Lambda layer, which is not run; give a SavedModel"
             ) from None
         if "Could not locate class" in str(error):
-            raise Refused(f"{path} has a layer of its own that is not known here; give a SavedModel") from None
-        raise Refused(f"{path} is damaged: {brief(error)}; save the model again") from None
+            raise InvalidInputError(
+                f"{path} has a layer of its own that is not known here; give a SavedModel"
+            ) from None
+        raise InvalidInputError(f"{path} is damaged: {brief(error)}; save the model again") from None
     inputs = getattr(model, "inputs", None) or []
     if len(inputs) != 1:
-        raise Refused(f"{path} has {len(inputs)} declared inputs; it must have one, the images")
+        raise InvalidInputError(f"{path} has {len(inputs)} declared inputs; it must have one, the images")
     return model
 
 
@@ -269,11 +277,13 @@ def _spec_of(model: keras.Model) -> tf.TensorSpec:
 def _checked(path: Path, call: Callable, spec: tf.TensorSpec) -> tuple[Callable, tf.TensorSpec]:
     """Both as they are; refused where the model reads no batch of float images [N, H, W, C]."""
     if not spec.dtype.is_floating:
-        raise Refused(
+        raise InvalidInputError(
             f"{path} reads {spec.dtype.name}, which no gradient reaches; choose a float --endpoint, or export one"
         )
     if spec.shape.rank != 4:
-        raise Refused(f"{path} reads the shape {spec.shape}; it must read images [N, H, W, C]")
+        raise InvalidInputError(f"{path} reads the shape {spec.shape}; it must read images [N, H, W, C]")
     if spec.shape[1] in (1, 3) and spec.shape[3] not in (None, 1, 2, 3, 4):
-        raise Refused(f"{path} reads the shape {spec.shape}, channels first; export it for images [N, H, W, C]")
+        raise InvalidInputError(
+            f"{path} reads the shape {spec.shape}, channels first; export it for images [N, H, W, C]"
+        )
     return call, spec

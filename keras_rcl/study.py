@@ -14,10 +14,10 @@ from pydantic import TypeAdapter
 
 from keras_rcl import config
 from keras_rcl.config import Experiment
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.files import Taken, check_writable, read_json, sweep, write_json
 from keras_rcl.vocabulary.search import Choice, Range
-from keras_rcl.vocabulary.word import Refused
 
 FORMAT = 1
 STUDY, BEST = "study.json", "best.yaml"
@@ -55,7 +55,9 @@ class Study:
     def __enter__(self):
         if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             if not (self.folder / STUDY).is_file():
-                raise Refused(f"{self.folder} has no {STUDY}, so it is not ours to write; choose another --output-dir")
+                raise InvalidInputError(
+                    f"{self.folder} has no {STUDY}, so it is not ours to write; choose another --output-dir"
+                )
         check_writable(self.folder)
         with contextlib.ExitStack() as stack:
             try:
@@ -69,7 +71,7 @@ class Study:
             try:
                 self._study = self._rebuilt()
             except (ValueError, KeyError, TypeError) as error:
-                raise Refused(f"{self.folder / STUDY} is no study: {error}; remove {self.folder}") from None
+                raise InvalidInputError(f"{self.folder / STUDY} is no study: {error}; remove {self.folder}") from None
             self._stack = stack.pop_all()
         return self
 
@@ -89,7 +91,7 @@ class Study:
             if sorted(table) != list(range(len(table))) or any({"settings", "state"} - {*t} for t in table.values()):
                 raise ValueError("its trials are not whole")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Refused(f"{path} is no study: {error}; remove {self.folder}") from None
+            raise InvalidInputError(f"{path} is no study: {error}; remove {self.folder}") from None
         if asked == self.question:
             self.table = table
             return
@@ -208,11 +210,11 @@ def _optuna():
     """Optuna, quiet.
 
     Raises:
-        Refused: where it is not installed.
+        InvalidInputError: where it is not installed.
     """
     try:
         import optuna
     except ImportError:
-        raise Refused("tune needs Optuna, which is not installed: pip install 'keras_rcl[tune]'") from None
+        raise InvalidInputError("tune needs Optuna, which is not installed: pip install 'keras_rcl[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -17,7 +17,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.framework import op_def_registry
 
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 _HARMLESS = re.compile(
     "|".join(
@@ -67,7 +67,7 @@ def check_saved_model(folder: Path) -> None:
     """See that a SavedModel computes and does nothing else: its graph, every function of it, and its files.
 
     Raises:
-        Refused: naming the first op, name or link that is not known to be harmless.
+        InvalidInputError: naming the first op, name or link that is not known to be harmless.
         OSError, ValueError: if it cannot be parsed.
     """
     for file in folder.rglob("*"):
@@ -86,7 +86,7 @@ def check_keras(file: Path) -> None:
     """See that a `.keras` archive stays in its folder, and names no classes and functions but those of Keras and ours.
 
     Raises:
-        Refused: naming the first member, class or function that is not known to be harmless.
+        InvalidInputError: naming the first member, class or function that is not known to be harmless.
         OSError, KeyError, ValueError, RecursionError, zipfile.BadZipFile: if it cannot be parsed.
     """
     floor, ratio = _SWOLLEN
@@ -105,8 +105,8 @@ def check_keras(file: Path) -> None:
             _check_class(file, named)
 
 
-def _refusal(path: Path, why: str) -> Refused:
-    return Refused(f"{path} {why}, so it is not loaded; give --trust if you trust whoever made it")
+def _refusal(path: Path, why: str) -> InvalidInputError:
+    return InvalidInputError(f"{path} {why}, so it is not loaded; give --trust if you trust whoever made it")
 
 
 def _leaves(name: str) -> bool:
@@ -119,7 +119,7 @@ def _check_class(file: Path, named: dict[str, Any]) -> None:
     """Refuse what Keras would look up, by its class and module, where that is more than arithmetic."""
     name, module, config = named["class_name"], named.get("module"), named.get("config")
     if name in ("Lambda", "__lambda__"):
-        raise Refused(f"{file} carries Python code in a Lambda layer, which is not run; give a SavedModel")
+        raise InvalidInputError(f"{file} carries Python code in a Lambda layer, which is not run; give a SavedModel")
     if name == "function":
         known = isinstance(module, str) and _FUNCTIONS.fullmatch(module)
         name = config

@@ -17,6 +17,7 @@ from keras_rcl import config
 from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.experiment import networks, output_of, question_of, train
@@ -30,7 +31,6 @@ from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.files import atomic_path
 from keras_rcl.vocabulary.search import Range
-from keras_rcl.vocabulary.word import Refused
 
 UNITS = 1000
 """How finely the bar shows a trial."""
@@ -85,13 +85,16 @@ def tune(
         The question and the table of trials, and the folder.
 
     Raises:
-        Refused: if a setting or an end of its range is none, there is nothing to validate on, or the folder is taken.
+        InvalidInputError: if a setting or an end of its range is none, there is nothing to validate on, or the folder
+            is taken.
         KeyboardInterrupt: with the word that the same command resumes.
     """
     progress, attack = progress or Silent(), attack or experiment.evaluation.validation_attack
     _check_attack(attack)
     if not space:
-        raise Refused(f"{experiment.method.name} has nothing to search by default; give --search SETTING=RANGE")
+        raise InvalidInputError(
+            f"{experiment.method.name} has nothing to search by default; give --search SETTING=RANGE"
+        )
     for setting, values in space.items():
         for end in values.ends:
             _varied(vary, setting, values, end)
@@ -177,21 +180,23 @@ def _as_settings(values: Mapping[str, str]) -> list[str]:
 def _varied(vary: Callable, setting: str, values: Range, end: str) -> Experiment:
     try:
         return vary([f"{setting}={end}"])
-    except Refused as error:
-        raise Refused(f"--search {setting}={values}: at {end}: {error}") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"--search {setting}={values}: at {end}: {error}") from None
 
 
 def _experiment(vary: Callable, settings: Mapping[str, str]) -> tuple[Experiment | None, str]:
     """The experiment with these settings, or why there is none: some go each alone and not together."""
     try:
         return vary(_as_settings(settings)), ""
-    except Refused as error:
+    except InvalidInputError as error:
         return None, str(error)
 
 
 def _check_attack(attack: Attack) -> None:
     if attack.reads != "logits" or attack.source or attack.of_training:
-        raise Refused(f"--attack {attack.label} does not look at the network's own logits; choose pgd or autoattack")
+        raise InvalidInputError(
+            f"--attack {attack.label} does not look at the network's own logits; choose pgd or autoattack"
+        )
 
 
 @functools.lru_cache(maxsize=1)
@@ -202,7 +207,7 @@ def _loaded(dataset) -> sources.ImageData:
 def _without_test(experiment: Experiment) -> sources.ImageData:
     """The experiment's data without its test part: nothing here can look at it."""
     if not experiment.dataset.validation_fraction:
-        raise Refused(
+        raise InvalidInputError(
             "dataset.validation_fraction is 0, and trials are compared on validation images; set it, such as "
             "--set dataset.validation_fraction=0.2"
         )
@@ -210,7 +215,9 @@ def _without_test(experiment: Experiment) -> sources.ImageData:
     nothing = sources.Part(data.test.images[:0], data.test.labels[:0], data.test.indices[:0])
     data = dataclasses.replace(data, test=nothing)
     if not len(data.validation.labels):
-        raise Refused(f"{data.name} has no validation images to compare trials on; raise dataset.validation_fraction")
+        raise InvalidInputError(
+            f"{data.name} has no validation images to compare trials on; raise dataset.validation_fraction"
+        )
     return with_stored(data, config.training_attacks(experiment.method.phases()))
 
 
@@ -253,7 +260,7 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
                 writer.hparams(flatten(config.to_dict(experiment)), {f"validation {k}": v for k, v in reached.items()})
             if reason := _dead(folder, job.objective):
                 outcome |= {"state": "failed", "reason": reason}
-        except (Refused, tf.errors.OpError) as error:
+        except (InvalidInputError, tf.errors.OpError) as error:
             outcome = {"state": "failed", "reason": " ".join(str(error).split())[:600]}
     return outcome
 

@@ -9,6 +9,7 @@ import numpy as np
 from keras_rcl.bounds import fold
 from keras_rcl.bounds.forward import evaluate
 from keras_rcl.classifier import load_classifier
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
 from keras_rcl.evaluation.record import make_verification, versions
 from keras_rcl.inputs import data_for, part_of, pixels
@@ -17,7 +18,6 @@ from keras_rcl.progress import Progress, Silent
 from keras_rcl.saved import read_layers
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json
-from keras_rcl.vocabulary.word import Refused
 
 _TOLERANCE = 1e-3
 """Of logits in float32 against the folded layers in float64."""
@@ -65,11 +65,13 @@ def verify_model(
         The record, and the folder that holds it.
 
     Raises:
-        Refused: if model or data cannot be read or do not fit one another, or a layer has no bounds.
+        InvalidInputError: if model or data cannot be read or do not fit one another, or a layer has no bounds.
     """
     network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
     if classifier.gives_probabilities:
-        raise Refused(f"{path} gives probabilities, and margins are of logits; save it without its last softmax")
+        raise InvalidInputError(
+            f"{path} gives probabilities, and margins are of logits; save it without its last softmax"
+        )
     data = data_for(classifier, dataset or {})
     chosen = part_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
@@ -92,7 +94,7 @@ def verify_model(
     }
     served, folded = classifier.logits(images[:10]), evaluate(fold(network, dtype="float64"), images[:10])
     if not np.allclose(folded, served, rtol=_TOLERANCE, atol=_TOLERANCE):
-        raise Refused(f"the layers in {path} give other logits than it serves; export it again")
+        raise InvalidInputError(f"the layers in {path} give other logits than it serves; export it again")
     output_dir, journal = output_and_journal(output_dir, Path("verifications") / path.stem, question, overwrite)
     with journal:
         if len(journal):

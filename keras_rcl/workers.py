@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime import Terminated, WorkerLost
-from keras_rcl.vocabulary.word import Refused
 
 _EXAMPLE = '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": "worker", "index": 0}}'
 HEARTBEAT = 60
@@ -41,7 +41,7 @@ def task_of(text: str | None) -> Task | None:
     """The task that `TF_CONFIG` gives; None without it, or where it names one process alone.
 
     Raises:
-        Refused: if it cannot be read, or names others than workers and a chief.
+        InvalidInputError: if it cannot be read, or names others than workers and a chief.
     """
     if not text:
         return None
@@ -60,7 +60,7 @@ def task_of(text: str | None) -> Task | None:
         before = len(cluster.get("chief", ())) if task["type"] == "worker" else 0
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise Refused(f"TF_CONFIG: {what}; give it as {_EXAMPLE}") from None
+        raise InvalidInputError(f"TF_CONFIG: {what}; give it as {_EXAMPLE}") from None
     return Task(before + task["index"], addresses) if len(addresses) > 1 else None
 
 
@@ -120,12 +120,12 @@ class Workers:
         """See that all workers are asked the same.
 
         Raises:
-            Refused: naming what differs, on every worker.
+            InvalidInputError: naming what differs, on every worker.
         """
         asked = [message.told for message in self.everyones(Message(json.loads(json.dumps(question))))]
         for index, other in enumerate(asked):
             if different := [key for key in asked[0] if other.get(key) != asked[0][key]]:
-                raise Refused(
+                raise InvalidInputError(
                     f"worker {index} has other {', '.join(different)} than worker 0; give all of them the same "
                     "command, data and versions"
                 )
@@ -198,7 +198,7 @@ def start_workers(
         heartbeat: seconds without a sign of life after which a worker counts as gone.
 
     Raises:
-        Refused: if `TF_CONFIG` cannot be read, there are too few GPUs, or the workers cannot be reached.
+        InvalidInputError: if `TF_CONFIG` cannot be read, there are too few GPUs, or the workers cannot be reached.
     """
     import tensorflow as tf
 
@@ -206,11 +206,13 @@ def start_workers(
     gpus = tf.config.list_physical_devices("GPU")
     if task:
         if replicas:
-            raise Refused(f"--replicas {replicas} is for one process, and TF_CONFIG names workers; leave it out")
+            raise InvalidInputError(
+                f"--replicas {replicas} is for one process, and TF_CONFIG names workers; leave it out"
+            )
         if gpus and len({address.rpartition(":")[0] for address in task.addresses}) == 1:
             each = len(gpus) // len(task.addresses)
             if not each:
-                raise Refused(
+                raise InvalidInputError(
                     f"{len(task.addresses)} workers share {len(gpus)} GPUs of one machine; give fewer workers"
                 )
             tf.config.set_visible_devices(gpus[each * task.index :][:each], "GPU")
@@ -219,18 +221,20 @@ def start_workers(
         try:
             return Workers(tf.distribute.MultiWorkerMirroredStrategy(), task)
         except (tf.errors.OpError, RuntimeError) as error:
-            raise Refused(f"the workers of TF_CONFIG do not meet: {str(error).splitlines()[0]}") from None
+            raise InvalidInputError(f"the workers of TF_CONFIG do not meet: {str(error).splitlines()[0]}") from None
     if (replicas or 1) == 1:
         return ALONE
     if gpus and len(gpus) < replicas:
-        raise Refused(f"--replicas {replicas} needs as many GPUs, and there are {len(gpus)}; give a smaller number")
+        raise InvalidInputError(
+            f"--replicas {replicas} needs as many GPUs, and there are {len(gpus)}; give a smaller number"
+        )
     kind = "GPU" if gpus else "CPU"
     if not gpus:
         (cpu,) = tf.config.list_physical_devices("CPU")
         try:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
         except RuntimeError:
-            raise Refused(
+            raise InvalidInputError(
                 f"{replicas} replicas on a CPU must be asked for before TensorFlow computes anything"
             ) from None
     return Workers(tf.distribute.MirroredStrategy([f"{kind}:{index}" for index in range(replicas)]))

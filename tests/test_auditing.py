@@ -12,9 +12,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from keras_rcl.commands import cli
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import read_record
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.vocabulary.word import Refused
 
 QUICK = ("--check-images", "20", "--verifier", "pgd-20:loss=logit_margin")
 HERE = ("--dataset", "digits", "--limit", "50")
@@ -188,7 +188,7 @@ def test_a_record_edited_by_hand_is_refused_in_one_line(here, tmp_path, change, 
     change(record)
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         read_record(path)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
@@ -197,5 +197,5 @@ def test_a_record_edited_by_hand_is_refused_in_one_line(here, tmp_path, change, 
 def test_what_is_no_record(tmp_path, text):
     path = tmp_path / "record.json"
     path.write_text(text)
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidInputError):
         read_record(path)

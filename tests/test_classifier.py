@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from keras_rcl.attacks.craft import craft
 from keras_rcl.classifier import folded_logits, load_classifier
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.attack import MIFGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 
 class Linear(tf.Module):
@@ -88,7 +88,7 @@ def test_folded_logits_are_the_same_ones_or_the_served(network, folder, images, 
     model = Linear()
     other = load_classifier(model.save(tmp_path / "other", model.logits))
     assert folded_logits(other, images) is other.logits
-    with pytest.raises(Refused, match="no layers that can be computed in bfloat16; leave out --craft-dtype"):
+    with pytest.raises(InvalidInputError, match="no layers that can be computed in bfloat16; leave out --craft-dtype"):
         folded_logits(other, images, "bfloat16")
     false = shutil.copytree(folder, tmp_path / "false")
     strange = build_network(
@@ -214,9 +214,9 @@ def test_the_endpoint_may_be_said(tmp_path, images):
     tf.saved_model.save(linear, str(tmp_path / "model"), signatures=signatures)
     found = load_classifier(tmp_path / "model", endpoint="pixels").logits(images)
     np.testing.assert_allclose(found, linear.logits(images / 2), rtol=0, atol=1e-5)
-    with pytest.raises(Refused, match="classify, pixels; say which with --endpoint"):
+    with pytest.raises(InvalidInputError, match="classify, pixels; say which with --endpoint"):
         load_classifier(tmp_path / "model")
-    with pytest.raises(Refused, match="no endpoint 'pixel'; it has .*did you mean 'pixels'"):
+    with pytest.raises(InvalidInputError, match="no endpoint 'pixel'; it has .*did you mean 'pixels'"):
         load_classifier(tmp_path / "model", endpoint="pixel")
 
 
@@ -234,22 +234,22 @@ def test_the_endpoint_may_be_said(tmp_path, images):
 )
 def test_what_is_no_classifier_is_refused(tmp_path, output, shape, dtype, message):
     path = Linear().save(tmp_path / "model", output, shape=shape, dtype=dtype)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(InvalidInputError, match=message):
         load_classifier(path)
 
 
 def test_what_does_not_fit_our_own_is_refused(folder):
-    with pytest.raises(Refused, match="uint8, which no gradient reaches"):
+    with pytest.raises(InvalidInputError, match="uint8, which no gradient reaches"):
         load_classifier(folder, endpoint="serve_uint8")
-    with pytest.raises(Refused, match="gives embedding, projection"):
+    with pytest.raises(InvalidInputError, match="gives embedding, projection"):
         load_classifier(folder, endpoint="embed")
-    with pytest.raises(Refused, match="leave out --input-range"):
+    with pytest.raises(InvalidInputError, match="leave out --input-range"):
         load_classifier(folder, input_range="0..255")
-    with pytest.raises(Refused, match="unknown input range '0-255'"):
+    with pytest.raises(InvalidInputError, match="unknown input range '0-255'"):
         load_classifier(folder, input_range="0-255")
-    with pytest.raises(Refused, match="unknown output 'softmax'"):
+    with pytest.raises(InvalidInputError, match="unknown output 'softmax'"):
         load_classifier(folder, output="softmax")
-    with pytest.raises(Refused, match="leave it out"):
+    with pytest.raises(InvalidInputError, match="leave it out"):
         load_classifier(folder / "model.keras", endpoint="serve")
 
 
@@ -275,7 +275,7 @@ def _halve(file):
 def test_a_damaged_saved_model_is_refused_in_one_line(folder, tmp_path, damage):
     model = shutil.copytree(folder, tmp_path / "model")
     damage(model)
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(InvalidInputError) as refusal:
         load_classifier(model)
     _is_one_line_about(refusal, model)
 
@@ -292,7 +292,7 @@ def test_a_damaged_keras_file_is_refused_in_one_line(folder, tmp_path, damage):
     file = tmp_path / "model.keras"
     shutil.copy(folder / "model.keras", file)
     damage(file)
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(InvalidInputError) as refusal:
         load_classifier(file)
     _is_one_line_about(refusal, file)
 
@@ -305,11 +305,11 @@ def _is_one_line_about(refusal, path):
 def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Refused, match="there is no model at"):
+    with pytest.raises(InvalidInputError, match="there is no model at"):
         load_classifier(tmp_path / "absent")
-    with pytest.raises(Refused, match="holds no SavedModel"):
+    with pytest.raises(InvalidInputError, match="holds no SavedModel"):
         load_classifier(tmp_path / "empty")
-    with pytest.raises(Refused, match="neither a SavedModel folder nor a .keras file"):
+    with pytest.raises(InvalidInputError, match="neither a SavedModel folder nor a .keras file"):
         load_classifier(tmp_path / "notes.txt")
 
 
@@ -318,7 +318,7 @@ def test_code_in_a_keras_file_is_not_run(tmp_path):
         [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3), keras.layers.Lambda(lambda x: 2 * x)]
     )
     model.save(tmp_path / "model.keras")
-    with pytest.raises(Refused, match="Lambda layer, which is not run"):
+    with pytest.raises(InvalidInputError, match="Lambda layer, which is not run"):
         load_classifier(tmp_path / "model.keras")
 
 
@@ -329,7 +329,7 @@ def test_a_layer_that_is_not_known_here(tmp_path):
 
     model = keras.Sequential([keras.Input((8, 8, 1)), Private(), keras.layers.Flatten(), keras.layers.Dense(3)])
     model.save(tmp_path / "model.keras")
-    with pytest.raises(Refused, match=r"names test_classifier\.Private, which is not known"):
+    with pytest.raises(InvalidInputError, match=r"names test_classifier\.Private, which is not known"):
         load_classifier(tmp_path / "model.keras")
-    with pytest.raises(Refused, match="a layer of its own"):
+    with pytest.raises(InvalidInputError, match="a layer of its own"):
         load_classifier(tmp_path / "model.keras", trust=True)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from keras_rcl import config
 from keras_rcl.config import CONFIGS, DEFAULT_CONFIG, Experiment, load, to_dict, to_yaml
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, SimCLR
 from keras_rcl.vocabulary.phase import SGD, Adam, MarginContrastive
-from keras_rcl.vocabulary.word import Refused
 
 SHIPPED = sorted(CONFIGS.glob("**/*.yaml"))
 
@@ -252,7 +252,7 @@ def test_early_stopping_needs_validation_images():
 
 
 def refusal(*arguments) -> str:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInputError) as refused:
         load(*arguments)
     message = str(refused.value)
     assert "\n" not in message

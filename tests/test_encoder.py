@@ -11,11 +11,11 @@ import tensorflow as tf
 from keras_rcl.attacks.craft import craft
 from keras_rcl.classifier import load_classifier
 from keras_rcl.encoder import load_encoder
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.attack import Embedding
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 RNG = np.random.default_rng(0)
 GREY = RNG.random((5, 8, 8, 1), np.float32)
@@ -68,7 +68,7 @@ def test_of_several_outputs_the_embedding(tmp_path):
     path = save(tmp_path / "named", lambda x: {"embedding": encode(x), "zzz": x, "aaa": x}, (8, 8, 1))
     np.testing.assert_allclose(load_encoder(path, (8, 8, 1)).embedding(GREY), encode(GREY), rtol=0, atol=1e-5)
     path = save(tmp_path / "unnamed", lambda x: {"a": x, "b": x}, (8, 8, 1))
-    with pytest.raises(Refused, match="gives a, b, none of them embedding; name the one"):
+    with pytest.raises(InvalidInputError, match="gives a, b, none of them embedding; name the one"):
         load_encoder(path, (8, 8, 1))
 
 
@@ -127,15 +127,15 @@ def test_the_attack_through_one_of_another_size(tmp_path):
 )
 def test_what_does_not_fit_is_refused(tmp_path, shape, dtype, given, message):
     path = save(tmp_path / "model", lambda x: {"y": x}, shape, dtype=dtype)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(InvalidInputError, match=message):
         load_encoder(path, given)
 
 
 def test_what_fails_or_is_not_there_is_refused(tmp_path):
     path = save(tmp_path / "model", lambda x: {"y": tf.reshape(x, [-1, 7])}, (8, 8, 1))
-    with pytest.raises(Refused, match=r"fails on images \[4, 8, 8, 1\]"):
+    with pytest.raises(InvalidInputError, match=r"fails on images \[4, 8, 8, 1\]"):
         load_encoder(path, (8, 8, 1))
-    with pytest.raises(Refused, match="there is no model at .*absent"):
+    with pytest.raises(InvalidInputError, match="there is no model at .*absent"):
         load_encoder(str(tmp_path / "absent"), (8, 8, 1))
 
 
@@ -222,18 +222,20 @@ class TestKerasHub:
             raise OSError("no route to host\nat all")
 
         self.library(monkeypatch, fail, None)
-        with pytest.raises(Refused, match="kerashub:tiny cannot be had: no route to host; .*Kaggle") as refusal:
+        with pytest.raises(
+            InvalidInputError, match="kerashub:tiny cannot be had: no route to host; .*Kaggle"
+        ) as refusal:
             load_encoder("kerashub:tiny", (8, 8, 3))
         assert "\n" not in str(refusal.value)
-        with pytest.raises(Refused, match="'big' is no number of pixels; write kerashub:tiny@224"):
+        with pytest.raises(InvalidInputError, match="'big' is no number of pixels; write kerashub:tiny@224"):
             load_encoder("kerashub:tiny@big", (8, 8, 3))
         inputs = [keras.Input((8, 8, 3)), keras.Input((4,))]
         two = keras.Model(inputs, keras.layers.Concatenate()([keras.layers.Flatten()(inputs[0]), inputs[1]]))
         self.library(monkeypatch, lambda preset, **settings: two, None)
-        with pytest.raises(Refused, match="reads 2 inputs"):
+        with pytest.raises(InvalidInputError, match="reads 2 inputs"):
             load_encoder("kerashub:tiny", (8, 8, 3))
         monkeypatch.setitem(sys.modules, "keras_hub", None)
-        with pytest.raises(Refused, match="not installed: pip install keras-hub"):
+        with pytest.raises(InvalidInputError, match="not installed: pip install keras-hub"):
             load_encoder("kerashub:tiny", (8, 8, 3))
 
     @pytest.mark.filterwarnings("ignore")

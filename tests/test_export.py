@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 CONTRACT = {
     "data_set": "digits",
@@ -150,7 +150,7 @@ def test_an_existing_folder_is_kept_unless_told(network, tmp_path):
     target = tmp_path / "model"
     target.mkdir()
     (target / "precious.txt").write_text("kept")
-    with pytest.raises(Refused, match="already exists"):
+    with pytest.raises(InvalidInputError, match="already exists"):
         export(network, target, CONTRACT)
     assert [file.name for file in target.iterdir()] == ["precious.txt"]
     export(network, target, CONTRACT, overwrite=True)
@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_nothing(network, tmp_path, monkeypatch, writer, erro
         raise error
 
     monkeypatch.setattr(writer, full)
-    with pytest.raises(Refused, match="no space left"):
+    with pytest.raises(InvalidInputError, match="no space left"):
         export(network, tmp_path / "model", CONTRACT)
     assert list(tmp_path.iterdir()) == []
 
@@ -190,5 +190,5 @@ def test_a_model_that_reads_back_otherwise_is_not_exported(network, tmp_path, mo
 
 
 def test_class_names_must_fit(network, tmp_path):
-    with pytest.raises(Refused, match="2 class names for a network of 3"):
+    with pytest.raises(InvalidInputError, match="2 class names for a network of 3"):
         export(network, tmp_path / "model", {**CONTRACT, "class_names": ["a", "b"]})

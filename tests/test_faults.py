@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.training.states import States
 from keras_rcl.vocabulary.files import atomic_folder, atomic_path, refusal, sweep, write_json
-from keras_rcl.vocabulary.word import Refused
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 REFUSED, BROKEN = 3, 4
@@ -221,7 +221,7 @@ def child(send, folder, save, *, fail_at=None, how="count", limit=None, fatal=Fa
             sys.stdout = sys.stderr = nowhere
             save(folder)
         status = 0
-    except Refused:
+    except InvalidInputError:
         status = REFUSED
     except BaseException:
         with open("/dev/stderr", "w") as shown, io.StringIO() as text:

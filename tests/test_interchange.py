@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from keras_rcl import interchange
 from keras_rcl.bounds import fold
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.interchange import Instance, onnx_network, read_results, vnnlib_property, write_instances
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 L = keras.layers
 
@@ -97,12 +97,12 @@ def test_what_differs_is_not_exported(monkeypatch):
 
 
 def test_what_cannot_be_exported_is_refused(monkeypatch):
-    with pytest.raises(Refused, match="layer odd .*has no bounds"):
+    with pytest.raises(InvalidInputError, match="layer odd .*has no bounds"):
         onnx_network(keras.Sequential([keras.Input((4,)), L.Dense(2), L.Softmax(name="odd")]))
-    with pytest.raises(Refused, match=r"\(None, None, 1\).*fix it"):
+    with pytest.raises(InvalidInputError, match=r"\(None, None, 1\).*fix it"):
         onnx_network(keras.Sequential([keras.Input((None, None, 1)), L.GlobalAveragePooling2D()]))
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(Refused, match="pip install onnx"):
+    with pytest.raises(InvalidInputError, match="pip install onnx"):
         onnx_network(random_network(["conv"]))
 
 
@@ -235,11 +235,11 @@ def test_a_result_file_runs_nothing(tmp_path):
 def test_other_files_are_refused(tmp_path, content, what):
     path = tmp_path / "results.pkl"
     path.write_bytes(content)
-    with pytest.raises(Refused, match=what) as refusal:
+    with pytest.raises(InvalidInputError, match=what) as refusal:
         read_results(path)
     assert str(path) in str(refusal.value)
 
 
 def test_a_missing_result_file(tmp_path):
-    with pytest.raises(Refused, match="abcrown.yaml says"):
+    with pytest.raises(InvalidInputError, match="abcrown.yaml says"):
         read_results(tmp_path / "results.pkl")

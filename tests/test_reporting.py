@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from keras_rcl import attacking, experiment, reporting, results
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.reporting import Folders, in_the_plane, report
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.paper import (
@@ -27,7 +28,6 @@ from keras_rcl.vocabulary.paper import (
     Table,
     Verified,
 )
-from keras_rcl.vocabulary.word import Refused
 
 CONFIG = """
 dataset: {name: digits, validation_fraction: 0}
@@ -137,7 +137,9 @@ def test_rows_are_made_in_processes_of_their_own(made, tmp_path):
     """Trained as alone, but for the order of sums on fewer threads; a refused row keeps no other from being made."""
     folders = Folders(tmp_path, tmp_path / "runs", tmp_path / "saved_models")
     (tmp_path / "saved_models/tiny-cpu-scl").mkdir(parents=True)
-    with pytest.raises(Refused, match="1 of 2 rows not made: tiny 2/2: scl, seed 0: .*tiny-cpu-scl is of another exp"):
+    with pytest.raises(
+        InvalidInputError, match="1 of 2 rows not made: tiny 2/2: scl, seed 0: .*tiny-cpu-scl is of another exp"
+    ):
         report("tiny", scale="cpu", train=True, processes=2, folders=folders, output_dir=tmp_path / "report")
     told = json.loads((tmp_path / "runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
     alone = json.loads(Path("runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
@@ -185,7 +187,7 @@ def test_without_records_the_paper_is_left(made, tmp_path):
 def test_a_folder_of_something_else_is_left_alone(made, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear", encoding="utf-8")
-    with pytest.raises(Refused, match="has no report.json, so it is not ours to overwrite"):
+    with pytest.raises(InvalidInputError, match="has no report.json, so it is not ours to overwrite"):
         report("tiny", scale="cpu", output_dir=tmp_path / "mine")
     assert (tmp_path / "mine/letter.txt").is_file()
 
@@ -202,7 +204,7 @@ def test_runs_of_other_experiments_are_left_alone(made, limit, left, said):
     path = Path(left)
     path.parent.mkdir(parents=True)
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         report("tiny", scale="cpu", train=True, limit=limit)
     assert path.read_text(encoding="utf-8") == "{}"
 

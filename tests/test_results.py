@@ -9,11 +9,11 @@ import pytest
 
 from keras_rcl import config, results
 from keras_rcl.config import load, to_dict
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.papers import PAPERS
 from keras_rcl.results import Results, config_path, experiments, missing
 from keras_rcl.vocabulary.attack import FGSM, PGD, AutoAttack, parse_attack
 from keras_rcl.vocabulary.paper import Clean, Column, Paper, Robust, Row, Table, Verified
-from keras_rcl.vocabulary.word import Refused
 
 ROOT = Path(__file__).parent.parent
 FGSM_8, PGD_8 = Robust(attack=FGSM()), Robust(attack=PGD())
@@ -124,7 +124,7 @@ def test_what_is_no_record_is_passed_over_and_what_is_broken_is_named(read, tmp_
     found = read(old=old, benchmark={"model": "a", "rows": []}, listed=[1], unknown=evaluation("a", "gone"))
     assert found.measured(EXPERIMENT, Clean()) is None
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
-    with pytest.raises(Refused, match="broken.json cannot be read as JSON.*mend it"):
+    with pytest.raises(InvalidInputError, match="broken.json cannot be read as JSON.*mend it"):
         Results(tmp_path).measured(EXPERIMENT, Clean())
 
 

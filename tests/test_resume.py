@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from keras_rcl.commands import cli
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.output_folder import output_and_journal
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 ATTACKS = ("--attack", "apgd-3:epsilon=1/255,loss=dlr_targeted,num_targets=3", "--attack", "pgd-3:epsilon=1/255")
 COMMAND = ("attack", "model", "--dataset", "digits", "--limit", "150", "--batch-size", "1", *ATTACKS)
@@ -139,7 +139,7 @@ def test_another_command_is_refused_or_starts_anew(here, monkeypatch):
 
 def test_a_refused_attack_leaves_no_journal(here, monkeypatch):
     def refuse(*arguments):
-        raise Refused("no gradient reaches the pixels")
+        raise InvalidInputError("no gradient reaches the pixels")
 
     monkeypatch.setattr(Evaluator, "_run", refuse)
     assert run(*COMMAND, "--output-dir", "out").exit_code == 2

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.workers import ALONE, Message, Task, task_of
 
 TWO = {"worker": ["a:1", "b:2"]}
@@ -48,7 +48,7 @@ def test_a_chief_comes_first():
     ],
 )
 def test_what_is_no_task_is_refused(config, said):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInputError) as refused:
         task_of(config)
     assert said in str(refused.value)
     assert str(refused.value).endswith(

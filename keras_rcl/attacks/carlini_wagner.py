@@ -63,7 +63,7 @@ def minimal_perturbation(
         where nothing was found.
 
     Raises:
-        Refused: if no gradient reaches the pixels.
+        InvalidInputError: if no gradient reaches the pixels.
 
     Sources: Carlini and Wagner 2017, arXiv:1608.04644, section VI-A, with their f_6, untargeted. When to stop and how
     the constant moves are from the authors' code.

@@ -21,8 +21,8 @@ from keras_rcl.attacks.norms import choose
 from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, logit_margin
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Attack
-from keras_rcl.vocabulary.word import Refused
 
 
 def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None) -> tf.Tensor:
@@ -43,8 +43,8 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=Non
         Images [N, H, W, C] within the ball around x and within [0, 1], in the order of x, cut off from any tape.
 
     Raises:
-        Refused: if x is not a batch of images in [0, 1], no gradient reaches the pixels, or an attack that does not
-            read logits is to choose among restarts.
+        InvalidInputError: if x is not a batch of images in [0, 1], no gradient reaches the pixels, or an attack that
+            does not read logits is to choose among restarts.
     """
     return craft_and_count(attack, logits_fn, x, labels, seed=seed, support=support).images
 
@@ -59,7 +59,9 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
     if attack.num_rounds == 1 and attack.members == (attack,) and attack.fewest_classes == 2:
         return craft_round(attack, logits_fn, x, labels, seed=seed, support=support, start=start)
     if attack.reads != "logits":
-        raise Refused(f"{attack.label} reads the {attack.reads}, which does not tell which restart fools; use one")
+        raise InvalidInputError(
+            f"{attack.label} reads the {attack.reads}, which does not tell which restart fools; use one"
+        )
     x, labels = _as_batch(x, labels)
     num_classes = int(logits_fn(x[:1]).shape[-1])
     members = [member.fitted(num_classes) for member in attack.fitted(num_classes).members]
@@ -173,15 +175,15 @@ def _as_batch(x, labels) -> tuple[tf.Tensor, tf.Tensor]:
 def check_images(x: tf.Tensor | np.ndarray) -> None:
     """Refuse what is no batch of float images in [0, 1]; within a graph the values are not known, and pass."""
     if len(x.shape) != 4:
-        raise Refused(f"images have shape {tuple(x.shape)}; give a batch [N, H, W, C]")
+        raise InvalidInputError(f"images have shape {tuple(x.shape)}; give a batch [N, H, W, C]")
     dtype = tf.as_dtype(x.dtype)
     if not dtype.is_floating:
-        raise Refused(f"images are {dtype.name}; attacks run on float pixels in [0, 1]: divide 0-255 by 255")
+        raise InvalidInputError(f"images are {dtype.name}; attacks run on float pixels in [0, 1]: divide 0-255 by 255")
     if not tf.executing_eagerly() or x.shape[0] == 0:
         return
     low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x))
     if not (low >= 0 and high <= 1):
-        raise Refused(
+        raise InvalidInputError(
             f"images span [{low:g}, {high:g}]; attacks run in pixels, [0, 1]: "
             "divide 0-255 by 255, and put mean/std normalisation inside the model"
         )

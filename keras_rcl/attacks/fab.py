@@ -51,7 +51,7 @@ def minimal_perturbation(
     The paper's final search on the segment between x and the closest point is left out, as in AutoAttack's FAB-T.
 
     Raises:
-        Refused: if no gradient reaches the pixels.
+        InvalidInputError: if no gradient reaches the pixels.
 
     Sources: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
     Algorithm 1 (the attack); "Reliable evaluation of adversarial robustness" (its targeted version, as of AutoAttack).

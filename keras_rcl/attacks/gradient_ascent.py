@@ -14,9 +14,9 @@ from keras_rcl.attacks.surrogates import (
     supervised_contrastive,
     unit_gradient,
 )
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.threat import PROTOCOLS, Protocol
-from keras_rcl.vocabulary.word import Refused
 
 
 class Crafted(NamedTuple):
@@ -65,11 +65,13 @@ def supcon_attack(
     """One round of the SupCon attack, with the `support`'s labels [M] and projections [M, D] to contrast with.
 
     Raises:
-        Refused: if each image is to have its own as its positive, and a support of other images is given.
+        InvalidInputError: if each image is to have its own as its positive, and a support of other images is given.
     """
     if attack.positives == "image":
         if support is not None:
-            raise Refused(f"{attack.label} contrasts an image with its batch, in training; use positives=class")
+            raise InvalidInputError(
+                f"{attack.label} contrasts an image with its batch, in training; use positives=class"
+            )
         labels = tf.range(tf.shape(x)[0])
 
     def project(images):
@@ -131,7 +133,7 @@ def ascend(
     The loop is a `tf.while_loop`: the graph does not grow with `num_steps`, and the tape sees nothing but pixels.
 
     Raises:
-        Refused: if no gradient reaches the pixels, or the protocol is not one of images of so many channels.
+        InvalidInputError: if no gradient reaches the pixels, or the protocol is not one of images of so many channels.
 
     Sources: Goodfellow et al. 2015 (FGSM), Kurakin et al. 2017 (BIM), Madry et al. 2018 (PGD), Dong et al. 2018
     (momentum).
@@ -177,7 +179,7 @@ def coordinates(protocol: Protocol, channels: int) -> tuple[Callable, Callable, 
     if protocol == "pixel":
         return tf.identity, tf.identity, PIXEL_BOX
     if channels not in (1, 3):
-        raise Refused(f"protocol {protocol} is of images with 3 channels or 1, not {channels}; use pixel")
+        raise InvalidInputError(f"protocol {protocol} is of images with 3 channels or 1, not {channels}; use pixel")
     found = PROTOCOLS[protocol]
     shift, scale = (np.array(values, np.float32) for values in (found.shift, found.scale))
     if channels == 1:
@@ -225,10 +227,10 @@ def usable_gradient(gradient: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
     """The gradient [N, ...] with 0 for what is not finite, and the share of each example's entries that are 0 [N].
 
     Raises:
-        Refused: if there is no gradient.
+        InvalidInputError: if there is no gradient.
     """
     if gradient is None:
-        raise Refused(
+        raise InvalidInputError(
             "no gradient reaches the pixels: the model is not differentiable with respect to float images; "
             "attack its float endpoint, or use a black-box attack such as square"
         )

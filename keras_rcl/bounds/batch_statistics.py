@@ -22,7 +22,7 @@ def training_pass(network: keras.Model, images) -> tuple[dict, dict]:
         frozen are left out.
 
     Raises:
-        Refused: if a layer has no bounds.
+        InvalidInputError: if a layer has no bounds.
     """
     values, statistics = {}, {}
 

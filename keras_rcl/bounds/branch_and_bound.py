@@ -82,7 +82,7 @@ class BranchAndBound:
         learning_rate: of the ascent.
 
     Raises:
-        Refused: if a layer has no bounds.
+        InvalidInputError: if a layer has no bounds.
     """
 
     def __init__(

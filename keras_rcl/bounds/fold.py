@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from keras_rcl.bounds.propagate import propagate
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,8 @@ def fold(
         statistics: path of a BatchNorm -> mean and variance in place of its moving ones, in training.
 
     Raises:
-        Refused: if a layer on the way, named by its path, is not one of `LAYERS` or has a setting without bounds.
+        InvalidInputError: if a layer on the way, named by its path, is not one of `LAYERS` or has a setting without
+            bounds.
     """
     builder = _Builder(dtype, statistics or {})
     last = propagate(network, dict.fromkeys(LAYERS, builder.translate), builder.image, output)
@@ -329,7 +330,7 @@ class _Builder:
 
 def _refuse(condition: bool, path: str, what: str, cure: str) -> None:
     if condition:
-        raise Refused(f"layer {path} {what}, which has no bounds; {cure}")
+        raise InvalidInputError(f"layer {path} {what}, which has no bounds; {cure}")
 
 
 def _scaled(first, scale: Scale):

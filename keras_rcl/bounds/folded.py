@@ -11,14 +11,14 @@ from keras import ops
 
 from keras_rcl.bounds import few_multiplications, input_gradient
 from keras_rcl.bounds.fold import Add, Conv, Dense, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 
 def at_inference(network: keras.Model, output: str = "logits", dtype: str = "float32") -> Callable:
     """images [N, H, W, C] -> an output of the network at inference: folded where it can be, else called."""
     try:
         return folded(network, output, dtype)
-    except Refused:
+    except InvalidInputError:
         return lambda images: network(images, training=False)[output]
 
 
@@ -35,7 +35,9 @@ def folded(network: keras.Model, output: str = "logits", dtype: str = "float32")
     steps = fold(network, output)
     for step in steps:
         if isinstance(step.operation, Max):
-            raise Refused(f"layer {step.path} is a maximum pooling, which is slow when folded; call the network")
+            raise InvalidInputError(
+                f"layer {step.path} is a maximum pooling, which is slow when folded; call the network"
+            )
     calls = [_Call(tf.identity, ())]
     for step in steps[1:]:
         calls.append(_in_half(step, steps, calls) if dtype == "bfloat16" else _call(step, steps, calls))

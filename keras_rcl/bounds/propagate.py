@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import keras
 
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 LayerRule = Callable
 """`rule(layer, path, *values) -> value`: what a layer makes of the values of its inputs."""
@@ -23,16 +23,18 @@ def propagate(network: keras.Model, rules: Mapping[type, LayerRule], start: Call
         output: which one of a dict.
 
     Raises:
-        Refused: if a layer on the way has no rule, by its path, such as `encoder/stage1_block1_relu1`; if the model
-            is not functional, has several inputs, or has no such output.
+        InvalidInputError: if a layer on the way has no rule, by its path, such as `encoder/stage1_block1_relu1`; if
+            the model is not functional, has several inputs, or has no such output.
     """
     if not _has_graph(network):
-        raise Refused(
+        raise InvalidInputError(
             f"model {network.name} ({type(network).__name__}) has no graph to walk; give a built functional or "
             "Sequential model"
         )
     if len(network.inputs) != 1:
-        raise Refused(f"model {network.name} has {len(network.inputs)} inputs; give one that reads images alone")
+        raise InvalidInputError(
+            f"model {network.name} has {len(network.inputs)} inputs; give one that reads images alone"
+        )
     image = network.inputs[0]
     return _value(_output(network, output), {id(image): start(image)}, rules, "")
 
@@ -48,7 +50,7 @@ def _output(network: keras.Model, name: str):
         return network.outputs[0]
     if not isinstance(network.output, dict) or name not in network.output:
         known = ", ".join(network.output) if isinstance(network.output, dict) else "several without names"
-        raise Refused(f"model {network.name} has no output {name!r} but {known}; name one of a dict")
+        raise InvalidInputError(f"model {network.name} has no output {name!r} but {known}; name one of a dict")
     return network.output[name]
 
 
@@ -68,5 +70,5 @@ def _value(tensor, known: dict, rules: Mapping[type, LayerRule], path: str):
         known[id(tensor)] = _value(layer.outputs[index], inner, rules, f"{here}/")
     else:
         names = ", ".join(sorted(kind.__name__ for kind in rules))
-        raise Refused(f"layer {here} ({type(layer).__name__}) has no bounds; replace it by one of: {names}")
+        raise InvalidInputError(f"layer {here} ({type(layer).__name__}) has no bounds; replace it by one of: {names}")
     return known[id(tensor)]

@@ -12,7 +12,7 @@ from keras_rcl.bounds.fold import Dense, Image, ReLU, Step, fold
 from keras_rcl.bounds.interval import Interval, interval_bounds, past_scaling, pixel_ball
 from keras_rcl.bounds.linear_relaxation import Rows, crown_intervals, least, lower_bounds
 from keras_rcl.bounds.slopes import optimized_lower_bounds
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown"]
 """From loose and cheap to tight and dear.
@@ -53,7 +53,7 @@ def worst_case_margins(
         rounding of the floats, which is not bounded.
 
     Raises:
-        Refused: if the method is unknown, or a layer has no bounds.
+        InvalidInputError: if the method is unknown, or a layer has no bounds.
     """
     images, steps = _images_and_steps(network, images, "logits")
     differences = _differences(labels, steps, images.dtype)
@@ -236,7 +236,7 @@ def _with_label(margins, labels):
 def _least(steps: Sequence[Step], box: Interval, functions, method: Method, iterations: int, inner_iterations: int):
     """Lower bounds [N, M] of linear functions [N, M, *shape] of the last step's values."""
     if method not in get_args(Method):
-        raise Refused(f"unknown method {method!r}; choose from {', '.join(get_args(Method))}")
+        raise InvalidInputError(f"unknown method {method!r}; choose from {', '.join(get_args(Method))}")
     count = functions.shape[1]
     rows = Rows(ops.reshape(functions, (-1, *steps[-1].shape)))
     outer = inner = lower_bounds

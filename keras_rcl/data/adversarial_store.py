@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from keras_rcl.data.parts import ImageData, Part, StreamedPart
 from keras_rcl.data.untuned import untuned
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Attack, Stored
 from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
-from keras_rcl.vocabulary.word import Refused
 
 FORMAT = 1
 RECORD = "examples.json"
@@ -73,12 +73,12 @@ def with_stored(data: ImageData, attacks: Iterable[Attack]) -> ImageData:
     """The same data, its training part with the stored examples that these attacks name.
 
     Raises:
-        Refused: if a folder holds none, or they are of another part than training, another data set, other images or
-            another ball, or lack some of the training images.
+        InvalidInputError: if a folder holds none, or they are of another part than training, another data set, other
+            images or another ball, or lack some of the training images.
     """
     attacks = [attack for attack in attacks if attack.name == "stored"]
     if attacks and isinstance(data.train, StreamedPart):
-        raise Refused(
+        raise InvalidInputError(
             f"{attacks[0].folder} is read into memory, and dataset.streamed holds no training image there; give --limit"
         )
     stored = {attack.folder: _examples(attack, data) for attack in attacks}
@@ -93,10 +93,12 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
     if part != "train":
         raise _leak(folder, part)
     if source != data.name:
-        raise Refused(f"{folder} holds examples of {source}, and the training is on {data.name}; craft them of that")
+        raise InvalidInputError(
+            f"{folder} holds examples of {source}, and the training is on {data.name}; craft them of that"
+        )
     norm, epsilon = record["attack"]["norm"], parse_pixels(record["attack"]["epsilon"])
     if (norm, epsilon) != (attack.norm, attack.epsilon):
-        raise Refused(
+        raise InvalidInputError(
             f"{folder} holds examples of {norm} {format_pixels(epsilon)}, and the training asks for {attack.norm} "
             f"{format_pixels(attack.epsilon)}; set norm and epsilon of the stored attack to those"
         )
@@ -104,14 +106,14 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
     found = _read(folder, record["shards"], data.image_shape)
     place = {int(index): position for position, index in enumerate(found.indices)}
     if missing := sum(int(index) not in place for index in clean.indices):
-        raise Refused(
+        raise InvalidInputError(
             f"{folder} has no example of {missing} of the {len(clean.indices)} training images; "
             "craft them with the data set's fields as they are in training"
         )
     chosen = np.array([place[int(index)] for index in clean.indices])
     images = found.images[chosen]
     if (found.labels[chosen] != clean.labels).any() or _distance(images, clean.images, norm) > 255 * epsilon + ROUNDING:
-        raise Refused(
+        raise InvalidInputError(
             f"{folder} holds examples that are not within {norm} {format_pixels(epsilon)} of the training images, or "
             "labelled otherwise; craft them anew"
         )
@@ -123,9 +125,9 @@ def _record(folder: Path) -> dict[str, Any]:
     try:
         record = read_json(folder / RECORD)
     except (OSError, ValueError) as error:
-        raise Refused(f"{folder} holds no adversarial examples ({RECORD}: {error}); {cure}") from None
+        raise InvalidInputError(f"{folder} holds no adversarial examples ({RECORD}: {error}); {cure}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT or not {"attack", "data", "shards"} <= {*record}:
-        raise Refused(f"{folder / RECORD} is no record of adversarial examples of format {FORMAT}; {cure}")
+        raise InvalidInputError(f"{folder / RECORD} is no record of adversarial examples of format {FORMAT}; {cure}")
     return record
 
 
@@ -143,12 +145,12 @@ def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> P
             labels.append(read["label"].numpy())
             indices.append(read["index"].numpy())
     except tf.errors.OpError as error:
-        raise Refused(f"{folder}: {error.message.splitlines()[0]}; craft the examples anew") from None
+        raise InvalidInputError(f"{folder}: {error.message.splitlines()[0]}; craft the examples anew") from None
     return Part(*map(np.concatenate, (images, labels, indices)))
 
 
-def _leak(folder: Path, part: str) -> Refused:
-    return Refused(
+def _leak(folder: Path, part: str) -> InvalidInputError:
+    return InvalidInputError(
         f"{folder} holds examples of the {part} part; training on them would leak it: craft those of --part train"
     )
 

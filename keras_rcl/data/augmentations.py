@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, NoAugmentation, Policy, SimCLR
-from keras_rcl.vocabulary.word import Refused
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601, the Y of YIQ
 _RGB_TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -51,7 +51,8 @@ def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor, rows: Rows | Non
         float32 [N, H, W, C] in [0, 1].
 
     Raises:
-        Refused: a `layer` policy whose layer is unknown, takes other arguments, or changes the shape of images.
+        InvalidInputError: a `layer` policy whose layer is unknown, takes other arguments, or changes the shape of
+            images.
     """
     rows = rows or Rows(0, images.shape[0], images.shape[0])
     match policy:
@@ -150,10 +151,14 @@ def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor, of: Ro
             with draws.seeded(image_seed):
                 changed = layer(image[None], training=True)[0]
         except Exception as error:  # whatever a third party's layer raises
-            raise Refused(f"augmentation layer {policy.layer}: {_line(error)}; change its arguments") from None
+            raise InvalidInputError(
+                f"augmentation layer {policy.layer}: {_line(error)}; change its arguments"
+            ) from None
         if changed.shape != image.shape:
             shapes = f"{list(image.shape)} to {list(changed.shape)}"
-            raise Refused(f"augmentation layer {policy.layer} changes images from {shapes}: views keep their shape")
+            raise InvalidInputError(
+                f"augmentation layer {policy.layer} changes images from {shapes}: views keep their shape"
+            )
         return tf.clip_by_value(changed, 0.0, 1.0)
 
     seeds = of.of(split(seed, num=of.total))
@@ -215,7 +220,7 @@ def _build(policy: LayerAugmentation) -> tuple[keras.layers.Layer, _Draws]:
     try:
         layer = kind(**arguments)
     except Exception as error:  # whatever a third party's layer raises
-        raise Refused(f"augmentation layer {policy.layer}({policy.arguments}): {_line(error)}") from None
+        raise InvalidInputError(f"augmentation layer {policy.layer}({policy.arguments}): {_line(error)}") from None
     return layer, _Draws.into(layer)
 
 
@@ -223,7 +228,9 @@ def _layer_class(name: str) -> type:
     """The layer class of this name in keras.layers, else in keras_cv.layers."""
     kind = getattr(keras.layers, name, None) or getattr(importlib.import_module("keras_cv.layers"), name, None)
     if not (inspect.isclass(kind) and issubclass(kind, keras.layers.Layer)):
-        raise Refused(f"augmentation layer {name!r} is in neither keras.layers nor keras_cv.layers: name one of theirs")
+        raise InvalidInputError(
+            f"augmentation layer {name!r} is in neither keras.layers nor keras_cv.layers: name one of theirs"
+        )
     return kind
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -35,7 +35,7 @@ def read_images(
         Images float32 [N, H, W, C] in [0, 1], and N names: the path, with `[i]` behind it for arrays.
 
     Raises:
-        Refused: a missing, empty, corrupt, animated or 16-bit file, or an image of another size.
+        InvalidInputError: a missing, empty, corrupt, animated or 16-bit file, or an image of another size.
     """
     images, names = [], []
     for path in _expand(paths):
@@ -47,7 +47,7 @@ def read_images(
             names.append(str(path))
         images.append(found)
     if not images:
-        raise Refused("no images given: name image files, folders of them, or .npy / .npz arrays")
+        raise InvalidInputError("no images given: name image files, folders of them, or .npy / .npz arrays")
     return np.concatenate(images), names
 
 
@@ -62,27 +62,29 @@ def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = 
         The images, float32 [N, H, W, C] in [0, 1].
 
     Raises:
-        Refused: another rank, shape, type or range, or a value that is not finite.
+        InvalidInputError: another rank, shape, type or range, or a value that is not finite.
     """
     images = np.asarray(images)
     if images.ndim != 4:
-        raise Refused(f"images have shape {list(images.shape)}: give [N, H, W, C]")
+        raise InvalidInputError(f"images have shape {list(images.shape)}: give [N, H, W, C]")
     if not images.size:
-        raise Refused(f"images have shape {list(images.shape)}, which is empty: give at least one image")
+        raise InvalidInputError(f"images have shape {list(images.shape)}, which is empty: give at least one image")
     if image_shape is not None and images.shape[1:] != tuple(image_shape):
-        raise Refused(f"images are {_by(images.shape[1:])}, expected {_by(image_shape)}: resize them first")
+        raise InvalidInputError(f"images are {_by(images.shape[1:])}, expected {_by(image_shape)}: resize them first")
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
     if not np.issubdtype(images.dtype, np.floating):
-        raise Refused(f"images are {images.dtype}: give floats in [0, 1] or uint8")
+        raise InvalidInputError(f"images are {images.dtype}: give floats in [0, 1] or uint8")
     if not np.isfinite(images).all():
-        raise Refused("images have values that are not finite (NaN or infinity): images are floats in [0, 1] or uint8")
+        raise InvalidInputError(
+            "images have values that are not finite (NaN or infinity): images are floats in [0, 1] or uint8"
+        )
     lowest, highest = float(images.min()), float(images.max())
     if highest > 1:
         cure = "divide by 255" if lowest >= 0 else "give pixels before any mean/std normalisation"
-        raise Refused(f"images have values up to {highest:g}; images are floats in [0, 1] or uint8: {cure}")
+        raise InvalidInputError(f"images have values up to {highest:g}; images are floats in [0, 1] or uint8: {cure}")
     if lowest < 0:
-        raise Refused(
+        raise InvalidInputError(
             f"images have values down to {lowest:g}; images are floats in [0, 1] or uint8: "
             "give pixels before any mean/std normalisation"
         )
@@ -106,7 +108,7 @@ def open_image(path: Path) -> Image.Image:
     """Open an image file, of which only the header has been read.
 
     Raises:
-        Refused: a file that is missing, no image, animated, or of more than 8 bits a channel.
+        InvalidInputError: a file that is missing, no image, animated, or of more than 8 bits a channel.
     """
     try:
         with _quiet():
@@ -114,14 +116,14 @@ def open_image(path: Path) -> Image.Image:
             # MPO is a JPEG with pictures behind it.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except FileNotFoundError:
-        raise Refused(f"{path} does not exist") from None
+        raise InvalidInputError(f"{path} does not exist") from None
     except _BROKEN:
-        raise Refused(f"{path} is not a readable PNG, JPEG, BMP or WebP image: repair or remove it") from None
+        raise InvalidInputError(f"{path} is not a readable PNG, JPEG, BMP or WebP image: repair or remove it") from None
     deep = image.mode[0] in "IF" or any(";16" in str(tile) for tile in image.tile)
     if frames > 1 or deep:
         image.close()
         wrong, cure = (f"is animated ({frames} frames)", "give one image") if frames > 1 else _DEEP
-        raise Refused(f"{path} {wrong}: {cure}")
+        raise InvalidInputError(f"{path} {wrong}: {cure}")
     return image
 
 
@@ -134,14 +136,14 @@ def decode(image: Image.Image, path: Path, channels: int) -> np.ndarray:
     """Decode an opened image to uint8 [H, W, C], C = 1 greyscale or 3 RGB; transparency is dropped.
 
     Raises:
-        Refused: a truncated or corrupt file, named by `path`.
+        InvalidInputError: a truncated or corrupt file, named by `path`.
     """
     try:
         with image, _quiet():
             converted = image.convert("RGBA") if image.mode == "P" else image
             pixels = np.asarray(converted.convert("L" if channels == 1 else "RGB"))
     except _BROKEN:
-        raise Refused(f"{path} is truncated or corrupt: repair or remove it") from None
+        raise InvalidInputError(f"{path} is truncated or corrupt: repair or remove it") from None
     return pixels[..., None] if channels == 1 else pixels
 
 
@@ -161,7 +163,7 @@ def _expand(paths: list[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES + ARRAY_SUFFIXES)
             if not inside:
-                raise Refused(f"{path} holds no PNG, JPEG, BMP, WebP, .npy or .npz file: name another folder")
+                raise InvalidInputError(f"{path} holds no PNG, JPEG, BMP, WebP, .npy or .npz file: name another folder")
             files += inside
         else:
             files.append(path)
@@ -174,7 +176,7 @@ def _read_one(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np
     image = open_image(path)
     if not resize and image.size != (width, height):
         image.close()
-        raise Refused(f"{path} is {_by(image.size[::-1])}, expected {_by((height, width))}: resize it first")
+        raise InvalidInputError(f"{path} is {_by(image.size[::-1])}, expected {_by((height, width))}: resize it first")
     return resized(decode(image, path, channels), height, width)
 
 
@@ -187,22 +189,22 @@ def _read_array(path: Path) -> np.ndarray:
                 return loaded
             key = loaded.files[0] if len(loaded.files) == 1 else "images"
             if key not in loaded.files:
-                raise Refused(f"{path} holds the arrays {loaded.files}: name the images `images`")
+                raise InvalidInputError(f"{path} holds the arrays {loaded.files}: name the images `images`")
             return loaded[key]
     except FileNotFoundError:
-        raise Refused(f"{path} does not exist") from None
-    except Refused:
+        raise InvalidInputError(f"{path} does not exist") from None
+    except InvalidInputError:
         raise
     except Exception:  # np.load raises EOFError, ValueError, BadZipFile, OSError ... on corrupt files
-        raise Refused(f"{path} is not a readable NumPy array (arrays of objects are never loaded)") from None
+        raise InvalidInputError(f"{path} is not a readable NumPy array (arrays of objects are never loaded)") from None
 
 
 def _named(path: Path, function, *arguments):
     """Call a function, and put the path before what it refuses."""
     try:
         return function(*arguments)
-    except Refused as refused:
-        raise Refused(f"{path}: {refused}") from None
+    except InvalidInputError as refused:
+        raise InvalidInputError(f"{path}: {refused}") from None
 
 
 def _by(shape) -> str:

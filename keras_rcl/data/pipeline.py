@@ -6,10 +6,10 @@ import tensorflow as tf
 from keras_rcl.data.augmentations import Rows, augment
 from keras_rcl.data.parts import Part, StreamedPart
 from keras_rcl.data.untuned import PARALLEL, PREFETCHED, untuned
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, View
-from keras_rcl.vocabulary.word import Refused
 
 NO_AUGMENTATION = NoAugmentation()
 fold_in, split = tf.random.experimental.stateless_fold_in, tf.random.experimental.stateless_split
@@ -54,12 +54,14 @@ class Batches:
             share: (i, n): of each batch only the i-th of n equal parts, counted from 0; n divides N.
 
         Raises:
-            Refused: the part is empty.
+            InvalidInputError: the part is empty.
         """
         self._part, streamed = part, isinstance(part, StreamedPart)
         count = part.count if streamed else len(part.labels)
         if not count:
-            raise Refused("no images to make batches of: lower dataset.validation_fraction, or raise dataset.limit")
+            raise InvalidInputError(
+                "no images to make batches of: lower dataset.validation_fraction, or raise dataset.limit"
+            )
         self.batch_size = min(batch_size, count)
         self.steps_per_epoch = count // self.batch_size
         self._views, self._augmentation, self._indexed = tuple(views), augmentation, indexed
@@ -70,7 +72,7 @@ class Batches:
         self._images, self._labels = (None, None) if streamed else part.tensors
         kept = {view.attack for view in views if isinstance(view, Adversarial) and not view.crafted}
         if streamed and kept:
-            raise Refused(
+            raise InvalidInputError(
                 f"{next(iter(kept)).label} are read from memory, and dataset.streamed holds no training image there; "
                 "craft them on the fly, or give --limit"
             )

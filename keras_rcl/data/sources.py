@@ -10,8 +10,8 @@ from keras_rcl.data.images import decode, is_greyscale, open_image, resized
 from keras_rcl.data.parts import ImageData, Part, Split, StreamedPart, gathered, stratified
 from keras_rcl.data.streaming import load_streamed
 from keras_rcl.data.tfds_sets import tfds_splits
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.word import Refused
 
 __all__ = ["ImageData", "Part", "StreamedPart", "load"]
 
@@ -28,7 +28,8 @@ def load(dataset: Dataset) -> ImageData:
         The three parts; `validation` is empty where `validation_fraction` is 0.
 
     Raises:
-        Refused: no such data set, not to be had without a network, not of images with labels, or a corrupt image.
+        InvalidInputError: no such data set, not to be had without a network, not of images with labels, or a corrupt
+            image.
     """
     source = {"digits": _digits, "folder": _folder}.get(dataset.name, tfds_splits)
     with _quiet_logs():
@@ -38,7 +39,7 @@ def load(dataset: Dataset) -> ImageData:
         for split in filter(None, (train, test)):
             if wrong := [int(label) for label in split.labels if not 0 <= label < len(class_names)]:
                 classes = f"its {len(class_names)} classes"
-                raise Refused(f"{dataset.name}: label {wrong[0]} is outside {classes}: mend the data set")
+                raise InvalidInputError(f"{dataset.name}: label {wrong[0]} is outside {classes}: mend the data set")
         return _divide(dataset, class_names, train, test)
 
 
@@ -70,7 +71,9 @@ def _divide(dataset: Dataset, class_names: list[str], train: Split, test: Split 
     for name, indices in (("train", trained), ("test", tested)):
         if not len(indices):
             cure = "change dataset.validation_fraction or dataset.test_fraction"
-            raise Refused(f"{dataset.name}: {len(train.labels)} images leave none for its {name} part: {cure}")
+            raise InvalidInputError(
+                f"{dataset.name}: {len(train.labels)} images leave none for its {name} part: {cure}"
+            )
     train_part, validation_part = parts(train, trained, validated)
     (test_part,) = parts(test or train, tested)
     return ImageData(dataset.name, tuple(class_names), train_part, validation_part, test_part)
@@ -100,18 +103,20 @@ def _digits(dataset: Dataset) -> tuple[list[str], Split, None]:
 def _folder(dataset: Dataset) -> tuple[list[str], Split, Split | None]:
     """A folder with a sub-folder a class, or with `train` and `test` folders of such sub-folders."""
     if dataset.folder is None:
-        raise Refused("dataset.folder is not given: name a folder with a sub-folder a class")
+        raise InvalidInputError("dataset.folder is not given: name a folder with a sub-folder a class")
     root = Path(dataset.folder).expanduser()
     if not root.is_dir():
-        raise Refused(f"dataset.folder {root} is not a folder: name one with a sub-folder a class")
+        raise InvalidInputError(f"dataset.folder {root} is not a folder: name one with a sub-folder a class")
     roots = [root]
     if {"train", "test"} == set(_subfolders(root)):
         roots = [root / "train", root / "test"]
     class_names = _subfolders(roots[0])
     if len(class_names) < 2:
-        raise Refused(f"{roots[0]} has {len(class_names)} class folders, at least 2 are needed: one sub-folder a class")
+        raise InvalidInputError(
+            f"{roots[0]} has {len(class_names)} class folders, at least 2 are needed: one sub-folder a class"
+        )
     if _subfolders(roots[-1]) != class_names:
-        raise Refused(f"{roots[0]} and {roots[-1]} have different class folders: give both the same")
+        raise InvalidInputError(f"{roots[0]} and {roots[-1]} have different class folders: give both the same")
     files = [[_class_files(folder / name) for name in class_names] for folder in roots]
 
     sizes, greyscale = set(), True
@@ -120,7 +125,7 @@ def _folder(dataset: Dataset) -> tuple[list[str], Split, Split | None]:
             sizes.add(image.size)
             greyscale = greyscale and is_greyscale(image)
         if len(sizes) > 1 and dataset.image_size is None:
-            raise Refused(f"{path} is of another size than the images before it: set dataset.image_size")
+            raise InvalidInputError(f"{path} is of another size than the images before it: set dataset.image_size")
 
     def split_of(members: list[list[Path]]) -> Split:
         paths = [path for of_class in members for path in of_class]
@@ -148,7 +153,7 @@ def _class_files(folder: Path) -> list[Path]:
         path for path in folder.iterdir() if path.suffix.lower() in FOLDER_SUFFIXES and not path.name.startswith(".")
     )
     if not files:
-        raise Refused(f"{folder} holds no PNG, JPEG or BMP image: add some or remove this class")
+        raise InvalidInputError(f"{folder} holds no PNG, JPEG or BMP image: add some or remove this class")
     return files
 
 

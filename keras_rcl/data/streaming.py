@@ -8,8 +8,8 @@ import tensorflow as tf
 from keras_rcl.data.parts import ImageData, Part, StreamedPart
 from keras_rcl.data.tfds_sets import prepared, read_config
 from keras_rcl.data.untuned import PARALLEL
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.word import Refused
 
 SAMPLE = 1024
 """How many training images are held: for what is monitored, contrasted with, or asked for a mean."""
@@ -26,18 +26,20 @@ def load_streamed(dataset: Dataset) -> ImageData:
     that way, and nothing is streamed.
 
     Raises:
-        Refused: as for `load`; or if the files are not shuffled, or are no TFRecords.
+        InvalidInputError: as for `load`; or if the files are not shuffled, or are no TFRecords.
     """
     builder, keys = prepared(dataset)
     info, feature = builder.info, builder.info.features[keys[0]]
     if info.disable_shuffling or info.file_format is None or info.file_format.value != "tfrecord":
-        raise Refused(
+        raise InvalidInputError(
             f"{dataset.name} is not prepared as shuffled TFRecords, which streaming reads; leave out dataset.streamed"
         )
     total, channels = info.splits["train"].num_examples, feature.shape[-1]
     count = total - round(dataset.validation_fraction * total)
     if not count:
-        raise Refused(f"{dataset.name}: {total} images leave none for its train part: change validation_fraction")
+        raise InvalidInputError(
+            f"{dataset.name}: {total} images leave none for its train part: change validation_fraction"
+        )
 
     def image_of(encoded: tf.Tensor) -> tf.Tensor:
         return cropped(feature.decode_example(encoded), dataset.image_size, channels)
@@ -120,7 +122,7 @@ def _balanced(examples: Iterator, classes: int, size: int) -> Iterator:
     for example in examples:
         _, label, _ = example
         if not 0 <= label < classes:
-            raise Refused(f"label {label} is outside the data set's {classes} classes: mend the data set")
+            raise InvalidInputError(f"label {label} is outside the data set's {classes} classes: mend the data set")
         if taken[label] == share and over:
             over -= 1
         elif taken[label] >= share:
@@ -138,7 +140,9 @@ def _test_split(builder, keys: tuple[str, str]) -> str:
             _, label, _ = next(_examples(builder, name, keys))
             if label >= 0:
                 return name
-    raise Refused(f"{builder.name} has no labelled test or validation split to measure on; leave out dataset.streamed")
+    raise InvalidInputError(
+        f"{builder.name} has no labelled test or validation split to measure on; leave out dataset.streamed"
+    )
 
 
 def _nothing(part: Part) -> Part:

@@ -11,8 +11,8 @@ import numpy as np
 from keras_rcl.data.images import resized
 from keras_rcl.data.parts import Split, gathered
 from keras_rcl.data.untuned import PARALLEL, PREFETCHED, untuned
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.word import Refused
 
 
 def tfds_splits(dataset: Dataset) -> tuple[list[str], Split, Split | None]:
@@ -38,7 +38,9 @@ def prepared(dataset: Dataset):
     if not builder.is_prepared():
         _prepare(dataset, builder)
     if "train" not in builder.info.splits:
-        raise Refused(f"{dataset.name} has no train split, only {sorted(builder.info.splits)}: choose another data set")
+        raise InvalidInputError(
+            f"{dataset.name} has no train split, only {sorted(builder.info.splits)}: choose another data set"
+        )
     return builder, keys
 
 
@@ -58,11 +60,11 @@ def builder_of(dataset: Dataset):
     except tfds.core.DatasetNotFoundError:
         close = difflib.get_close_matches(dataset.name, [*known, "digits", "folder"], n=1)
         meant = f"did you mean {close[0]}?" if close else "give digits, folder, or a name from tensorflow.org/datasets"
-        raise Refused(f"no data set is called {dataset.name!r}: {meant}") from None
+        raise InvalidInputError(f"no data set is called {dataset.name!r}: {meant}") from None
     except (
         Exception
     ) as error:  # TFDS raises AssertionError, ValueError, ImportError ... for versions and configurations
-        raise Refused(f"dataset.name {dataset.name!r}: {_line(error)}") from None
+        raise InvalidInputError(f"dataset.name {dataset.name!r}: {_line(error)}") from None
 
 
 def _image_and_label(dataset: Dataset, info) -> tuple[str, str]:
@@ -74,13 +76,15 @@ def _image_and_label(dataset: Dataset, info) -> tuple[str, str]:
         keys = ("image", "label")
     image, label = (info.features[key] if key in info.features else None for key in keys)
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-        raise Refused(f"{dataset.name} is no image classification data set of TFDS: choose one with images and labels")
+        raise InvalidInputError(
+            f"{dataset.name} is no image classification data set of TFDS: choose one with images and labels"
+        )
     if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
-        raise Refused(
+        raise InvalidInputError(
             f"{dataset.name} has {image.np_dtype.__name__} images of shape {image.shape}: choose 8-bit grey or RGB ones"
         )
     if None in image.shape and dataset.image_size is None:
-        raise Refused(f"{dataset.name} has images of varying size: set dataset.image_size")
+        raise InvalidInputError(f"{dataset.name} has images of varying size: set dataset.image_size")
     return keys
 
 
@@ -88,12 +92,12 @@ def _prepare(dataset: Dataset, builder) -> None:
     """Download and prepare a data set; what TFDS prints goes to stderr."""
     cure = "connect to the network, or name a folder that has it with --data-dir or TFDS_DATA_DIR"
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not _reachable(builder):
-        raise Refused(f"{dataset.name} is not in {builder.data_path.parent} and cannot be downloaded: {cure}")
+        raise InvalidInputError(f"{dataset.name} is not in {builder.data_path.parent} and cannot be downloaded: {cure}")
     try:
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
     except Exception as error:  # network, disk, checksums, missing manual downloads
-        raise Refused(f"{dataset.name} could not be prepared ({_line(error)}): {cure}") from None
+        raise InvalidInputError(f"{dataset.name} could not be prepared ({_line(error)}): {cure}") from None
 
 
 def _reachable(builder) -> bool:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks import check_images
 from keras_rcl.attacks.surrogates import logit_margin
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.progress import Progress, Silent
@@ -32,7 +33,6 @@ from keras_rcl.vocabulary.attack import (
 )
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.threat import PROTOCOLS
-from keras_rcl.vocabulary.word import Refused
 
 Status = Literal["passed", "raised", "not run"]
 Verdict = Literal["stands", "falls", "not shown"]
@@ -227,11 +227,11 @@ def audit(
     finding that blocks is raised; else `stands`.
 
     Raises:
-        Refused: if there are no images, or they are none in [0, 1].
+        InvalidInputError: if there are no images, or they are none in [0, 1].
     """
     check_images(images)
     if not len(images):
-        raise Refused("no images to audit; choose another part or a higher limit")
+        raise InvalidInputError("no images to audit; choose another part or a higher limit")
     labels = np.asarray(labels, np.int32)
     auditor = _Auditor(subject, images, labels, claim, evidence, budget, batch_size, seed, journal)
     return auditor.run(progress or Silent())

@@ -13,12 +13,12 @@ import tensorflow as tf
 from keras_rcl.bounds import Method, fold, worst_case_margins
 from keras_rcl.bounds.branch_and_bound import BranchAndBound
 from keras_rcl.bounds.forward import evaluate
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.journal import Journal, Piece
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, AutoPGD
 from keras_rcl.vocabulary.threat import format_pixels
-from keras_rcl.vocabulary.word import Refused
 
 Status = Literal["misclassified", "unsafe", "safe-incomplete", "safe", "timeout", "unknown"]
 """What is known of an image.
@@ -106,7 +106,7 @@ class Certifier:
         float64: bound in float64. Bounds hold up to the rounding of their arithmetic, which is not bounded itself.
 
     Raises:
-        Refused: if a layer has no bounds.
+        InvalidInputError: if a layer has no bounds.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Certifier:
         self._method, self._timeout, self._count = method, timeout, count
         methods = (*get_args(Method), COMPLETE)
         if method not in methods:
-            raise Refused(f"unknown method {method!r}; choose from {', '.join(methods)}")
+            raise InvalidInputError(f"unknown method {method!r}; choose from {', '.join(methods)}")
         bounds = [name for name in methods[: methods.index(method) + 1] if name != COMPLETE]
         self._bounds = {name: _compiled_bound(network, name, self._dtype) for name in bounds}
         self._branch_and_bound = BranchAndBound(network, dtype=self._dtype) if method == COMPLETE else None
@@ -164,7 +164,7 @@ class Certifier:
         """Verify images [N, H, W, C] in [0, 1] with labels [N]; with a `journal` of this question, go on from it.
 
         Raises:
-            Refused: if the images are no batch of floats in [0, 1].
+            InvalidInputError: if the images are no batch of floats in [0, 1].
         """
         labels, progress, counterexamples = np.asarray(labels, np.int32), progress or Silent(), {}
         balls = []

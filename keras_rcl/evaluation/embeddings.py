@@ -7,9 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks import craft
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.objectives.geometry import geometry
 from keras_rcl.vocabulary.attack import PGD, Attack, describe
-from keras_rcl.vocabulary.word import Refused
 
 SPACES = ("embedding", "projection")
 BATCH = 64
@@ -50,7 +50,7 @@ def embedding_geometry(
         crafted = tf.function(lambda x, y: craft(attack, logits, x, y, seed=seed), autograph=False)
         try:
             adversarial = _in_batches(crafted, images, np.asarray(labels, np.int32))
-        except Refused:  # of a model without a gradient, which was attacked without one
+        except InvalidInputError:  # of a model without a gradient, which was attacked without one
             attack = None
     found: dict[str, Any] = {"images": len(images), "attack": attack and describe(attack)}
     for space, call in told.items():

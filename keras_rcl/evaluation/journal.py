@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.files import Taken, check_writable, refusal
-from keras_rcl.vocabulary.word import Refused
 
 _FRAME = struct.Struct("<QI")
 """Before each piece: its length, and the CRC-32 of its name and bytes."""
@@ -27,7 +27,7 @@ class Journal:
 
     A piece whose bytes are not all there, or not those that were written, ends the journal and is computed again. The
     file is locked while it is open, so that two runs of one command do not share it. As a context it stays on disk
-    where its body is broken off, but for what is `Refused`, which no resuming would help.
+    where its body is broken off, but for what is `InvalidInputError`, which no resuming would help.
 
     Args:
         path: the file; made when absent.
@@ -36,7 +36,7 @@ class Journal:
 
     Raises:
         Taken: if the file is open in another run, or of another question.
-        Refused: if it cannot be written, or is no journal.
+        InvalidInputError: if it cannot be written, or is no journal.
     """
 
     def __init__(self, path: Path, question: dict[str, Any], *, anew: bool = False):
@@ -103,7 +103,7 @@ class Journal:
     def __exit__(self, kind, error, trace):
         if kind is None:
             return
-        if issubclass(kind, Refused):
+        if issubclass(kind, InvalidInputError):
             self.discard()
         self.close()
         if issubclass(kind, OSError):
@@ -140,7 +140,7 @@ class Journal:
         try:
             found = dict(json.loads(line))
         except (ValueError, TypeError, RecursionError):
-            raise Refused(f"{self.path} is no journal of an evaluation; remove it") from None
+            raise InvalidInputError(f"{self.path} is no journal of an evaluation; remove it") from None
         if not anew:
             other = ", ".join(key for key in {**question, **found} if found.get(key) != question.get(key))
             raise Taken(

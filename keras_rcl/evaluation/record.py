@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.evaluation.certification import Certification
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.files import read_json
-from keras_rcl.vocabulary.word import Refused, first_line
 
 FORMAT = 1
 PACKAGES = ("keras_rcl", "tensorflow", "keras", "numpy", "tensorflow-datasets", "keras-cv")
@@ -120,12 +120,14 @@ def read_record(path: Path) -> dict[str, Any]:
         `survival.attacks` bool [A, N].
 
     Raises:
-        Refused: if there is no such file, or it is no record: not JSON, of another format, or inconsistent.
+        InvalidInputError: if there is no such file, or it is no record: not JSON, of another format, or inconsistent.
     """
     try:
         record = read_json(path)
     except (OSError, ValueError) as error:
-        raise Refused(f"{path} cannot be read as a record: {error}; give the record.json of an attack") from None
+        raise InvalidInputError(
+            f"{path} cannot be read as a record: {error}; give the record.json of an attack"
+        ) from None
     try:
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, and this version reads {FORMAT}")
@@ -148,10 +150,10 @@ def read_record(path: Path) -> dict[str, Any]:
         if (part := record["data"]["part"]) not in ("train", "validation", "test"):
             raise ValueError(f"its part {part!r} is none of train, validation and test")
     except ValidationError as error:
-        raise Refused(f"{path} is no record: attacks: {first_line(error)}") from None
+        raise InvalidInputError(f"{path} is no record: attacks: {format_error(error)}") from None
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, MemoryError, IndexError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise Refused(f"{path} is no record: {what}; give the record.json of an attack") from None
+        raise InvalidInputError(f"{path} is no record: {what}; give the record.json of an attack") from None
     return record
 
 

@@ -203,8 +203,8 @@ class Evaluator:
         ends wrong.
 
         Raises:
-            Refused: if the images are no batch of floats in [0, 1], no gradient reaches them, or an attack is not
-                defined for so few classes.
+            InvalidInputError: if the images are no batch of floats in [0, 1], no gradient reaches them, or an attack
+                is not defined for so few classes.
         """
         check_images(images)
         images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)

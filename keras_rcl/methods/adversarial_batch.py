@@ -7,10 +7,10 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from keras_rcl.vocabulary.attack import PGD, Attack, SupConAttack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adam, Adversarial, Clean, CrossEntropy, Optimizer, Phase, SupCon
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class AdversarialBatch:
     """Cross-entropy on the images and their PGD examples in one batch (Cusin 2026, section 4).
 
@@ -41,7 +41,7 @@ class AdversarialBatch:
         )
 
 
-@word
+@spec
 class AdversarialContrastive:
     """SupCon on the images and the examples that maximise it, then a linear classifier (Cusin 2026, section 4).
 

@@ -14,10 +14,10 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from keras_rcl.vocabulary.attack import PGD, Attack, Embedding
 from keras_rcl.vocabulary.dataset import CropFlip, Policy
 from keras_rcl.vocabulary.phase import SGD, Adversarial, Clean, CrossEntropy, Optimizer, Phase, SupCon, Term
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class _Landsman:
     """What all of them share.
 
@@ -74,7 +74,7 @@ class _Landsman:
         return self._adversarial("SupCon", epochs, ("encoder",), SupCon(temperature=temperature, reads="embedding"))
 
 
-@word
+@spec
 class PGDCE(_Landsman):
     """Cross-entropy on images and their PGD examples, from a pre-trained network (Landsman et al., "PGD - CE")."""
 
@@ -85,7 +85,7 @@ class PGDCE(_Landsman):
         return (self._pretraining(), self._cross_entropy(self.epochs))
 
 
-@word
+@spec
 class PGDSupCon(_Landsman):
     """SupCon on the embedding with PGD examples as positives, the classifier as it was ("PGD - SupCon")."""
 
@@ -97,7 +97,7 @@ class PGDSupCon(_Landsman):
         return (self._pretraining(), self._supcon(self.supcon_epochs, self.temperature))
 
 
-@word
+@spec
 class PGDBoth(_Landsman):
     """SupCon with PGD examples, then cross-entropy on the same, all parts (Landsman et al., "PGD - Both")."""
 
@@ -114,7 +114,7 @@ class PGDBoth(_Landsman):
         )
 
 
-@word
+@spec
 class SCCE(PGDCE):
     """`pgd_ce` with examples of the embedding attack (Landsman et al., "SC - CE")."""
 
@@ -122,7 +122,7 @@ class SCCE(PGDCE):
     attack: Attack = Embedding(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
 
-@word
+@spec
 class SCSupCon(PGDSupCon):
     """`pgd_supcon` with examples of the embedding attack (Landsman et al., "SC - SupCon")."""
 
@@ -130,7 +130,7 @@ class SCSupCon(PGDSupCon):
     attack: Attack = Embedding(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
 
-@word
+@spec
 class SCBoth(PGDBoth):
     """`pgd_both` with examples of the embedding attack (Landsman et al., "SC - Both")."""
 
@@ -138,7 +138,7 @@ class SCBoth(PGDBoth):
     attack: Attack = Embedding(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
 
-@word
+@spec
 class SCSupConRetrained(SCSupCon):
     """`sc_supcon`, then the classifier alone on clean images, the encoder frozen ("SC - SupCon Retrained")."""
 

@@ -16,10 +16,10 @@ from keras_rcl.vocabulary.phase import (
     WeightPerturbation,
     view_of,
 )
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class AT:
     """Adversarial training (Madry et al. 2018): cross-entropy on PGD examples alone.
 

@@ -25,10 +25,10 @@ from keras_rcl.vocabulary.phase import (
     Term,
     WeightPerturbation,
 )
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class _EndToEnd:
     """What both share: schedule, attack, `ema` and `awp` of `at`; and the contrastive side.
 
@@ -67,7 +67,7 @@ class _EndToEnd:
         )
 
 
-@word
+@spec
 class ATSCL(_EndToEnd):
     """Adversarial training and contrast: CE(adversarial) + contrast(clean, augmented, adversarial).
 
@@ -81,7 +81,7 @@ class ATSCL(_EndToEnd):
         return (self._phase("contrastive adversarial training", CrossEntropy(on="adversarial")),)
 
 
-@word
+@spec
 class TRADESSCL(_EndToEnd):
     """TRADES and contrast: CE(clean) + beta * KL(p(clean) || p(adversarial)) + contrast(clean, augmented, adversarial).
 

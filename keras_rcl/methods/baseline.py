@@ -6,10 +6,10 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adam, CrossEntropy, Optimizer, Phase, view_of
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class Baseline:
     """Cross-entropy on clean or augmented images (Wang 2024: Adam 1e-3, batch 128, 10 epochs)."""
 

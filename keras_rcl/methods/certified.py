@@ -20,13 +20,13 @@ from keras_rcl.vocabulary.phase import (
     View,
     WorstCase,
 )
+from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Pixels
-from keras_rcl.vocabulary.word import word
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@word
+@spec
 class _Scheduled:
     """What certified training by bounds shares.
 
@@ -76,7 +76,7 @@ class _Scheduled:
         )
 
 
-@word
+@spec
 class Certified(_Scheduled):
     """kappa * CE(clean) + (1 - kappa) * CE(worst-case logits), epsilon on a ramp (Gowal et al. 2018; Cusin 2026).
 
@@ -99,7 +99,7 @@ class Certified(_Scheduled):
         return (self._phase("certified training", Clean(), terms),)
 
 
-@word
+@spec
 class MTLIBP(_Scheduled):
     """alpha * CE(IBP worst case) + (1 - alpha) * CE(adversarial) (De Palma et al. 2024, "Expressive losses", MTL-IBP).
 
@@ -121,7 +121,7 @@ class MTLIBP(_Scheduled):
         return (self._phase("MTL-IBP", Adversarial(attack=self.attack), terms),)
 
 
-@word
+@spec
 class CertifiedContrastive:
     """SupCon over bounded embeddings, then the classifier on bounds (Cusin 2026); or a sound form of it.
 

@@ -17,10 +17,10 @@ from keras_rcl.vocabulary.phase import (
     Phase,
     SupCon,
 )
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class CLAFS:
     """Contrastive Learning with Adversarial Features (Rahamim and Naeh 2022, arXiv:2203.08959, Algorithm 1).
 

@@ -6,10 +6,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy, SimCLR
 from keras_rcl.vocabulary.phase import Adam, CrossEntropy, Optimizer, Phase, SupCon, view_of
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class SupConLinear:
     """Supervised contrastive learning of f and g, then a linear classifier on the frozen f (Khosla et al. 2020).
 
@@ -53,7 +53,7 @@ class SupConLinear:
         )
 
 
-@word
+@spec
 class SingleTraining:
     """Single training: alpha * SupCon + (1 - alpha) * CE, encoder and classifier at once (Cusin, section 2.4).
 

@@ -7,10 +7,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from keras_rcl.vocabulary.attack import PGD, Attack
 from keras_rcl.vocabulary.dataset import CropFlip, Policy
 from keras_rcl.vocabulary.phase import SGD, Adversarial, CrossEntropy, Optimizer, Phase, view_of
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class FastAT:
     """Fast adversarial training: FGSM with a random start and a step of 1.25 epsilon (Wong et al. 2020).
 

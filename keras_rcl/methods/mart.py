@@ -17,10 +17,10 @@ from keras_rcl.vocabulary.phase import (
     Phase,
     WeightPerturbation,
 )
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class MART:
     """Misclassification-aware adversarial training (Wang et al. 2020).
 

@@ -16,10 +16,10 @@ from keras_rcl.vocabulary.phase import (
     SupCon,
     view_of,
 )
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class RoCLAT:
     """RoCL (Kim et al. 2020, arXiv:2006.07589): contrastive training without labels, then adversarial training.
 

@@ -14,10 +14,10 @@ from keras_rcl.vocabulary.phase import (
     SupCon,
     view_of,
 )
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class SCL:
     """Supervised contrastive loss and cross-entropy together from scratch (Wang 2024, eq. 3, figs. 6 and 7).
 
@@ -38,7 +38,7 @@ class SCL:
         return (_joint(self, "joint training", SupCon(weight=self.alpha, temperature=self.temperature)),)
 
 
-@word
+@spec
 class RefinedSCL:
     """The baseline, then supervised contrastive loss and cross-entropy together (Wang 2024, eq. 3, fig. 8)."""
 
@@ -57,7 +57,7 @@ class RefinedSCL:
         return (_baseline(self), _joint(self, "refinement", contrast))
 
 
-@word
+@spec
 class MarginSCL:
     """The baseline, then margin contrastive loss and cross-entropy together (Wang 2024, eqs. 4 and 5, fig. 9)."""
 

@@ -17,10 +17,10 @@ from keras_rcl.vocabulary.phase import (
     Phase,
     WeightPerturbation,
 )
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 
-@word
+@spec
 class TRADES:
     """TRADES (Zhang et al. 2019): cross-entropy on clean images + beta * KL(p(clean) || p(adversarial)).
 

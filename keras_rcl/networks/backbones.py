@@ -14,8 +14,8 @@ from typing import get_args
 
 import keras
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.network import Encoder
-from keras_rcl.vocabulary.word import Refused
 
 SMALLEST_IMAGE = 8
 """Pixels a side below which three halvings leave nothing to convolve."""
@@ -213,15 +213,15 @@ def build_encoder(
         precision: the dtype policy of its layers: `float32`, `mixed_float16` or `mixed_bfloat16`.
 
     Raises:
-        Refused: if there is no such encoder, or the image has not three dimensions or is too small.
+        InvalidInputError: if there is no such encoder, or the image has not three dimensions or is too small.
     """
     if name not in get_args(Encoder):
-        raise Refused(f"unknown encoder {name!r}; choose from {', '.join(get_args(Encoder))}")
+        raise InvalidInputError(f"unknown encoder {name!r}; choose from {', '.join(get_args(Encoder))}")
     if len(input_shape) != 3 or None in input_shape:
-        raise Refused(f"image shape {tuple(input_shape)} is not (height, width, channels); give all three")
+        raise InvalidInputError(f"image shape {tuple(input_shape)} is not (height, width, channels); give all three")
     if min(input_shape[:2]) < SMALLEST_IMAGE:
         height, width = input_shape[:2]
-        raise Refused(
+        raise InvalidInputError(
             f"a {height}x{width} image is too small for {name}; resize it to {SMALLEST_IMAGE}x{SMALLEST_IMAGE} or more"
         )
     image = keras.Input(tuple(input_shape), dtype="float32", name="normalized_image")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import keras
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.network import Precision
-from keras_rcl.vocabulary.word import Refused
 
 SMALLEST_IMAGE = 32
 """Pixels a side below which keras.applications builds no ResNet-50."""
@@ -30,16 +30,19 @@ def pretrained_resnet50(weights: str, input_shape: Sequence[int], precision: Pre
         precision: the dtype policy of its layers.
 
     Raises:
-        Refused: if the images are not RGB or too small, or the weights cannot be had or are of another network.
+        InvalidInputError: if the images are not RGB or too small, or the weights cannot be had or are of another
+            network.
     """
     if input_shape[-1] != 3 or min(input_shape[:2]) < SMALLEST_IMAGE:
         least = f"{SMALLEST_IMAGE}x{SMALLEST_IMAGE}"
-        raise Refused(
+        raise InvalidInputError(
             f"pretrained weights read RGB images of {least} or more, not {tuple(input_shape)}; "
             "set dataset.image_size, or leave out network.pretrained"
         )
     if weights != "imagenet" and not Path(weights).expanduser().is_file():
-        raise Refused(f"network.pretrained {weights!r} is no file; give imagenet, or an .h5 file of ResNet50's weights")
+        raise InvalidInputError(
+            f"network.pretrained {weights!r} is no file; give imagenet, or an .h5 file of ResNet50's weights"
+        )
     source = weights if weights == "imagenet" else str(Path(weights).expanduser())
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where Keras shows a download
@@ -48,7 +51,7 @@ def pretrained_resnet50(weights: str, input_shape: Sequence[int], precision: Pre
             )
     except Exception as error:  # of the network, the disk, HDF5 or Keras
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise Refused(
+        raise InvalidInputError(
             f"network.pretrained {weights!r} cannot be had: {reason}; download the weights of ResNet50 without its top "
             "where there is a network, and give the file"
         ) from None

@@ -7,10 +7,10 @@ from typing import get_args
 import keras
 from keras import ops
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import pretrained
 from keras_rcl.networks.backbones import Layers, build_encoder, layer_seed
 from keras_rcl.vocabulary.network import Network, Part, Precision
-from keras_rcl.vocabulary.word import Refused
 
 SMALLEST_NORM = 1e-6
 """Below this length a projection is scaled by its inverse, not brought to unit length: the gradient stays finite."""
@@ -61,13 +61,13 @@ def build_network(
         precision: the dtype policy of the encoder.
 
     Raises:
-        Refused: if the image is too small, pretrained weights cannot be had, `mean` or `std` is missing, has another
-            number of channels or is no deviation, there are no two classes, or the policy is unknown.
+        InvalidInputError: if the image is too small, pretrained weights cannot be had, `mean` or `std` is missing, has
+            another number of channels or is no deviation, there are no two classes, or the policy is unknown.
     """
     if precision not in get_args(Precision):
-        raise Refused(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
+        raise InvalidInputError(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
     if num_classes < 2:
-        raise Refused(f"num_classes {num_classes} leaves nothing to classify; give at least 2")
+        raise InvalidInputError(f"num_classes {num_classes} leaves nothing to classify; give at least 2")
     if network.pretrained:
         encoder = pretrained.pretrained_resnet50(network.pretrained, image_shape, precision)
     else:
@@ -172,12 +172,14 @@ def _channel_statistics(network, channels: int, mean, std) -> tuple[list[float],
     if network.normalization == "minus1to1":
         return [0.5] * channels, [0.5] * channels
     if mean is None or std is None:
-        raise Refused(
+        raise InvalidInputError(
             "normalization mean_std needs mean and std of the training images; give both, or choose minus1to1"
         )
     mean, std = [float(value) for value in mean], [float(value) for value in std]
     if len(mean) != channels or len(std) != channels:
-        raise Refused(f"mean {mean} and std {std} do not fit images of {channels} channels; give one value a channel")
+        raise InvalidInputError(
+            f"mean {mean} and std {std} do not fit images of {channels} channels; give one value a channel"
+        )
     if min(std) <= 0:
-        raise Refused(f"std {std} has a channel that never varies; drop the channel or choose minus1to1")
+        raise InvalidInputError(f"std {std} has a channel that never varies; drop the channel or choose minus1to1")
     return mean, std

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 
 def cross_entropy(labels, logits):
@@ -56,10 +56,10 @@ def kl_to_clean(clean_logits, adversarial_logits):
         [N], float32.
 
     Raises:
-        Refused: if the shapes differ.
+        InvalidInputError: if the shapes differ.
     """
     if tuple(clean_logits.shape) != tuple(adversarial_logits.shape):
-        raise Refused(
+        raise InvalidInputError(
             f"clean logits {tuple(clean_logits.shape)} and adversarial logits {tuple(adversarial_logits.shape)} "
             "are not of the same images; give one adversarial image for each clean one"
         )
@@ -82,7 +82,7 @@ def misclassified_kl(labels, clean_logits, adversarial_logits):
         [N], float32.
 
     Raises:
-        Refused: if the shapes differ.
+        InvalidInputError: if the shapes differ.
     """
     return kl_to_clean(clean_logits, adversarial_logits) * (1.0 - ops.exp(-cross_entropy(labels, clean_logits)))
 

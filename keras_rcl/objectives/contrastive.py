@@ -10,7 +10,7 @@ import math
 import keras
 from keras import ops
 
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 MASKED = -1e30
 """Stands for the similarity of an anchor to itself: finite, so that even a batch of one has no NaN."""
@@ -33,7 +33,7 @@ def supervised_contrastive(labels, projection, *, temperature: float):
         [M], float32.
 
     Raises:
-        Refused: if the temperature is not positive, or `projection` is not [M, D].
+        InvalidInputError: if the temperature is not positive, or `projection` is not [M, D].
     """
     _check_temperature(temperature)
     similarity = ops.where(_same_anchor(labels), MASKED, _similarity(projection))
@@ -60,7 +60,7 @@ def margin_contrastive(labels, projection, *, positive_margin: float = 0.5, nega
         [M], float32.
 
     Raises:
-        Refused: if `projection` is not [M, D].
+        InvalidInputError: if `projection` is not [M, D].
     """
     similarity = _similarity(projection)
     too_far = _mean_where(_positives(labels), ops.relu(positive_margin - similarity))
@@ -83,10 +83,10 @@ def collapse_value(num_anchors: int) -> float:
     """ln(M - 1): the supervised contrastive loss of M equal embeddings, at any temperature.
 
     Raises:
-        Refused: if there are fewer than two anchors.
+        InvalidInputError: if there are fewer than two anchors.
     """
     if num_anchors < 2:
-        raise Refused(f"{num_anchors} anchors cannot be contrasted; give at least 2")
+        raise InvalidInputError(f"{num_anchors} anchors cannot be contrasted; give at least 2")
     return math.log(num_anchors - 1)
 
 
@@ -96,7 +96,9 @@ class _Contrastive(keras.losses.Loss):
     def call(self, y_true, y_pred):
         """The loss of each image [N]: the mean of its views' values, or their sum under `reduction="sum"`."""
         if len(y_pred.shape) not in (2, 3):
-            raise Refused(f"projections of shape {tuple(y_pred.shape)} are not [N, D] or [N, V, D]; reshape them")
+            raise InvalidInputError(
+                f"projections of shape {tuple(y_pred.shape)} are not [N, D] or [N, V, D]; reshape them"
+            )
         dimension = y_pred.shape[-1]
         views = ops.reshape(y_pred, (ops.shape(y_true)[0], -1, dimension))
         labels = ops.broadcast_to(ops.reshape(ops.cast(y_true, "int32"), (-1, 1)), ops.shape(views)[:2])
@@ -119,7 +121,7 @@ class SupervisedContrastive(_Contrastive):
         name: of the loss.
 
     Raises:
-        Refused: if the temperature is not positive.
+        InvalidInputError: if the temperature is not positive.
     """
 
     def __init__(self, temperature=0.07, reduction="sum_over_batch_size", name="supervised_contrastive"):
@@ -169,7 +171,7 @@ class MarginContrastive(_Contrastive):
 def _similarity(projection):
     """z_i . z_a: [M, D] -> float32 [M, M]."""
     if len(projection.shape) != 2:
-        raise Refused(f"projections of shape {tuple(projection.shape)} are not [M, D]; stack the views first")
+        raise InvalidInputError(f"projections of shape {tuple(projection.shape)} are not [M, D]; stack the views first")
     projection = ops.cast(projection, "float32")
     return ops.matmul(projection, ops.transpose(projection))
 
@@ -178,7 +180,7 @@ def _same_label(labels):
     """bool [M, M]."""
     labels = ops.convert_to_tensor(labels)
     if len(labels.shape) != 1:
-        raise Refused(f"labels of shape {tuple(labels.shape)} are not [M]; give one integer for each anchor")
+        raise InvalidInputError(f"labels of shape {tuple(labels.shape)} are not [M]; give one integer for each anchor")
     return ops.expand_dims(labels, 1) == ops.expand_dims(labels, 0)
 
 
@@ -201,4 +203,4 @@ def _mean_where(mask, values):
 
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise Refused(f"temperature {temperature} is not positive; the papers use 0.07 and 0.1")
+        raise InvalidInputError(f"temperature {temperature} is not positive; the papers use 0.07 and 0.1")

@@ -40,7 +40,7 @@ def accuracy_epsilon_plot(
         title: written above.
 
     Raises:
-        Refused: if the file cannot be written.
+        InvalidInputError: if the file cannot be written.
     """
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -93,7 +93,7 @@ def attack_pictures(
         epsilon_text: the attack, for the title, such as `PGD-40 linf 8/255`.
 
     Raises:
-        Refused: if the file cannot be written.
+        InvalidInputError: if the file cannot be written.
     """
     starts = range(0, len(clean), COLUMNS)
     columns = max(min(len(clean), COLUMNS), 4)  # room for the title
@@ -137,7 +137,7 @@ def loss_surface_plot(surface: np.ndarray, path: str | Path, *, reach: str, titl
         title: written above.
 
     Raises:
-        Refused: if the file cannot be written.
+        InvalidInputError: if the file cannot be written.
     """
     figure = Figure(figsize=(4.6, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -163,7 +163,7 @@ def loss_curves_plot(
         columns: panels side by side.
 
     Raises:
-        Refused: if the file cannot be written.
+        InvalidInputError: if the file cannot be written.
     """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
@@ -208,7 +208,7 @@ def bars_plot(bars: Mapping[str, Mapping[str, float | None]], path: str | Path, 
         label: of the axis.
 
     Raises:
-        Refused: if the file cannot be written.
+        InvalidInputError: if the file cannot be written.
     """
     sources = list(next(iter(bars.values())))
     figure = Figure(figsize=(max(6.0, 0.75 * len(bars)), 4.2), layout="constrained")
@@ -243,7 +243,7 @@ def embeddings_plot(
         title: written above all.
 
     Raises:
-        Refused: if the file cannot be written.
+        InvalidInputError: if the file cannot be written.
     """
     figure = Figure(figsize=(3.6 * len(panels) + 1.2, 3.9), layout="constrained")
     figure.suptitle(title, fontsize=10, parse_math=False)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import keras
 
+from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.vocabulary.files import atomic_path
-from keras_rcl.vocabulary.word import Refused, did_you_mean
 
 _HEADER, _PREAMBLE = 4096, 2**18
 """More than HDF5 adds: for each weight, and in all; in bytes."""
@@ -38,14 +38,18 @@ class Checkpoints:
         """Read weights into a network of the same architecture.
 
         Raises:
-            Refused: if there is no such checkpoint, or it does not fit or cannot be read.
+            InvalidInputError: if there is no such checkpoint, or it does not fit or cannot be read.
         """
         if name not in self.names():
             held = ", ".join(self.names()) or "none"
-            raise Refused(f"no checkpoint {name!r} in {self.folder}{did_you_mean(name, self.names())}; it holds {held}")
+            raise InvalidInputError(
+                f"no checkpoint {name!r} in {self.folder}{did_you_mean(name, self.names())}; it holds {held}"
+            )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)  # Keras only warns of weights that it leaves as they are
                 network.load_weights(self.path(name))
         except (OSError, ValueError, KeyError, UserWarning) as error:
-            raise Refused(f"checkpoint {self.path(name)} cannot be read: {str(error).splitlines()[0]}") from None
+            raise InvalidInputError(
+                f"checkpoint {self.path(name)} cannot be read: {str(error).splitlines()[0]}"
+            ) from None

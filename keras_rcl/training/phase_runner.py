@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_rcl.data.parts import StreamedPart
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
 from keras_rcl.progress import Progress
 from keras_rcl.training.fixed_features import FixedFeatures
@@ -21,7 +22,6 @@ from keras_rcl.training.replicated_step import ReplicatedStep
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.phase import Optimizer, Phase
-from keras_rcl.vocabulary.word import Refused
 from keras_rcl.workers import ALONE, Workers
 
 
@@ -75,7 +75,7 @@ class PhaseRunner:
         self.network, self.phase, self.seed = network, phase, seed
         streamed = isinstance(data.train, StreamedPart)
         if streamed and phase.warm_views:
-            raise Refused(
+            raise InvalidInputError(
                 "warm_steps keep every image's last attack in memory, and dataset.streamed no image; leave out one"
             )
         fixed = phase.reads_fixed_features and not streamed and workers.replicas == 1
@@ -179,7 +179,7 @@ class PhaseRunner:
         except tf.errors.ResourceExhaustedError:
             size = self.batches.batch_size
             cure = f"--micro-batch {_divisor(size, (self.trainer.micro_batch or size) // 2)}"
-            raise Refused(
+            raise InvalidInputError(
                 f"out of memory in {self.phase.name}: batches of {size} images, each in {len(self.phase.views)} views; "
                 f"give {'a smaller batch_size' if self.replicated else cure}"
             ) from None
@@ -250,17 +250,19 @@ def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | No
     """The micro-batch, where it is smaller than the batch.
 
     Raises:
-        Refused: if it does not divide the batch, or the phase needs the whole batch at once.
+        InvalidInputError: if it does not divide the batch, or the phase needs the whole batch at once.
     """
     if micro_batch is None or micro_batch >= batch_size:
         return None
     if batch_size % micro_batch:
-        raise Refused(
+        raise InvalidInputError(
             f"micro-batches of {micro_batch} images do not fill {phase.name}'s batches of {batch_size}; "
             f"give --micro-batch {_divisor(batch_size, micro_batch)}"
         )
     for needs in phase.of_whole_batch:
-        raise Refused(f"{phase.name} takes its {needs} of the whole batch; leave out --micro-batch, or {needs}")
+        raise InvalidInputError(
+            f"{phase.name} takes its {needs} of the whole batch; leave out --micro-batch, or {needs}"
+        )
     return micro_batch
 
 
@@ -268,12 +270,14 @@ def _check_replicas(replicas: int, batch_size: int, phase: Phase, micro_batch: i
     """See that a phase can be trained on several replicas.
 
     Raises:
-        Refused: if its batches do not divide among them, or it needs a whole batch in one place.
+        InvalidInputError: if its batches do not divide among them, or it needs a whole batch in one place.
     """
     if batch_size % replicas:
         fitting = batch_size // replicas * replicas
         cure = f"--set method.batch_size={fitting}" if fitting else "fewer of them"
-        raise Refused(f"{phase.name}'s batches of {batch_size} do not divide among {replicas} replicas; give {cure}")
+        raise InvalidInputError(
+            f"{phase.name}'s batches of {batch_size} do not divide among {replicas} replicas; give {cure}"
+        )
     needs = [
         *phase.of_whole_batch,
         phase.warm_views and "warm_steps",
@@ -282,7 +286,9 @@ def _check_replicas(replicas: int, batch_size: int, phase: Phase, micro_batch: i
         jit and "--jit",
     ]
     for what in filter(None, needs):
-        raise Refused(f"{phase.name} has {what}, which is for one replica, and there are {replicas}; leave out either")
+        raise InvalidInputError(
+            f"{phase.name} has {what}, which is for one replica, and there are {replicas}; leave out either"
+        )
 
 
 def _divisor(number: int, largest: int) -> int:

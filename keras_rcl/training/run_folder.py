@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.files import Taken, atomic_folder, refusal, sweep, write_json
-from keras_rcl.vocabulary.word import Refused
 
 
 class RunFolder:
@@ -17,7 +17,7 @@ class RunFolder:
 
     There `question.json` says what the run is to answer, and is locked by the process that is at it. It is deleted
     last of all, so that a folder without it is of a finished run. As a context, where the body is broken off, it says
-    that the same command resumes; what is `Refused` before anything was saved leaves no folder.
+    that the same command resumes; what is `InvalidInputError` before anything was saved leaves no folder.
 
     Args:
         path: the folder, made when absent.
@@ -31,7 +31,7 @@ class RunFolder:
 
     Raises:
         Taken: if another process is at it, or it was broken off and is of another question.
-        Refused: if it cannot be written.
+        InvalidInputError: if it cannot be written.
     """
 
     def __init__(self, path: Path, question: dict[str, Any], begin: Callable[[Path], None], *, overwrite: bool = False):
@@ -50,7 +50,7 @@ class RunFolder:
         except OSError as error:
             self.release()
             raise refusal(self.path, error) from None
-        except Refused:
+        except InvalidInputError:
             self.release()
             raise
         for folder in (self.path, *(inner for inner in self.path.rglob("*") if inner.is_dir())):
@@ -84,7 +84,7 @@ class RunFolder:
         return self
 
     def __exit__(self, kind, error, trace):
-        if kind is not None and issubclass(kind, Refused):
+        if kind is not None and issubclass(kind, InvalidInputError):
             if self.record.is_file():
                 self.finish()
             elif not any(self.training.glob("*.state")):
@@ -109,7 +109,7 @@ class RunFolder:
             with open(self._lock, encoding="utf-8", closefd=False) as file:
                 found = dict(json.load(file))
         except (ValueError, TypeError):
-            raise Refused(f"{self._question} cannot be read; remove {self.path}") from None
+            raise InvalidInputError(f"{self._question} cannot be read; remove {self.path}") from None
         if found == question:
             return True
         if not overwrite:

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from keras_rcl.data.sources import ImageData
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.progress import Progress, Silent
 from keras_rcl.runtime import held_signals
 from keras_rcl.training.checkpoints import Checkpoints
@@ -27,7 +28,6 @@ from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Phase
-from keras_rcl.vocabulary.word import Refused
 from keras_rcl.workers import ALONE, Message, Workers
 
 
@@ -161,7 +161,7 @@ def run_phases(
 
     Raises:
         KeyboardInterrupt: `Terminated` for SIGTERM: once the step is done and saved; `WorkerLost` without saving.
-        Refused: if a loss or a weight is not a number, memory is short, or something cannot be written.
+        InvalidInputError: if a loss or a weight is not a number, memory is short, or something cannot be written.
     """
     progress = progress or Silent()
     checkpoints, recorder = Checkpoints(folder / "checkpoints"), Recorder(folder, writer)
@@ -315,7 +315,7 @@ class _Training:
         """Stop at a step after which a loss or a weight is not a number.
 
         Raises:
-            Refused: naming it, the step and its images, and what to do.
+            InvalidInputError: naming it, the step and its images, and what to do.
         """
         leg = self.legs[self.course.leg]
         trainer, batches = leg.runner.trainer, leg.runner.batches
@@ -325,7 +325,7 @@ class _Training:
         images = self.data.train.held.indices[batches.indices(step - 1)]
         named = f", on the training images {', '.join(map(str, images[:8]))} and {max(0, len(images) - 8)} more"
         kept = "a state before it is kept" if states and states.numbers() else "no state was saved before it"
-        raise Refused(
+        raise InvalidInputError(
             f"{' and '.join(broken) or 'weights'} not finite after step {step} of epoch {leg.runner.epochs_run + 1} of "
             f"{leg.runner.phase.name}{named if len(images) else ''}; {kept}; the same command ends there again: "
             f"give a smaller learning rate (now {leg.runner.learning_rate:g}), or look at those images"
@@ -377,7 +377,7 @@ class _Training:
         """Begin where another run had ended so many phases: with its weights, and its metrics as far as that.
 
         Raises:
-            Refused: if a checkpoint is missing or does not fit.
+            InvalidInputError: if a checkpoint is missing or does not fit.
         """
         done = [leg for leg in self.legs if leg.number <= phases]
         checkpoints = Checkpoints(run / "checkpoints")

@@ -54,7 +54,7 @@ class States:
             arrays: none of them of objects.
 
         Raises:
-            Refused: if it cannot be written; then the states before are as they were.
+            InvalidInputError: if it cannot be written; then the states before are as they were.
         """
         for log in self._logs():
             sync(log)

@@ -11,8 +11,8 @@ from PIL import Image
 from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import api as hparams_api
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.files import atomic_path
-from keras_rcl.vocabulary.word import Refused
 
 Scalar = bool | int | float | str
 
@@ -28,10 +28,12 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
     """Images [N, H, W, C] in [0, 1], C = 1 or 3, as uint8 RGB [N, H, W, 3].
 
     Raises:
-        Refused: if C is neither 1 nor 3.
+        InvalidInputError: if C is neither 1 nor 3.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise Refused(f"images of shape {images.shape} cannot be shown; they must be [N, H, W, 1] or [N, H, W, 3]")
+        raise InvalidInputError(
+            f"images of shape {images.shape} cannot be shown; they must be [N, H, W, 1] or [N, H, W, 3]"
+        )
     pixels = np.round(np.clip(images, 0.0, 1.0) * 255).astype(np.uint8)
     return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
 
@@ -57,7 +59,7 @@ def picture_grid(
         uint8 RGB [h, w, 3], white between the tiles.
 
     Raises:
-        Refused: if C is neither 1 nor 3.
+        InvalidInputError: if C is neither 1 nor 3.
     """
     count, height, width, _ = clean.shape
     columns = min(columns, count)
@@ -186,7 +188,7 @@ class TensorBoardWriter:
             yield
         except tf.errors.OpError as error:
             reason = error.message.splitlines()[0].rpartition("; ")[2].lower()
-            raise Refused(
+            raise InvalidInputError(
                 f"cannot write to {self.folder}: {reason}; make room there or choose another folder"
             ) from None
 

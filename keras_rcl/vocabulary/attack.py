@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Union, get_args
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
+from keras_rcl.errors import InvalidInputError, format_error
+from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import (
     PROTOCOLS,
     Norm,
@@ -15,7 +17,6 @@ from keras_rcl.vocabulary.threat import (
     check_step_size,
     format_pixels,
 )
-from keras_rcl.vocabulary.word import Refused, first_line, word
 
 Surrogate = Literal["cross_entropy", "logit_margin", "dlr", "kl_to_clean"]
 """What a gradient attack maximises; `keras_rcl.attacks.surrogates` holds the functions."""
@@ -73,23 +74,25 @@ class _Attack:
         """The same attack under another protocol.
 
         Raises:
-            Refused: if it knows only `pixel`.
+            InvalidInputError: if it knows only `pixel`.
         """
         if self.takes_protocol:
             return dataclasses.replace(self, protocol=protocol)
         if protocol != "pixel":
             able = ", ".join(name for name, cls in ATTACKS.items() if "protocol" in cls.__dataclass_fields__)
-            raise Refused(f"{self.label} runs in pixels alone, not under {protocol}; the protocols are for {able}")
+            raise InvalidInputError(
+                f"{self.label} runs in pixels alone, not under {protocol}; the protocols are for {able}"
+            )
         return self
 
     def fitted(self, num_classes: int) -> "Attack":
         """The same attack on a classifier of K classes: with at most K - 1 target classes.
 
         Raises:
-            Refused: if it is not defined for so few classes.
+            InvalidInputError: if it is not defined for so few classes.
         """
         if num_classes < self.fewest_classes:
-            raise Refused(
+            raise InvalidInputError(
                 f"{self.label} needs at least {self.fewest_classes} classes and the model has {num_classes}; "
                 "use pgd, apgd with cross_entropy, fab or square"
             )
@@ -139,7 +142,7 @@ class _Ascent(_Attack):
         return ("" if self.loss == "cross_entropy" else f" {self.loss}") + (" targeted" if self.targeted else "")
 
 
-@word
+@spec
 class FGSM(_Ascent):
     """Fast gradient sign method (Goodfellow et al. 2015; Wang eq. 6): one step of size epsilon up the loss."""
 
@@ -162,7 +165,7 @@ class FGSM(_Ascent):
         return f"FGSM{self.suffix}"
 
 
-@word
+@spec
 class BIM(_Ascent):
     """Basic iterative method (Kurakin et al. 2017): iterated FGSM from the image itself."""
 
@@ -182,7 +185,7 @@ class BIM(_Ascent):
         return f"BIM-{self.num_steps}{self.suffix}"
 
 
-@word
+@spec
 class MIFGSM(_Ascent):
     """Momentum iterative FGSM (Dong et al. 2018): BIM along a decaying sum of gradients, each of unit L1 length.
 
@@ -210,7 +213,7 @@ class MIFGSM(_Ascent):
         return f"MI-FGSM-{self.num_steps}{self.suffix}"
 
 
-@word
+@spec
 class PGD(_Ascent):
     """Projected gradient descent (Madry et al. 2018): random start in the ball, steps up the loss, projection.
 
@@ -236,7 +239,7 @@ class PGD(_Ascent):
         return f"PGD-{self.num_steps}{_times(self.num_restarts)}{self.suffix}{_eot(self.eot_iter)}"
 
 
-@word
+@spec
 class Embedding(_Ascent):
     """The embedding ("SC") attack (Landsman et al.): PGD on the distance between an image's embedding and its own.
 
@@ -265,7 +268,7 @@ class Embedding(_Ascent):
         return f"embedding-{self.num_steps}{_times(self.num_restarts)}{_through(self.source)}"
 
 
-@word
+@spec
 class SupConAttack(_Ascent):
     """PGD that maximises the supervised contrastive loss of an image's projection against clean ones (Cusin).
 
@@ -297,7 +300,7 @@ class SupConAttack(_Ascent):
         return f"SupCon-{self.num_steps}{_times(self.num_restarts)}{of}"
 
 
-@word
+@spec
 class JointAttack(_Ascent):
     """PGD on `loss` + `weight` * SupCon of the projection against the clean images of the batch: an attack of training.
 
@@ -326,7 +329,7 @@ class JointAttack(_Ascent):
         return f"joint-{self.num_steps}{self.suffix} + {self.weight:g} SupCon"
 
 
-@word
+@spec
 class AutoPGD(_Attack):
     """APGD (Croce and Hein 2020, Algorithm 1): PGD with momentum that chooses its own step size.
 
@@ -364,7 +367,7 @@ class AutoPGD(_Attack):
         return f"APGD-{kind}{_times(self.num_restarts)}{_eot(self.eot_iter)}"
 
 
-@word
+@spec
 class FAB(_Attack):
     """FAB-T (Croce and Hein 2020, "Minimally distorted adversarial examples"): the nearest adversarial image.
 
@@ -403,7 +406,7 @@ class FAB(_Attack):
         return f"FAB{'-T' if self.multi_targeted else ''}{_times(self.num_restarts)}"
 
 
-@word
+@spec
 class CarliniWagner(_Attack):
     """CW (Carlini and Wagner 2017, L2, untargeted, f_6): the nearest adversarial image, by gradient descent.
 
@@ -433,7 +436,7 @@ class CarliniWagner(_Attack):
         return f"CW-{self.num_steps}"
 
 
-@word
+@spec
 class Square(_Attack):
     """Square (Andriushchenko et al. 2020): random search with square patches; needs no gradient.
 
@@ -458,7 +461,7 @@ class Square(_Attack):
         return f"Square-{self.num_queries}{_times(self.num_restarts)}"
 
 
-@word
+@spec
 class RayS(_Attack):
     """RayS (Chen and Gu 2020): search among rays of sign vectors; needs nothing but the predicted class.
 
@@ -483,7 +486,7 @@ class RayS(_Attack):
         return f"RayS-{self.num_queries}"
 
 
-@word
+@spec
 class Noise(_Attack):
     """Random noise within the ball, `num_restarts` draws of it: the control that an attack has to beat.
 
@@ -504,7 +507,7 @@ class Noise(_Attack):
         return f"noise {self.kind} {_times(self.num_restarts)}".rstrip()
 
 
-@word
+@spec
 class Transfer(_Attack):
     """Another attack, crafted on another classifier, `source`: a SavedModel or `.keras` of images in [0, 1]."""
 
@@ -542,7 +545,7 @@ class Transfer(_Attack):
         return f"{self.attack.label}{_through(self.source)}"
 
 
-@word
+@spec
 class Stored(_Attack):
     """Examples that `craft-dataset` made of the training images, in place of crafting them (Landsman et al.).
 
@@ -562,7 +565,7 @@ class Stored(_Attack):
         return "stored examples"
 
 
-@word
+@spec
 class Refreshed(_Attack):
     """Examples of `attack`, made of all training images every so many steps and kept until then (Landsman et al.).
 
@@ -601,7 +604,7 @@ class Refreshed(_Attack):
         return f"{self.attack.label} every {self.every} steps"
 
 
-@word
+@spec
 class AutoAttack(_Attack):
     """AutoAttack (Croce and Hein 2020): APGD-CE, APGD-T, FAB-T and Square, each on what survived.
 
@@ -696,25 +699,25 @@ def parse_attack(text: str) -> Attack:
     attack's fields. `cw-inf` is among `ALIASES`.
 
     Raises:
-        Refused: if the attack, a field or a value is unknown, naming it.
+        InvalidInputError: if the attack, a field or a value is unknown, naming it.
     """
     head, _, tail = text.partition(":")
     alias = next((alias for alias in ALIASES if f"{head}-".startswith(f"{alias}-")), None)
     name = alias or head.partition("-")[0]
     if name not in ATTACKS and not alias:
-        raise Refused(f"unknown attack {name!r}; choose from {', '.join([*ATTACKS, *ALIASES])}")
+        raise InvalidInputError(f"unknown attack {name!r}; choose from {', '.join([*ATTACKS, *ALIASES])}")
     fields = dict(ALIASES[alias]) if alias else {"name": name}
     if steps := head[len(name) + 1 :]:
         fields[ATTACKS[fields["name"]].counts] = steps
     for item in filter(None, tail.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
-            raise Refused(f"attack {text!r}: {item!r} is not key=value")
+            raise InvalidInputError(f"attack {text!r}: {item!r} is not key=value")
         fields[key.strip()] = value.strip()
     try:
         return TypeAdapter(Attack).validate_python(fields)
     except ValidationError as error:
-        raise Refused(f"attack {text!r}: {first_line(error)}") from None
+        raise InvalidInputError(f"attack {text!r}: {format_error(error)}") from None
 
 
 def spell(attack: Attack) -> str:

@@ -4,14 +4,15 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Attack, AutoAttack
+from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Norm, Pixels, check_epsilon
-from keras_rcl.vocabulary.word import Refused, word
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@word
+@spec
 class Claim:
     """What is said of a model: that so large a share of images stays right whatever is done within the ball."""
 
@@ -23,7 +24,7 @@ class Claim:
         check_epsilon(self.epsilon, self.norm)
 
 
-@word
+@spec
 class AuditBudget:
     """How much an audit spends.
 
@@ -52,10 +53,12 @@ class AuditBudget:
         """The verifier, in the claim's ball.
 
         Raises:
-            Refused: if it is of another norm.
+            InvalidInputError: if it is of another norm.
         """
         if self.verifier is not None:
             if self.verifier.norm != claim.norm:
-                raise Refused(f"verifier {self.verifier.label} is of {self.verifier.norm}, the claim of {claim.norm}")
+                raise InvalidInputError(
+                    f"verifier {self.verifier.label} is of {self.verifier.norm}, the claim of {claim.norm}"
+                )
             return self.verifier.at(claim.epsilon)
         return AutoAttack(norm=claim.norm, epsilon=claim.epsilon, version="rand" if randomised else "standard")

@@ -5,20 +5,20 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of random numbers: what NumPy, Keras and TensorFlow all take."""
 
 
-@word
+@spec
 class NoAugmentation:
     """The image as it is."""
 
     name: Literal["none"] = "none"
 
 
-@word
+@spec
 class CropFlip:
     """Pad by `padding` zeros, crop back to size at a random place, flip left-right half of the time."""
 
@@ -27,7 +27,7 @@ class CropFlip:
     flip: bool = True
 
 
-@word
+@spec
 class SimCLR:
     """Random resized crop, flip, colour jitter, greyscale (Chen et al. 2020; Khosla et al. 2020 for the numbers)."""
 
@@ -42,7 +42,7 @@ class SimCLR:
     greyscale_probability: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
-@word
+@spec
 class LayerAugmentation:
     """Any Keras or KerasCV augmentation layer, by class name and arguments."""
 
@@ -62,7 +62,7 @@ Policy = Annotated[
 """An augmentation policy: a name, or a mapping with the name and its arguments."""
 
 
-@word
+@spec
 class Dataset:
     """A labelled image data set and its fixed, seeded, stratified parts.
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 _ELSEWHERE = "choose another folder"
 _CURES = {
@@ -35,7 +35,7 @@ _CURES = {
 }
 
 
-class Taken(Refused):
+class Taken(InvalidInputError):
     """The file or folder is another run's, which is going on or was interrupted."""
 
 
@@ -43,7 +43,7 @@ def refusal(path: Path, error: OSError) -> Exception:
     """The one line for a write that failed, or the error itself where the disk is not to blame."""
     if error.errno not in _CURES:
         return error
-    return Refused(f"cannot write to {path}: {os.strerror(error.errno).lower()}; {_CURES[error.errno]}")
+    return InvalidInputError(f"cannot write to {path}: {os.strerror(error.errno).lower()}; {_CURES[error.errno]}")
 
 
 @contextlib.contextmanager
@@ -95,11 +95,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         synced and renamed to `path`; on failure it is deleted and `path` is as it was.
 
     Raises:
-        Refused: if `path` is a folder or a device, or if its folder cannot be written or is full.
+        InvalidInputError: if `path` is a folder or a device, or if its folder cannot be written or is full.
     """
     path = Path(path)
     if os.path.exists(path) and not os.path.isfile(path):
-        raise Refused(f"cannot write to {path}: it is not a file; {_ELSEWHERE}")
+        raise InvalidInputError(f"cannot write to {path}: it is not a file; {_ELSEWHERE}")
     with _beside(path) as (target, temporary):
         yield temporary
         sync(temporary)
@@ -120,11 +120,11 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         deleted and `path` is as it was.
 
     Raises:
-        Refused: if `path` exists and is not to be overwritten, or if its parent cannot be written or is full.
+        InvalidInputError: if `path` exists and is not to be overwritten, or if its parent cannot be written or is full.
     """
     path = Path(path)
     if os.path.exists(path) and not (overwrite and os.path.isdir(path)):
-        raise Refused(f"{path} already exists; {_ELSEWHERE} or give --overwrite")
+        raise InvalidInputError(f"{path} already exists; {_ELSEWHERE} or give --overwrite")
     with _beside(path) as (target, temporary):
         temporary.mkdir()
         yield temporary
@@ -150,7 +150,7 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON, whole or not at all.
 
     Raises:
-        Refused: if the file cannot be written.
+        InvalidInputError: if the file cannot be written.
         ValueError: if the value holds NaN or infinity, which JSON has no word for.
     """
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -196,7 +196,7 @@ def check_writable(folder: str | Path) -> None:
     """Make a folder when absent, and see that a file can be made in it: for before a long run, not after it.
 
     Raises:
-        Refused: if the folder cannot be made or written, naming it, the reason and the cure.
+        InvalidInputError: if the folder cannot be made or written, naming it, the reason and the cure.
     """
     folder = Path(folder)
     try:

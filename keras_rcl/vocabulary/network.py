@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 Encoder = Literal[
     "small_cnn", "strided_cnn", "convex_small", "resnet18", "preact_resnet18", "wide_resnet_28_10", "resnet50"
@@ -14,7 +14,7 @@ Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 CraftDtype = Literal["float32", "bfloat16"]
 
 
-@word
+@spec
 class Network:
     """The two-headed network: image -> normalize -> encoder -> {embedding, projection, logits}.
 

@@ -6,18 +6,18 @@ from typing import Annotated, Literal, Union
 from pydantic import Field, PositiveInt
 
 from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Pixels
-from keras_rcl.vocabulary.word import word
 
 
-@word
+@spec
 class Clean:
     """Accuracy on the images as they are, in percent."""
 
     kind: Literal["clean"] = "clean"
 
 
-@word
+@spec
 class Robust:
     """Robust accuracy under an attack, in percent.
 
@@ -30,7 +30,7 @@ class Robust:
     limit: PositiveInt | None = None
 
 
-@word
+@spec
 class Verified:
     """How many images are `timeout / safe / safe-incomplete` at a radius, of the first that stood the attack."""
 
@@ -43,7 +43,7 @@ Published = float | str | None
 """Percent, or a text as the paper has it; none where it gives nothing."""
 
 
-@word
+@spec
 class Column:
     """One number of the paper, and the measures of ours that stand beside it, one a protocol."""
 
@@ -51,7 +51,7 @@ class Column:
     measures: tuple[Measure, ...] = ()
 
 
-@word
+@spec
 class Row:
     """A system of the table.
 
@@ -66,7 +66,7 @@ class Row:
     published: tuple[Published, ...] = ()
 
 
-@word
+@spec
 class Comparison:
     """Two rows, by label."""
 
@@ -74,7 +74,7 @@ class Comparison:
     against: str
 
 
-@word
+@spec
 class Claim:
     """A conclusion: that some rows lie above others, each of them in each of some columns.
 
@@ -94,7 +94,7 @@ class Claim:
         return cls(text=text, columns=columns, pairs=tuple(Comparison(row=row, against=other) for other in others))
 
 
-@word
+@spec
 class Table:
     """A table of the paper, or the numbers of one of its figures.
 
@@ -137,7 +137,7 @@ class Table:
         return tuple(i for i, column in enumerate(self.columns) if column.title in claim.columns)
 
 
-@word
+@spec
 class LossCurves:
     """The loss of each epoch, a panel a training, or a phase of one."""
 
@@ -147,7 +147,7 @@ class LossCurves:
     """(title, config, phase), the phase none where all are shown."""
 
 
-@word
+@spec
 class RobustCurves:
     """Robust accuracy against epsilon, a line a row of a table, a picture a protocol."""
 
@@ -157,7 +157,7 @@ class RobustCurves:
     rows: tuple[str, ...]
 
 
-@word
+@spec
 class Bars:
     """What a table has under its first column, measured and published, a pair of bars a row."""
 
@@ -166,7 +166,7 @@ class Bars:
     table: str
 
 
-@word
+@spec
 class Embeddings:
     """Embeddings of test images in the plane, a panel a (title, config)."""
 
@@ -176,7 +176,7 @@ class Embeddings:
     images: PositiveInt = 100
 
 
-@word
+@spec
 class Pictures:
     """What an attack does to some images, a picture a (title, config)."""
 
@@ -189,7 +189,7 @@ class Pictures:
 Figure = Annotated[Union[LossCurves, RobustCurves, Bars, Embeddings, Pictures], Field(discriminator="kind")]
 
 
-@word
+@spec
 class StoredExamples:
     """Adversarial examples of the training images, made once, that rows of a paper train on.
 
@@ -203,7 +203,7 @@ class StoredExamples:
     attack: Attack
 
 
-@word
+@spec
 class Paper:
     """A paper: its tables, as published, and its figures.
 

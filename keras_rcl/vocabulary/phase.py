@@ -7,11 +7,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.network import Part
+from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Pixels, check_epsilon
-from keras_rcl.vocabulary.word import word
 
 
-@word
+@spec
 class Ramp:
     """A number that moves from `start` to `stop` over some epochs of a phase.
 
@@ -40,14 +40,14 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Kind = Literal["clean", "augmented", "adversarial", "worst_case"]
 
 
-@word
+@spec
 class Clean:
     """The images as they are."""
 
     kind: Literal["clean"] = "clean"
 
 
-@word
+@spec
 class Augmented:
     """A random variation of each image, drawn anew for each view."""
 
@@ -55,7 +55,7 @@ class Augmented:
     policy: Policy
 
 
-@word
+@spec
 class Adversarial:
     """The images of another view, attacked through the classifier with the network in inference mode.
 
@@ -85,7 +85,7 @@ class Adversarial:
         return self.attack.name not in ("stored", "refreshed")
 
 
-@word
+@spec
 class WorstCase:
     """All images within epsilon (L-inf, in the pixel box) at once: its outputs come from bounds, not from an image.
 
@@ -122,7 +122,7 @@ def view_of(policy: Policy) -> Clean | Augmented:
     return Clean() if isinstance(policy, NoAugmentation) else Augmented(policy=policy)
 
 
-@word
+@spec
 class CrossEntropy:
     """Cross-entropy of the logits, on the views of one kind, or on all."""
 
@@ -131,7 +131,7 @@ class CrossEntropy:
     on: Kind | None = None
 
 
-@word
+@spec
 class BoostedCrossEntropy:
     """Cross-entropy and a margin on the likeliest wrong class (MART), on the views of one kind, or on all."""
 
@@ -140,7 +140,7 @@ class BoostedCrossEntropy:
     on: Kind | None = None
 
 
-@word
+@spec
 class SupCon:
     """Supervised contrastive loss over all views (Khosla et al. 2020; CLAF eq. 2).
 
@@ -163,7 +163,7 @@ class SupCon:
     on: Kind | None = None
 
 
-@word
+@spec
 class MarginContrastive:
     """Margin contrastive loss over all views (Wang eq. 4)."""
 
@@ -173,7 +173,7 @@ class MarginContrastive:
     negative_margin: float = 0.1
 
 
-@word
+@spec
 class KLToClean:
     """KL(p(clean) || p(adversarial)), the regulariser of TRADES: of the one clean and the one adversarial view."""
 
@@ -181,7 +181,7 @@ class KLToClean:
     weight: Weight = 6.0
 
 
-@word
+@spec
 class MisclassifiedKL:
     """`KLToClean` of each image times 1 - p_y(clean), the regulariser of MART: one clean and one adversarial view."""
 
@@ -189,7 +189,7 @@ class MisclassifiedKL:
     weight: Weight = 5.0
 
 
-@word
+@spec
 class IntervalTightness:
     """The worst case's regulariser that keeps intervals from growing with depth (Shi et al. 2021, section 3.3)."""
 
@@ -197,7 +197,7 @@ class IntervalTightness:
     weight: Weight = 0.5
 
 
-@word
+@spec
 class ReLUBalance:
     """The worst case's regulariser that keeps active and inactive ReLUs in balance (Shi et al. 2021, section 3.3)."""
 
@@ -224,7 +224,7 @@ Contrast = Annotated[Union[SupCon, MarginContrastive], Field(discriminator="term
 """Either of the losses that compare what a network makes of several images."""
 
 
-@word
+@spec
 class Adam:
     """Adam (Kingma and Ba 2015).
 
@@ -241,7 +241,7 @@ class Adam:
     clip_norm: PositiveFloat | None = None
 
 
-@word
+@spec
 class SGD:
     """Stochastic gradient descent, with momentum where asked for."""
 
@@ -255,7 +255,7 @@ class SGD:
 Optimizer = Annotated[Union[Adam, SGD], Field(discriminator="name")]
 
 
-@word
+@spec
 class WeightPerturbation:
     """Adversarial weight perturbation (Wu, Xia and Wang 2020): a step's gradient is taken at worse weights.
 
@@ -269,7 +269,7 @@ class WeightPerturbation:
     warmup_epochs: NonNegativeInt = 0
 
 
-@word
+@spec
 class Phase:
     """One stage of a method.
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, ValidationError
 
-from keras_rcl.vocabulary.word import Refused, did_you_mean, first_line, word
+from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
+from keras_rcl.vocabulary.spec import spec
 
 OBJECTIVES = ("robust_accuracy", "clean_accuracy", "mean", "harmonic_mean")
 """What a search maximises: one of the two accuracies, or a mean of both."""
@@ -15,7 +16,7 @@ OBJECTIVES = ("robust_accuracy", "clean_accuracy", "mean", "harmonic_mean")
 BATCH_SIZES = ("64", "128", "256")
 
 
-@word
+@spec
 class Interval:
     """Numbers from `low` to `high`: `uniform`, `log` (uniform in the logarithm), or whole ones, `int`."""
 
@@ -44,7 +45,7 @@ class Interval:
         return f"{self.name}({self.low:g}, {self.high:g})"
 
 
-@word
+@spec
 class Choice:
     """One of several values, each as `--set` takes it."""
 
@@ -77,36 +78,36 @@ def parse_range(text: str) -> Range:
     Numbers may be fractions, such as 8/255.
 
     Raises:
-        Refused: if it is none, naming it.
+        InvalidInputError: if it is none, naming it.
     """
     example = "write log(1e-4, 1e-2), uniform(0, 1), int(2, 20) or choice(64, 128)"
     found = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text) if isinstance(text, str) else None
     if not found:
-        raise Refused(f"{text!r} is no range; {example}")
+        raise InvalidInputError(f"{text!r} is no range; {example}")
     name, inner = found.groups()
     if name not in RANGES:
-        raise Refused(f"{text!r}: no range is called {name!r}{did_you_mean(name, RANGES)}; {example}")
+        raise InvalidInputError(f"{text!r}: no range is called {name!r}{did_you_mean(name, RANGES)}; {example}")
     values = tuple(value.strip() for value in _split(inner))
     try:
         if name == "choice":
             return Choice(values=values)
         if len(values) != 2:
-            raise Refused(f"{text!r} has {len(values)} ends; {example}")
+            raise InvalidInputError(f"{text!r} has {len(values)} ends; {example}")
         low, high = (float(Fraction(value)) for value in values)
         return Interval(name=name, low=low, high=high)
     except ValidationError as error:
-        raise Refused(f"{text!r}: {first_line(error)}") from None
+        raise InvalidInputError(f"{text!r}: {format_error(error)}") from None
     except (ValueError, ZeroDivisionError, OverflowError) as error:
-        if isinstance(error, Refused):
+        if isinstance(error, InvalidInputError):
             raise
-        raise Refused(f"{text!r}: its ends must be numbers; {example}") from None
+        raise InvalidInputError(f"{text!r}: its ends must be numbers; {example}") from None
 
 
 def parse_search(text: str) -> tuple[str, Range]:
     """A setting and its range: `method.temperature=log(0.05, 0.5)`."""
     path, equals, tail = text.partition("=")
     if not equals or not path.strip():
-        raise Refused(f"--search {text!r} is not SETTING=RANGE, such as 'method.temperature=log(0.05, 0.5)'")
+        raise InvalidInputError(f"--search {text!r} is not SETTING=RANGE, such as 'method.temperature=log(0.05, 0.5)'")
     return path.strip(), parse_range(tail)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from keras_rcl.vocabulary.word import word
+from keras_rcl.vocabulary.spec import spec
 
 Norm = Literal["linf", "l2"]
 """The geometry of the ball: `linf` bounds every pixel's change, `l2` the Euclidean length of the whole change."""
@@ -75,7 +75,7 @@ def check_step_size(step_size: float | None, norm: Norm) -> None:
         )
 
 
-@word
+@spec
 class ThreatModel:
     """What an attacker may do: move an image by at most `epsilon` in `norm`, staying in the pixel box [0, 1].
 
@@ -90,7 +90,7 @@ class ThreatModel:
         check_epsilon(self.epsilon, self.norm)
 
 
-@word
+@spec
 class Coordinates:
     """Where a protocol measures: u = (x - shift) / scale, one number a channel, for pixels x in [0, 1].
 

@@ -8,8 +8,8 @@ from reference import attacks as reference
 from keras_rcl.attacks import craft
 from keras_rcl.attacks.norms import boundary_start
 from keras_rcl.attacks.surrogates import dlr, dlr_targeted, likeliest_wrong
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import PGD, AutoAttack, AutoPGD, describe, parse_attack
-from keras_rcl.vocabulary.word import Refused
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0.2, 0.8, (6, 4, 4, 1)).astype("float32")
@@ -124,7 +124,9 @@ def test_few_classes_are_refused_or_fitted():
     refused = [(AutoPGD(loss="dlr_targeted"), 3), (AutoPGD(loss="dlr"), 2)]
     refused += [(AutoAttack(), 3), (AutoAttack(version="plus"), 3), (AutoAttack(version="rand"), 2)]
     for attack, classes in refused:
-        with pytest.raises(Refused, match=f"needs at least {classes + 1} classes and the model has {classes}"):
+        with pytest.raises(
+            InvalidInputError, match=f"needs at least {classes + 1} classes and the model has {classes}"
+        ):
             attack.fitted(classes)
         assert all(member.fitted(classes + 1) for member in attack.fitted(classes + 1).members)
 

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks.carlini_wagner import carlini_wagner, minimal_perturbation
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.attack import CarliniWagner
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 CLASSES = 3
 RNG = np.random.default_rng(0)
@@ -169,7 +169,7 @@ def test_nothing_to_find():
         assert np.array_equal(closest, IMAGES) and np.all(distance == np.inf)
         images, zeros = run(ATTACK.at(100.0), logits, labels=labels, function=carlini_wagner)
         assert np.array_equal(images, IMAGES) and np.all(zeros == share)
-    with pytest.raises(Refused, match="no gradient"):
+    with pytest.raises(InvalidInputError, match="no gradient"):
         run(ATTACK, lambda x: tf.stop_gradient(far(x)), labels=labels)
 
 

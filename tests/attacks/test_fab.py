@@ -8,10 +8,10 @@ import tensorflow as tf
 from scipy.optimize import linprog
 
 from keras_rcl.attacks.fab import fab, minimal_perturbation, to_hyperplane
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.attack import FAB
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 both = pytest.mark.parametrize("multi_targeted", [True, False])
@@ -382,7 +382,7 @@ def test_nothing_to_find():
         [(images, zeros)] = run(ATTACK, logits, IMAGES, labels, function=fab)
         assert np.array_equal(images, IMAGES) and np.all(zeros == share)
     for attack in (ATTACK, dataclasses.replace(ATTACK, multi_targeted=False)):
-        with pytest.raises(Refused, match="no gradient"):
+        with pytest.raises(InvalidInputError, match="no gradient"):
             run(attack, lambda x: tf.stop_gradient(far(x)), IMAGES, labels)
 
 

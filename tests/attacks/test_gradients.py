@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks import craft, craft_and_count
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import BIM, FGSM, PGD
-from keras_rcl.vocabulary.word import Refused
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0.3, 0.7, (3, 4, 4, 1)).astype("float32")
@@ -70,7 +70,7 @@ def test_a_flat_model_moves_nothing(attack):
 
 
 def refusal(call):
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         call()
     (line,) = str(caught.value).splitlines()
     return line

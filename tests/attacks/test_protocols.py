@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks import craft
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.threat import PROTOCOLS
-from keras_rcl.vocabulary.word import Refused
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0, 1, (9, 4, 4, 3)).astype("float32")
@@ -138,7 +138,7 @@ def test_grey_images_take_the_mean_of_the_constants():
 
 def test_other_channel_counts_are_refused():
     four = np.concatenate([IMAGES, IMAGES[..., :1]], axis=-1)
-    with pytest.raises(Refused, match="3 channels or 1, not 4"):
+    with pytest.raises(InvalidInputError, match="3 channels or 1, not 4"):
         craft(FGSM(protocol="claf-repo"), lambda x: logits(x[..., :3]), four, LABELS)
 
 
@@ -235,7 +235,7 @@ def test_the_supcon_attack_image_by_image_needs_no_label():
         return np.sum(project(x) * project(IMAGES), axis=1)
 
     assert np.all(to_itself(found) < to_itself(noise) - 0.01)
-    with pytest.raises(Refused, match="image by image contrasts an image with its batch"):
+    with pytest.raises(InvalidInputError, match="image by image contrasts an image with its batch"):
         craft(attack, project, IMAGES, LABELS, support=(tf.constant(LABELS), project(IMAGES)))
 
 
@@ -278,7 +278,7 @@ def test_the_joint_attack_is_of_the_weighted_sum(loss):
 
 
 def test_attacks_that_read_no_logits_cannot_choose_among_restarts():
-    with pytest.raises(Refused, match="does not tell which restart fools"):
+    with pytest.raises(InvalidInputError, match="does not tell which restart fools"):
         craft(Embedding(num_restarts=2), lambda x: tf.reshape(x, [-1, 48]), IMAGES, LABELS)
 
 

@@ -8,9 +8,9 @@ from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network, ra
 from keras_rcl.bounds import fold
 from keras_rcl.bounds.fold import Conv, Dense, Max, Scale
 from keras_rcl.bounds.interval import Interval, interval_bounds
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 L = keras.layers
 
@@ -109,7 +109,7 @@ class Doubled(L.Dense):
     ],
 )
 def test_what_has_no_bounds_is_named_with_its_path(layer, what):
-    with pytest.raises(Refused, match=f"layer encoder/odd .*{what}"):
+    with pytest.raises(InvalidInputError, match=f"layer encoder/odd .*{what}"):
         fold(after(layer))
 
 
@@ -117,9 +117,9 @@ def test_layers_that_the_output_does_not_depend_on_need_no_bounds():
     image = keras.Input((3,))
     network = keras.Model(image, {"logits": L.Dense(2)(image), "probabilities": L.Softmax(name="odd")(image)})
     assert len(fold(network)) == 2
-    with pytest.raises(Refused, match="layer odd"):
+    with pytest.raises(InvalidInputError, match="layer odd"):
         fold(network, "probabilities")
-    with pytest.raises(Refused, match="no output 'logit' but logits, probabilities"):
+    with pytest.raises(InvalidInputError, match="no output 'logit' but logits, probabilities"):
         fold(network, "logit")
 
 
@@ -128,10 +128,10 @@ def test_models_without_a_graph_are_refused():
         def call(self, x):
             return x
 
-    with pytest.raises(Refused, match="no graph to walk"):
+    with pytest.raises(InvalidInputError, match="no graph to walk"):
         fold(Own())
     inputs = [keras.Input((2,)), keras.Input((2,))]
-    with pytest.raises(Refused, match="2 inputs"):
+    with pytest.raises(InvalidInputError, match="2 inputs"):
         fold(keras.Model(inputs, L.Add()(inputs)))
 
 

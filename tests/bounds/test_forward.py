@@ -10,9 +10,9 @@ from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network, ra
 
 from keras_rcl.bounds import at_inference, few_multiplications, fold, folded, input_gradient
 from keras_rcl.bounds.forward import evaluate
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 L = keras.layers
 
@@ -26,7 +26,7 @@ def test_numpy_gives_what_keras_does(block):
         expected = network(images, training=False)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
         if block == "max_pooling":
-            with pytest.raises(Refused, match="is a maximum pooling"):
+            with pytest.raises(InvalidInputError, match="is a maximum pooling"):
                 folded(network)
         else:
             np.testing.assert_allclose(folded(network)(images), expected, rtol=1e-4, atol=1e-5)

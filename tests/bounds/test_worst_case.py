@@ -7,9 +7,9 @@ import tensorflow as tf
 from tiny_networks import random_images, random_network
 
 from keras_rcl.bounds import Method, linear_relaxation, output_bounds, verified, worst_case_logits, worst_case_margins
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 METHODS = Method.__args__
 FEW = dict(iterations=4)
@@ -138,5 +138,7 @@ def test_verified_needs_every_other_margin():
 
 def test_an_unknown_method_is_refused():
     network, images, labels = problem()
-    with pytest.raises(Refused, match="unknown method 'deeppoly'; choose from ibp, crown-ibp, crown, alpha-crown"):
+    with pytest.raises(
+        InvalidInputError, match="unknown method 'deeppoly'; choose from ibp, crown-ibp, crown, alpha-crown"
+    ):
         worst_case_margins(network, images, labels, 0.1, "deeppoly")

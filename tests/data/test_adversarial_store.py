@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_levels, with_stored, write_shard
 from keras_rcl.data.sources import ImageData, Part
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import PGD, Stored
-from keras_rcl.vocabulary.word import Refused
 
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 3)
@@ -57,7 +57,7 @@ def store(tmp_path):
 
 
 def refusal(attack: Stored, data: ImageData = DATA) -> str:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInputError) as refused:
         with_stored(data, [attack])
     assert "\n" not in str(refused.value)
     return str(refused.value)

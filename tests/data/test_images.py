@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from keras_rcl.data.images import check_images, read_images, resized
-from keras_rcl.vocabulary.word import Refused
+from keras_rcl.errors import InvalidInputError
 
 SHAPE = (4, 5, 3)
 
@@ -76,16 +76,16 @@ def test_arrays(tmp_path):
         np.testing.assert_allclose(images, batch / 255, atol=1e-7)
     assert len(read_images([tmp_path], SHAPE)[0]) == 12
     np.savez(tmp_path / "which.npz", a=batch, b=batch)
-    with pytest.raises(Refused, match="which.npz holds the arrays"):
+    with pytest.raises(InvalidInputError, match="which.npz holds the arrays"):
         read_images([tmp_path / "which.npz"], SHAPE)
     np.save(tmp_path / "objects.npy", np.array([{}], object))
-    with pytest.raises(Refused, match="objects.npy is not a readable NumPy array"):
+    with pytest.raises(InvalidInputError, match="objects.npy is not a readable NumPy array"):
         read_images([tmp_path / "objects.npy"], SHAPE)
 
 
 def test_sizes(tmp_path):
     path = save(tmp_path / "x.png", pixels((8, 10, 3)))
-    with pytest.raises(Refused, match="x.png is 8x10, expected 4x5"):
+    with pytest.raises(InvalidInputError, match="x.png is 8x10, expected 4x5"):
         read_images([path], SHAPE)
     images, _ = read_images([path], SHAPE, resize=True)
     assert images.shape == (1, *SHAPE)
@@ -127,15 +127,15 @@ NAMES = ["empty.png", "text.jpg", "truncated.png", "truncated.jpg", "moving.webp
 
 @pytest.mark.parametrize("name", [*NAMES, "short.npy", "empty.npz", "missing.png", "missing.npy"])
 def test_broken_files_are_refused_by_name(tmp_path, name):
-    with pytest.raises(Refused, match=name) as refused:
+    with pytest.raises(InvalidInputError, match=name) as refused:
         read_images([broken(tmp_path, name)], (64, 64, 3))
     assert "\n" not in str(refused.value)
 
 
 def test_nothing_to_read(tmp_path):
-    with pytest.raises(Refused, match="holds no PNG"):
+    with pytest.raises(InvalidInputError, match="holds no PNG"):
         read_images([tmp_path], SHAPE)
-    with pytest.raises(Refused, match="no images given"):
+    with pytest.raises(InvalidInputError, match="no images given"):
         read_images([], SHAPE)
 
 
@@ -155,7 +155,7 @@ def test_nothing_to_read(tmp_path):
     ],
 )
 def test_arrays_that_are_no_images(images, says):
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         check_images(images, SHAPE)
 
 
@@ -169,5 +169,5 @@ def test_images_in_range_pass_unchanged(images):
 
 def test_an_array_file_is_named(tmp_path):
     np.save(tmp_path / "big.npy", 255 * np.ones((1, *SHAPE)))
-    with pytest.raises(Refused, match="big.npy: images have values up to 255"):
+    with pytest.raises(InvalidInputError, match="big.npy: images have values up to 255"):
         read_images([tmp_path / "big.npy"], SHAPE)

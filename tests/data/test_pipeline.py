@@ -8,10 +8,10 @@ from keras_rcl.data.augmentations import augment
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import Part
 from keras_rcl.data.tfds_sets import read_config
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import PGD, Stored
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, SimCLR
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
-from keras_rcl.vocabulary.word import Refused
 
 CROP, SIMCLR = Augmented(policy="crop_flip"), Augmented(policy="simclr")
 ATTACK = PGD(epsilon="8/255", step_size="2/255", num_steps=1)
@@ -160,7 +160,7 @@ def test_fewer_images_than_a_batch():
 
 
 def test_an_empty_part_is_refused():
-    with pytest.raises(Refused, match="no images"):
+    with pytest.raises(InvalidInputError, match="no images"):
         Batches(part([]), (Clean(),), 8, 0)
 
 

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from keras_rcl.data import parts as parts_module
 from keras_rcl.data import tfds_sets
 from keras_rcl.data.sources import load
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.word import Refused
 
 
 class TinyPictures(tfds.core.GeneratorBasedBuilder):
@@ -179,7 +179,7 @@ def test_tfds_test_part_where_there_is_none_or_without_labels(prepared):
 
 
 def test_tfds_varied_sizes(prepared):
-    with pytest.raises(Refused, match="dataset.image_size"):
+    with pytest.raises(InvalidInputError, match="dataset.image_size"):
         load(Dataset(name="tiny_pictures/varied", data_dir=prepared))
     data = load(Dataset(name="tiny_pictures/varied", data_dir=prepared, image_size=4))
     assert data.image_shape == (4, 4, 3)
@@ -208,7 +208,7 @@ def test_tfds_home_and_environment(prepared, monkeypatch):
 )
 def test_tfds_refusals_are_one_line(name, says, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tfds_sets, "_reachable", lambda builder: False)
-    with pytest.raises(Refused, match=says) as refused:
+    with pytest.raises(InvalidInputError, match=says) as refused:
         load(Dataset(name=name, data_dir=str(tmp_path)))
     assert "\n" not in str(refused.value)
     assert capsys.readouterr().out == ""
@@ -232,7 +232,7 @@ def test_failed_download_is_one_line(prepared, tmp_path, monkeypatch):
         raise OSError("disk full\nmuch more")
 
     monkeypatch.setattr(TinyPictures, "download_and_prepare", fail)
-    with pytest.raises(Refused, match="disk full") as refused:
+    with pytest.raises(InvalidInputError, match="disk full") as refused:
         load(Dataset(name="tiny_pictures/plain", data_dir=str(tmp_path)))
     assert "\n" not in str(refused.value)
 
@@ -254,7 +254,7 @@ def test_folder_with_official_parts(tmp_path):
     assert [len(part.labels) for part in parts(data)] == [8, 2, 4]
     assert data.test.images[:, 0, 0, 0].tolist() == [0, 1, 10, 11]
     (tmp_path / "test" / "b").rename(tmp_path / "test" / "c")
-    with pytest.raises(Refused, match="different class folders"):
+    with pytest.raises(InvalidInputError, match="different class folders"):
         load(dataset)
 
 
@@ -271,7 +271,7 @@ def test_folder_with_one_colour_image_is_rgb(tmp_path):
 def test_folder_sizes(tmp_path):
     dataset = two_classes(tmp_path)
     save(tmp_path / "b" / "z.png", np.zeros((5, 5)))
-    with pytest.raises(Refused, match="z.png is of another size.*dataset.image_size"):
+    with pytest.raises(InvalidInputError, match="z.png is of another size.*dataset.image_size"):
         load(dataset)
     resized = load(Dataset(name="folder", folder=str(tmp_path), image_size=2))
     assert resized.image_shape == (2, 2, 1)
@@ -282,26 +282,26 @@ def test_folder_with_a_corrupt_file(tmp_path, content):
     dataset = two_classes(tmp_path, pixels=np.random.default_rng(0).integers(0, 255, (40, 40)))
     victim = tmp_path / "a" / "2.png"
     victim.write_bytes(victim.read_bytes()[:800] if content is None else content)
-    with pytest.raises(Refused, match="2.png"):
+    with pytest.raises(InvalidInputError, match="2.png"):
         load(dataset)
 
 
 def test_folder_refusals(tmp_path):
-    with pytest.raises(Refused, match="dataset.folder"):
+    with pytest.raises(InvalidInputError, match="dataset.folder"):
         load(Dataset(name="folder"))
-    with pytest.raises(Refused, match="missing is not a folder"):
+    with pytest.raises(InvalidInputError, match="missing is not a folder"):
         load(Dataset(name="folder", folder=str(tmp_path / "missing")))
     (tmp_path / "a").mkdir()
-    with pytest.raises(Refused, match="1 class folders"):
+    with pytest.raises(InvalidInputError, match="1 class folders"):
         load(Dataset(name="folder", folder=str(tmp_path)))
     (tmp_path / "b").mkdir()
-    with pytest.raises(Refused, match="a holds no PNG"):
+    with pytest.raises(InvalidInputError, match="a holds no PNG"):
         load(Dataset(name="folder", folder=str(tmp_path)))
 
 
 def test_a_part_left_empty_is_refused(tmp_path):
     two_classes(tmp_path, per_class=1)
-    with pytest.raises(Refused, match="test part"):
+    with pytest.raises(InvalidInputError, match="test part"):
         load(Dataset(name="folder", folder=str(tmp_path), test_fraction=0.1))
 
 

@@ -12,10 +12,10 @@ from keras_rcl.commands import cli
 from keras_rcl.data import streaming
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import StreamedPart, load
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Refreshed
 from keras_rcl.vocabulary.dataset import CropFlip, Dataset
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
-from keras_rcl.vocabulary.word import Refused
 
 COUNT, HELD_OUT = 40, 10
 
@@ -134,7 +134,7 @@ def test_the_middle_is_cut_out():
 
 def test_what_is_read_from_memory_is_refused(prepared):
     data = load(dataset(prepared))
-    with pytest.raises(Refused, match="streamed holds no training image"):
+    with pytest.raises(InvalidInputError, match="streamed holds no training image"):
         Batches(data.train, (Adversarial(attack=Refreshed(every=5)),), 10, seed=0)
 
 

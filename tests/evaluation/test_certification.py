@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.certification import Certification, Certifier
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.vocabulary.attack import AutoAttack, AutoPGD
-from keras_rcl.vocabulary.word import Refused
 
 EPSILONS = (8 / 255, 24 / 255)
 QUICK = (AutoPGD(num_steps=10),)
@@ -188,9 +188,9 @@ def test_rows_by_hand():
 
 
 def test_an_unknown_method_and_an_unsupported_layer_are_refused(network):
-    with pytest.raises(Refused, match="unknown method 'milp'; choose from ibp, .*branch-and-bound"):
+    with pytest.raises(InvalidInputError, match="unknown method 'milp'; choose from ibp, .*branch-and-bound"):
         Certifier(network, EPSILONS, method="milp")
     image = keras.Input((8, 8, 1))
     other = keras.Model(image, keras.layers.Dense(2)(keras.layers.Softmax(name="odd")(keras.layers.Flatten()(image))))
-    with pytest.raises(Refused, match="layer odd .Softmax. has no bounds"):
+    with pytest.raises(InvalidInputError, match="layer odd .Softmax. has no bounds"):
         Certifier(other, EPSILONS)

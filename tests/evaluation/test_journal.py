@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.vocabulary.attack import FAB, PGD, AutoAttack, AutoPGD, Square
 from keras_rcl.vocabulary.files import Taken
-from keras_rcl.vocabulary.word import Refused
 
 QUESTION = {"model": "a", "seed": 3}
 
@@ -144,22 +144,23 @@ def test_what_is_no_journal_stays(tmp_path):
     for number, content in enumerate([b"years of work\n", b"[1, 2]\n", b'"thesis"\n', b"\x80\xff\n", b"\0\0"]):
         path = tmp_path / f".{number}.partial"
         path.write_bytes(content)
-        with pytest.raises(Refused, match="is no journal of an evaluation; remove it"):
+        with pytest.raises(InvalidInputError, match="is no journal of an evaluation; remove it"):
             Journal(path, QUESTION, anew=True)
         assert path.read_bytes() == content
 
 
 def test_where_it_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refused, match="file"):
+    with pytest.raises(InvalidInputError, match="file"):
         Journal(tmp_path / "file" / ".run.partial", QUESTION)
     (tmp_path / ".folder.partial").mkdir()
-    with pytest.raises(Refused, match="is a directory"):
+    with pytest.raises(InvalidInputError, match="is a directory"):
         Journal(tmp_path / ".folder.partial", QUESTION)
 
 
 def test_how_its_body_ends(tmp_path):
-    """Refused: the journal is deleted. A full disk is refused in one line, and an interruption says what to do."""
+    """InvalidInputError: the journal is deleted. A full disk is refused in one line, and an interruption says what to
+    do."""
     path = tmp_path / ".run.partial"
 
     def body(error):
@@ -167,10 +168,10 @@ def test_how_its_body_ends(tmp_path):
             journal.piece(b"x", lambda: {"a": np.zeros(1)})
             raise error
 
-    with pytest.raises(Refused, match="no gradient"):
-        body(Refused("no gradient"))
+    with pytest.raises(InvalidInputError, match="no gradient"):
+        body(InvalidInputError("no gradient"))
     assert not path.exists()
-    with pytest.raises(Refused, match="no space left"):
+    with pytest.raises(InvalidInputError, match="no space left"):
         body(OSError(28, "No space left on device"))
     with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         body(KeyboardInterrupt)

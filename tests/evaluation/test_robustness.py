@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from keras_rcl.attacks import craft
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator, Survival, _batches, measures
 from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, PGD, AutoPGD, Embedding, Transfer
-from keras_rcl.vocabulary.word import Refused
 
 quick = settings(deadline=None, max_examples=100, derandomize=True, database=None)
 THREE_AND_ONE = (FGSM(), BIM(), PGD(epsilon="4/255"), PGD())
@@ -315,7 +315,7 @@ def test_passes_are_those_that_a_model_sees(monkeypatch):
 
 @pytest.mark.parametrize("images", [IMAGES * 255, (IMAGES * 255).astype("uint8"), IMAGES - 0.5, IMAGES[0]])
 def test_what_is_no_batch_of_images_is_refused(images):
-    with pytest.raises(Refused, match=r"\[0, 1\]|\[N, H, W, C\]"):
+    with pytest.raises(InvalidInputError, match=r"\[0, 1\]|\[N, H, W, C\]"):
         Evaluator(linear, [FGSM()], batch_size=5)(images, LABELS)
 
 

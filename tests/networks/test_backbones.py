@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import ENCODERS, build_encoder
-from keras_rcl.vocabulary.word import Refused
 
 
 def conv(kernel, inputs, outputs):
@@ -128,5 +128,5 @@ def test_building_leaves_global_random_state_alone():
     ],
 )
 def test_refusals(name, shape, message):
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(InvalidInputError, match=message):
         build_encoder(name, shape)

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network, parts
 from keras_rcl.networks import pretrained as module
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 SHAPE = (32, 32, 3)
 
@@ -42,7 +42,9 @@ def test_weights_that_cannot_be_had_are_one_line(tmp_path, monkeypatch):
         raise Exception("URL fetch failure on https://storage.googleapis.com: [Errno -3] name resolution\nmore")
 
     monkeypatch.setattr(keras.applications, "ResNet50", unreachable)
-    with pytest.raises(Refused, match="'imagenet' cannot be had: URL fetch failure .* resolution; download") as told:
+    with pytest.raises(
+        InvalidInputError, match="'imagenet' cannot be had: URL fetch failure .* resolution; download"
+    ) as told:
         build_network(Network(encoder="resnet50", pretrained="imagenet"), SHAPE, 10)
     assert "\n" not in str(told.value)
 
@@ -59,7 +61,7 @@ def test_weights_that_cannot_be_had_are_one_line(tmp_path, monkeypatch):
 def test_refused(shape, weights, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.weights.h5").write_bytes(b"no HDF5")
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         module.pretrained_resnet50(weights, shape)
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import UnitNorm, build_network, parts, reinitialize
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 SMALL = Network(projection_hidden=8, projection_dim=6, normalization="minus1to1")
@@ -149,5 +149,5 @@ def test_unit_norm_is_finite_with_its_gradient(length):
     ],
 )
 def test_refusals(network, arguments, message):
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(InvalidInputError, match=message):
         build_network(network, **{"image_shape": (8, 8, 3), "num_classes": 3, **arguments})

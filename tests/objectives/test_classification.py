@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import objectives as reference
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.objectives import (
     BoostedCrossEntropy,
     CrossEntropy,
@@ -17,7 +18,6 @@ from keras_rcl.objectives import (
     kl_to_clean,
     misclassified_kl,
 )
-from keras_rcl.vocabulary.word import Refused
 
 quick = settings(deadline=None, max_examples=30, derandomize=True, database=None)
 
@@ -102,7 +102,7 @@ def test_kl_moves_both_clean_and_adversarial_logits():
 
 
 def test_logits_of_other_images_are_refused():
-    with pytest.raises(Refused, match=r"\(2, 3\) and adversarial logits \(1, 3\)"):
+    with pytest.raises(InvalidInputError, match=r"\(2, 3\) and adversarial logits \(1, 3\)"):
         kl_to_clean(np.zeros((2, 3)), np.zeros((1, 3)))
 
 

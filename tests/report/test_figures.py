@@ -6,6 +6,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.report import figures
 from keras_rcl.report.figures import (
     RIGHT,
@@ -16,7 +17,6 @@ from keras_rcl.report.figures import (
     embeddings_plot,
     loss_curves_plot,
 )
-from keras_rcl.vocabulary.word import Refused
 
 CURVES = {
     "PGD-40": [(8 / 255, 0.4), (0.0, 0.9), (16 / 255, 0.1)],
@@ -95,7 +95,7 @@ def test_any_number_of_pictures(tmp_path, saved, count):
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refused, match="cannot write to"):
+    with pytest.raises(InvalidInputError, match="cannot write to"):
         accuracy_epsilon_plot(CURVES, tmp_path / "file" / "curve.png")
 
 

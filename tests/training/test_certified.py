@@ -11,12 +11,12 @@ from tiny import BATCH, CLASSES, image_data, runner, tiny_network
 from keras_rcl.bounds import output_bounds, training_pass, verified, worst_case_margins, worst_case_outputs
 from keras_rcl.bounds.interval import Interval
 from keras_rcl.bounds.worst_case import interval_tightness, relu_balance
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
 from keras_rcl.networks import build_network, initialize_for_intervals, parts
 from keras_rcl.progress import Silent
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.phase import Adam, Clean, CrossEntropy, Phase, Ramp, WorstCase
-from keras_rcl.vocabulary.word import Refused
 
 EPSILON = 0.1
 
@@ -273,7 +273,7 @@ def test_a_layer_without_bounds_is_refused_before_training():
     network = tiny_network()
     encoder = parts(network)["encoder"]
     encoder.get_layer("conv2_relu").negative_slope = 0.1
-    with pytest.raises(Refused, match="encoder/conv2_relu is no plain ReLU"):
+    with pytest.raises(InvalidInputError, match="encoder/conv2_relu is no plain ReLU"):
         runner(network, phase_of(0.1, CrossEntropy(on="worst_case")))
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tiny import tiny_network
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.word import Refused
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def test_a_save_that_fails_leaves_what_stood_there(tmp_path, network, monkeypatc
 
 def test_an_unknown_name_is_refused_with_those_that_there_are(tmp_path, network):
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(Refused, match="no checkpoint 'best' in .*; it holds none"):
+    with pytest.raises(InvalidInputError, match="no checkpoint 'best' in .*; it holds none"):
         checkpoints.load(network, "best")
     checkpoints.save(network, "best")
     checkpoints.save(network, "last")
-    with pytest.raises(Refused, match="no checkpoint 'bets' in .*did you mean 'best'.*it holds best, last"):
+    with pytest.raises(InvalidInputError, match="no checkpoint 'bets' in .*did you mean 'best'.*it holds best, last"):
         checkpoints.load(network, "bets")
 
 
@@ -73,7 +73,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, network, size):
     path = checkpoints.path("last")
     path.write_bytes(path.read_bytes()[:size])
     victim = tiny_network(seed=3)
-    with pytest.raises(Refused, match="checkpoint .*last.weights.h5 cannot be read: ") as refusal:
+    with pytest.raises(InvalidInputError, match="checkpoint .*last.weights.h5 cannot be read: ") as refusal:
         checkpoints.load(victim, "last")
     assert "\n" not in str(refusal.value)
     assert same(victim, tiny_network(seed=3))
@@ -84,6 +84,6 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, network, changes):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(network, "last")
     word = Network(**{"projection_hidden": 8, "projection_dim": 4, **changes})
-    with pytest.raises(Refused, match="cannot be read: ") as refusal:
+    with pytest.raises(InvalidInputError, match="cannot be read: ") as refusal:
         checkpoints.load(build_network(word, (8, 8, 1), 3, mean=[0.5], std=[0.2]), "last")
     assert "\n" not in str(refusal.value)

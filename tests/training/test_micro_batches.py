@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 from tiny import BATCH, image_data, runner, tiny_network
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import parts
 from keras_rcl.progress import Silent
 from keras_rcl.training.micro_batches import gradients_in_parts, in_parts
@@ -23,7 +24,6 @@ from keras_rcl.vocabulary.phase import (
     WeightPerturbation,
     WorstCase,
 )
-from keras_rcl.vocabulary.word import Refused
 
 PARTS = ("encoder", "projector", "classifier")
 
@@ -143,14 +143,14 @@ def test_a_gradient_in_parts_is_the_transposed_product():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(
-        Refused, match=r"micro-batches of 5 images do not fill large batches's batches of 16.*-batch 4$"
+        InvalidInputError, match=r"micro-batches of 5 images do not fill large batches's batches of 16.*-batch 4$"
     ):
         runner(tiny_network(), phase_of(Clean(), terms=(SupCon(),)), micro_batch=5)
     perturbed = phase_of(Clean(), terms=(CrossEntropy(),), awp=WeightPerturbation(gamma=0.01))
-    with pytest.raises(Refused, match="takes its awp of the whole batch; leave out --micro-batch, or awp"):
+    with pytest.raises(InvalidInputError, match="takes its awp of the whole batch; leave out --micro-batch, or awp"):
         runner(tiny_network(), perturbed, micro_batch=4)
     bounded = phase_of(Clean(), WorstCase(epsilon=1 / 255), terms=(CrossEntropy(on="worst_case"),))
-    with pytest.raises(Refused, match="takes its bounds of the whole batch"):
+    with pytest.raises(InvalidInputError, match="takes its bounds of the whole batch"):
         runner(tiny_network(), bounded, micro_batch=4)
 
 

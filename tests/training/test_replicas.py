@@ -11,10 +11,10 @@ import pytest
 import replicas_program as program
 from replicas_program import stepped, trained
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.launcher import _free_ports
 from keras_rcl.training.phase_runner import _check_replicas
 from keras_rcl.vocabulary.phase import Clean, CrossEntropy, Phase, WeightPerturbation, WorstCase
-from keras_rcl.vocabulary.word import Refused
 from keras_rcl.workers import ALONE
 
 PROGRAM = Path(program.__file__)
@@ -81,7 +81,7 @@ def test_a_step_is_that_of_one_device(ended, alone, kind):
 def test_what_needs_the_whole_batch_in_one_place_is_refused(phase, settings, said):
     fields = dict(name="short", epochs=1, views=(Clean(),), terms=(CrossEntropy(),), trains=("encoder",), batch_size=16)
     phase = Phase(**{**fields, **phase})
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         _check_replicas(2, phase.batch_size, phase, **{"micro_batch": None, "jit": False, **settings})
     _check_replicas(2, 16, Phase(**fields), micro_batch=None, jit=False)
 

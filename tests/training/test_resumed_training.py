@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorflow.python.framework import config as tensorflow_config
 from tiny import BATCH, image_data, runner, tiny_clafs, tiny_network
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods.adversarial_batch import AdversarialBatch
 from keras_rcl.methods.at import AT
 from keras_rcl.progress import Silent
@@ -24,7 +25,6 @@ from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import FGSM, Refreshed
 from keras_rcl.vocabulary.phase import SGD
-from keras_rcl.vocabulary.word import Refused
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +178,7 @@ def test_after_the_last_epoch_only_the_end_is_left(tmp_path):
 def test_a_loss_that_is_no_number_stops_at_its_step(tmp_path):
     """At a learning rate of 1e30 the first step is finite and the second is not."""
     method = AT(epochs=2, batch_size=BATCH, attack=FGSM(), optimizer=SGD(learning_rate=1e30, momentum=0.0))
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(InvalidInputError) as refusal:
         train(tmp_path, method, Dies())
     line = str(refusal.value)
     assert "not finite after step" in line and "of epoch 1 of adversarial training" in line
@@ -202,7 +202,9 @@ def test_memory_that_does_not_suffice_is_told(tmp_path, monkeypatch):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 
     monkeypatch.setattr(RobustTrainer, "fit", exhausted)
-    with pytest.raises(Refused, match="out of memory in adversarial training: batches of 16 .* --micro-batch 8$"):
+    with pytest.raises(
+        InvalidInputError, match="out of memory in adversarial training: batches of 16 .* --micro-batch 8$"
+    ):
         train(tmp_path, AVERAGED, Dies())
 
 

@@ -5,10 +5,10 @@ import os
 
 import pytest
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime import Terminated
 from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.vocabulary.files import Taken
-from keras_rcl.vocabulary.word import Refused
 
 QUESTION = {"seed": 1, "method": {"epochs": 3}}
 
@@ -68,7 +68,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
 def test_a_question_that_is_no_question(tmp_path):
     claim(tmp_path / "run").release()
     (tmp_path / "run/training/question.json").write_text("[1]")
-    with pytest.raises(Refused, match="question.json cannot be read; remove .*run"):
+    with pytest.raises(InvalidInputError, match="question.json cannot be read; remove .*run"):
         claim(tmp_path / "run")
 
 
@@ -80,16 +80,16 @@ def test_interrupted_it_says_how_to_resume(tmp_path, kind):
 
 
 def test_refused_before_anything_was_saved_it_leaves_nothing(tmp_path):
-    with pytest.raises(Refused), claim(tmp_path / "run"):
-        raise Refused("no")
+    with pytest.raises(InvalidInputError), claim(tmp_path / "run"):
+        raise InvalidInputError("no")
     assert os.listdir(tmp_path) == []
-    with pytest.raises(Refused), claim(tmp_path / "run"):
+    with pytest.raises(InvalidInputError), claim(tmp_path / "run"):
         (tmp_path / "run/training/000001.state").touch()
-        raise Refused("no")
+        raise InvalidInputError("no")
     assert claim(tmp_path / "run").resumed
 
 
 def test_a_full_disk_is_refused(tmp_path):
-    with pytest.raises(Refused, match="cannot write to .*run: no space left on device; make room"):
+    with pytest.raises(InvalidInputError, match="cannot write to .*run: no space left on device; make room"):
         with claim(tmp_path / "run"):
             raise OSError(28, "No space left on device")

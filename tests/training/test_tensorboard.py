@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.projector import ProjectorConfig
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.training.tensorboard import GAP, SPRITE_SIDE, TensorBoardWriter, flatten, picture_grid, to_rgb
-from keras_rcl.vocabulary.word import Refused
 
 
 def read(folder) -> EventAccumulator:
@@ -50,7 +50,7 @@ def test_tiles_are_at_least_48_wide_and_keep_their_colours():
 
 
 def test_images_of_two_channels_are_refused():
-    with pytest.raises(Refused, match=r"images of shape \(1, 8, 8, 2\) cannot be shown"):
+    with pytest.raises(InvalidInputError, match=r"images of shape \(1, 8, 8, 2\) cannot be shown"):
         picture_grid(np.zeros((1, 8, 8, 2)), np.zeros((1, 8, 8, 2)))
 
 

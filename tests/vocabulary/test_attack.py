@@ -6,6 +6,7 @@ import functools
 import pytest
 from pydantic import ValidationError
 
+from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.vocabulary.attack import (
     ATTACKS,
     BIM,
@@ -24,7 +25,6 @@ from keras_rcl.vocabulary.attack import (
     parse_attack,
     spell,
 )
-from keras_rcl.vocabulary.word import Refused, first_line
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_written_on_the_command_line(text, attack, line):
     ],
 )
 def test_refused_in_one_line(text, says):
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         parse_attack(text)
     (line,) = str(caught.value).splitlines()
     assert says in line
@@ -114,7 +114,7 @@ def test_a_word_is_frozen_hashable_and_closed(cls):
         attack.epsilon = 0.1
     with pytest.raises(ValidationError) as caught:
         cls(epsilom=0.1)
-    assert first_line(caught.value).startswith("epsilom: no such field")
+    assert format_error(caught.value).startswith("epsilom: no such field")
 
 
 @pytest.mark.parametrize("cls", [BIM, PGD])
@@ -122,7 +122,7 @@ def test_a_word_is_frozen_hashable_and_closed(cls):
 def test_at_least_one_step(cls, value):
     with pytest.raises(ValidationError) as caught:
         cls(num_steps=value)
-    assert first_line(caught.value).startswith("num_steps: ")
+    assert format_error(caught.value).startswith("num_steps: ")
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -135,7 +135,9 @@ def test_under_a_protocol(name):
         assert attack.under("claf-repo").threat_model.protocol == "claf-repo"
         assert describe(attack.under("claf-repo")) == f"{describe(attack)} claf-repo"
     else:
-        with pytest.raises(Refused, match="pixels alone, not under claf-repo; the protocols are for fgsm, bim"):
+        with pytest.raises(
+            InvalidInputError, match="pixels alone, not under claf-repo; the protocols are for fgsm, bim"
+        ):
             attack.under("claf-repo")
 
 
@@ -151,7 +153,7 @@ def test_transfer_needs_a_source_and_an_attack_that_can_be_crafted_elsewhere():
         ("transfer:source=other,attack=transfer:source=third", "'transfer'"),
         ("transfer:source=other,attack=pgd-0", "num_steps"),
     ):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(InvalidInputError) as caught:
             parse_attack(text)
         (line,) = str(caught.value).splitlines()
         assert says in line
@@ -160,7 +162,7 @@ def test_transfer_needs_a_source_and_an_attack_that_can_be_crafted_elsewhere():
 def test_all_that_is_wrong_at_once():
     with pytest.raises(ValidationError) as caught:
         PGD(num_steps=0, norm="l7", num_restarts=-1)
-    line = first_line(caught.value)
+    line = format_error(caught.value)
     assert all(word in line for word in ("num_steps: ", "norm: ", "num_restarts: ")) and "\n" not in line
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.files import atomic_folder, atomic_path, check_writable, write_json
-from keras_rcl.vocabulary.word import Refused
 
 
 def names(folder: Path) -> list[str]:
@@ -46,7 +46,7 @@ def test_a_linked_file_is_replaced_and_the_link_kept(tmp_path):
 
 def test_devices_and_folders_are_no_files(tmp_path):
     for path in (Path(os.devnull), tmp_path):
-        with pytest.raises(Refused, match="it is not a file; choose another folder"), atomic_path(path):
+        with pytest.raises(InvalidInputError, match="it is not a file; choose another folder"), atomic_path(path):
             pass
     assert not Path(os.devnull).is_file()
 
@@ -55,7 +55,10 @@ def test_devices_and_folders_are_no_files(tmp_path):
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path, writer):
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y"):
-        with pytest.raises(Refused, match=r"cannot write to .*file.*; choose another folder$"), writer(target):
+        with (
+            pytest.raises(InvalidInputError, match=r"cannot write to .*file.*; choose another folder$"),
+            writer(target),
+        ):
             pass
     assert names(tmp_path) == ["file"]
 
@@ -74,13 +77,13 @@ def test_what_the_disk_says_is_refused_in_one_line(tmp_path, monkeypatch, number
 
     target = tmp_path / "result.json"
     monkeypatch.setattr(os, "fsync", fails)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         write_json(target, {})
     assert str(caught.value) == f"cannot write to {target}: {text}"
     assert names(tmp_path) == []
 
     monkeypatch.setattr("tempfile.TemporaryFile", fails)
-    with pytest.raises(Refused, match=f"cannot write to {tmp_path}: {text}"):
+    with pytest.raises(InvalidInputError, match=f"cannot write to {tmp_path}: {text}"):
         check_writable(tmp_path)
 
 
@@ -107,11 +110,11 @@ def test_a_folder_appears_whole(tmp_path):
 def test_an_existing_folder_is_refused_and_kept(tmp_path):
     target = tmp_path / "model"
     target.mkdir()
-    with pytest.raises(Refused, match=r"model already exists; choose another folder or give --overwrite$"):
+    with pytest.raises(InvalidInputError, match=r"model already exists; choose another folder or give --overwrite$"):
         with atomic_folder(target):
             pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refused, match="already exists"), atomic_folder(tmp_path / "file", overwrite=True):
+    with pytest.raises(InvalidInputError, match="already exists"), atomic_folder(tmp_path / "file", overwrite=True):
         pass
     assert names(tmp_path) == ["file", "model"]
 
@@ -141,7 +144,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", fails_into_place)
-    with pytest.raises(Refused, match="permission denied"), atomic_folder(target, overwrite=True):
+    with pytest.raises(InvalidInputError, match="permission denied"), atomic_folder(target, overwrite=True):
         pass
     assert names(target) == ["old"] and names(tmp_path) == ["model"]
 
@@ -160,5 +163,5 @@ def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
     assert names(tmp_path / "runs" / "a") == []
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "x", Path(os.devnull) / "x"):
-        with pytest.raises(Refused, match=r"^cannot write to .*; choose another folder$"):
+        with pytest.raises(InvalidInputError, match=r"^cannot write to .*; choose another folder$"):
             check_writable(folder)

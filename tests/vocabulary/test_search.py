@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_rcl import config
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
 from keras_rcl.vocabulary.search import Choice, Interval, default_search, parse_range, parse_search
-from keras_rcl.vocabulary.word import Refused
 
 
 @given(st.sampled_from(["uniform", "log"]), st.integers(1, 99), st.integers(1, 99))
@@ -43,14 +43,14 @@ def test_whole_numbers_stay_whole():
     ],
 )
 def test_what_is_no_range_is_refused(text, said):
-    with pytest.raises(Refused, match=said.replace("(", r"\(")):
+    with pytest.raises(InvalidInputError, match=said.replace("(", r"\(")):
         parse_range(text)
 
 
 def test_a_search_names_its_setting():
     assert parse_search("method.temperature = log(0.05, 0.5)")[0] == "method.temperature"
     for text in ("log(0.05, 0.5)", "=log(0.05, 0.5)"):
-        with pytest.raises(Refused, match="SETTING=RANGE"):
+        with pytest.raises(InvalidInputError, match="SETTING=RANGE"):
             parse_search(text)
 
 

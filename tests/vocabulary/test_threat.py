@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from keras_rcl.errors import format_error
 from keras_rcl.vocabulary.attack import BIM, FGSM, PGD
 from keras_rcl.vocabulary.threat import Pixels, ThreatModel, format_pixels, parse_pixels
-from keras_rcl.vocabulary.word import first_line
 
 quick = settings(deadline=None, max_examples=300, derandomize=True, database=None)
 
@@ -54,7 +54,7 @@ def test_no_distance(value):
 def test_an_epsilon_in_0_255_is_refused_with_its_cure(make, epsilon):
     with pytest.raises(ValueError) as caught:
         make(epsilon=epsilon)
-    (line,) = first_line(caught.value).splitlines()
+    (line,) = format_error(caught.value).splitlines()
     assert f"did you mean {float(epsilon):g}/255?" in line and "[0, 1]" in line
 
 
@@ -70,4 +70,4 @@ def test_equal_however_it_is_written():
 def test_unknown_norm():
     with pytest.raises(ValidationError) as caught:
         ThreatModel(norm="l3")
-    assert first_line(caught.value).startswith("norm: ") and "'l3'" in first_line(caught.value)
+    assert format_error(caught.value).startswith("norm: ") and "'l3'" in format_error(caught.value)

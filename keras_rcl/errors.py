@@ -1,28 +1,20 @@
-"""`@word`: a frozen, hashable, keyword-only dataclass that refuses unknown fields and wrong values.
-
-The same value serves YAML, Python and tests, and is checked in all three. Being hashable, a word can be a static
-argument of a traced function.
-"""
+"""The error that bad input raises, and how its one line is written."""
 
 import difflib
 from collections.abc import Iterable
-from typing import dataclass_transform
 
-from pydantic import ConfigDict, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import ValidationError
 
 
-class Refused(ValueError):
-    """Bad input, said in one line that names the offending value and the cure. The command line exits with status 2."""
+class InvalidInputError(ValueError):
+    """Input that cannot be used.
+
+    The message is one line: the value that was given, why it cannot be used, and a hint. The command line prints it
+    and exits with status 2.
+    """
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def word(cls):
-    """Turn a class of annotated fields into a word."""
-    return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
-
-
-def first_line(error: ValueError) -> str:
+def format_error(error: ValueError) -> str:
     """All that is wrong, in one line: `path: what (got value)` for what pydantic found, else the error's own text."""
     if not isinstance(error, ValidationError):
         return str(error)

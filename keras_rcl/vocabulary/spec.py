@@ -1,0 +1,16 @@
+"""`@spec`: a frozen, hashable, keyword-only dataclass that rejects unknown fields and invalid values.
+
+The same class reads YAML, serves Python users and is used in tests, with one validation. Because specs are hashable,
+they can be static arguments of a traced function.
+"""
+
+from typing import dataclass_transform
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def spec(cls):
+    """Turn a class of annotated fields into a spec."""
+    return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
