@@ -10,7 +10,7 @@ both of its memory layouts: NCHW is its default, NHWC (`channels_last`) what its
 
 import numpy as np
 
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
 

@@ -9,7 +9,7 @@ or CROWN-IBP, of the loss or of each margin. How the bounds of both agree is `be
 
 import numpy as np
 
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
 

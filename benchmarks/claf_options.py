@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
 

@@ -562,7 +562,7 @@ def run_one(number: int, seed: int, seeds: Seeds, seconds: float) -> dict[str, A
 
 def work(folder: Path, seed: int, numbers: range, seconds: float) -> None:
     """What the worker does: a line of JSON before and after each input, on its own standard output."""
-    from keras_rcl.runtime import start_tensorflow
+    from keras_rcl.runtime.tensorflow import start_tensorflow
 
     start_tensorflow()
     warnings.simplefilter("always")  # every time, and not only the first

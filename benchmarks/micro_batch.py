@@ -24,7 +24,7 @@ RATE = 1024.0
 
 def step(batch_size: int, micro_batch: int | None, channels: int) -> tuple[np.ndarray, dict]:
     """The gradient, flat, and what it took."""
-    from keras_rcl.runtime import start_tensorflow
+    from keras_rcl.runtime.tensorflow import start_tensorflow
 
     start_tensorflow()
     import keras

@@ -7,7 +7,7 @@ repeated exactly; the plain chains, which anybody would write, do not. How long 
 to say.
 """
 
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
 
@@ -29,7 +29,7 @@ from keras_rcl import config  # noqa: E402
 from keras_rcl.attacking import attack  # noqa: E402
 from keras_rcl.evaluation.record import versions  # noqa: E402
 from keras_rcl.experiment import fit  # noqa: E402
-from keras_rcl.progress import Silent  # noqa: E402
+from keras_rcl.runtime.progress import Silent  # noqa: E402
 from keras_rcl.training.robust_trainer import RobustTrainer  # noqa: E402
 from keras_rcl.vocabulary.attack import parse_attack  # noqa: E402
 

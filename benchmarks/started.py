@@ -1,6 +1,6 @@
 """Imported by the server that `benchmarks.crash` forks its runs off: all that a run imports, and nothing called."""
 
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
 

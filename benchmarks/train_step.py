@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
 
@@ -36,7 +36,7 @@ from benchmarks.side_by_side import (  # noqa: E402
     tell,
 )
 from keras_rcl.methods import AT, CLAFS, Baseline  # noqa: E402
-from keras_rcl.progress import Silent  # noqa: E402
+from keras_rcl.runtime.progress import Silent  # noqa: E402
 from keras_rcl.training.phase_runner import PhaseRunner  # noqa: E402
 from keras_rcl.vocabulary.attack import PGD  # noqa: E402
 from keras_rcl.vocabulary.dataset import CropFlip  # noqa: E402

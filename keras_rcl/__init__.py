@@ -59,7 +59,7 @@ def __getattr__(name: str):
     if name not in _HOME_OF:
         raise AttributeError(f"module 'keras_rcl' has no attribute {name!r}")
     if _HOME_OF[name].split(".")[1] not in ("config", "methods", "vocabulary"):
-        from keras_rcl.runtime import start_tensorflow
+        from keras_rcl.runtime.tensorflow import start_tensorflow
 
         start_tensorflow()
     return getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -12,11 +12,10 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from keras_rcl import config, launcher, runtime
+from keras_rcl import config
 from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
-from keras_rcl.progress import Silent, StderrProgress
 from keras_rcl.readme import readme_tables, readme_text
 from keras_rcl.report.paper_tables import markdown_report
 from keras_rcl.report.tables import (
@@ -29,13 +28,17 @@ from keras_rcl.report.tables import (
     trials_table,
     verification_table,
 )
+from keras_rcl.runtime import launcher
+from keras_rcl.runtime.distributed import Workers, start_workers, task_of
+from keras_rcl.runtime.progress import Silent, StderrProgress
+from keras_rcl.runtime.signals import Terminated, WorkerLost, raised_sigterm
+from keras_rcl.runtime.tensorflow import advice, start_tensorflow
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, describe, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.network import CraftDtype, Precision
 from keras_rcl.vocabulary.phase import Phase, View
 from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
-from keras_rcl.workers import Workers, start_workers, task_of
 
 INTERRUPTED, TERMINATED = 130, 143
 EVALUATING = [name for name, attack in ATTACKS.items() if not attack.of_training]
@@ -50,7 +53,7 @@ class OneLineErrors(click.Group):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not text
         try:
-            with runtime.raised_sigterm():
+            with raised_sigterm():
                 status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
@@ -65,9 +68,9 @@ class OneLineErrors(click.Group):
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt) as stop:
             raised = stop.__cause__ or stop  # click hides it behind its own Abort
-            lost = isinstance(raised, runtime.WorkerLost)
+            lost = isinstance(raised, WorkerLost)
             click.echo("; ".join(filter(None, ["a worker is lost" if lost else "interrupted", str(raised)])), err=True)
-            terminated = TERMINATED if isinstance(raised, runtime.Terminated) else INTERRUPTED
+            terminated = TERMINATED if isinstance(raised, Terminated) else INTERRUPTED
             sys.exit(launcher.TRY_AGAIN if lost else terminated)
         sys.exit(status if isinstance(status, int) else 0)
 
@@ -296,7 +299,7 @@ def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, d
     space = dict(parse_search(one) for one in ranges) or config.load_search(path, experiment.method.name, scale)
     space = space or default_search(config.to_dict(experiment)["method"])
     attack = parse_attack(text) if text else None
-    runtime.start_tensorflow()
+    start_tensorflow()
     from keras_rcl.study import BEST
     from keras_rcl.tuning import tune as search
 
@@ -439,7 +442,7 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
         raise InvalidInputError(f"--epsilon {epsilon}: {format_error(error)}") from None
     verifier = None if verifier is None else parse_attack(verifier)
     chosen = _dataset_fields(options)
-    runtime.start_tensorflow()
+    start_tensorflow()
     from keras_rcl.auditing import audit_model
 
     with StderrProgress() as progress:
@@ -488,7 +491,7 @@ def verify(model, epsilons, as_json, **options):
     """
     radii = _read_radii(epsilons)
     chosen = _dataset_fields(options)
-    runtime.start_tensorflow()
+    start_tensorflow()
     from keras_rcl.verifying import verify_model
 
     with StderrProgress() as progress:
@@ -512,7 +515,7 @@ def verify(model, epsilons, as_json, **options):
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def predict(model, images, as_json, **options):
     """Classify PNG or JPEG files, folders of them, or .npy/.npz arrays."""
-    runtime.start_tensorflow()
+    start_tensorflow()
     from keras_rcl.predicting import predict
 
     entries = predict(model, images, **options)
@@ -531,7 +534,7 @@ def predict(model, images, as_json, **options):
 @click.option("--overwrite", is_flag=True, help="Replace an export of that name.")
 def export(run, **options):
     """Export a checkpoint of a run as a SavedModel."""
-    runtime.start_tensorflow()
+    start_tensorflow()
     from keras_rcl.experiment import export_run
 
     click.echo(export_run(run, **options))
@@ -563,7 +566,7 @@ def interchange(model, epsilons, attacks, **options):
     """Write a model as ONNX and its robustness as VNN-LIB, for alpha-beta-CROWN and verifiers like it."""
     radii, words = _read_radii(epsilons), [parse_attack(text) for text in attacks]
     chosen = _dataset_fields(options)
-    runtime.start_tensorflow()
+    start_tensorflow()
     from keras_rcl.interchanging import interchange
 
     with StderrProgress() as progress:
@@ -582,7 +585,7 @@ def interchange(model, epsilons, attacks, **options):
 @click.option("--json", "as_json", is_flag=True, help="Print every image's result as JSON.")
 def collect(folders, as_json):
     """Read what alpha-beta-CROWN found in folders that `interchange` wrote into one table."""
-    runtime.start_tensorflow()
+    start_tensorflow()
     from keras_rcl.interchanging import collect
 
     found = [collect(folder) for folder in folders]
@@ -617,7 +620,7 @@ def report(paper, settings, data_dir, results, runs, saved_models, as_json, **op
         tables = readme_tables(_record_folder(results))
         click.echo(json.dumps(tables, indent=1) if as_json else readme_text(tables))
         return
-    runtime.start_tensorflow()
+    start_tensorflow()
     from keras_rcl.reporting import Folders
     from keras_rcl.reporting import report as make
 
@@ -682,7 +685,7 @@ def _workers(count: int | None, replicas: int | None = None) -> Workers:
     if task and count and count != len(task.addresses):
         raise InvalidInputError(f"--workers {count}, and TF_CONFIG names {len(task.addresses)}; leave out --workers")
     launcher.end_with_parent()
-    runtime.start_tensorflow()
+    start_tensorflow()
     return start_workers(replicas, say=lambda line: click.echo(line, err=True))
 
 
@@ -702,8 +705,8 @@ def _dataset_fields(options: dict) -> dict:
 
 
 def _advise(*args, **kwargs) -> None:
-    """Notes of `runtime.advice`."""
-    for line in runtime.advice(*args, **kwargs):
+    """Notes of `advice`."""
+    for line in advice(*args, **kwargs):
         click.echo(f"note: {line}", err=True)
 
 

@@ -20,10 +20,10 @@ from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.shared_pieces import Pieces
 from keras_rcl.inputs import data_for, outputs_of, part_of, pixels, support_of
 from keras_rcl.output_folder import output_and_journal
-from keras_rcl.progress import Progress, Silent
+from keras_rcl.runtime.distributed import ALONE, Workers
+from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json
-from keras_rcl.workers import ALONE, Workers
 
 
 def craft_dataset(

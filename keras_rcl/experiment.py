@@ -32,8 +32,10 @@ from keras_rcl.export import model_hash
 from keras_rcl.inputs import geometry_of, outputs_of, pixels, support_of
 from keras_rcl.networks.two_headed import build_network, synchronize
 from keras_rcl.output_folder import check_name, check_replaceable, free_name
-from keras_rcl.progress import Progress, Silent
-from keras_rcl.runtime import held_signals, start_tensorflow
+from keras_rcl.runtime.distributed import ALONE, Message, Workers
+from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.runtime.signals import held_signals
+from keras_rcl.runtime.tensorflow import start_tensorflow
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_folder import RunFolder
@@ -42,7 +44,6 @@ from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.files import Taken, atomic_path, check_writable, read_json, sweep, write_json
 from keras_rcl.vocabulary.phase import Phase
-from keras_rcl.workers import ALONE, Message, Workers
 
 PROJECTED_IMAGES = 500
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.journal import Journal
-from keras_rcl.progress import Progress
+from keras_rcl.runtime.progress import Progress
 from keras_rcl.vocabulary.files import Taken, check_writable, sweep
 
 

@@ -22,8 +22,6 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.inputs import dataset_of, pixels
 from keras_rcl.output_folder import check_replaceable
 from keras_rcl.papers import PAPERS
-from keras_rcl.processes import in_processes
-from keras_rcl.progress import Progress, Silent, StderrProgress
 from keras_rcl.report.figures import (
     accuracy_epsilon_plot,
     attack_pictures,
@@ -34,6 +32,8 @@ from keras_rcl.report.figures import (
 from keras_rcl.report.paper_page import paper_page
 from keras_rcl.report.paper_tables import Lookup, markdown_report, mean_and_spread, paper_report
 from keras_rcl.results import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
+from keras_rcl.runtime.process_pool import in_processes
+from keras_rcl.runtime.progress import Progress, Silent, StderrProgress
 from keras_rcl.verifying import verify_model
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.dataset import Dataset

@@ -22,8 +22,8 @@ from keras_rcl.evaluation.record import command_line
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.experiment import networks, output_of, question_of, train
 from keras_rcl.inputs import pixels
-from keras_rcl.processes import in_processes
-from keras_rcl.progress import Progress, Silent
+from keras_rcl.runtime.process_pool import in_processes
+from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.study import BEST, Study, locked
 from keras_rcl.training.monitor import DEAD
 from keras_rcl.training.states import States

@@ -14,7 +14,7 @@ from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
 from keras_rcl.evaluation.record import make_verification, versions
 from keras_rcl.inputs import data_for, part_of, pixels
 from keras_rcl.output_folder import output_and_journal
-from keras_rcl.progress import Progress, Silent
+from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.saved import read_layers
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.files import atomic_folder, write_json

@@ -215,7 +215,7 @@ def test_an_attack_in_bfloat16(here, tmp_path, monkeypatch):
     logits = load_classifier(Path("saved_models/digits-at")).logits(kept["images"][0])
     np.testing.assert_array_equal(np.argmax(logits, axis=1), kept["predictions"][0])
     assert abs(plain["rows"][0]["robust_accuracy"] - rounded["rows"][0]["robust_accuracy"]) <= 2 / 30
-    monkeypatch.setattr("keras_rcl.runtime._multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("keras_rcl.runtime.tensorflow._multiplies_bfloat16", lambda: False)
     result = run("attack", "saved_models/digits-at", "--limit", "5", "--craft-dtype", "bfloat16")
     assert "note: this processor has no matrix units for bfloat16" in result.stderr
 

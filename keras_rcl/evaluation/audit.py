@@ -17,7 +17,7 @@ from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator, Survival
-from keras_rcl.progress import Progress, Silent
+from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.vocabulary.attack import (
     BIM,
     FGSM,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from keras_rcl.evaluation.journal import Journal, Piece
-from keras_rcl.workers import Message, Workers
+from keras_rcl.runtime.distributed import Message, Workers
 
 Wanted = tuple[bytes, Callable[[], Piece]]
 """The name of a piece, and what computes it."""

@@ -14,7 +14,8 @@ from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
-from keras_rcl.progress import Progress
+from keras_rcl.runtime.distributed import ALONE, Workers
+from keras_rcl.runtime.progress import Progress
 from keras_rcl.training.fixed_features import FixedFeatures
 from keras_rcl.training.loss_terms import phase_collapse_value
 from keras_rcl.training.refreshed_examples import RefreshedExamples
@@ -22,7 +23,6 @@ from keras_rcl.training.replicated_step import ReplicatedStep
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.phase import Optimizer, Phase
-from keras_rcl.workers import ALONE, Workers
 
 
 def make_optimizer(word: Optimizer, decay_steps: int) -> keras.optimizers.Optimizer:

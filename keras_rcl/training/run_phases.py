@@ -18,8 +18,9 @@ import numpy as np
 
 from keras_rcl.data.sources import ImageData
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.progress import Progress, Silent
-from keras_rcl.runtime import held_signals
+from keras_rcl.runtime.distributed import ALONE, Message, Workers
+from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.runtime.signals import held_signals
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.loss_terms import is_contrastive
 from keras_rcl.training.monitor import COLLAPSED, DEAD, Monitor, overfits_catastrophically
@@ -28,7 +29,6 @@ from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Phase
-from keras_rcl.workers import ALONE, Message, Workers
 
 
 class Recorder:

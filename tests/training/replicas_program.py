@@ -12,8 +12,10 @@ import numpy as np
 from tiny import BATCH, image_data, tiny_clafs, tiny_network
 
 from keras_rcl.networks import synchronize
-from keras_rcl.progress import Silent
-from keras_rcl.runtime import WorkerLost, start_tensorflow
+from keras_rcl.runtime.distributed import Message, Workers
+from keras_rcl.runtime.progress import Silent
+from keras_rcl.runtime.signals import WorkerLost
+from keras_rcl.runtime.tensorflow import start_tensorflow
 from keras_rcl.training.phase_runner import PhaseRunner
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.states import States
@@ -21,7 +23,6 @@ from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import FGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import SGD, Adam, Adversarial, Augmented, Clean, Phase, SupCon
-from keras_rcl.workers import Message, Workers
 
 PLAIN = SGD(learning_rate=1.0, momentum=0.0)
 CROP = Augmented(policy=CropFlip(padding=1))
@@ -115,7 +116,7 @@ class Copies(Silent):
 
 
 def main(folder: Path, replicas: int | None) -> None:
-    from keras_rcl.workers import start_workers
+    from keras_rcl.runtime.distributed import start_workers
 
     start_tensorflow()
     workers = start_workers(replicas, heartbeat=30)

@@ -14,7 +14,7 @@ from keras_rcl.bounds.worst_case import interval_tightness, relu_balance
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
 from keras_rcl.networks import build_network, initialize_for_intervals, parts
-from keras_rcl.progress import Silent
+from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.phase import Adam, Clean, CrossEntropy, Phase, Ramp, WorstCase
 

@@ -7,7 +7,7 @@ import pytest
 from tiny import BATCH, image_data, runner, snapshot, tiny_clafs, tiny_network
 
 from keras_rcl.methods import SupConLinear
-from keras_rcl.progress import Silent
+from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import Clean, Phase, WeightPerturbation
 

@@ -9,7 +9,7 @@ from tiny import BATCH, image_data, runner, tiny_network
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import parts
-from keras_rcl.progress import Silent
+from keras_rcl.runtime.progress import Silent
 from keras_rcl.training.micro_batches import gradients_in_parts, in_parts
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.vocabulary.attack import PGD

@@ -10,7 +10,7 @@ from keras_rcl.data.adversarial_store import whole_levels
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
 from keras_rcl.methods.adversarial_batch import AdversarialBatch
-from keras_rcl.progress import Silent
+from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attack import BIM, PGD, Refreshed, parse_attack
 
 ATTACK = BIM(epsilon=8 / 255, step_size=3 / 255, num_steps=3)

@@ -12,10 +12,10 @@ import replicas_program as program
 from replicas_program import stepped, trained
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.launcher import _free_ports
+from keras_rcl.runtime.distributed import ALONE
+from keras_rcl.runtime.launcher import _free_ports
 from keras_rcl.training.phase_runner import _check_replicas
 from keras_rcl.vocabulary.phase import Clean, CrossEntropy, Phase, WeightPerturbation, WorstCase
-from keras_rcl.workers import ALONE
 
 PROGRAM = Path(program.__file__)
 BOUNDED = (Clean(), WorstCase(epsilon=1 / 255))

@@ -14,8 +14,8 @@ from tiny import BATCH, image_data, runner, tiny_clafs, tiny_network
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods.adversarial_batch import AdversarialBatch
 from keras_rcl.methods.at import AT
-from keras_rcl.progress import Silent
-from keras_rcl.runtime import Terminated
+from keras_rcl.runtime.progress import Silent
+from keras_rcl.runtime.signals import Terminated
 from keras_rcl.training import run_phases as engine
 from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.monitor import mean_cosine

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.runtime import Terminated
+from keras_rcl.runtime.signals import Terminated
 from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.vocabulary.files import Taken
 

@@ -13,7 +13,7 @@ from tiny import BATCH, image_data, image_part, runner, snapshot, tiny_clafs, ti
 from keras_rcl.data.sources import ImageData
 from keras_rcl.networks import parts
 from keras_rcl.networks.two_headed import batch_norms
-from keras_rcl.progress import Silent
+from keras_rcl.runtime.progress import Silent
 from keras_rcl.training import batch_views, phase_runner
 from keras_rcl.training.batch_views import crafted_on, stack_views
 from keras_rcl.training.phase_runner import make_optimizer

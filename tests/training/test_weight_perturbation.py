@@ -10,7 +10,7 @@ from test_trainer import STILL, phase_of, strided_convolution
 from tiny import BATCH, CLASSES, image_data, runner, snapshot, tiny_network
 
 from keras_rcl.networks import parts
-from keras_rcl.progress import Silent
+from keras_rcl.runtime.progress import Silent
 from keras_rcl.training.phase_runner import work_per_batch
 from keras_rcl.training.weight_perturbation import WeightAscent
 from keras_rcl.vocabulary.attack import FGSM

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from keras_rcl.progress import Silent, StderrProgress, duration
+from keras_rcl.runtime.progress import Silent, StderrProgress, duration
 
 
 class Terminal(io.StringIO):
@@ -150,7 +150,7 @@ def test_silent_says_nothing(capsys):
 
 
 def test_importing_it_is_light():
-    code = "import sys, keras_rcl.progress; sys.exit('tensorflow' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, keras_rcl.runtime.progress; sys.exit('tensorflow' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from keras_rcl.processes import in_processes
+from keras_rcl.runtime.process_pool import in_processes
 
 
 class Task(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from keras_rcl.runtime import start_tensorflow
+from keras_rcl.runtime.tensorflow import start_tensorflow
 
 
 class _Worker(NamedTuple):

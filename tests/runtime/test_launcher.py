@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from keras_rcl import launcher
+from keras_rcl.runtime import launcher
 
 WORKER = """
 import json, os, signal, sys, time

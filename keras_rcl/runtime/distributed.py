@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.runtime import Terminated, WorkerLost
+from keras_rcl.runtime.signals import Terminated, WorkerLost
 
 _EXAMPLE = '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": "worker", "index": 0}}'
 HEARTBEAT = 60

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.workers import ALONE, Message, Task, task_of
+from keras_rcl.runtime.distributed import ALONE, Message, Task, task_of
 
 TWO = {"worker": ["a:1", "b:2"]}
 

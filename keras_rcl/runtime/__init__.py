@@ -1,0 +1,1 @@
+"""What a process needs: TensorFlow started quietly, signals, workers, child processes, progress."""
