@@ -33,7 +33,7 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 start_tensorflow()
 
 from keras_rcl.evaluation.record import versions  # noqa: E402
-from keras_rcl.training.states import States  # noqa: E402
+from keras_rcl.storage.snapshots import States  # noqa: E402
 
 METHODS = {
     "baseline": dict(epochs=3),

@@ -18,7 +18,7 @@ from keras_rcl.readme import readme_tables
 from keras_rcl.report.paper_tables import markdown_report, paper_report
 from keras_rcl.report.tables import markdown_table, percent
 from keras_rcl.results import Results, config_path, experiments, missing
-from keras_rcl.vocabulary.files import read_json
+from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.paper import Paper
 
 ROOT = Path(__file__).resolve().parent.parent

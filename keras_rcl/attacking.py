@@ -11,12 +11,12 @@ from keras_rcl.classifier import folded_logits, load_classifier
 from keras_rcl.evaluation.record import make_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.inputs import data_for, geometry_of, outputs_of, part_of, pixels, support_of
-from keras_rcl.output_folder import output_and_journal, tell_resumed
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.storage.atomic import atomic_folder, write_json
+from keras_rcl.storage.output_folder import output_and_journal, tell_resumed
 from keras_rcl.vocabulary.attack import Attack, describe
-from keras_rcl.vocabulary.files import atomic_folder, write_json
 from keras_rcl.vocabulary.threat import PROTOCOLS
 
 PICTURED_IMAGES = 16

@@ -13,13 +13,13 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
 from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
 from keras_rcl.inputs import data_for, logits_through, part_of, pixels
-from keras_rcl.output_folder import output_and_journal, tell_resumed
 from keras_rcl.report.audit_page import audit_page
 from keras_rcl.report.figures import attack_pictures, loss_surface_plot
 from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.storage.atomic import atomic_folder, write_json
+from keras_rcl.storage.output_folder import output_and_journal, tell_resumed
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
-from keras_rcl.vocabulary.files import atomic_folder, write_json
 from keras_rcl.vocabulary.threat import Norm, format_pixels
 
 FORMAT = 1

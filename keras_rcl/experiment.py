@@ -24,25 +24,25 @@ from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.export import export as write_export
 from keras_rcl.export import model_hash
 from keras_rcl.inputs import geometry_of, outputs_of, pixels, support_of
 from keras_rcl.networks.two_headed import build_network, synchronize
-from keras_rcl.output_folder import check_name, check_replaceable, free_name
 from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.runtime.signals import held_signals
 from keras_rcl.runtime.tensorflow import start_tensorflow
-from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.storage.atomic import Taken, atomic_path, check_writable, read_json, sweep, write_json
+from keras_rcl.storage.checkpoints import Checkpoints
+from keras_rcl.storage.journal import Journal
+from keras_rcl.storage.output_folder import check_name, check_replaceable, free_name
+from keras_rcl.storage.run_folder import RunFolder
+from keras_rcl.storage.snapshots import States
 from keras_rcl.training.loss_terms import term_names
-from keras_rcl.training.run_folder import RunFolder
 from keras_rcl.training.run_phases import checkpoint_name, run_phases
-from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
-from keras_rcl.vocabulary.files import Taken, atomic_path, check_writable, read_json, sweep, write_json
 from keras_rcl.vocabulary.phase import Phase
 
 PROJECTED_IMAGES = 500

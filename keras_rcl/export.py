@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.files import atomic_folder, write_json
+from keras_rcl.storage.atomic import atomic_folder, write_json
 
 FORMAT = 1
 """The version of `model.json`."""

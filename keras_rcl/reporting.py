@@ -20,7 +20,6 @@ from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import RECORD
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.inputs import dataset_of, pixels
-from keras_rcl.output_folder import check_replaceable
 from keras_rcl.papers import PAPERS
 from keras_rcl.report.figures import (
     accuracy_epsilon_plot,
@@ -34,10 +33,11 @@ from keras_rcl.report.paper_tables import Lookup, markdown_report, mean_and_spre
 from keras_rcl.results import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent, StderrProgress
+from keras_rcl.storage.atomic import Taken, atomic_folder, read_json, write_json
+from keras_rcl.storage.output_folder import check_replaceable
 from keras_rcl.verifying import verify_model
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.files import Taken, atomic_folder, read_json, write_json
 from keras_rcl.vocabulary.paper import (
     Bars,
     Clean,

@@ -13,9 +13,9 @@ from keras_rcl import config
 from keras_rcl.config import CONFIGS, Experiment
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.paper_tables import Measured
+from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attack import Attack, spell
 from keras_rcl.vocabulary.dataset import Dataset
-from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.paper import Measure, Paper
 from keras_rcl.vocabulary.threat import format_pixels
 

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from keras_rcl import config
 from keras_rcl.config import Experiment
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.storage.atomic import Taken, check_writable, read_json, sweep, write_json
 from keras_rcl.vocabulary.attack import Attack, describe
-from keras_rcl.vocabulary.files import Taken, check_writable, read_json, sweep, write_json
 from keras_rcl.vocabulary.search import Choice, Range
 
 FORMAT = 1

@@ -24,12 +24,12 @@ from keras_rcl.experiment import networks, output_of, question_of, train
 from keras_rcl.inputs import pixels
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.storage.atomic import atomic_path
+from keras_rcl.storage.snapshots import States
 from keras_rcl.study import BEST, Study, locked
 from keras_rcl.training.monitor import DEAD
-from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack
-from keras_rcl.vocabulary.files import atomic_path
 from keras_rcl.vocabulary.search import Range
 
 UNITS = 1000

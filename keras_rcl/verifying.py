@@ -13,11 +13,11 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
 from keras_rcl.evaluation.record import make_verification, versions
 from keras_rcl.inputs import data_for, part_of, pixels
-from keras_rcl.output_folder import output_and_journal
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.saved import read_layers
+from keras_rcl.storage.atomic import atomic_folder, write_json
+from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attack import describe
-from keras_rcl.vocabulary.files import atomic_folder, write_json
 
 _TOLERANCE = 1e-3
 """Of logits in float32 against the folded layers in float64."""

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.journal import Journal
-from keras_rcl.training.run_folder import RunFolder
-from keras_rcl.training.states import States
-from keras_rcl.vocabulary.files import atomic_folder, atomic_path, refusal, sweep, write_json
+from keras_rcl.storage.atomic import atomic_folder, atomic_path, refusal, sweep, write_json
+from keras_rcl.storage.journal import Journal
+from keras_rcl.storage.run_folder import RunFolder
+from keras_rcl.storage.snapshots import States
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 REFUSED, BROKEN = 3, 4
@@ -173,7 +173,7 @@ SAVED = [State, Checkpoint, Record, Export, Begun, Evaluation]
 
 LEAN = multiprocessing.get_context("forkserver")
 """Forks from a process that holds nothing but these modules, ten times as fast as from one with TensorFlow."""
-LEAN.set_forkserver_preload(["pytest", "keras_rcl.evaluation.journal", "keras_rcl.training.states"])
+LEAN.set_forkserver_preload(["pytest", "keras_rcl.storage.journal", "keras_rcl.storage.snapshots"])
 
 
 def in_child(folder, save, **fault):

@@ -17,7 +17,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.export import export
 from keras_rcl.networks.two_headed import build_network
-from keras_rcl.output_folder import output_and_journal
+from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.network import Network
 
 ATTACKS = ("--attack", "apgd-3:epsilon=1/255,loss=dlr_targeted,num_targets=3", "--attack", "pgd-3:epsilon=1/255")

@@ -11,8 +11,8 @@ import tensorflow as tf
 from keras_rcl.data.parts import ImageData, Part, StreamedPart
 from keras_rcl.data.untuned import untuned
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attack import Attack, Stored
-from keras_rcl.vocabulary.files import read_json
 from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
 
 FORMAT = 1

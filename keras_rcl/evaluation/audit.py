@@ -15,9 +15,9 @@ import tensorflow as tf
 from keras_rcl.attacks import check_images
 from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.attack import (
     BIM,
     FGSM,

@@ -14,9 +14,9 @@ from keras_rcl.bounds import Method, fold, worst_case_margins
 from keras_rcl.bounds.branch_and_bound import BranchAndBound
 from keras_rcl.bounds.forward import evaluate
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.journal import Journal, Piece
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.storage.journal import Journal, Piece
 from keras_rcl.vocabulary.attack import Attack, AutoPGD
 from keras_rcl.vocabulary.threat import format_pixels
 

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.evaluation.certification import Certification
 from keras_rcl.evaluation.robustness import Survival
+from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attack import Attack
-from keras_rcl.vocabulary.files import read_json
 
 FORMAT = 1
 PACKAGES = ("keras_rcl", "tensorflow", "keras", "numpy", "tensorflow-datasets", "keras-cv")

@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks import check_images, craft_round, length
-from keras_rcl.evaluation.journal import Journal, Piece
 from keras_rcl.evaluation.shared_pieces import Pieces
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.storage.journal import Journal, Piece
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
 

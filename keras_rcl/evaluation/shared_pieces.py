@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from keras_rcl.evaluation.journal import Journal, Piece
 from keras_rcl.runtime.distributed import Message, Workers
+from keras_rcl.storage.journal import Journal, Piece
 
 Wanted = tuple[bytes, Callable[[], Piece]]
 """The name of a piece, and what computes it."""

@@ -21,11 +21,11 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.runtime.signals import held_signals
-from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.storage.checkpoints import Checkpoints
+from keras_rcl.storage.snapshots import State, States
 from keras_rcl.training.loss_terms import is_contrastive
 from keras_rcl.training.monitor import COLLAPSED, DEAD, Monitor, overfits_catastrophically
 from keras_rcl.training.phase_runner import PhaseRunner, freeze
-from keras_rcl.training.states import State, States
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.phase import Phase

@@ -12,7 +12,7 @@ from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import api as hparams_api
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.files import atomic_path
+from keras_rcl.storage.atomic import atomic_path
 
 Scalar = bool | int | float | str
 

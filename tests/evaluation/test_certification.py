@@ -7,8 +7,8 @@ from sklearn.datasets import load_digits
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.certification import Certification, Certifier
-from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator
+from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.attack import AutoAttack, AutoPGD
 
 EPSILONS = (8 / 255, 24 / 255)

@@ -16,9 +16,9 @@ from keras_rcl.runtime.distributed import Message, Workers
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.runtime.signals import WorkerLost
 from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.storage.snapshots import States
 from keras_rcl.training.phase_runner import PhaseRunner
 from keras_rcl.training.run_phases import run_phases
-from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import FGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.dataset import CropFlip
@@ -87,8 +87,8 @@ def trained(folder: Path, workers: Workers, progress=None) -> dict[str, np.ndarr
 
 def evaluated(folder: Path, workers: Workers):
     """The survival table of two attacks, kept in a journal by the chief; twice, so that it is read as well."""
-    from keras_rcl.evaluation.journal import Journal
     from keras_rcl.evaluation.robustness import Evaluator
+    from keras_rcl.storage.journal import Journal
 
     network, data = tiny_network(), image_data(60).test
     images = data.images.astype(np.float32) / 255

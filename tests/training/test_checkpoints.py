@@ -6,7 +6,7 @@ from tiny import tiny_network
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
-from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.vocabulary.network import Network
 
 

@@ -8,7 +8,7 @@ from tiny import image_data, runner, tiny_network
 
 from keras_rcl.methods.at import AT
 from keras_rcl.runtime.progress import Silent
-from keras_rcl.training.checkpoints import Checkpoints
+from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.training.monitor import overfits_catastrophically
 from keras_rcl.training.moving_average import MovingAverage
 from keras_rcl.training.run_phases import run_phases

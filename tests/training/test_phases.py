@@ -10,8 +10,8 @@ from tiny import BATCH, image_data, moved, runner, snapshot, tiny_clafs, tiny_ne
 from keras_rcl.methods.baseline import Baseline
 from keras_rcl.objectives.geometry import MEASURES
 from keras_rcl.runtime.progress import Silent
+from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.training import run_phases as engine
-from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import FGSM

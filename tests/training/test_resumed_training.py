@@ -16,12 +16,12 @@ from keras_rcl.methods.adversarial_batch import AdversarialBatch
 from keras_rcl.methods.at import AT
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.runtime.signals import Terminated
+from keras_rcl.storage.checkpoints import Checkpoints
+from keras_rcl.storage.snapshots import States
 from keras_rcl.training import run_phases as engine
-from keras_rcl.training.checkpoints import Checkpoints
 from keras_rcl.training.monitor import mean_cosine
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.run_phases import run_phases
-from keras_rcl.training.states import States
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import FGSM, Refreshed
 from keras_rcl.vocabulary.phase import SGD

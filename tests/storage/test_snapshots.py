@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from keras_rcl.training.states import States
+from keras_rcl.storage.snapshots import States
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64), "c": np.zeros(0, np.float16)}
 

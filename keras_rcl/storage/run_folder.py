@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.files import Taken, atomic_folder, refusal, sweep, write_json
+from keras_rcl.storage.atomic import Taken, atomic_folder, refusal, sweep, write_json
 
 
 class RunFolder:

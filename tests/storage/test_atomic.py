@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.files import atomic_folder, atomic_path, check_writable, write_json
+from keras_rcl.storage.atomic import atomic_folder, atomic_path, check_writable, write_json
 
 
 def names(folder: Path) -> list[str]:

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.journal import Journal
 from keras_rcl.evaluation.robustness import Evaluator, Survival
+from keras_rcl.storage.atomic import Taken
+from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.attack import FAB, PGD, AutoAttack, AutoPGD, Square
-from keras_rcl.vocabulary.files import Taken
 
 QUESTION = {"model": "a", "seed": 3}
 

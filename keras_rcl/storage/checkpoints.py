@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 
 from keras_rcl.errors import InvalidInputError, did_you_mean
-from keras_rcl.vocabulary.files import atomic_path
+from keras_rcl.storage.atomic import atomic_path
 
 _HEADER, _PREAMBLE = 4096, 2**18
 """More than HDF5 adds: for each weight, and in all; in bytes."""

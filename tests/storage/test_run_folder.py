@@ -7,8 +7,8 @@ import pytest
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.signals import Terminated
-from keras_rcl.training.run_folder import RunFolder
-from keras_rcl.vocabulary.files import Taken
+from keras_rcl.storage.atomic import Taken
+from keras_rcl.storage.run_folder import RunFolder
 
 QUESTION = {"seed": 1, "method": {"epochs": 3}}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.journal import Journal
 from keras_rcl.runtime.progress import Progress
-from keras_rcl.vocabulary.files import Taken, check_writable, sweep
+from keras_rcl.storage.atomic import Taken, check_writable, sweep
+from keras_rcl.storage.journal import Journal
 
 
 def free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:

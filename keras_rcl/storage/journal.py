@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.files import Taken, check_writable, refusal
+from keras_rcl.storage.atomic import Taken, check_writable, refusal
 
 _FRAME = struct.Struct("<QI")
 """Before each piece: its length, and the CRC-32 of its name and bytes."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_rcl.vocabulary.files import atomic_path, sync
+from keras_rcl.storage.atomic import atomic_path, sync
 
 FORMAT = 1
 KEPT = 2

@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes, locks, journals, snapshots and output folders."""
