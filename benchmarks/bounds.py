@@ -26,7 +26,8 @@ from benchmarks.side_by_side import (  # noqa: E402
     rows_of,
     tell,
 )
-from keras_rcl.bounds import fold, worst_case_margins, worst_case_outputs  # noqa: E402
+from keras_rcl.bounds import worst_case_margins, worst_case_outputs  # noqa: E402
+from keras_rcl.folding import fold  # noqa: E402
 from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
 
 

@@ -42,10 +42,11 @@ torch._C.Node.__getitem__ = lambda node, name: getattr(node, node.kindOf(name))(
 from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm  # noqa: E402
 
 from keras_rcl import config  # noqa: E402
-from keras_rcl.bounds import fold, worst_case_margins  # noqa: E402
-from keras_rcl.bounds.fold import Conv, Dense, Image, Pad, ReLU, Reshape, Scale  # noqa: E402
+from keras_rcl.bounds import worst_case_margins  # noqa: E402
 from keras_rcl.classifier import load_classifier  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
+from keras_rcl.folding import fold  # noqa: E402
+from keras_rcl.folding.fold import Conv, Dense, Image, Pad, ReLU, Reshape, Scale  # noqa: E402
 from keras_rcl.report.tables import markdown_table  # noqa: E402
 from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
 

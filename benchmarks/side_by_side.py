@@ -19,10 +19,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_rcl.bounds import fold
-from keras_rcl.bounds.fold import Conv, Dense
 from keras_rcl.data.sources import ImageData, Part
 from keras_rcl.evaluation.record import versions
+from keras_rcl.folding import fold
+from keras_rcl.folding.fold import Conv, Dense
 from keras_rcl.networks import build_network
 from keras_rcl.report.tables import markdown_table
 from keras_rcl.vocabulary.network import Network

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from keras_rcl.bounds.propagate import propagate
+from keras_rcl.folding.graph_walk import propagate
 
 L = keras.layers
 

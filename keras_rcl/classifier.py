@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.bounds import folded
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.folding import folded
 from keras_rcl.saved import (
     brief,
     choose,

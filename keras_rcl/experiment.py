@@ -19,7 +19,6 @@ import keras
 import numpy as np
 
 from keras_rcl import config
-from keras_rcl.bounds import at_inference
 from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
@@ -28,6 +27,7 @@ from keras_rcl.evaluation.record import command_line, make_record, read_record, 
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.export import export as write_export
 from keras_rcl.export import model_hash
+from keras_rcl.folding import at_inference
 from keras_rcl.inputs import geometry_of, outputs_of, pixels, support_of
 from keras_rcl.networks.two_headed import build_network, synchronize
 from keras_rcl.runtime.distributed import ALONE, Message, Workers

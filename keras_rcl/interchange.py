@@ -15,8 +15,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_rcl.bounds.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
 from keras_rcl.vocabulary.threat import format_pixels
 
 OPSET, IR_VERSION = 13, 8

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_rcl.bounds import fold
-from keras_rcl.bounds.forward import evaluate
 from keras_rcl.classifier import load_classifier
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
 from keras_rcl.evaluation.record import make_verification, versions
+from keras_rcl.folding import fold
+from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.inputs import data_for, part_of, pixels
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.saved import read_layers

@@ -1,8 +1,6 @@
 """Bounds: what a network's outputs can be at most and at least, over a ball of images."""
 
 from keras_rcl.bounds.batch_statistics import training_pass
-from keras_rcl.bounds.fold import fold
-from keras_rcl.bounds.folded import at_inference, folded
 from keras_rcl.bounds.interval import Interval
 from keras_rcl.bounds.worst_case import (
     Method,
@@ -12,6 +10,8 @@ from keras_rcl.bounds.worst_case import (
     worst_case_margins,
     worst_case_outputs,
 )
+from keras_rcl.folding.fast_forward import at_inference, folded
+from keras_rcl.folding.fold import fold
 
 __all__ = [
     "Interval",

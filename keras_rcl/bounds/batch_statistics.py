@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_rcl.bounds.fold import LAYERS
-from keras_rcl.bounds.propagate import propagate
+from keras_rcl.folding.fold import LAYERS
+from keras_rcl.folding.graph_walk import propagate
 
 
 def training_pass(network: keras.Model, images) -> tuple[dict, dict]:

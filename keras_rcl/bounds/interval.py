@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_rcl.bounds.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh
+from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_rcl.bounds.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh
 from keras_rcl.bounds.interval import LOWEST, Interval, competitors, step_interval
+from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh
 
 LARGEST_CHUNK = 2**22
 """How many coefficients of rows are held at a time while bounds of inner steps are computed."""

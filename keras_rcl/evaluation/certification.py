@@ -10,11 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.bounds import Method, fold, worst_case_margins
+from keras_rcl.bounds import Method, worst_case_margins
 from keras_rcl.bounds.branch_and_bound import BranchAndBound
-from keras_rcl.bounds.forward import evaluate
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator
+from keras_rcl.folding import fold
+from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.journal import Journal, Piece
 from keras_rcl.vocabulary.attack import Attack, AutoPGD

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
-from keras_rcl.bounds import at_inference
+from keras_rcl.folding import at_inference
 from keras_rcl.training.micro_batches import in_parts
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attack import Attack

@@ -4,7 +4,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_rcl.bounds import fold, output_bounds, training_pass, worst_case_outputs
+from keras_rcl.bounds import output_bounds, training_pass, worst_case_outputs
+from keras_rcl.folding import fold
 from keras_rcl.training.batch_views import stack_views
 from keras_rcl.training.branches import CleanBranch
 from keras_rcl.training.loss_terms import (

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network, randomize
 
-from keras_rcl.bounds import fold
-from keras_rcl.bounds.fold import Conv, Dense, Max, Scale
 from keras_rcl.bounds.interval import Interval, interval_bounds
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.folding import fold
+from keras_rcl.folding.fold import Conv, Dense, Max, Scale
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.network import Network
 

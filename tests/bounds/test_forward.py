@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network, randomize
 
-from keras_rcl.bounds import at_inference, few_multiplications, fold, folded, input_gradient
-from keras_rcl.bounds.forward import evaluate
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.folding import at_inference, fold, folded, input_gradient
+from keras_rcl.folding import winograd as few_multiplications
+from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.network import Network
 

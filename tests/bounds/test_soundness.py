@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network
 
 from keras_rcl.bounds import Method, output_bounds, worst_case_margins
-from keras_rcl.bounds.fold import LAYERS
+from keras_rcl.folding.fold import LAYERS
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.network import Network
 

@@ -6,8 +6,9 @@ import pytest
 from milp_oracle import affine_maps, exact_minimum
 from tiny_networks import random_images, randomize
 
-from keras_rcl.bounds import Interval, Method, fold, output_bounds, worst_case_margins
+from keras_rcl.bounds import Interval, Method, output_bounds, worst_case_margins
 from keras_rcl.bounds.interval import interval_bounds
+from keras_rcl.folding import fold
 
 L = keras.layers
 METHODS = Method.__args__

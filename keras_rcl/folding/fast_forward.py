@@ -9,9 +9,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_rcl.bounds import few_multiplications, input_gradient
-from keras_rcl.bounds.fold import Add, Conv, Dense, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.folding import input_gradient
+from keras_rcl.folding import winograd as few_multiplications
+from keras_rcl.folding.fold import Add, Conv, Dense, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
 
 
 def at_inference(network: keras.Model, output: str = "logits", dtype: str = "float32") -> Callable:

@@ -19,8 +19,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rcl.bounds.propagate import propagate
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.folding.graph_walk import propagate
 
 
 @dataclass(frozen=True, eq=False)
