@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import keras
 from keras import ops
 
+from keras_rcl.bounds.alpha_crown import optimized_lower_bounds
+from keras_rcl.bounds.crown import Rows, crown_intervals, least, lower_bounds
 from keras_rcl.bounds.interval import Interval, interval_bounds, past_scaling, pixel_ball
-from keras_rcl.bounds.linear_relaxation import Rows, crown_intervals, least, lower_bounds
-from keras_rcl.bounds.slopes import optimized_lower_bounds
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding.fold import Dense, Image, ReLU, Step, fold
 

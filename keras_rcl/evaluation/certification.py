@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.bounds import Method, worst_case_margins
-from keras_rcl.bounds.branch_and_bound import BranchAndBound
+from keras_rcl.bounds.beta_crown import BranchAndBound
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.folding import fold

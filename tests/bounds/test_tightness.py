@@ -137,7 +137,7 @@ def test_two_relus_by_hand(method, expected):
 
 def test_the_lines_of_a_relu_by_hand():
     """Where 0 is not inside, the ReLU itself; else the chord above, and below the axis or the diagonal."""
-    from keras_rcl.bounds.linear_relaxation import relax
+    from keras_rcl.bounds.crown import relax
 
     lines = relax(Interval(np.float32([-2, 1, -1, -3, 0, -1]), np.float32([-1, 2, 3, 1, 1, 0])))
     np.testing.assert_allclose(lines.lower, [0, 1, 1, 0, 1, 0])

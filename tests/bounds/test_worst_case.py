@@ -6,7 +6,16 @@ import pytest
 import tensorflow as tf
 from tiny_networks import random_images, random_network
 
-from keras_rcl.bounds import Method, linear_relaxation, output_bounds, verified, worst_case_logits, worst_case_margins
+from keras_rcl.bounds import (
+    Method,
+    output_bounds,
+    verified,
+    worst_case_logits,
+    worst_case_margins,
+)
+from keras_rcl.bounds import (
+    crown as linear_relaxation,
+)
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.network import Network

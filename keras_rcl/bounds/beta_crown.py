@@ -24,9 +24,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.bounds.alpha_crown import ascend
+from keras_rcl.bounds.crown import Rows, crown_intervals, lower_bounds, relax
 from keras_rcl.bounds.interval import Interval, past_scaling, pixel_ball
-from keras_rcl.bounds.linear_relaxation import Rows, crown_intervals, lower_bounds, relax
-from keras_rcl.bounds.slopes import ascend
 from keras_rcl.folding.fold import Max, ReLU, fold
 
 CANDIDATES = 3

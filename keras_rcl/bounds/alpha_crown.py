@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from keras_rcl.bounds.crown import Rows, lower_bounds, relax
 from keras_rcl.bounds.interval import Interval
-from keras_rcl.bounds.linear_relaxation import Rows, lower_bounds, relax
 from keras_rcl.folding.fold import Step
 
 _DECAYS, _SMALL = (0.9, 0.999), 1e-8

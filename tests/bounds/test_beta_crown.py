@@ -8,7 +8,7 @@ from milp_oracle import affine_maps, exact_minimum
 from test_tightness import NETWORKS, SLACK, dense, functions, network_of
 from tiny_networks import random_images, random_network
 
-from keras_rcl.bounds.branch_and_bound import BranchAndBound
+from keras_rcl.bounds.beta_crown import BranchAndBound
 from keras_rcl.folding import fold
 from keras_rcl.folding.numpy_forward import evaluate
 
