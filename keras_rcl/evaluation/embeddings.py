@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks import craft
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.objectives.geometry import geometry
+from keras_rcl.measures.embedding_geometry import geometry
 from keras_rcl.vocabulary.attack import PGD, Attack, describe
 
 SPACES = ("embedding", "projection")

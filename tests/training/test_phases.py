@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny import BATCH, image_data, moved, runner, snapshot, tiny_clafs, tiny_network
 
+from keras_rcl.measures.embedding_geometry import MEASURES
 from keras_rcl.methods.baseline import Baseline
-from keras_rcl.objectives.geometry import MEASURES
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.training import run_phases as engine

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_rcl.objectives.geometry import (
+from keras_rcl.measures.embedding_geometry import (
     alignment,
     clean_to_adversarial_distance,
     geometry,
