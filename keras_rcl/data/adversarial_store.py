@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.parts import ImageData, Part, StreamedPart
-from keras_rcl.data.untuned import untuned
+from keras_rcl.data.splits import ImageData, Part, StreamedPart
+from keras_rcl.data.tfdata_options import untuned
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attack import Attack, Stored

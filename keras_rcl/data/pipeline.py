@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.data.augmentations import Rows, augment
-from keras_rcl.data.parts import Part, StreamedPart
-from keras_rcl.data.untuned import PARALLEL, PREFETCHED, untuned
+from keras_rcl.data.splits import Part, StreamedPart
+from keras_rcl.data.tfdata_options import PARALLEL, PREFETCHED, untuned
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy

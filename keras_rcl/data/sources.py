@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_rcl.data.images import decode, is_greyscale, open_image, resized
-from keras_rcl.data.parts import ImageData, Part, Split, StreamedPart, gathered, stratified
+from keras_rcl.data.splits import ImageData, Part, Split, StreamedPart, gathered, stratified
 from keras_rcl.data.streaming import load_streamed
 from keras_rcl.data.tfds_sets import tfds_splits
 from keras_rcl.errors import InvalidInputError

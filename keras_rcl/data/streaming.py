@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.parts import ImageData, Part, StreamedPart
+from keras_rcl.data.splits import ImageData, Part, StreamedPart
+from keras_rcl.data.tfdata_options import PARALLEL
 from keras_rcl.data.tfds_sets import prepared, read_config
-from keras_rcl.data.untuned import PARALLEL
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import Dataset
 

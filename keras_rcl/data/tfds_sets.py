@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_rcl.data.images import resized
-from keras_rcl.data.parts import Split, gathered
-from keras_rcl.data.untuned import PARALLEL, PREFETCHED, untuned
+from keras_rcl.data.splits import Split, gathered
+from keras_rcl.data.tfdata_options import PARALLEL, PREFETCHED, untuned
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import Dataset
 

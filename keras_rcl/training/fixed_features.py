@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_rcl.data.parts import Part
+from keras_rcl.data.splits import Part
 
 BATCH = 250
 

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.parts import StreamedPart
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
+from keras_rcl.data.splits import StreamedPart
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
 from keras_rcl.runtime.distributed import ALONE, Workers

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from keras_rcl.data import parts as parts_module
+from keras_rcl.data import splits as parts_module
 from keras_rcl.data import tfds_sets
 from keras_rcl.data.sources import load
 from keras_rcl.errors import InvalidInputError
