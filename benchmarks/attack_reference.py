@@ -31,11 +31,11 @@ import torchattacks  # noqa: E402
 
 from benchmarks.torch_twin import TorchNetwork, channels_first, check_twin  # noqa: E402
 from keras_rcl import config  # noqa: E402
-from keras_rcl.classifier import load_classifier  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
+from keras_rcl.model_io.classifier import load_classifier  # noqa: E402
+from keras_rcl.model_io.loading import read_layers  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
-from keras_rcl.saved import read_layers  # noqa: E402
 from keras_rcl.vocabulary.attack import FAB, AutoPGD, Square  # noqa: E402
 from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
 

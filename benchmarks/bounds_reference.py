@@ -43,10 +43,10 @@ from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm  # noqa:
 
 from keras_rcl import config  # noqa: E402
 from keras_rcl.bounds import worst_case_margins  # noqa: E402
-from keras_rcl.classifier import load_classifier  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.folding import fold  # noqa: E402
 from keras_rcl.folding.fold import Conv, Dense, Image, Pad, ReLU, Reshape, Scale  # noqa: E402
+from keras_rcl.model_io.classifier import load_classifier  # noqa: E402
 from keras_rcl.report.tables import markdown_table  # noqa: E402
 from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
 

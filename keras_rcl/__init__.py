@@ -8,12 +8,12 @@ import importlib
 _HOMES = {
     "keras_rcl.attacking": ("attack",),
     "keras_rcl.attacks": ("craft",),
-    "keras_rcl.classifier": ("Classifier", "load_classifier"),
-    "keras_rcl.encoder": ("Encoder", "load_encoder"),
+    "keras_rcl.model_io.classifier": ("Classifier", "load_classifier"),
+    "keras_rcl.model_io.encoder": ("Encoder", "load_encoder"),
     "keras_rcl.config": ("Experiment", "Evaluation"),
     "keras_rcl.evaluation.robustness": ("Evaluator", "Survival"),
     "keras_rcl.experiment": ("fit",),
-    "keras_rcl.export": ("export",),
+    "keras_rcl.model_io.export": ("export",),
     "keras_rcl.methods": ("AT", "Baseline", "CLAFS", "VARIANTS"),
     "keras_rcl.networks.two_headed": ("UnitNorm", "build_network"),
     "keras_rcl.objectives.classification": (

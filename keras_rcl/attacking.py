@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_rcl.classifier import folded_logits, load_classifier
 from keras_rcl.evaluation.record import make_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.inputs import data_for, geometry_of, outputs_of, part_of, pixels, support_of
+from keras_rcl.model_io.classifier import folded_logits, load_classifier
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from keras_rcl.classifier import load_classifier
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
 from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
 from keras_rcl.inputs import data_for, logits_through, part_of, pixels
+from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.report.audit_page import audit_page
 from keras_rcl.report.figures import attack_pictures, loss_surface_plot
 from keras_rcl.runtime.progress import Progress, Silent

@@ -25,10 +25,10 @@ from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.export import export as write_export
-from keras_rcl.export import model_hash
 from keras_rcl.folding import at_inference
 from keras_rcl.inputs import geometry_of, outputs_of, pixels, support_of
+from keras_rcl.model_io.export import export as write_export
+from keras_rcl.model_io.export import model_hash
 from keras_rcl.networks.two_headed import build_network, synchronize
 from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent

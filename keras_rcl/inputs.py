@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from keras_rcl.classifier import Classifier, load_classifier
 from keras_rcl.data import sources
-from keras_rcl.encoder import load_encoder
 from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.evaluation.embeddings import embedding_geometry
 from keras_rcl.measures.embedding_geometry import POINTS
-from keras_rcl.saved import resizing
+from keras_rcl.model_io.classifier import Classifier, load_classifier
+from keras_rcl.model_io.encoder import load_encoder
+from keras_rcl.model_io.loading import resizing
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.dataset import Dataset
 

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_rcl.classifier import load_classifier
 from keras_rcl.data.images import read_images
+from keras_rcl.model_io.classifier import load_classifier
 
 
 def predict(path: Path, inputs: Sequence[Path], *, resize: bool = False, **foreign) -> list[dict[str, Any]]:

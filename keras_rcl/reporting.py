@@ -13,13 +13,13 @@ from sklearn.manifold import TSNE
 
 from keras_rcl import attacking, experiment, results
 from keras_rcl.attacks.craft import craft
-from keras_rcl.classifier import Classifier, load_classifier
 from keras_rcl.config import Experiment, training_attacks
 from keras_rcl.crafting import craft_dataset
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import RECORD
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.inputs import dataset_of, pixels
+from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.papers import PAPERS
 from keras_rcl.report.figures import (
     accuracy_epsilon_plot,

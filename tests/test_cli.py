@@ -16,12 +16,12 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from keras_rcl.classifier import load_classifier
 from keras_rcl.commands import cli
 from keras_rcl.config import Experiment
 from keras_rcl.data.sources import load
 from keras_rcl.experiment import _phases_alike
 from keras_rcl.methods import PGDBoth, PGDSupCon
+from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.threat import PROTOCOLS
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from keras_rcl import crafting
 from keras_rcl.commands import cli
 from keras_rcl.data.sources import load
-from keras_rcl.export import export
+from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Network

@@ -69,7 +69,7 @@ def test_links_of_the_documents_lead_somewhere():
 @pytest.fixture(scope="module")
 def with_export(tmp_path_factory):
     """A folder that holds an export named as the README's."""
-    from keras_rcl.export import export
+    from keras_rcl.model_io.export import export
     from keras_rcl.networks.two_headed import build_network
     from keras_rcl.vocabulary.network import Network
 

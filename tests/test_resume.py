@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from keras_rcl.commands import cli
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.export import export
+from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.network import Network

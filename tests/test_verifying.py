@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from keras_rcl.commands import METHODS, cli
 from keras_rcl.evaluation import certification
-from keras_rcl.export import export
+from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.attack import AutoPGD
 from keras_rcl.vocabulary.network import Network

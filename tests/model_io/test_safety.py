@@ -13,11 +13,11 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from keras_rcl.classifier import load_classifier
 from keras_rcl.commands import cli
-from keras_rcl.encoder import load_encoder
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.trust import check_keras, check_saved_model
+from keras_rcl.model_io.classifier import load_classifier
+from keras_rcl.model_io.encoder import load_encoder
+from keras_rcl.model_io.safety import check_keras, check_saved_model
 
 PACKAGE = Path(__file__).parent.parent / "keras_rcl"
 IMAGES = tf.TensorSpec([None, 8, 8, 1])

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks.craft import craft
-from keras_rcl.classifier import load_classifier
-from keras_rcl.encoder import load_encoder
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.export import export
+from keras_rcl.model_io.classifier import load_classifier
+from keras_rcl.model_io.encoder import load_encoder
+from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.attack import Embedding
 from keras_rcl.vocabulary.network import Network

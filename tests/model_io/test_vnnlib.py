@@ -17,10 +17,10 @@ from bounds.tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_netw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_rcl import interchange
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding import fold
-from keras_rcl.interchange import Instance, onnx_network, read_results, vnnlib_property, write_instances
+from keras_rcl.model_io import vnnlib as interchange
+from keras_rcl.model_io.vnnlib import Instance, onnx_network, read_results, vnnlib_property, write_instances
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.network import Network
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding import folded
-from keras_rcl.saved import (
+from keras_rcl.model_io.loading import (
     brief,
     choose,
     hash_of,

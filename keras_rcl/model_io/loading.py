@@ -12,8 +12,8 @@ import tensorflow as tf
 
 import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
 from keras_rcl.errors import InvalidInputError, did_you_mean
+from keras_rcl.model_io.safety import check_keras, check_saved_model
 from keras_rcl.storage.atomic import read_json
-from keras_rcl.trust import check_keras, check_saved_model
 
 _FORMAT = 1
 _UNKNOWN_SIZE = 224

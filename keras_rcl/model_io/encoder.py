@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.saved import brief, choose, hash_of, in_batches, probe, read_contract, read_model, resizing
+from keras_rcl.model_io.loading import brief, choose, hash_of, in_batches, probe, read_contract, read_model, resizing
 
 KERASHUB = "kerashub:"
 """What a source begins with that is a preset of KerasHub, and no path."""

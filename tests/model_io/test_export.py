@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.export import export
+from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.network import Network
 
@@ -162,7 +162,7 @@ def test_an_existing_folder_is_kept_unless_told(network, tmp_path):
     [
         ("tensorflow.saved_model.save", tf.errors.ResourceExhaustedError(None, None, "No space left on device")),
         ("keras.Model.save", OSError(errno.ENOSPC, "No space left on device")),
-        ("keras_rcl.export.write_json", OSError(errno.ENOSPC, "No space left on device")),
+        ("keras_rcl.model_io.export.write_json", OSError(errno.ENOSPC, "No space left on device")),
     ],
 )
 def test_a_full_disk_leaves_nothing(network, tmp_path, monkeypatch, writer, error):

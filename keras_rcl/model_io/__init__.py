@@ -1,0 +1,1 @@
+"""Models on disk: export, safe loading, classifiers, encoders, ONNX and VNN-LIB."""
