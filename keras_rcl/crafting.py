@@ -15,7 +15,7 @@ from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_levels, write_shard
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, versions
-from keras_rcl.evaluation.shared_pieces import Pieces
+from keras_rcl.evaluation.sharding import Pieces
 from keras_rcl.inputs import data_for, outputs_of, part_of, pixels, support_of
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.runtime.distributed import ALONE, Workers

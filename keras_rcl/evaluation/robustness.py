@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks import check_images, craft_round, length
-from keras_rcl.evaluation.shared_pieces import Pieces
+from keras_rcl.evaluation.sharding import Pieces
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.journal import Journal, Piece

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_rcl.data.adversarial_store import whole_levels
 from keras_rcl.data.sources import Part
 from keras_rcl.runtime.progress import Progress
-from keras_rcl.training.batch_views import attacked
+from keras_rcl.training.views import attacked
 from keras_rcl.vocabulary.attack import Refreshed
 
 

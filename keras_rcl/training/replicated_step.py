@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from keras_rcl.networks.two_headed import batch_norms
 from keras_rcl.runtime.distributed import Workers
-from keras_rcl.training.batch_views import stack_views
 from keras_rcl.training.loss_terms import outputs_read
 from keras_rcl.training.robust_trainer import RobustTrainer
+from keras_rcl.training.views import stack_views
 
 SUM, MEAN = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
 

@@ -6,8 +6,7 @@ from keras import ops
 
 from keras_rcl.bounds import output_bounds, training_pass, worst_case_outputs
 from keras_rcl.folding import fold
-from keras_rcl.training.batch_views import stack_views
-from keras_rcl.training.branches import CleanBranch
+from keras_rcl.training.dual_batchnorm import CleanBranch
 from keras_rcl.training.loss_terms import (
     Batch,
     evaluate_terms,
@@ -19,6 +18,7 @@ from keras_rcl.training.loss_terms import (
 from keras_rcl.training.micro_batches import gradients_in_parts, in_parts
 from keras_rcl.training.moving_average import MovingAverage
 from keras_rcl.training.ramps import value_at
+from keras_rcl.training.views import stack_views
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.training.weight_perturbation import WeightAscent
 from keras_rcl.vocabulary.phase import Adversarial, Phase

@@ -14,9 +14,10 @@ from keras_rcl.data.sources import ImageData
 from keras_rcl.networks import parts
 from keras_rcl.networks.two_headed import batch_norms
 from keras_rcl.runtime.progress import Silent
-from keras_rcl.training import batch_views, phase_runner
-from keras_rcl.training.batch_views import crafted_on, stack_views
+from keras_rcl.training import phase_runner
+from keras_rcl.training import views as batch_views
 from keras_rcl.training.phase_runner import make_optimizer
+from keras_rcl.training.views import crafted_on, stack_views
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import SGD, Adam, Adversarial, Augmented, Clean, CrossEntropy, Phase, SupCon
