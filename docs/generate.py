@@ -14,10 +14,10 @@ import click
 from keras_rcl.commands import cli
 from keras_rcl.config import Experiment
 from keras_rcl.papers import PAPERS
-from keras_rcl.readme import readme_tables
 from keras_rcl.report.paper_tables import markdown_report, paper_report
+from keras_rcl.report.readme_tables import readme_tables
+from keras_rcl.report.records import Results, config_path, experiments, missing
 from keras_rcl.report.tables import markdown_table, percent
-from keras_rcl.results import Results, config_path, experiments, missing
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.paper import Paper
 

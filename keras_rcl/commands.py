@@ -16,8 +16,8 @@ from keras_rcl import config
 from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
-from keras_rcl.readme import readme_tables, readme_text
 from keras_rcl.report.paper_tables import markdown_report
+from keras_rcl.report.readme_tables import readme_tables, readme_text
 from keras_rcl.report.tables import (
     attack_table,
     audit_text,

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from sklearn.manifold import TSNE
 
-from keras_rcl import attacking, experiment, results
+from keras_rcl import attacking, experiment
 from keras_rcl.attacks.craft import craft
 from keras_rcl.config import Experiment, training_attacks
 from keras_rcl.crafting import craft_dataset
@@ -21,6 +21,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.inputs import dataset_of, pixels
 from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.papers import PAPERS
+from keras_rcl.report import records as results
 from keras_rcl.report.figures import (
     accuracy_epsilon_plot,
     attack_pictures,
@@ -30,7 +31,7 @@ from keras_rcl.report.figures import (
 )
 from keras_rcl.report.paper_page import paper_page
 from keras_rcl.report.paper_tables import Lookup, markdown_report, mean_and_spread, paper_report
-from keras_rcl.results import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
+from keras_rcl.report.records import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent, StderrProgress
 from keras_rcl.storage.atomic import Taken, atomic_folder, read_json, write_json

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_rcl import attacking, experiment, reporting, results
+from keras_rcl import attacking, experiment, reporting
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.report import records as results
 from keras_rcl.reporting import Folders, in_the_plane, report
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.paper import (

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from keras_rcl import config, results
+from keras_rcl import config
 from keras_rcl.config import load, to_dict
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.papers import PAPERS
-from keras_rcl.results import Results, config_path, experiments, missing
+from keras_rcl.report import records as results
+from keras_rcl.report.records import Results, config_path, experiments, missing
 from keras_rcl.vocabulary.attack import FGSM, PGD, AutoAttack, parse_attack
 from keras_rcl.vocabulary.paper import Clean, Column, Paper, Robust, Row, Table, Verified
 
