@@ -21,8 +21,8 @@ start_tensorflow()
 
 from keras_rcl import config  # noqa: E402
 from keras_rcl.evaluation.record import versions  # noqa: E402
-from keras_rcl.experiment import fit  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
+from keras_rcl.workflows.fit import fit  # noqa: E402
 
 OPTIONS = {
     "Algorithm 1": [],

@@ -25,10 +25,10 @@ import tensorflow as tf  # noqa: E402
 from benchmarks.side_by_side import alternate, installed, operations_per_image, options, rows_of, tell  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
-from keras_rcl.inputs import dataset_of, pixels  # noqa: E402
 from keras_rcl.model_io.classifier import folded_logits, load_classifier  # noqa: E402
 from keras_rcl.model_io.loading import read_layers  # noqa: E402
 from keras_rcl.vocabulary.attack import PGD, AutoAttack  # noqa: E402
+from keras_rcl.workflows.inputs import dataset_of, pixels  # noqa: E402
 
 EPSILON, STEP_SIZE, STEPS, RESTARTS, BATCH = 8 / 255, 2 / 255, 40, 5, 250
 

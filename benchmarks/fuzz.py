@@ -175,10 +175,10 @@ class Seeds:
         import keras
         import tensorflow as tf
 
-        from keras_rcl.attacking import attack
         from keras_rcl.data import sources
-        from keras_rcl.experiment import contract
         from keras_rcl.vocabulary.attack import FGSM, PGD
+        from keras_rcl.workflows.attack import attack
+        from keras_rcl.workflows.fit import contract
 
         keras.utils.set_random_seed(0)
         image = keras.Input((8, 8, 1))
@@ -488,7 +488,24 @@ def without_the_work(seeds: Seeds) -> Iterator[None]:
     """Training, attacks and audits say that they were reached; the whole model is read once."""
     from unittest import mock
 
-    from keras_rcl import attacking, auditing, experiment, inputs, predicting, tuning
+    from keras_rcl.workflows import (
+        attack as attacking,
+    )
+    from keras_rcl.workflows import (
+        audit as auditing,
+    )
+    from keras_rcl.workflows import (
+        fit as experiment,
+    )
+    from keras_rcl.workflows import (
+        inputs,
+    )
+    from keras_rcl.workflows import (
+        predict as predicting,
+    )
+    from keras_rcl.workflows import (
+        tune as tuning,
+    )
 
     def reached(*_, **__):
         raise InvalidInputError("all input was accepted")

@@ -26,12 +26,12 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 start_tensorflow()
 
 from keras_rcl import config  # noqa: E402
-from keras_rcl.attacking import attack  # noqa: E402
 from keras_rcl.evaluation.record import versions  # noqa: E402
-from keras_rcl.experiment import fit  # noqa: E402
 from keras_rcl.runtime.progress import Silent  # noqa: E402
 from keras_rcl.training.robust_trainer import RobustTrainer  # noqa: E402
 from keras_rcl.vocabulary.attack import parse_attack  # noqa: E402
+from keras_rcl.workflows.attack import attack  # noqa: E402
+from keras_rcl.workflows.fit import fit  # noqa: E402
 
 SMALL = ("method.batch_size=64", "dataset.limit=640", "evaluation.limit=100", "evaluation.validation_limit=50")
 ENDLESS = "method.adversarial_epochs=20000"

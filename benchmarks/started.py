@@ -6,4 +6,4 @@ start_tensorflow()
 
 import sklearn.datasets  # noqa: E402, F401
 
-import keras_rcl.experiment  # noqa: E402, F401
+import keras_rcl.workflows.fit  # noqa: E402, F401

@@ -6,13 +6,13 @@ The public names, imported when they are first asked for, so that `import keras_
 import importlib
 
 _HOMES = {
-    "keras_rcl.attacking": ("attack",),
+    "keras_rcl.workflows.attack": ("attack",),
     "keras_rcl.attacks": ("craft",),
     "keras_rcl.model_io.classifier": ("Classifier", "load_classifier"),
     "keras_rcl.model_io.encoder": ("Encoder", "load_encoder"),
     "keras_rcl.config": ("Experiment", "Evaluation"),
     "keras_rcl.evaluation.robustness": ("Evaluator", "Survival"),
-    "keras_rcl.experiment": ("fit",),
+    "keras_rcl.workflows.fit": ("fit",),
     "keras_rcl.model_io.export": ("export",),
     "keras_rcl.methods": ("AT", "Baseline", "CLAFS", "VARIANTS"),
     "keras_rcl.networks.two_headed": ("UnitNorm", "build_network"),
@@ -32,7 +32,7 @@ _HOMES = {
         "margin_contrastive",
         "supervised_contrastive",
     ),
-    "keras_rcl.predicting": ("predict",),
+    "keras_rcl.workflows.predict": ("predict",),
     "keras_rcl.vocabulary.attack": (
         "BIM",
         "FAB",

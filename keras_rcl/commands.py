@@ -237,7 +237,7 @@ def fit(
         config.with_variant(experiment, path, other, scale) for other in beside if other != experiment.method.name
     ]
     workers = _workers(workers, replicas)
-    from keras_rcl.experiment import fit_all
+    from keras_rcl.workflows.fit import fit_all
 
     if workers.chief:
         _advise(experiment.precision, experiment.jit, experiment.craft_dtype)
@@ -300,8 +300,8 @@ def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, d
     space = space or default_search(config.to_dict(experiment)["method"])
     attack = parse_attack(text) if text else None
     start_tensorflow()
-    from keras_rcl.study import BEST
-    from keras_rcl.tuning import tune as search
+    from keras_rcl.workflows.trial_table import BEST
+    from keras_rcl.workflows.tune import tune as search
 
     with StderrProgress() as progress:
         found, written = search(experiment, vary, space, attack=attack, workers=processes, progress=progress, **options)
@@ -357,7 +357,7 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, wor
     words = _attacks(attacks or ("fgsm", "pgd-40"), transfers, epsilons, restarts, protocol)
     chosen = _dataset_fields(options)
     options["workers"] = workers = _workers(workers)
-    from keras_rcl.attacking import attack
+    from keras_rcl.workflows.attack import attack
 
     if workers.chief:
         _advise(craft_dtype=options["craft_dtype"])
@@ -396,7 +396,7 @@ def craft_dataset(model, text, as_json, workers, **options):
     """
     attack, chosen = parse_attack(text), _dataset_fields(options)
     options["workers"] = workers = _workers(workers)
-    from keras_rcl.crafting import craft_dataset
+    from keras_rcl.workflows.craft_dataset import craft_dataset
 
     with _progress(workers) as progress:
         record, written = craft_dataset(model, attack, dataset=chosen, progress=progress, **options)
@@ -443,7 +443,7 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
     verifier = None if verifier is None else parse_attack(verifier)
     chosen = _dataset_fields(options)
     start_tensorflow()
-    from keras_rcl.auditing import audit_model
+    from keras_rcl.workflows.audit import audit_model
 
     with StderrProgress() as progress:
         found, written = audit_model(
@@ -492,7 +492,7 @@ def verify(model, epsilons, as_json, **options):
     radii = _read_radii(epsilons)
     chosen = _dataset_fields(options)
     start_tensorflow()
-    from keras_rcl.verifying import verify_model
+    from keras_rcl.workflows.verify import verify_model
 
     with StderrProgress() as progress:
         record, written = verify_model(model, radii, dataset=chosen, progress=progress, **options)
@@ -516,7 +516,7 @@ def verify(model, epsilons, as_json, **options):
 def predict(model, images, as_json, **options):
     """Classify PNG or JPEG files, folders of them, or .npy/.npz arrays."""
     start_tensorflow()
-    from keras_rcl.predicting import predict
+    from keras_rcl.workflows.predict import predict
 
     entries = predict(model, images, **options)
     if as_json:
@@ -535,7 +535,7 @@ def predict(model, images, as_json, **options):
 def export(run, **options):
     """Export a checkpoint of a run as a SavedModel."""
     start_tensorflow()
-    from keras_rcl.experiment import export_run
+    from keras_rcl.workflows.fit import export_run
 
     click.echo(export_run(run, **options))
 
@@ -567,7 +567,7 @@ def interchange(model, epsilons, attacks, **options):
     radii, words = _read_radii(epsilons), [parse_attack(text) for text in attacks]
     chosen = _dataset_fields(options)
     start_tensorflow()
-    from keras_rcl.interchanging import interchange
+    from keras_rcl.workflows.export_vnnlib import interchange
 
     with StderrProgress() as progress:
         told, written = interchange(model, radii, attacks=words, dataset=chosen, progress=progress, **options)
@@ -586,7 +586,7 @@ def interchange(model, epsilons, attacks, **options):
 def collect(folders, as_json):
     """Read what alpha-beta-CROWN found in folders that `interchange` wrote into one table."""
     start_tensorflow()
-    from keras_rcl.interchanging import collect
+    from keras_rcl.workflows.export_vnnlib import collect
 
     found = [collect(folder) for folder in folders]
     click.echo(json.dumps(found, indent=1) if as_json else collected_table(found))
@@ -621,8 +621,8 @@ def report(paper, settings, data_dir, results, runs, saved_models, as_json, **op
         click.echo(json.dumps(tables, indent=1) if as_json else readme_text(tables))
         return
     start_tensorflow()
-    from keras_rcl.reporting import Folders
-    from keras_rcl.reporting import report as make
+    from keras_rcl.workflows.report import Folders
+    from keras_rcl.workflows.report import report as make
 
     settings, folders = (
         [*settings, *_as_settings(data_dir=data_dir)],

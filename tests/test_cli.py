@@ -19,11 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from keras_rcl.commands import cli
 from keras_rcl.config import Experiment
 from keras_rcl.data.sources import load
-from keras_rcl.experiment import _phases_alike
 from keras_rcl.methods import PGDBoth, PGDSupCon
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.threat import PROTOCOLS
+from keras_rcl.workflows.fit import _phases_alike
 
 SMALL = ["--limit", "120", "--no-compare", "--set", "method.epochs=1"]
 
@@ -506,7 +506,7 @@ def test_nothing_is_left_in_the_repository(here):
     assert {path.name for path in Path(here).iterdir()} == {"runs", "saved_models", "attacks"}
 
 
-# report: what it prints and writes is in tests/test_reporting.py
+# report: what it prints and writes is in tests/workflows/test_report.py
 
 
 def test_report_prints_a_papers_tables(here, tmp_path):

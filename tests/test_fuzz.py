@@ -168,8 +168,8 @@ def test_a_contract_edited_by_hand(refused, seeds, change, said):
 
 
 def test_a_contract_does_not_say_where_data_is_written(seeds, tmp_path):
-    from keras_rcl.inputs import dataset_of
     from keras_rcl.model_io.classifier import load_classifier
+    from keras_rcl.workflows.inputs import dataset_of
 
     model = shutil.copytree(seeds.model, tmp_path / "model")
     contract = json.loads((model / "model.json").read_text())

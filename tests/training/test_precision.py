@@ -12,11 +12,11 @@ from tiny import runner, tiny_clafs, tiny_network
 from keras_rcl import config
 from keras_rcl.attacks import craft, craft_and_count
 from keras_rcl.data import sources
-from keras_rcl.experiment import build
 from keras_rcl.networks import parts
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import PGD
+from keras_rcl.workflows.fit import build
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 HALVES = PRECISIONS[1:]

@@ -10,7 +10,6 @@ from keras_rcl.data import sources
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.inputs import data_for, outputs_of, part_of, pixels, support_of
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.loading import read_layers
 from keras_rcl.model_io.vnnlib import RESULTS, STATUSES, Instance, onnx_network, read_results, write_instances
@@ -18,6 +17,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, check_writable, read_json, write_json
 from keras_rcl.storage.output_folder import check_replaceable, free_name
 from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.workflows.inputs import data_for, outputs_of, part_of, pixels, support_of
 
 
 def interchange(

@@ -20,17 +20,17 @@ from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.experiment import networks, output_of, question_of, train
-from keras_rcl.inputs import pixels
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_path
 from keras_rcl.storage.snapshots import States
-from keras_rcl.study import BEST, Study, locked
 from keras_rcl.training.monitor import DEAD
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.search import Range
+from keras_rcl.workflows.fit import networks, output_of, question_of, train
+from keras_rcl.workflows.inputs import pixels
+from keras_rcl.workflows.trial_table import BEST, Study, locked
 
 UNITS = 1000
 """How finely the bar shows a trial."""

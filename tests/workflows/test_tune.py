@@ -11,11 +11,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from keras_rcl import config, tuning
+from keras_rcl import config
 from keras_rcl.commands import cli
 from keras_rcl.data import sources
-from keras_rcl.tuning import objective_value
 from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.workflows import tune as tuning
+from keras_rcl.workflows.tune import objective_value
 
 CLI = Path(__file__).resolve().parent.parent / "cli.py"
 SMALL = (

@@ -8,13 +8,13 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from keras_rcl import crafting
 from keras_rcl.commands import cli
 from keras_rcl.data.sources import load
 from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Network
+from keras_rcl.workflows import craft_dataset as crafting
 
 DIGITS = ("--dataset", "digits", "--limit", "60")
 COMMAND = ("craft-dataset", "model", *DIGITS, "--batch-size", "16", "--shard-size", "25", "--attack", "pgd-2")

@@ -11,14 +11,11 @@ import keras
 import numpy as np
 from sklearn.manifold import TSNE
 
-from keras_rcl import attacking, experiment
 from keras_rcl.attacks.craft import craft
 from keras_rcl.config import Experiment, training_attacks
-from keras_rcl.crafting import craft_dataset
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import RECORD
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.inputs import dataset_of, pixels
 from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.papers import PAPERS
 from keras_rcl.report import records as results
@@ -36,7 +33,6 @@ from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent, StderrProgress
 from keras_rcl.storage.atomic import Taken, atomic_folder, read_json, write_json
 from keras_rcl.storage.output_folder import check_replaceable
-from keras_rcl.verifying import verify_model
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.paper import (
@@ -53,6 +49,11 @@ from keras_rcl.vocabulary.paper import (
     StoredExamples,
 )
 from keras_rcl.vocabulary.threat import PROTOCOLS
+from keras_rcl.workflows import attack as attacking
+from keras_rcl.workflows import fit as experiment
+from keras_rcl.workflows.craft_dataset import craft_dataset
+from keras_rcl.workflows.inputs import dataset_of, pixels
+from keras_rcl.workflows.verify import verify_model
 
 PICTURED_IMAGES = 8
 

@@ -6,17 +6,17 @@ import json
 import numpy as np
 import pytest
 
-from keras_rcl import experiment
 from keras_rcl.config import Evaluation, Experiment
 from keras_rcl.data import sources
 from keras_rcl.evaluation.record import read_record
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.inputs import pixels
 from keras_rcl.methods import VARIANTS
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.vocabulary.attack import FGSM
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Network
+from keras_rcl.workflows import fit as experiment
+from keras_rcl.workflows.inputs import pixels
 
 ATTACK = FGSM(epsilon=16 / 255)
 

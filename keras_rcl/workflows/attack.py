@@ -9,7 +9,6 @@ import numpy as np
 
 from keras_rcl.evaluation.record import make_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
-from keras_rcl.inputs import data_for, geometry_of, outputs_of, part_of, pixels, support_of
 from keras_rcl.model_io.classifier import folded_logits, load_classifier
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime.distributed import ALONE, Workers
@@ -18,6 +17,7 @@ from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal, tell_resumed
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import PROTOCOLS
+from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, part_of, pixels, support_of
 
 PICTURED_IMAGES = 16
 

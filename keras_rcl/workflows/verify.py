@@ -11,13 +11,13 @@ from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
 from keras_rcl.evaluation.record import make_verification, versions
 from keras_rcl.folding import fold
 from keras_rcl.folding.numpy_forward import evaluate
-from keras_rcl.inputs import data_for, part_of, pixels
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.loading import read_layers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attack import describe
+from keras_rcl.workflows.inputs import data_for, part_of, pixels
 
 _TOLERANCE = 1e-3
 """Of logits in float32 against the folded layers in float64."""

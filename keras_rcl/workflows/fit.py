@@ -26,7 +26,6 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.folding import at_inference
-from keras_rcl.inputs import geometry_of, outputs_of, pixels, support_of
 from keras_rcl.model_io.export import export as write_export
 from keras_rcl.model_io.export import model_hash
 from keras_rcl.networks.two_headed import build_network, synchronize
@@ -44,6 +43,7 @@ from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_phases import checkpoint_name, run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.phase import Phase
+from keras_rcl.workflows.inputs import geometry_of, outputs_of, pixels, support_of
 
 PROJECTED_IMAGES = 500
 

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_rcl import attacking, experiment, reporting
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report import records as results
-from keras_rcl.reporting import Folders, in_the_plane, report
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.paper import (
     Bars,
@@ -29,6 +27,10 @@ from keras_rcl.vocabulary.paper import (
     Table,
     Verified,
 )
+from keras_rcl.workflows import attack as attacking
+from keras_rcl.workflows import fit as experiment
+from keras_rcl.workflows import report as reporting
+from keras_rcl.workflows.report import Folders, in_the_plane, report
 
 CONFIG = """
 dataset: {name: digits, validation_fraction: 0}

@@ -16,7 +16,6 @@ from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_l
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.sharding import Pieces
-from keras_rcl.inputs import data_for, outputs_of, part_of, pixels, support_of
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
@@ -24,6 +23,7 @@ from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.journal import Piece
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.workflows.inputs import data_for, outputs_of, part_of, pixels, support_of
 
 
 def craft_dataset(

@@ -66,7 +66,7 @@ def here(models, tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("keras_rcl.verifying.ATTACKS", (AutoPGD(num_steps=5),))
+    monkeypatch.setattr("keras_rcl.workflows.verify.ATTACKS", (AutoPGD(num_steps=5),))
 
 
 def test_the_record_the_counterexamples_and_the_table(here):

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
 from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
-from keras_rcl.inputs import data_for, logits_through, part_of, pixels
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.report.audit_page import audit_page
 from keras_rcl.report.figures import attack_pictures, loss_surface_plot
@@ -21,6 +20,7 @@ from keras_rcl.storage.output_folder import output_and_journal, tell_resumed
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.threat import Norm, format_pixels
+from keras_rcl.workflows.inputs import data_for, logits_through, part_of, pixels
 
 FORMAT = 1
 PICTURED_IMAGES, KEPT_IMAGES = 16, 500
