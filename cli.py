@@ -1,6 +1,6 @@
 """`python cli.py --help`."""
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 
 # Processes that a command starts read this file too.
 if __name__ == "__main__":

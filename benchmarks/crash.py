@@ -74,7 +74,7 @@ def command(variant: str, settings: Path) -> list[str]:
 
 def run(arguments: list[str], folder: Path) -> None:
     """In a process of its own: the command, with what it says in `said`."""
-    from keras_rcl.commands import cli
+    from keras_rcl.cli.app import cli
 
     os.chdir(folder)
     said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -291,7 +291,7 @@ def an_attack(rng: random.Random, seeds: Seeds) -> list[str]:
 
 
 def a_command_line(rng: random.Random, seeds: Seeds) -> list[str]:
-    from keras_rcl.commands import cli
+    from keras_rcl.cli.app import cli
 
     verb = rng.choice([*cli.commands])
     arguments = [change_text(rng, verb) if rng.random() < 0.05 else verb]
@@ -540,7 +540,7 @@ def run_one(number: int, seed: int, seeds: Seeds, seconds: float) -> dict[str, A
     Returns:
         `kind`, `status`, and what was `wrong`: texts, none where all was as it must be.
     """
-    from keras_rcl.commands import cli
+    from keras_rcl.cli.app import cli
 
     rng = random.Random(f"{seed} {number}")
     (kind,) = rng.choices(list(KINDS), list(KINDS.values()))

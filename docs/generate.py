@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 from keras_rcl.config import Experiment
 from keras_rcl.papers import PAPERS
 from keras_rcl.report.paper_tables import markdown_report, paper_report

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 from keras_rcl.methods import VARIANTS
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image, PngImagePlugin
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,7 +78,7 @@ def test_the_fuzzer_sees_what_is_wrong(fuzz, seeds, monkeypatch):
                 pass
         click.get_current_context().exit(2 if fault != "exit status" else 3)
 
-    monkeypatch.setattr("keras_rcl.commands.cli", broken)
+    monkeypatch.setattr("keras_rcl.cli.app.cli", broken)
     broken.commands = cli.commands
     for fault in ("traceback", "lines", "left behind", "seconds", "exit status"):
         assert any(fault in wrong for wrong in fuzz.run_one(0, 0, seeds, 0.5)["wrong"]), fault

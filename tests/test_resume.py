@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.model_io.export import export

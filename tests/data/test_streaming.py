@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from click.testing import CliRunner
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 from keras_rcl.data import streaming
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import StreamedPart, load

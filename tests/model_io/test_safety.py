@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.encoder import load_encoder

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import read_record
 from keras_rcl.evaluation.robustness import Evaluator

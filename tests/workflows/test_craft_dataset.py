@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 from keras_rcl.data.sources import load
 from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network

@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from keras_rcl import config
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 from keras_rcl.data import sources
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.workflows import tune as tuning

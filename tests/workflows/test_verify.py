@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from keras_rcl.commands import METHODS, cli
+from keras_rcl.cli.app import METHODS, cli
 from keras_rcl.evaluation import certification
 from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 from keras_rcl.config import Experiment
 from keras_rcl.data.sources import load
 from keras_rcl.methods import PGDBoth, PGDSupCon
