@@ -58,11 +58,13 @@ __all__ = sorted(_HOME_OF)
 def __getattr__(name: str):
     if name not in _HOME_OF:
         raise AttributeError(f"module 'keras_rcl' has no attribute {name!r}")
-    if _HOME_OF[name].split(".")[1] not in ("config", "methods", "vocabulary"):
+    if _HOME_OF[name].split(".")[1] not in ("config", "errors", "methods", "vocabulary"):
         from keras_rcl.runtime.tensorflow import start_tensorflow
 
         start_tensorflow()
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value  # so that a submodule of the same name cannot take its place
+    return value
 
 
 def __dir__():

@@ -17,7 +17,7 @@ from keras_rcl.vocabulary.phase import Adversarial, Phase
 from keras_rcl.vocabulary.search import Range, parse_range
 from keras_rcl.vocabulary.spec import spec
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "digits.yaml"
 LONGEST_CHAIN = 8
 """Of files that extend one another."""

@@ -34,7 +34,7 @@ def test_ruff_is_clean():
 def test_quick_commands_import_nothing_heavy(arguments):
     code = f"""
 import sys
-from keras_rcl.commands import cli
+from keras_rcl.cli.app import cli
 try:
     cli({arguments!r})
 except SystemExit as stop:

@@ -228,7 +228,7 @@ def test_a_keras_file_of_which_keras_warns(refused, seeds):
 
 def test_a_pipe_that_is_closed(seeds):
     """`keras-rcl variants | head -1`: no traceback."""
-    code = "from keras_rcl.commands import cli; cli(['variants', '--json'])"
+    code = "from keras_rcl.cli.app import cli; cli(['variants', '--json'])"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
         assert running.stderr.read() == b""

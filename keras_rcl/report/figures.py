@@ -8,8 +8,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from keras_rcl.data.pictures import GAP, picture_grid
 from keras_rcl.storage.atomic import atomic_path
-from keras_rcl.training.tensorboard import GAP, picture_grid
 from keras_rcl.vocabulary.threat import Norm, format_pixels
 
 WORST_CASE = "worst case"

@@ -5,9 +5,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
+from keras_rcl.data.pictures import picture_grid
 from keras_rcl.data.sources import ImageData
 from keras_rcl.measures.embedding_geometry import POINTS, clean_to_adversarial_distance, geometry
-from keras_rcl.training.tensorboard import picture_grid
 from keras_rcl.vocabulary.attack import Attack
 
 MONITORED_IMAGES = 32

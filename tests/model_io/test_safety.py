@@ -19,7 +19,7 @@ from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.encoder import load_encoder
 from keras_rcl.model_io.safety import check_keras, check_saved_model
 
-PACKAGE = Path(__file__).parent.parent / "keras_rcl"
+PACKAGE = Path(__file__).parents[2] / "keras_rcl"
 IMAGES = tf.TensorSpec([None, 8, 8, 1])
 
 

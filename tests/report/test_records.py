@@ -16,7 +16,7 @@ from keras_rcl.report.records import Results, config_path, experiments, missing
 from keras_rcl.vocabulary.attack import FGSM, PGD, AutoAttack, parse_attack
 from keras_rcl.vocabulary.paper import Clean, Column, Paper, Robust, Row, Table, Verified
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FGSM_8, PGD_8 = Robust(attack=FGSM()), Robust(attack=PGD())
 EXPERIMENT = load(None, "at", ["evaluation.attacks=[{name: fgsm}]"])
 
@@ -190,7 +190,7 @@ def test_rows_are_different_experiments(paper):
 
 def test_committed_results_stand_in_the_tables():
     """Found by their experiments alone: the first four rows that were measured, and one attacked in another file."""
-    found, rows = Results(config.CONFIGS.parent / "results"), experiments(PAPERS["claf"], "cpu")
+    found, rows = Results(config.CONFIGS.parents[1] / "results"), experiments(PAPERS["claf"], "cpu")
     assert all(found.runs(rows[row]) for row in ("natural", "at", "trades", "clafs"))
     assert found.measured(rows["clafs"], Robust(attack=AutoAttack(), limit=1000)) is not None
 

@@ -66,7 +66,7 @@ def test_a_killed_parent_leaves_nobody_behind():
     code = f"""
 import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
-import test_processes as here
+import test_process_pool as here
 def report(number, share, outcome):
     import multiprocessing
     print(multiprocessing.active_children()[0].pid, flush=True)

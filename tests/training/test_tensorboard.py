@@ -9,8 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.projector import ProjectorConfig
 
+from keras_rcl.data.pictures import GAP, picture_grid, to_rgb
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.training.tensorboard import GAP, SPRITE_SIDE, TensorBoardWriter, flatten, picture_grid, to_rgb
+from keras_rcl.training.tensorboard import SPRITE_SIDE, TensorBoardWriter, flatten
 
 
 def read(folder) -> EventAccumulator:

@@ -18,7 +18,7 @@ from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.workflows import tune as tuning
 from keras_rcl.workflows.tune import objective_value
 
-CLI = Path(__file__).resolve().parent.parent / "cli.py"
+CLI = Path(__file__).resolve().parents[2] / "cli.py"
 SMALL = (
     "tune",
     *("--variant", "baseline", "--limit", "60", "--set", "method.epochs=1", "--set", "method.batch_size=16"),
