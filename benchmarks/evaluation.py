@@ -33,7 +33,7 @@ from keras_rcl.workflows.inputs import dataset_of, pixels  # noqa: E402
 EPSILON, STEP_SIZE, STEPS, RESTARTS, BATCH = 8 / 255, 2 / 255, 40, 5, 250
 
 OURS = {"ours": "float32", "ours, bfloat16": "bfloat16"}
-"""Contender -> what its attack is computed in; the second is `attack --craft-dtype bfloat16`."""
+"""Contender -> what its attack is computed in; the second is `attack --attack-dtype bfloat16`."""
 
 
 def accuracy_of(attacked, images, labels) -> float:

@@ -123,7 +123,7 @@ def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
     }
     contenders, passes = {}, {}
     for name, (method, dtype) in trainings.items():
-        runner = runner_of(encoder, method.phases()[0], data, craft_dtype=dtype)
+        runner = runner_of(encoder, method.phases()[0], data, attack_dtype=dtype)
         batch = next(iter(runner.batches.dataset))
         compiled = tf.function(runner.trainer.train_step, autograph=False)
 

@@ -12,7 +12,7 @@ from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
 from keras_rcl.methods import VARIANTS, Method
 from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
 from keras_rcl.vocabulary.dataset import Dataset, Seed
-from keras_rcl.vocabulary.network import CraftDtype, Network, Precision
+from keras_rcl.vocabulary.network import AttackDtype, Network, Precision
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 from keras_rcl.vocabulary.search import Range, parse_range
 from keras_rcl.vocabulary.spec import spec
@@ -62,8 +62,8 @@ class Experiment:
     Fields:
         seed: of weights, batches, augmentations and attacks.
         precision: the dtype policy of training; evaluation and export are float32.
-        craft_dtype: what attacks of training, on one output of the network, are computed in; under a mixed precision it
-            is that one's.
+        attack_dtype: what attacks of training, on one output of the network, are computed in; under a mixed precision
+            it is that one's.
         jit: compile steps with XLA (pays on a GPU; several times slower on a CPU).
         micro_batch: at most so many images pass through the network at once in training; the losses, contrastive ones
             too, remain those of the whole batch (Gao et al. 2021), for another forward pass.
@@ -78,7 +78,7 @@ class Experiment:
     network: Network = Network()
     evaluation: Evaluation = Evaluation()
     precision: Precision = "float32"
-    craft_dtype: CraftDtype = "float32"
+    attack_dtype: AttackDtype = "float32"
     jit: bool = False
     micro_batch: PositiveInt | None = None
     synchronized: bool = True
@@ -93,8 +93,8 @@ class Experiment:
                 f"evaluation.patience {self.evaluation.patience} waits for robust accuracy on validation images, and "
                 "there are none; set dataset.validation_fraction"
             )
-        if self.precision != "float32" and self.craft_dtype != "float32":
-            raise ValueError(f"precision {self.precision} also is that of attacks; leave out craft_dtype")
+        if self.precision != "float32" and self.attack_dtype != "float32":
+            raise ValueError(f"precision {self.precision} also is that of attacks; leave out attack_dtype")
         for attack in training_attacks(self.method.phases()):
             if attack.source:
                 raise ValueError(

@@ -275,7 +275,7 @@ def refusal(*arguments) -> str:
         ("method.attack.epsilon=eight", ["'eight' is not a distance; write it as 8/255"]),
         ("method.attack.name=pdg", ["method.clafs.attack", "'pdg'", "'pgd'"]),
         ("precision=float16", ["precision", "'mixed_float16'", "(got 'float16')"]),
-        ("craft_dtype=float16", ["craft_dtype", "'bfloat16'", "(got 'float16')"]),
+        ("attack_dtype=float16", ["attack_dtype", "'bfloat16'", "(got 'float16')"]),
         ("network.encoder=resnet", ["network.encoder", "'resnet18'", "(got 'resnet')"]),
         ("seed=-1", ["seed", "greater than or equal to 0", "(got -1)"]),
         ("method.inner_start=anew", ["inner_start", "'continued' or 'reinitialized'", "(got 'anew')"]),
@@ -295,8 +295,8 @@ def test_a_wrong_setting_is_named_with_its_cure(setting, said):
 
 
 def test_attacks_have_one_precision():
-    both = refusal(None, "at", ["precision=mixed_bfloat16", "craft_dtype=bfloat16"])
-    assert "precision mixed_bfloat16 also is that of attacks; leave out craft_dtype" in both
+    both = refusal(None, "at", ["precision=mixed_bfloat16", "attack_dtype=bfloat16"])
+    assert "precision mixed_bfloat16 also is that of attacks; leave out attack_dtype" in both
 
 
 def test_all_that_is_wrong_is_said_at_once(file):

@@ -35,7 +35,7 @@ from keras_rcl.runtime.signals import Terminated, WorkerLost, raised_sigterm
 from keras_rcl.runtime.tensorflow import advice, start_tensorflow
 from keras_rcl.vocabulary.attack import ALIASES, ATTACKS, Transfer, describe, parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
-from keras_rcl.vocabulary.network import CraftDtype, Precision
+from keras_rcl.vocabulary.network import AttackDtype, Precision
 from keras_rcl.vocabulary.phase import Phase, View
 from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
@@ -160,10 +160,10 @@ def workers_option(command):
     )(command)
 
 
-craft_dtype_option = functools.partial(
+attack_dtype_option = functools.partial(
     click.option,
-    "--craft-dtype",
-    type=click.Choice(CraftDtype.__args__),
+    "--attack-dtype",
+    type=click.Choice(AttackDtype.__args__),
     help="What attacks on the network's own logits are computed in; bfloat16 is faster on processors with AMX.",
 )
 
@@ -178,7 +178,7 @@ def cli():
 @experiment_options
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of weights, batches and attacks.")
 @click.option("--precision", type=click.Choice(Precision.__args__), help="The dtype policy of training.")
-@craft_dtype_option()
+@attack_dtype_option()
 @click.option("--jit", is_flag=True, help="Compile with XLA (for GPUs; slower on most CPUs).")
 @click.option("--micro-batch", type=click.IntRange(min=1), help="Images that pass at once, where memory is short.")
 @click.option("--replicas", type=click.IntRange(min=1), help="GPUs, or logical CPUs, that share each batch.")
@@ -209,7 +209,7 @@ def fit(
     as_json,
     seed,
     precision,
-    craft_dtype,
+    attack_dtype,
     jit,
     micro_batch,
     limit,
@@ -225,7 +225,7 @@ def fit(
     shortcuts = dict(
         seed=seed,
         precision=precision,
-        craft_dtype=craft_dtype,
+        attack_dtype=attack_dtype,
         jit=jit,
         micro_batch=micro_batch,
         limit=limit,
@@ -240,7 +240,7 @@ def fit(
     from keras_rcl.workflows.fit import fit_all
 
     if workers.chief:
-        _advise(experiment.precision, experiment.jit, experiment.craft_dtype)
+        _advise(experiment.precision, experiment.jit, experiment.attack_dtype)
     with _progress(workers) as progress:
         fitted = fit_all([experiment, *others], progress=progress, workers=workers, **options)
     if not workers.chief:
@@ -343,7 +343,7 @@ def tune(path, scale, variant, settings, ranges, text, processes, seed, limit, d
 @click.option("--restarts", type=click.IntRange(min=1), help="Random restarts of the attacks that have them.")
 @data_options
 @foreign_model_options
-@craft_dtype_option(default="float32", show_default=True)
+@attack_dtype_option(default="float32", show_default=True)
 @workers_option
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder to write; attacks/<model> by default.")
 @click.option("--save-images", is_flag=True, help="Also write the adversarial images, adversarial.npz.")
@@ -360,7 +360,7 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, wor
     from keras_rcl.workflows.attack import attack
 
     if workers.chief:
-        _advise(craft_dtype=options["craft_dtype"])
+        _advise(attack_dtype=options["attack_dtype"])
     with _progress(workers) as progress:
         record, written = attack(model, words, dataset=chosen, progress=progress, **options)
     if not workers.chief:
@@ -711,13 +711,13 @@ def _advise(*args, **kwargs) -> None:
 
 
 def _as_settings(
-    seed=None, precision=None, craft_dtype=None, jit=None, micro_batch=None, limit=None, data_dir=None
+    seed=None, precision=None, attack_dtype=None, jit=None, micro_batch=None, limit=None, data_dir=None
 ) -> list[str]:
     """The short options of `fit`, `tune` and `report` as settings."""
     given = {
         "seed": seed,
         "precision": precision,
-        "craft_dtype": craft_dtype,
+        "attack_dtype": attack_dtype,
         "jit": jit or None,
         "micro_batch": micro_batch,
         "dataset.limit": limit,

@@ -45,7 +45,7 @@ def make_record(
     data: dict[str, Any],
     seed: int,
     sources: dict[str, str] | None = None,
-    craft_dtype: str = "float32",
+    attack_dtype: str = "float32",
 ) -> dict[str, Any]:
     """A record of one evaluation.
 
@@ -55,7 +55,7 @@ def make_record(
         data: data set, part, and `indices`, the positions of the N images in the data set's own split.
         seed: of the attacks.
         sources: the hash of each other model that an attack looks through, by its name in the attack.
-        craft_dtype: what attacks on the model's own logits were computed in.
+        attack_dtype: what attacks on the model's own logits were computed in.
 
     Returns:
         JSON values. Per-image outcomes are strings of N digits, 1 for right: `clean`, and one an attack.
@@ -69,7 +69,7 @@ def make_record(
         "data": {**data, "indices": index_ranges(np.asarray(data["indices"]))},
         "images": len(survival.labels),
         "seed": seed,
-        "craft_dtype": craft_dtype,
+        "attack_dtype": attack_dtype,
         "attacks": _ATTACKS.dump_python(survival.attacks, mode="json"),
         "clean_accuracy": survival.clean_accuracy,
         "rows": survival.rows(),

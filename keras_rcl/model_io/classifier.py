@@ -182,7 +182,7 @@ def folded_logits(
         return run if dtype == "float32" else folded(network, dtype=dtype)
     if dtype != "float32":
         raise InvalidInputError(
-            f"{classifier.path} has no layers that can be computed in {dtype}; leave out --craft-dtype {dtype}"
+            f"{classifier.path} has no layers that can be computed in {dtype}; leave out --attack-dtype {dtype}"
         )
     return classifier.logits
 

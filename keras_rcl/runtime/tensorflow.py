@@ -36,7 +36,7 @@ def start_tensorflow(*, deterministic: bool = False) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def advice(precision: str = "float32", jit: bool = False, craft_dtype: str = "float32") -> list[str]:
+def advice(precision: str = "float32", jit: bool = False, attack_dtype: str = "float32") -> list[str]:
     """What is known to be slow on this machine, one line each; TensorFlow must have been started."""
     import tensorflow as tf
 
@@ -47,9 +47,9 @@ def advice(precision: str = "float32", jit: bool = False, craft_dtype: str = "fl
         lines.append(
             "bfloat16 convolutions can be tens of times slower on a CPU; --precision float32 is the fast one here"
         )
-    if craft_dtype == "bfloat16" and not _multiplies_bfloat16():
+    if attack_dtype == "bfloat16" and not _multiplies_bfloat16():
         lines.append(
-            "this processor has no matrix units for bfloat16 (AMX); --craft-dtype float32 is the fast one here"
+            "this processor has no matrix units for bfloat16 (AMX); --attack-dtype float32 is the fast one here"
         )
     if jit:
         lines.append("XLA is several times slower than TensorFlow's own kernels on most CPUs; leave out --jit here")

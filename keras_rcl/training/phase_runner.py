@@ -69,7 +69,7 @@ class PhaseRunner:
         jit: bool = False,
         balanced: bool = False,
         micro_batch: int | None = None,
-        craft_dtype: str = "float32",
+        attack_dtype: str = "float32",
     ):
         """`epochs` is how many the optimizer's schedule spans; settings as `Experiment` has them."""
         self.network, self.phase, self.seed = network, phase, seed
@@ -100,7 +100,7 @@ class PhaseRunner:
             precision,
             steps_per_epoch=self.batches.steps_per_epoch,
             micro_batch=None if self.features else _fitting(micro_batch, self.batches.batch_size, phase),
-            craft_dtype=craft_dtype,
+            attack_dtype=attack_dtype,
             warm_starts=self.warm_starts,
             features=self.features and self.features.values,
         )
@@ -114,7 +114,7 @@ class PhaseRunner:
                 data.train,
                 size,
                 seed=_entropy(*seed) % 2**31,
-                dtype=craft_dtype,
+                dtype=attack_dtype,
             )
             for attack, kept in self.batches.refreshed.items()
         ]

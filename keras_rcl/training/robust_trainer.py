@@ -46,7 +46,7 @@ class RobustTrainer(keras.Model):
         *,
         steps_per_epoch: int,
         micro_batch: int | None = None,
-        craft_dtype: str = "float32",
+        attack_dtype: str = "float32",
         warm_starts: dict[int, WarmStarts] | None = None,
         features: tf.Variable | None = None,
     ):
@@ -55,7 +55,7 @@ class RobustTrainer(keras.Model):
         self.network = network
         self.phase = phase
         self.steps_per_epoch = steps_per_epoch
-        self.micro_batch, self.craft_dtype = micro_batch, craft_dtype
+        self.micro_batch, self.attack_dtype = micro_batch, attack_dtype
         self.warm_starts, self.features = warm_starts, features
         if phase.worst_case:
             fold(network)  # refuses a layer without bounds before anything is trained
@@ -150,7 +150,7 @@ class RobustTrainer(keras.Model):
                 indices,
                 warm_starts=self.warm_starts,
                 micro_batch=self.micro_batch,
-                craft_dtype=self.craft_dtype,
+                attack_dtype=self.attack_dtype,
             )
         repeats = [len(self.kinds)]
         return tf.tile(tf.gather(self.features, indices), [*repeats, 1]), tf.tile(labels, repeats), 0.0

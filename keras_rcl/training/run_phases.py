@@ -120,7 +120,7 @@ def run_phases(
     jit: bool = False,
     balanced: bool = False,
     micro_batch: int | None = None,
-    craft_dtype: str = "float32",
+    attack_dtype: str = "float32",
     states: States | None = None,
     resumed: State | None = None,
     reused: tuple[Path, int] | None = None,
@@ -145,7 +145,7 @@ def run_phases(
         jit: compile the step with XLA.
         balanced: every class equally often in each batch.
         micro_batch: so many images pass through the network at once, the losses being of the whole batch.
-        craft_dtype: what attacks on one output of a float32 network are computed in.
+        attack_dtype: what attacks on one output of a float32 network are computed in.
         states: where the training is saved, to be resumed from; nowhere where not given.
         resumed: what `states` had of this very training.
         reused: the folder of another training and how many of its first phases are also this one's, at the same seed
@@ -171,7 +171,7 @@ def run_phases(
         jit=jit,
         balanced=balanced,
         micro_batch=micro_batch,
-        craft_dtype=craft_dtype,
+        attack_dtype=attack_dtype,
         workers=workers,
     )
     runners = []

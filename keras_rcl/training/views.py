@@ -24,7 +24,7 @@ def stack_views(
     *,
     warm_starts: dict[int, WarmStarts] | None = None,
     micro_batch: int | None = None,
-    craft_dtype: str = "float32",
+    attack_dtype: str = "float32",
 ):
     """Turn the pipeline's views into one training batch.
 
@@ -37,7 +37,7 @@ def stack_views(
         indices: [N], of the training images that they are; needed by `warm_starts`.
         warm_starts: by the place of a view, where its attacks start.
         micro_batch: attack so many images at once; divides N. One that contrasts images contrasts these.
-        craft_dtype: of `crafted_on`.
+        attack_dtype: of `crafted_on`.
 
     Returns:
         images [V * N, H, W, C], labels [V * N], and the share of zero gradients that the attacks met (0 without one).
@@ -49,7 +49,7 @@ def stack_views(
             rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
 
             def craft(attack, *of_images, view_seed=view_seed, rows=rows):
-                once = functools.partial(attacked, network, attack, view_seed, dtype=craft_dtype)
+                once = functools.partial(attacked, network, attack, view_seed, dtype=attack_dtype)
                 return in_parts(once, micro_batch, *of_images, signature=rows) if micro_batch else once(*of_images)
 
             if index in phase.warm_views:

@@ -11,7 +11,7 @@ Encoder = Literal[
 ]
 Part = Literal["encoder", "projector", "classifier"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
-CraftDtype = Literal["float32", "bfloat16"]
+AttackDtype = Literal["float32", "bfloat16"]
 
 
 @spec

@@ -34,7 +34,7 @@ def attack(
     save_images: bool = False,
     overwrite: bool = False,
     trust: bool = False,
-    craft_dtype: str = "float32",
+    attack_dtype: str = "float32",
     progress: Progress | None = None,
     workers: Workers = ALONE,
     **foreign,
@@ -56,7 +56,7 @@ def attack(
         save_images: also write `adversarial.npz`.
         overwrite: replace the output folder, and an interrupted evaluation of something else.
         trust: load the model, and those that attacks look through, without looking for what could do harm.
-        craft_dtype: what attacks on the model's own logits are computed in, `float32` or `bfloat16`; outcomes are read
+        attack_dtype: what attacks on the model's own logits are computed in, `float32` or `bfloat16`; outcomes are read
             off the model itself.
         progress: where progress is shown.
         workers: all of which call this with the same; they share the batches, and the chief writes.
@@ -77,14 +77,14 @@ def attack(
         seed=seed,
         outputs=outputs,
         support=support_of(attacks, outputs, data),
-        crafted_on=folded_logits(classifier, images[:32], craft_dtype, trust=trust),
+        crafted_on=folded_logits(classifier, images[:32], attack_dtype, trust=trust),
     )
     question = {
         "model": {"hash": classifier.model_hash, **foreign},
         "sources": hashes,
         **evaluator.question(images, chosen.labels, keep_images=save_images),
         "versions": versions(),
-        "craft dtype": craft_dtype,
+        "attack dtype": attack_dtype,
     }
     workers.check_same(question)
     journal = None
@@ -105,7 +105,7 @@ def attack(
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
         sources=hashes,
-        craft_dtype=craft_dtype,
+        attack_dtype=attack_dtype,
     )
     if not workers.chief:
         return record, None

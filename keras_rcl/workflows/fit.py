@@ -394,7 +394,7 @@ def train(
         jit=experiment.jit,
         balanced=experiment.dataset.balanced_batches,
         micro_batch=experiment.micro_batch,
-        craft_dtype=experiment.craft_dtype,
+        attack_dtype=experiment.attack_dtype,
         workers=workers,
         **settings,
     )

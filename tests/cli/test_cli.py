@@ -209,14 +209,14 @@ def test_transfer(here, tmp_path):
 def test_an_attack_in_bfloat16(here, tmp_path, monkeypatch):
     """Outcomes are those of the model itself on what was crafted, and the record says what that was done in."""
     arguments = ("--attack", "pgd-5", "--epsilon", "16/255", "--save-images")
-    plain, rounded = attacked(tmp_path, *arguments), attacked(tmp_path, *arguments, "--craft-dtype", "bfloat16")
-    assert (plain["craft_dtype"], rounded["craft_dtype"]) == ("float32", "bfloat16")
+    plain, rounded = attacked(tmp_path, *arguments), attacked(tmp_path, *arguments, "--attack-dtype", "bfloat16")
+    assert (plain["attack_dtype"], rounded["attack_dtype"]) == ("float32", "bfloat16")
     kept = np.load(tmp_path / "out/adversarial.npz")
     logits = load_classifier(Path("saved_models/digits-at")).logits(kept["images"][0])
     np.testing.assert_array_equal(np.argmax(logits, axis=1), kept["predictions"][0])
     assert abs(plain["rows"][0]["robust_accuracy"] - rounded["rows"][0]["robust_accuracy"]) <= 2 / 30
     monkeypatch.setattr("keras_rcl.runtime.tensorflow._multiplies_bfloat16", lambda: False)
-    result = run("attack", "saved_models/digits-at", "--limit", "5", "--craft-dtype", "bfloat16")
+    result = run("attack", "saved_models/digits-at", "--limit", "5", "--attack-dtype", "bfloat16")
     assert "note: this processor has no matrix units for bfloat16" in result.stderr
 
 

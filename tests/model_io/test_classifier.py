@@ -88,7 +88,7 @@ def test_folded_logits_are_the_same_ones_or_the_served(network, folder, images, 
     model = Linear()
     other = load_classifier(model.save(tmp_path / "other", model.logits))
     assert folded_logits(other, images) is other.logits
-    with pytest.raises(InvalidInputError, match="no layers that can be computed in bfloat16; leave out --craft-dtype"):
+    with pytest.raises(InvalidInputError, match="no layers that can be computed in bfloat16; leave out --attack-dtype"):
         folded_logits(other, images, "bfloat16")
     false = shutil.copytree(folder, tmp_path / "false")
     strange = build_network(

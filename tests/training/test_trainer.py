@@ -245,7 +245,7 @@ def test_a_training_crafts_in_the_precision_that_it_is_told(monkeypatch):
     phase = phase_of(Clean(), Adversarial(attack=FGSM(epsilon=8 / 255)))
     networks = [tiny_network() for _ in range(2)]
     for network, dtype in zip(networks, ("float32", "bfloat16"), strict=True):
-        runner(network, phase, craft_dtype=dtype).run_epoch(Silent(), "")
+        runner(network, phase, attack_dtype=dtype).run_epoch(Silent(), "")
     assert set(asked[: len(asked) // 2]) == {"float32"} and set(asked[len(asked) // 2 :]) == {"bfloat16"}
     first, second = (network(images, training=False)["logits"].numpy() for network in networks)
     np.testing.assert_allclose(first, second, atol=0.05 * np.abs(first).max())
