@@ -1,9 +1,12 @@
 PYTHON ?= python
 
-.PHONY: test lint docs smoke
+.PHONY: test test-all lint docs smoke
 
-test:  ## the whole suite
-	$(PYTHON) -m pytest
+test:  ## what takes minutes
+	$(PYTHON) -m pytest -n 2 --dist worksteal
+
+test-all:  ## the slow tests too
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
 lint:  ## style, layout, import rules
 	$(PYTHON) -m ruff check .
