@@ -33,7 +33,7 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 start_tensorflow()
 
 from keras_rcl.evaluation.record import versions  # noqa: E402
-from keras_rcl.storage.snapshots import States  # noqa: E402
+from keras_rcl.storage.snapshots import SnapshotStore  # noqa: E402
 
 METHODS = {
     "baseline": dict(epochs=3),
@@ -157,7 +157,7 @@ def instant(folder: Path) -> str:
     latest = max(folder.glob("runs/*/training"), key=os.path.getmtime, default=None)
     if latest is None:
         return "after the run" if any(folder.glob("runs/*")) else "before the run"
-    run_folder, states = latest.parent, States(latest.parent, print)
+    run_folder, states = latest.parent, SnapshotStore(latest.parent, print)
     if (run_folder / "record.json").is_file():
         return "after the record"
     if any(path.name.startswith(".") or path.name == run_folder.name for path in folder.glob("saved_models/*")):

@@ -23,7 +23,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.atomic import atomic_folder, atomic_path, refusal, sweep, write_json
 from keras_rcl.storage.journal import Journal
 from keras_rcl.storage.run_folder import RunFolder
-from keras_rcl.storage.snapshots import States
+from keras_rcl.storage.snapshots import SnapshotStore
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 REFUSED, BROKEN = 3, 4
@@ -44,14 +44,14 @@ class State:
         try:  # as the context of a run's folder does
             with (run / "metrics.jsonl").open("a") as file:
                 file.write(f"{step}\n")
-            States(run, print).save({"step": step}, ARRAYS)
+            SnapshotStore(run, print).save({"step": step}, ARRAYS)
         except OSError as error:
             raise refusal(run, error) from error
 
     @staticmethod
     def check(run, done):
         said = []
-        header, arrays = States(run, said.append).rewind()
+        header, arrays = SnapshotStore(run, said.append).rewind()
         assert header["step"] in ((3,) if done else (2, 3)) and not said
         assert arrays["weights"].tobytes() == ARRAYS["weights"].tobytes()
         assert (run / "metrics.jsonl").read_text() == "".join(f"{n + 1}\n" for n in range(header["step"]))

@@ -20,10 +20,10 @@ from keras_rcl.storage.atomic import atomic_path, sync
 FORMAT = 1
 KEPT = 2
 
-State = tuple[dict[str, Any], dict[str, np.ndarray]]
+Snapshot = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
-class States:
+class SnapshotStore:
     """The last states of one run, each a file `<number>.state`: the SHA-256 of its content, then an npz archive.
 
     A state knows how long the run's growing files were when it was saved (`metrics.jsonl` and TensorBoard's), and that
@@ -69,7 +69,7 @@ class States:
         for number in self.numbers()[:-KEPT]:
             self._path(number).unlink(missing_ok=True)
 
-    def rewind(self) -> State | None:
+    def rewind(self) -> Snapshot | None:
         """The last state that is whole, with the run's files as they were when it was saved; None where there is none.
 
         What is newer than the state is deleted.
@@ -87,7 +87,7 @@ class States:
         self._cut({})
         return None
 
-    def read(self, number: int) -> State:
+    def read(self, number: int) -> Snapshot:
         """A state, checked.
 
         Raises:

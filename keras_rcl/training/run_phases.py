@@ -1,7 +1,7 @@
 """The engine: freezes parts, fits each phase, runs its refreshes, keeps checkpoints, writes what TensorBoard shows.
 
 A training is a sequence of legs, each an epoch of a phase or of one of its refreshes. Between two steps all that the
-rest of it depends on is a `Course`, the network, and the variables of the current phase's runners: that is a state.
+rest of it depends on is a `TrainingPosition`, the network, and the variables of the current phase's runners: that is a state.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.runtime.signals import held_signals
 from keras_rcl.storage.checkpoints import Checkpoints
-from keras_rcl.storage.snapshots import State, States
+from keras_rcl.storage.snapshots import Snapshot, SnapshotStore
 from keras_rcl.training.loss_terms import is_contrastive
 from keras_rcl.training.monitor import COLLAPSED, DEAD, Monitor, overfits_catastrophically
 from keras_rcl.training.phase_runner import PhaseRunner, freeze
@@ -59,7 +59,7 @@ def checkpoint_name(number: int, phase: Phase) -> str:
     return f"{number}-{phase.name.replace(' ', '-')}"
 
 
-class Leg(NamedTuple):
+class ScheduledEpoch(NamedTuple):
     """One epoch of a phase or of one of its refreshes.
 
     number: of the phase, from 1. epoch: of the phase, from 1. begins: the runners that start just before.
@@ -72,7 +72,7 @@ class Leg(NamedTuple):
     label: str
 
 
-def _legs(runners: Sequence[tuple[PhaseRunner, Sequence[PhaseRunner]]]) -> Iterator[Leg]:
+def _legs(runners: Sequence[tuple[PhaseRunner, Sequence[PhaseRunner]]]) -> Iterator[ScheduledEpoch]:
     """A training in order, of phases with their refreshes. A phase of no epochs is left out."""
     for number, (runner, refreshes) in enumerate(runners, start=1):
         begins: tuple[PhaseRunner, ...] = (runner,)
@@ -82,14 +82,14 @@ def _legs(runners: Sequence[tuple[PhaseRunner, Sequence[PhaseRunner]]]) -> Itera
                 begins += (inner,)
                 for inner_epoch in range(1, inner.phase.epochs + 1):
                     inner_label = f"{label}  {inner.phase.name} {inner_epoch}/{inner.phase.epochs}"
-                    yield Leg(number, epoch, inner, begins, inner_label)
+                    yield ScheduledEpoch(number, epoch, inner, begins, inner_label)
                     begins = ()
-            yield Leg(number, epoch, runner, begins, label)
+            yield ScheduledEpoch(number, epoch, runner, begins, label)
             begins = ()
 
 
 @dataclasses.dataclass
-class Course:
+class TrainingPosition:
     """How far a training is, and what it has seen, besides variables; JSON values.
 
     leg: how many are done. step: of the next, how many are done. recorded: lines of metrics. best: the validation of
@@ -121,8 +121,8 @@ def run_phases(
     balanced: bool = False,
     micro_batch: int | None = None,
     attack_dtype: str = "float32",
-    states: States | None = None,
-    resumed: State | None = None,
+    states: SnapshotStore | None = None,
+    resumed: Snapshot | None = None,
     reused: tuple[Path, int] | None = None,
     save_every: float = 60.0,
     progress: Progress | None = None,
@@ -212,9 +212,11 @@ class _Training:
         self.network, self.runners, self.data = network, runners, data
         self.checkpoints, self.recorder, self.monitor = checkpoints, recorder, monitor
         self.validate, self.patience, self.progress = validate, patience, progress
-        self.legs, self.course = list(_legs(runners)), Course()
+        self.legs, self.course = list(_legs(runners)), TrainingPosition()
 
-    def run(self, states: States | None, save_every: float, asked: Callable[[], type[BaseException] | None]) -> None:
+    def run(
+        self, states: SnapshotStore | None, save_every: float, asked: Callable[[], type[BaseException] | None]
+    ) -> None:
         """All legs that are left; ends with the last weights in the network."""
         saved_at = time.monotonic()
 
@@ -245,13 +247,13 @@ class _Training:
                 break
         self.checkpoints.save(self.network, "last")
 
-    def begin(self, leg: Leg) -> None:
+    def begin(self, leg: ScheduledEpoch) -> None:
         for runner in leg.begins:
             runner.begin()
         if self.host(leg) in leg.begins:
             self.course.best_monitored, self.course.warned = 0.0, []
 
-    def finish(self, leg: Leg, metrics: dict[str, float]) -> bool:
+    def finish(self, leg: ScheduledEpoch, metrics: dict[str, float]) -> bool:
         """What follows an epoch: monitor, warnings, validation, records; whether it was the best so far."""
         host, phase, better = self.host(leg), leg.runner.phase, False
         if leg.runner is not host:
@@ -279,13 +281,13 @@ class _Training:
             self.checkpoints.save(self.network, checkpoint_name(leg.number, phase))
         return better
 
-    def ends_early(self, leg: Leg) -> bool:
+    def ends_early(self, leg: ScheduledEpoch) -> bool:
         """Whether this epoch's validation, and those just before, let the training end before its last epoch."""
         if not (self.patience and self.course.best) or leg.runner is not self.runners[-1][0]:
             return False
         return leg.epoch < leg.runner.phase.epochs and leg.epoch - self.course.best["epoch"] >= self.patience
 
-    def warn(self, leg: Leg, metrics: dict[str, float], similarity: float) -> None:
+    def warn(self, leg: ScheduledEpoch, metrics: dict[str, float], similarity: float) -> None:
         """Say what has gone wrong with the phase, each of it once."""
         best, attacked = self.course.best_monitored, metrics.get("zero_gradients", 0.0)
         self.course.best_monitored = max(best, metrics["monitor_adversarial_accuracy"])
@@ -311,7 +313,7 @@ class _Training:
                 self.course.warned.append(name)
                 self.progress.say(f"{name} in epoch {leg.epoch} of {leg.runner.phase.name}: {text}")
 
-    def check_finite(self, step: int, states: States | None) -> None:
+    def check_finite(self, step: int, states: SnapshotStore | None) -> None:
         """Stop at a step after which a loss or a weight is not a number.
 
         Raises:
@@ -331,7 +333,7 @@ class _Training:
             f"give a smaller learning rate (now {leg.runner.learning_rate:g}), or look at those images"
         )
 
-    def host(self, leg: Leg) -> PhaseRunner:
+    def host(self, leg: ScheduledEpoch) -> PhaseRunner:
         """The runner of the leg's phase, which a refresh refreshes."""
         return self.runners[leg.number - 1][0]
 
@@ -349,7 +351,7 @@ class _Training:
             return [runner, *refreshes]
         return []
 
-    def state(self) -> State:
+    def state(self) -> Snapshot:
         """All that the rest of the training depends on."""
         self.course.recorded = self.recorder.step
         self.recorder.flush()
@@ -362,7 +364,7 @@ class _Training:
 
     def restore(self, header: dict, arrays: dict[str, np.ndarray]) -> None:
         """Go on from a state."""
-        self.course = Course(**header["course"])
+        self.course = TrainingPosition(**header["course"])
         self.recorder.step = self.course.recorded
         for runner, told in zip(self.current(), header["runners"], strict=True):
             runner.epochs_run = told["epochs run"]

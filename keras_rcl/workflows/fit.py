@@ -38,7 +38,7 @@ from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.storage.journal import Journal
 from keras_rcl.storage.output_folder import check_name, check_replaceable, free_name
 from keras_rcl.storage.run_folder import RunFolder
-from keras_rcl.storage.snapshots import States
+from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_phases import checkpoint_name, run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
@@ -255,7 +255,7 @@ def _fit(
         return Fitted(experiment, finished, run.path, export_to)
     if reused and reused[0].resolve() == run.path.resolve():
         reused = None  # what this run has itself is in its states
-    evaluation, states = experiment.evaluation, States(run.path, progress.say)
+    evaluation, states = experiment.evaluation, SnapshotStore(run.path, progress.say)
     resumed = states.rewind()
     with TensorBoardWriter(run.path) as writer:
         validation = train(

@@ -23,7 +23,7 @@ from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_path
-from keras_rcl.storage.snapshots import States
+from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.monitor import DEAD
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack
@@ -237,7 +237,7 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     keras.backend.clear_session()
     with locked(folder, wait=True):
-        states = States(folder, lambda line: None)
+        states = SnapshotStore(folder, lambda line: None)
         resumed = states.rewind()
         try:
             data = _without_test(experiment)

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from keras_rcl.storage.snapshots import States
+from keras_rcl.storage.snapshots import SnapshotStore
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64), "c": np.zeros(0, np.float16)}
 
@@ -18,7 +18,7 @@ def said():
 
 @pytest.fixture
 def states(tmp_path, said):
-    return States(tmp_path, said.append)
+    return SnapshotStore(tmp_path, said.append)
 
 
 def log(run, line):
@@ -49,7 +49,7 @@ def test_the_last_two_are_kept(states, tmp_path):
 def test_seconds_add_up_over_processes(states, tmp_path):
     states._before = 100.0
     states.save({}, {})
-    later = States(tmp_path, print)
+    later = SnapshotStore(tmp_path, print)
     later.rewind()
     assert 100 < later.seconds < 200
 

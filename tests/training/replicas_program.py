@@ -16,7 +16,7 @@ from keras_rcl.runtime.distributed import Message, Workers
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.runtime.signals import WorkerLost
 from keras_rcl.runtime.tensorflow import start_tensorflow
-from keras_rcl.storage.snapshots import States
+from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.phase_runner import PhaseRunner
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter
@@ -66,7 +66,7 @@ def stepped(phase: Phase, workers: Workers, synchronized: bool = True) -> dict[s
 
 def trained(folder: Path, workers: Workers, progress=None) -> dict[str, np.ndarray]:
     """The weights after an epoch of each phase of CLAF, whose chief keeps states in the folder."""
-    network, states = network_of(workers), States(folder, print)
+    network, states = network_of(workers), SnapshotStore(folder, print)
     folder.mkdir(parents=True, exist_ok=True)
     with TensorBoardWriter(folder) as writer:
         run_phases(

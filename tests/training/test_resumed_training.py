@@ -17,7 +17,7 @@ from keras_rcl.methods.at import AT
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.runtime.signals import Terminated
 from keras_rcl.storage.checkpoints import Checkpoints
-from keras_rcl.storage.snapshots import States
+from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training import run_phases as engine
 from keras_rcl.training.monitor import mean_cosine
 from keras_rcl.training.robust_trainer import RobustTrainer
@@ -60,7 +60,7 @@ class Dies(Silent):
 
 def train(folder, method, progress, save_every=0.0, reused=None):
     """Run a method in a folder as `fit` does: the network, the chosen validation."""
-    network, states = tiny_network(), States(folder, progress.say)
+    network, states = tiny_network(), SnapshotStore(folder, progress.say)
     resumed = states.rewind()
 
     def validate():
@@ -219,7 +219,7 @@ def test_a_warning_is_given_once_a_phase(shares, similarity, named):
     runner = type("Runner", (), {"phase": contrast})
     metrics = {"monitor_adversarial_accuracy": 0.5, **shares}
     for epoch in (1, 2):
-        training.warn(engine.Leg(1, epoch, runner, (), ""), metrics, similarity)
+        training.warn(engine.ScheduledEpoch(1, epoch, runner, (), ""), metrics, similarity)
     assert [line.split(" in epoch ")[0] for line in progress.lines] == ([named] if named else [])
 
 
