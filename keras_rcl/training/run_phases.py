@@ -1,7 +1,8 @@
 """The engine: freezes parts, fits each phase, runs its refreshes, keeps checkpoints, writes what TensorBoard shows.
 
-A training is a sequence of legs, each an epoch of a phase or of one of its refreshes. Between two steps all that the
-rest of it depends on is a `TrainingPosition`, the network, and the variables of the current phase's runners: that is a state.
+A training is a sequence of scheduled epochs, each of a phase or of one of its refreshes. Between two steps the rest of
+the training depends on a `TrainingPosition`, on the network, and on the variables of the current phase's runners: these
+make a snapshot.
 """
 
 import dataclasses
