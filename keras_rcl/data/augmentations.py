@@ -1,20 +1,15 @@
-"""Augmentation policies: stateless functions of a batch and a seed, with a draw of its own for each image.
+"""Augmentation policies: stateless functions of a batch and a seed, with separate draws for each image.
 
-The same seed gives the same images, however many run in parallel and on whatever machine.
+The same seed gives the same images, on every machine and however many batches are made in parallel.
 """
 
-import functools
-import importlib
-import inspect
 import math
 from typing import NamedTuple
-from unittest import mock
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.errors import InvalidInputError
+from keras_rcl.data.stateless_layers import stateless_layer
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, NoAugmentation, Policy, SimCLR
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601, the Y of YIQ
@@ -27,32 +22,36 @@ split = tf.random.experimental.stateless_split
 
 
 class Rows(NamedTuple):
-    """Some consecutive images of a batch: `count` of its `total`, from `first` on."""
+    """Consecutive images of a batch: `count` of its `total` images, starting at image `first`."""
 
     first: int
     count: int
     total: int
 
-    def of(self, draws: tf.Tensor) -> tf.Tensor:
-        """Theirs of what was drawn for the whole batch, [total, ...] -> [count, ...]."""
+    def select(self, draws: tf.Tensor) -> tf.Tensor:
+        """The rows of a tensor that was made for the whole batch, [total, ...] -> [count, ...]."""
         return draws[self.first : self.first + self.count]
 
 
 def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor, rows: Rows | None = None) -> tf.Tensor:
-    """Vary each image of a batch.
+    """Augment each image of a batch.
 
     Args:
-        policy: what is drawn.
+        policy: which augmentation, with its strengths.
         images: float32 [N, H, W, C] in [0, 1], of static shape.
         seed: int32 [2].
-        rows: of which batch these images are a part; they are varied as they would be within it.
+        rows: where in a larger batch these images are. They are augmented as they would be within that batch. The
+            images are the whole batch if `rows` is not given.
 
     Returns:
         float32 [N, H, W, C] in [0, 1].
 
     Raises:
-        InvalidInputError: a `layer` policy whose layer is unknown, takes other arguments, or changes the shape of
-            images.
+        InvalidInputError: if the layer of a `layer` policy is unknown, takes other arguments, changes the shape of
+            images, or draws random numbers that no seed makes reproducible.
+
+    References:
+        Chen et al. 2020, "A simple framework for contrastive learning of visual representations" (`simclr`).
     """
     rows = rows or Rows(0, images.shape[0], images.shape[0])
     match policy:
@@ -68,28 +67,28 @@ def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor, rows: Rows | Non
 
 def _uniform(rows: Rows, seed: tf.Tensor, *shape: int, low=0.0, high=1.0, dtype=tf.float32) -> tf.Tensor:
     """Uniform draws in [low, high), [count, *shape], the same on every device."""
-    return rows.of(tf.random.stateless_uniform([rows.total, *shape], seed, low, high, dtype, alg="philox"))
+    return rows.select(tf.random.stateless_uniform([rows.total, *shape], seed, low, high, dtype, alg="philox"))
 
 
-def _crop_flip(policy: CropFlip, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
+def _crop_flip(policy: CropFlip, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
     """Crop the padded images at random places; a flip reads the columns backwards."""
     _, height, width, _ = images.shape
     pad, (crop_seed, flip_seed) = policy.padding, tf.unstack(split(seed))
-    offsets = _uniform(of, crop_seed, 2, low=0, high=2 * pad + 1, dtype=tf.int32)
-    rows, columns = offsets[:, :1] + tf.range(height), offsets[:, 1:] + tf.range(width)
+    offsets = _uniform(rows, crop_seed, 2, low=0, high=2 * pad + 1, dtype=tf.int32)
+    down, across = offsets[:, :1] + tf.range(height), offsets[:, 1:] + tf.range(width)
     if policy.flip:
-        columns = tf.where(_uniform(of, flip_seed, 1) < 0.5, columns[:, ::-1], columns)
+        across = tf.where(_uniform(rows, flip_seed, 1) < 0.5, across[:, ::-1], across)
     padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-    return tf.gather(tf.gather(padded, rows, batch_dims=1), columns, axis=2, batch_dims=1)
+    return tf.gather(tf.gather(padded, down, batch_dims=1), across, axis=2, batch_dims=1)
 
 
-def _simclr(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
+def _simclr(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
     """Random resized crop, flip, colour jitter, greyscale (Chen et al. 2020, appendix A); one channel has no hue."""
     crop_seed, colour_seed = tf.unstack(split(seed))
-    return _colour_jitter(policy, _random_resized_crop(policy, images, crop_seed, of), colour_seed, of)
+    return _colour_jitter(policy, _random_resized_crop(policy, images, crop_seed, rows), colour_seed, rows)
 
 
-def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
+def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
     """Resize a random box of each image to the image's own size, bilinearly; a box from right to left flips it.
 
     The box has an area in [min_area, 1] and an aspect ratio in [3/4, 4/3], both relative to the image. Where a side
@@ -97,29 +96,29 @@ def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, of:
     """
     count, height, width, _ = images.shape
     area_seed, ratio_seed, place_seed, flip_seed = tf.unstack(split(seed, num=4))
-    area = _uniform(of, area_seed, low=policy.min_area, high=1.0)
-    ratio = tf.exp(_uniform(of, ratio_seed, low=-math.log(4 / 3), high=math.log(4 / 3)))
+    area = _uniform(rows, area_seed, low=policy.min_area, high=1.0)
+    ratio = tf.exp(_uniform(rows, ratio_seed, low=-math.log(4 / 3), high=math.log(4 / 3)))
     box_width = tf.clip_by_value(tf.sqrt(area * ratio), area, 1.0)
     size = tf.stack([area / box_width, box_width], axis=1)
-    start = _uniform(of, place_seed, 2) * (1 - size)
+    start = _uniform(rows, place_seed, 2) * (1 - size)
     boxes = tf.concat([start, start + size], axis=1)
     if policy.flip:
-        boxes = tf.where(_uniform(of, flip_seed, 1) < 0.5, tf.gather(boxes, [0, 3, 2, 1], axis=1), boxes)
+        boxes = tf.where(_uniform(rows, flip_seed, 1) < 0.5, tf.gather(boxes, [0, 3, 2, 1], axis=1), boxes)
     return tf.clip_by_value(tf.image.crop_and_resize(images, boxes, tf.range(count), [height, width]), 0.0, 1.0)
 
 
-def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
-    """Brightness, contrast, then saturation with hue, each with its own draw for each image; greyscale at last.
+def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
+    """Brightness, contrast, then saturation with hue, each with its own draw per image; then greyscale.
 
-    Saturation scales what is not luma, hue turns it, and greyscale leaves none of it, so that the three are one 3x3
-    matrix an image: L + s (cos(a) (I - L) + sin(a) T), where L takes the luma and T is a quarter turn of the IQ plane.
+    Saturation scales the chroma, hue rotates it, and greyscale removes it. The three are one 3x3 matrix per image:
+    L + s (cos(a) (I - L) + sin(a) T), where L gives the luma and T is a quarter turn of the IQ plane.
     """
     count, height, width, channels = images.shape
     apply_seed, grey_seed, *seeds = tf.unstack(split(seed, num=6))
-    jittered = _uniform(of, apply_seed, 1, 1) < policy.jitter_probability
+    jittered = _uniform(rows, apply_seed, 1, 1) < policy.jitter_probability
     strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
     brightness, contrast, saturation, hue = (
-        tf.where(jittered, _uniform(of, draw_seed, 1, 1, low=1 - strength, high=1 + strength), 1.0)
+        tf.where(jittered, _uniform(rows, draw_seed, 1, 1, low=1 - strength, high=1 + strength), 1.0)
         for draw_seed, strength in zip(seeds, strengths, strict=True)
     )
     pixels = tf.reshape(images, [count, height * width, channels])
@@ -128,112 +127,17 @@ def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, of: Rows)
     mean = tf.reduce_sum(tf.reduce_mean(pixels, axis=1, keepdims=True) * luma, axis=2, keepdims=True)
     pixels = tf.clip_by_value(contrast * pixels + (1 - contrast) * mean, 0.0, 1.0)
     if channels == 3:
-        grey = _uniform(of, grey_seed, 1, 1) < policy.greyscale_probability
+        grey = _uniform(rows, grey_seed, 1, 1) < policy.greyscale_probability
         saturation, angle = tf.where(grey, 0.0, saturation), 2 * math.pi * (hue - 1)
         turn = tf.cos(angle) * (np.eye(3, dtype=np.float32) - TO_LUMA) + tf.sin(angle) * QUARTER_TURN
         pixels = tf.clip_by_value(tf.matmul(pixels, TO_LUMA + saturation * turn, transpose_b=True), 0.0, 1.0)
     return tf.reshape(pixels, images.shape)
 
 
-def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor, of: Rows) -> tf.Tensor:
-    """Run a Keras or KerasCV layer on one image after another: some draw only once for a whole batch.
-
-    Each image has its own seed. What the layer draws while it is traced comes from that seed, so that it is as
-    reproducible as our own policies although neither library's layers are.
-    """
+def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
+    """Run a Keras or KerasCV layer on one image after another, as some layers draw only once for a whole batch."""
     with tf.init_scope():
-        layer, draws = _build(policy)
-
-    @tf.autograph.experimental.do_not_convert
-    def one(element: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        image, image_seed = element
-        try:
-            with draws.seeded(image_seed):
-                changed = layer(image[None], training=True)[0]
-        except Exception as error:  # whatever a third party's layer raises
-            raise InvalidInputError(
-                f"augmentation layer {policy.layer}: {_line(error)}; change its arguments"
-            ) from None
-        if changed.shape != image.shape:
-            shapes = f"{list(image.shape)} to {list(changed.shape)}"
-            raise InvalidInputError(
-                f"augmentation layer {policy.layer} changes images from {shapes}: views keep their shape"
-            )
-        return tf.clip_by_value(changed, 0.0, 1.0)
-
-    seeds = of.of(split(seed, num=of.total))
-    return tf.map_fn(one, (images, seeds), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32))
-
-
-class _Draws:
-    """Stateless stand-in for Keras' SeedGenerator, for tf.random.Generator and for what KerasCV asks of tf.random."""
-
-    @staticmethod
-    def into(layer: keras.layers.Layer) -> "_Draws":
-        """Give a layer and those inside it one stand-in for all their generators."""
-        draws = _Draws()
-        for inner in layer._flatten_layers():
-            if hasattr(inner, "_random_generator"):
-                inner._random_generator = draws
-            for value in vars(inner).values():
-                if isinstance(value, keras.random.SeedGenerator):
-                    value.next = draws.next
-        return draws
-
-    def seeded(self, seed: tf.Tensor):
-        """Context: the n-th draw is that of fold_in(seed, n), also of the ops that KerasCV calls in tf.random."""
-        self._seed, self._count = seed, 0
-        names = ("uniform", "normal", "gamma", "shuffle")
-        return mock.patch.multiple(tf.random, **{name: getattr(self, name) for name in names})
-
-    def next(self, ordered: bool = True) -> tf.Tensor:
-        """The seed of the next draw."""
-        self._count += 1
-        return tf.random.experimental.stateless_fold_in(self._seed, self._count)
-
-    def uniform(self, shape, minval=0, maxval=None, dtype=tf.float32, seed=None, name=None):
-        """As tf.random.uniform."""
-        return tf.random.stateless_uniform(shape, self.next(), minval, maxval, dtype, name, alg="philox")
-
-    def normal(self, shape, mean=0.0, stddev=1.0, dtype=tf.float32, seed=None, name=None):
-        """As tf.random.normal."""
-        return tf.random.stateless_normal(shape, self.next(), mean, stddev, dtype, name, alg="philox")
-
-    def gamma(self, shape, alpha, beta=None, dtype=tf.float32, seed=None, name=None):
-        """As tf.random.gamma."""
-        alpha = tf.convert_to_tensor(alpha, dtype)
-        shape = tf.concat([tf.convert_to_tensor(shape, tf.int32), tf.shape(alpha)], axis=0)
-        return tf.random.stateless_gamma(shape, self.next(), alpha, beta, dtype, name)
-
-    def shuffle(self, value, seed=None, name=None):
-        """As tf.random.shuffle."""
-        return tf.random.experimental.stateless_shuffle(value, self.next(), "philox", name)
-
-
-@functools.lru_cache
-def _build(policy: LayerAugmentation) -> tuple[keras.layers.Layer, _Draws]:
-    """The layer that a policy names, once, and the stand-in it draws from."""
-    kind = _layer_class(policy.layer)
-    arguments = {"dtype": "float32", **policy.arguments}
-    if "value_range" in inspect.signature(kind).parameters:
-        arguments.setdefault("value_range", (0, 1))
-    try:
-        layer = kind(**arguments)
-    except Exception as error:  # whatever a third party's layer raises
-        raise InvalidInputError(f"augmentation layer {policy.layer}({policy.arguments}): {_line(error)}") from None
-    return layer, _Draws.into(layer)
-
-
-def _layer_class(name: str) -> type:
-    """The layer class of this name in keras.layers, else in keras_cv.layers."""
-    kind = getattr(keras.layers, name, None) or getattr(importlib.import_module("keras_cv.layers"), name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, keras.layers.Layer)):
-        raise InvalidInputError(
-            f"augmentation layer {name!r} is in neither keras.layers nor keras_cv.layers: name one of theirs"
-        )
-    return kind
-
-
-def _line(error: Exception) -> str:
-    """What an error says first, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        augmented = stateless_layer(policy, tuple(images.shape[1:]))
+    seeds = rows.select(split(seed, num=rows.total))
+    output = tf.TensorSpec(images.shape[1:], tf.float32)
+    return tf.map_fn(lambda element: augmented(*element), (images, seeds), fn_output_signature=output)

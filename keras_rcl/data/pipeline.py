@@ -122,7 +122,7 @@ class Batches:
             tf.data.Dataset.from_tensor_slices(self._indices(order_seed))
             .enumerate()
             .skip(self._first.read_value())
-            .map(lambda step, chosen: (self._rows.of(chosen), fold_in(steps_seed, tf.cast(step, tf.int32))))
+            .map(lambda step, chosen: (self._rows.select(chosen), fold_in(steps_seed, tf.cast(step, tf.int32))))
         )
 
     @tf.autograph.experimental.do_not_convert
@@ -138,7 +138,7 @@ class Batches:
             .skip(first * size)
             .take((self.steps_per_epoch - first) * size)
             .batch(size, drop_remainder=True)
-            .map(self._rows.of)  # so that only these are decoded
+            .map(self._rows.select)  # so that only these are decoded
             .unbatch()
             .map(self._part.decode, num_parallel_calls=PARALLEL, deterministic=True)
             .batch(self._rows.count, drop_remainder=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_rcl.data import augmentations
 from keras_rcl.data.augmentations import augment
+from keras_rcl.data.stateless_layers import ImageRandom, stateless_layer
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, NoAugmentation, SimCLR
 
@@ -206,8 +206,8 @@ def test_layers_take_pixels_in_0_1():
 def test_layers_are_built_once():
     policy = LayerAugmentation(layer="RandomFlip", arguments={"mode": "horizontal"})
     other = LayerAugmentation(layer="RandomFlip", arguments={"mode": "vertical"})
-    assert augmentations._build(policy) is augmentations._build(policy)
-    assert augmentations._build(policy) is not augmentations._build(other)
+    assert stateless_layer(policy, (6, 6, 3)) is stateless_layer(policy, (6, 6, 3))
+    assert stateless_layer(policy, (6, 6, 3)) is not stateless_layer(other, (6, 6, 3))
 
 
 @pytest.mark.parametrize(
@@ -228,3 +228,54 @@ def test_refusals_are_one_line(layer, arguments, says, graph):
     with pytest.raises(InvalidInputError, match=says) as refused:
         run() if graph else augment(policy, images(), SEED)
     assert "\n" not in str(refused.value)
+
+
+def test_layers_leave_global_random_state_alone():
+    """Building and running a layer neither patches `tf.random` nor moves its global generator."""
+    before = {name: getattr(tf.random, name) for name in ("uniform", "normal", "gamma", "shuffle")}
+    state = tf.random.get_global_generator().state.numpy()
+    augment(POLICIES["crop_and_resize"], images(), SEED)
+    assert before == {name: getattr(tf.random, name) for name in before}
+    np.testing.assert_array_equal(state, tf.random.get_global_generator().state.numpy())
+
+
+def test_an_image_of_a_layer_depends_on_its_own_seed_alone():
+    """An image of a batch is what the layer makes of it alone, under its own seed of the batch."""
+    batch = images()
+    found = augment(POLICIES["colour_jitter"], batch, SEED).numpy()
+    alone = stateless_layer(POLICIES["colour_jitter"], (6, 6, 3))
+    seeds = tf.random.experimental.stateless_split(SEED, num=len(batch))
+    for image, seed, expected in zip(batch, seeds, found, strict=True):
+        np.testing.assert_array_equal(alone(image, seed), expected)
+
+
+def test_layers_with_hidden_random_state_are_refused():
+    """KerasCV's gaussian fill calls `tf.random.normal`, which no seed of an image reaches."""
+    arguments = {"height_factor": 0.5, "width_factor": 0.5, "fill_mode": "gaussian_noise"}
+    with pytest.raises(InvalidInputError, match="RandomCutout uses RandomStandardNormal, which no seed"):
+        augment(LayerAugmentation(layer="RandomCutout", arguments=arguments), images(), SEED)
+
+
+def test_layers_that_draw_from_python_are_refused():
+    """Keras' AugMix chooses its operations by Python's `random` while it is traced: once, for all images."""
+    with pytest.raises(InvalidInputError, match="AugMix uses Python's random module"):
+        augment(LayerAugmentation(layer="AugMix"), images(), SEED)
+
+
+def test_layers_that_change_their_own_state_are_refused():
+    with pytest.raises(InvalidInputError, match="BatchNormalization uses AssignVariableOp"):
+        augment(LayerAugmentation(layer="BatchNormalization"), images(), SEED)
+
+
+def test_draws_of_an_image_are_numbered():
+    """Draw n is a function of the image's seed and n; another image begins at draw 1 again."""
+    random = ImageRandom()
+    random.start(tf.constant([1, 2]))
+    first, second = random.uniform([3]).numpy(), random.uniform([3]).numpy()
+    assert not np.array_equal(first, second)
+    random.start(tf.constant([1, 2]))
+    np.testing.assert_array_equal(random.uniform([3]), first)
+    np.testing.assert_array_equal(
+        random.normal([3]),
+        tf.random.stateless_normal([3], tf.random.experimental.stateless_fold_in([1, 2], 2), alg="philox"),
+    )
