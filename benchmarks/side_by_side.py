@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_rcl.data.sources import ImageData, Part
+from keras_rcl.data.sources import ImageData, Split
 from keras_rcl.evaluation.record import versions
 from keras_rcl.folding import fold
 from keras_rcl.folding.fold import Conv, Dense
@@ -64,8 +64,8 @@ def random_data(count: int) -> ImageData:
     """As many random training images, and none to test on."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-    train = Part(images, rng.integers(0, CLASSES, count), np.arange(count))
-    none = Part(images[:0], train.labels[:0], train.indices[:0])
+    train = Split(images, rng.integers(0, CLASSES, count), np.arange(count))
+    none = Split(images[:0], train.labels[:0], train.indices[:0])
     return ImageData("random", tuple(map(str, range(CLASSES))), train, none, none)
 
 

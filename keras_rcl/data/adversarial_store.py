@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.splits import ImageData, Part, StreamedPart
+from keras_rcl.data.splits import ImageData, Split, StreamedSplit
 from keras_rcl.data.tfdata_options import untuned
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.atomic import read_json
@@ -46,7 +46,7 @@ def whole_levels(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
     return (clean + np.sign(change) * np.floor(np.abs(change) + ROUNDING)).astype(np.uint8)
 
 
-def write_shard(path: Path, examples: Part, part: str) -> None:
+def write_shard(path: Path, examples: Split, part: str) -> None:
     """One TFRecord file of images and what they are of: `image` (its bytes), `label`, `index`, `part`.
 
     Args:
@@ -77,7 +77,7 @@ def with_stored(data: ImageData, attacks: Iterable[Attack]) -> ImageData:
             images or another ball, or lack some of the training images.
     """
     attacks = [attack for attack in attacks if attack.name == "stored"]
-    if attacks and isinstance(data.train, StreamedPart):
+    if attacks and isinstance(data.train, StreamedSplit):
         raise InvalidInputError(
             f"{attacks[0].folder} is read into memory, and dataset.streamed holds no training image there; give --limit"
         )
@@ -131,7 +131,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> Part:
+def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> Split:
     """All examples of the shards, none of which is of another part than training."""
     images, labels, indices = [], [], []
     files = [str(folder / name) for name in shards]
@@ -146,7 +146,7 @@ def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> P
             indices.append(read["index"].numpy())
     except tf.errors.OpError as error:
         raise InvalidInputError(f"{folder}: {error.message.splitlines()[0]}; craft the examples anew") from None
-    return Part(*map(np.concatenate, (images, labels, indices)))
+    return Split(*map(np.concatenate, (images, labels, indices)))
 
 
 def _leak(folder: Path, part: str) -> InvalidInputError:

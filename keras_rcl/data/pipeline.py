@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.data.augmentations import Rows, augment
-from keras_rcl.data.splits import Part, StreamedPart
+from keras_rcl.data.splits import Split, StreamedSplit
 from keras_rcl.data.tfdata_options import PARALLEL, PREFETCHED, untuned
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Attack
@@ -31,7 +31,7 @@ class Batches:
 
     def __init__(
         self,
-        part: Part | StreamedPart,
+        part: Split | StreamedSplit,
         views: tuple[View, ...],
         batch_size: int,
         seed: int | tuple[int, ...],
@@ -56,7 +56,7 @@ class Batches:
         Raises:
             InvalidInputError: the part is empty.
         """
-        self._part, streamed = part, isinstance(part, StreamedPart)
+        self._part, streamed = part, isinstance(part, StreamedSplit)
         count = part.count if streamed else len(part.labels)
         if not count:
             raise InvalidInputError(

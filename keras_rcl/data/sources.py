@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from keras_rcl.data.images import decode, is_greyscale, open_image, resized
-from keras_rcl.data.splits import ImageData, Part, Split, StreamedPart, gathered, stratified
+from keras_rcl.data.splits import ImageData, SourceSplit, Split, StreamedSplit, gathered, stratified
 from keras_rcl.data.streaming import load_streamed
 from keras_rcl.data.tfds_sets import tfds_splits
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import Dataset
 
-__all__ = ["ImageData", "Part", "StreamedPart", "load"]
+__all__ = ["ImageData", "Split", "StreamedSplit", "load"]
 
 FOLDER_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -43,7 +43,7 @@ def load(dataset: Dataset) -> ImageData:
         return _divide(dataset, class_names, train, test)
 
 
-def _divide(dataset: Dataset, class_names: list[str], train: Split, test: Split | None) -> ImageData:
+def _divide(dataset: Dataset, class_names: list[str], train: SourceSplit, test: SourceSplit | None) -> ImageData:
     """Hold out the validation part, and the test part where there is none, each stratified; then keep the limit.
 
     Only the images that are kept are read. What is held out depends on `split_seed` alone, not on the limit.
@@ -54,14 +54,14 @@ def _divide(dataset: Dataset, class_names: list[str], train: Split, test: Split 
         held = pool[stratified(train.labels[pool], round(fraction * len(pool)), rng)]
         return np.setdiff1d(pool, held), held
 
-    def limited(split: Split, indices: np.ndarray) -> np.ndarray:
+    def limited(split: SourceSplit, indices: np.ndarray) -> np.ndarray:
         size = min(dataset.limit or len(indices), len(indices))
         return indices[stratified(split.labels[indices], size, np.random.default_rng(dataset.split_seed))]
 
-    def parts(split: Split, *chosen: np.ndarray) -> list[Part]:
+    def parts(split: SourceSplit, *chosen: np.ndarray) -> list[Split]:
         kept = np.sort(np.concatenate(chosen))
         images = split.read(kept)
-        return [Part(images[np.searchsorted(kept, indices)], split.labels[indices], indices) for indices in chosen]
+        return [Split(images[np.searchsorted(kept, indices)], split.labels[indices], indices) for indices in chosen]
 
     pool, tested = np.arange(len(train.labels)), None
     if test is None:
@@ -84,7 +84,7 @@ def _sized(image: np.ndarray, image_size: int | None) -> np.ndarray:
     return image if image_size is None else resized(image, image_size, image_size)
 
 
-def _digits(dataset: Dataset) -> tuple[list[str], Split, None]:
+def _digits(dataset: Dataset) -> tuple[list[str], SourceSplit, None]:
     """1797 digits of 8x8 pixels, 0..16, from scikit-learn (a test set of UCI's optical recognition of digits)."""
     from sklearn.datasets import load_digits
 
@@ -94,13 +94,13 @@ def _digits(dataset: Dataset) -> tuple[list[str], Split, None]:
     def read(indices: np.ndarray) -> np.ndarray:
         return gathered((_sized(image, dataset.image_size) for image in images[indices]), len(indices))
 
-    return [str(name) for name in digits.target_names], Split(digits.target.astype(np.int64), read), None
+    return [str(name) for name in digits.target_names], SourceSplit(digits.target.astype(np.int64), read), None
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def _folder(dataset: Dataset) -> tuple[list[str], Split, Split | None]:
+def _folder(dataset: Dataset) -> tuple[list[str], SourceSplit, SourceSplit | None]:
     """A folder with a sub-folder a class, or with `train` and `test` folders of such sub-folders."""
     if dataset.folder is None:
         raise InvalidInputError("dataset.folder is not given: name a folder with a sub-folder a class")
@@ -127,7 +127,7 @@ def _folder(dataset: Dataset) -> tuple[list[str], Split, Split | None]:
         if len(sizes) > 1 and dataset.image_size is None:
             raise InvalidInputError(f"{path} is of another size than the images before it: set dataset.image_size")
 
-    def split_of(members: list[list[Path]]) -> Split:
+    def split_of(members: list[list[Path]]) -> SourceSplit:
         paths = [path for of_class in members for path in of_class]
         channels = 1 if greyscale else 3
 
@@ -136,7 +136,7 @@ def _folder(dataset: Dataset) -> tuple[list[str], Split, Split | None]:
             decoded = (_sized(decode(open_image(path), path, channels), dataset.image_size) for path in chosen)
             return gathered(decoded, len(indices))
 
-        return Split(np.repeat(np.arange(len(members)), [len(of_class) for of_class in members]), read)
+        return SourceSplit(np.repeat(np.arange(len(members)), [len(of_class) for of_class in members]), read)
 
     splits = [split_of(members) for members in files]
     return class_names, splits[0], splits[1] if len(splits) > 1 else None

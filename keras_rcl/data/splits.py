@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """One part of a data set.
 
     Fields:
@@ -25,7 +25,7 @@ class Part:
     stored: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def held(self) -> "Part":
+    def held(self) -> "Split":
         """What of it is in memory: all."""
         return self
 
@@ -35,17 +35,17 @@ class Part:
         with tf.device("CPU"):
             return tf.constant(self.images), tf.constant(self.labels, tf.int32)
 
-    def limited(self, limit: int | None) -> "Part":
+    def limited(self, limit: int | None) -> "Split":
         """At most `limit` images, class balance kept, always the same ones; all where `limit` is None."""
         if limit is None or limit >= len(self.labels):
             return self
         kept = stratified(self.labels, limit, np.random.default_rng(0))
         stored = {folder: examples[kept] for folder, examples in self.stored.items()}
-        return Part(self.images[kept], self.labels[kept], self.indices[kept], stored)
+        return Split(self.images[kept], self.labels[kept], self.indices[kept], stored)
 
 
 @dataclass(frozen=True, eq=False)
-class StreamedPart:
+class StreamedSplit:
     """A training part that is read from disk as it is trained on, and never held whole.
 
     Fields:
@@ -57,7 +57,7 @@ class StreamedPart:
     """
 
     count: int
-    held: Part
+    held: Split
     identity: str
     records: Callable[[tf.Tensor], tf.data.Dataset]
     decode: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -69,9 +69,9 @@ class ImageData:
 
     name: str
     class_names: tuple[str, ...]
-    train: Part | StreamedPart
-    validation: Part
-    test: Part
+    train: Split | StreamedSplit
+    validation: Split
+    test: Split
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -98,7 +98,7 @@ class ImageData:
 
 
 @dataclass(frozen=True)
-class Split:
+class SourceSplit:
     """One of a data set's own splits: all its labels, and its images on demand.
 
     Fields:

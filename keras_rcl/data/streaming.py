@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.splits import ImageData, Part, StreamedPart
+from keras_rcl.data.splits import ImageData, Split, StreamedSplit
 from keras_rcl.data.tfdata_options import PARALLEL
 from keras_rcl.data.tfds_sets import prepared, read_config
 from keras_rcl.errors import InvalidInputError
@@ -44,14 +44,14 @@ def load_streamed(dataset: Dataset) -> ImageData:
     def image_of(encoded: tf.Tensor) -> tf.Tensor:
         return cropped(feature.decode_example(encoded), dataset.image_size, channels)
 
-    def held(split: str, first: int, size: int) -> Part:
+    def held(split: str, first: int, size: int) -> Split:
         classes = info.features[keys[1]].num_classes
         chosen = list(_balanced(_examples(builder, split, keys), classes, size))
         decode = tf.function(image_of, input_signature=[tf.TensorSpec([], tf.string)])
         shape = (dataset.image_size, dataset.image_size, channels)
         images = np.stack([decode(encoded).numpy() for _, _, encoded in chosen]) if chosen else np.zeros((0, *shape))
         labels = np.array([label for _, label, _ in chosen], np.int64)
-        return Part(images.astype(np.uint8), labels, first + np.array([at for at, _, _ in chosen], np.int64))
+        return Split(images.astype(np.uint8), labels, first + np.array([at for at, _, _ in chosen], np.int64))
 
     train, size = f"train[:{count}]", dataset.limit or dataset.held_images
     sample = held(train, 0, dataset.limit or min(SAMPLE, dataset.held_images))
@@ -78,7 +78,7 @@ def cropped(image: tf.Tensor, size: int, channels: int) -> tf.Tensor:
     return tf.ensure_shape(tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8), [size, size, channels])
 
 
-def _streamed(builder, split: str, count: int, held: Part, keys, image_of, buffer: int) -> StreamedPart:
+def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buffer: int) -> StreamedSplit:
     """The part of these records of the train split."""
     pieces = builder.info.splits[split].file_instructions
     files = tf.constant([str(piece.filename) for piece in pieces])
@@ -104,7 +104,7 @@ def _streamed(builder, split: str, count: int, held: Part, keys, image_of, buffe
         return image_of(example[image_key]), tf.cast(example[label_key], tf.int32)
 
     identity = f"{builder.info.full_name} {split} {builder.info.splits['train'].shard_lengths}"
-    return StreamedPart(count, held, identity, records, decode)
+    return StreamedSplit(count, held, identity, records, decode)
 
 
 def _examples(builder, split: str, keys: tuple[str, str]) -> Iterator[tuple[int, int, bytes]]:
@@ -145,8 +145,8 @@ def _test_split(builder, keys: tuple[str, str]) -> str:
     )
 
 
-def _nothing(part: Part) -> Part:
-    return Part(part.images[:0], part.labels[:0], part.indices[:0])
+def _nothing(part: Split) -> Split:
+    return Split(part.images[:0], part.labels[:0], part.indices[:0])
 
 
 def _skip_decoding():

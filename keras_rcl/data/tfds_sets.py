@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from keras_rcl.data.images import resized
-from keras_rcl.data.splits import Split, gathered
+from keras_rcl.data.splits import SourceSplit, gathered
 from keras_rcl.data.tfdata_options import PARALLEL, PREFETCHED, untuned
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import Dataset
 
 
-def tfds_splits(dataset: Dataset) -> tuple[list[str], Split, Split | None]:
+def tfds_splits(dataset: Dataset) -> tuple[list[str], SourceSplit, SourceSplit | None]:
     """An image classification data set of TFDS in its official splits.
 
     The test part is its `test` split, else its `validation` split (ImageNet's test labels are not public).
     """
     builder, (image_key, label_key) = prepared(dataset)
 
-    def split_of(name: str) -> Split:
+    def split_of(name: str) -> SourceSplit:
         labels = _read_labels(builder, name, label_key)
-        return Split(labels, lambda indices: _read_images(builder, name, image_key, indices, dataset.image_size))
+        return SourceSplit(labels, lambda indices: _read_images(builder, name, image_key, indices, dataset.image_size))
 
     held_out = (split_of(name) for name in ("test", "validation") if name in builder.info.splits)
     test = next((split for split in held_out if (split.labels >= 0).any()), None)

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_rcl.data.splits import Part
+from keras_rcl.data.splits import Split
 
 BATCH = 250
 
@@ -15,7 +15,7 @@ class FixedFeatures:
         values: [N, E] float32, once `fill` was called. No state saves them: they follow from the network.
     """
 
-    def __init__(self, network: keras.Model, part: Part):
+    def __init__(self, network: keras.Model, part: Split):
         self._images, _ = part.tensors
         width = network.output["embedding"].shape[-1]
         self.values = tf.Variable(tf.zeros((len(self._images), width)), trainable=False)

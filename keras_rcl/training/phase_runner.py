@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
-from keras_rcl.data.splits import StreamedPart
+from keras_rcl.data.splits import StreamedSplit
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
 from keras_rcl.runtime.distributed import ALONE, Workers
@@ -73,7 +73,7 @@ class PhaseRunner:
     ):
         """`epochs` is how many the optimizer's schedule spans; settings as `Experiment` has them."""
         self.network, self.phase, self.seed = network, phase, seed
-        streamed = isinstance(data.train, StreamedPart)
+        streamed = isinstance(data.train, StreamedSplit)
         if streamed and phase.warm_views:
             raise InvalidInputError(
                 "warm_steps keep every image's last attack in memory, and dataset.streamed no image; leave out one"

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.data.adversarial_store import whole_levels
-from keras_rcl.data.sources import Part
+from keras_rcl.data.sources import Split
 from keras_rcl.runtime.progress import Progress
 from keras_rcl.training.views import attacked
 from keras_rcl.vocabulary.attack import Refreshed
@@ -31,7 +31,7 @@ class RefreshedExamples:
     """
 
     def __init__(
-        self, network, attack: Refreshed, kept: tf.Variable, part: Part, batch_size: int, seed: int, dtype: str
+        self, network, attack: Refreshed, kept: tf.Variable, part: Split, batch_size: int, seed: int, dtype: str
     ):
         self.attack, self.zero_gradients = attack, 0.0
         self.weights = tuple(tf.Variable(weight.value, trainable=False) for weight in network.weights)

@@ -17,7 +17,7 @@ from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal, tell_resumed
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import PROTOCOLS
-from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, part_of, pixels, support_of
+from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, pixels, split_of, support_of
 
 PICTURED_IMAGES = 16
 
@@ -67,7 +67,7 @@ def attack(
     """
     classifier = load_classifier(path, trust=trust, **foreign)
     data = data_for(classifier, dataset or {})
-    chosen = part_of(data, part)
+    chosen = split_of(data, part)
     outputs, hashes = outputs_of(attacks, classifier.outputs, data, trust)
     images, progress = pixels(chosen.images), progress or Silent()
     evaluator = Evaluator(

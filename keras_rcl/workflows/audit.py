@@ -20,7 +20,7 @@ from keras_rcl.storage.output_folder import output_and_journal, tell_resumed
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.threat import Norm, format_pixels
-from keras_rcl.workflows.inputs import data_for, logits_through, part_of, pixels
+from keras_rcl.workflows.inputs import data_for, logits_through, pixels, split_of
 
 FORMAT = 1
 PICTURED_IMAGES, KEPT_IMAGES = 16, 500
@@ -81,7 +81,7 @@ def audit_model(
     others = {str(other): logits_through(str(other), data, trust) for other in transfer_from}
     if told is not None:
         part = told["data"]["part"]
-    chosen = part_of(data, part)
+    chosen = split_of(data, part)
     kept = np.arange(len(chosen.labels)) if told is None else _positions(record, told, data.name, chosen.indices)
     images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
     evidence = None

@@ -23,7 +23,7 @@ from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.journal import Piece
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attack import Attack, describe
-from keras_rcl.workflows.inputs import data_for, outputs_of, part_of, pixels, support_of
+from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
 
 
 def craft_dataset(
@@ -76,7 +76,7 @@ def craft_dataset(
         raise InvalidInputError(f"{describe(attack)} is not in pixels, and what is stored is; leave out the protocol")
     classifier = load_classifier(path, trust=trust, **foreign)
     data = data_for(classifier, dataset or {})
-    chosen = part_of(data, part)
+    chosen = split_of(data, part)
     outputs, hashes = outputs_of([attack], classifier.outputs, data, trust)
     support = support_of([attack], outputs, data)
 
@@ -142,7 +142,7 @@ def craft_dataset(
         with atomic_folder(output_dir, overwrite=overwrite) as folder:
             for name, start in zip(shards, starts, strict=True):
                 taken = slice(start, start + shard_size)
-                examples = sources.Part(images[taken], chosen.labels[taken], chosen.indices[taken])
+                examples = sources.Split(images[taken], chosen.labels[taken], chosen.indices[taken])
                 write_shard(folder / name, examples, part)
             write_json(folder / RECORD, record)
         journal.discard()

@@ -17,7 +17,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, check_writable, read_json, write_json
 from keras_rcl.storage.output_folder import check_replaceable, free_name
 from keras_rcl.vocabulary.attack import Attack, describe
-from keras_rcl.workflows.inputs import data_for, outputs_of, part_of, pixels, support_of
+from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
 
 
 def interchange(
@@ -63,7 +63,7 @@ def interchange(
     """
     network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
     data = data_for(classifier, dataset or {})
-    chosen = part_of(data, part)
+    chosen = split_of(data, part)
     output_dir = output_dir or Path("interchange") / free_name(path.stem, (Path("interchange"),), overwrite)
     check_replaceable(output_dir, "instances.json", overwrite)
     model = onnx_network(network)
@@ -106,7 +106,7 @@ def interchange(
     return told, output_dir
 
 
-def _standing(evaluator: Evaluator, part: sources.Part, count: int, progress: Progress) -> tuple[np.ndarray, int]:
+def _standing(evaluator: Evaluator, part: sources.Split, count: int, progress: Progress) -> tuple[np.ndarray, int]:
     """The positions of the first so many images that are right, under all attacks too; of how many that were tried."""
     found, size = np.empty(0, int), evaluator.batch_size
     for start in range(0, len(part.labels), size):

@@ -21,14 +21,14 @@ SUPPORT_IMAGES = 256
 """How many training images the SupCon attack contrasts with, class balance kept."""
 
 
-def part_of(data: sources.ImageData, part: str) -> sources.Part:
+def split_of(data: sources.ImageData, part: str) -> sources.Split:
     """The `train`, `validation` or `test` part.
 
     Raises:
         InvalidInputError: if it has no images.
     """
     chosen = getattr(data, part)
-    if isinstance(chosen, sources.StreamedPart):
+    if isinstance(chosen, sources.StreamedSplit):
         raise InvalidInputError(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
     if not len(chosen.labels):
         raise InvalidInputError(f"the {part} part of {data.name} is empty; choose another --part")
@@ -142,7 +142,7 @@ def support_of(
     return shown.labels, np.concatenate([project(images[start : start + 64]) for start in range(0, len(images), 64)])
 
 
-def geometry_of(outputs: Callable, part: sources.Part, attacks: Sequence[Attack], seed: int) -> dict[str, Any] | None:
+def geometry_of(outputs: Callable, part: sources.Split, attacks: Sequence[Attack], seed: int) -> dict[str, Any] | None:
     """Of the embeddings of a few of the part's images."""
     shown = part.limited(POINTS)
     return embedding_geometry(outputs, pixels(shown.images), shown.labels, attacks, seed=seed)

@@ -405,7 +405,7 @@ class _Artist:
         found = self.lookup(row.config, measure)
         return None if found is None else mean_and_spread(list(found.values.values()))[0]
 
-    def _at_hand(self, row: str, count: int) -> tuple[Classifier, sources.Part, tuple[str, ...]] | None:
+    def _at_hand(self, row: str, count: int) -> tuple[Classifier, sources.Split, tuple[str, ...]] | None:
         """The network of the first seed that has its export here, and test images for it with their class names."""
         paths = (self.folders.model(run) for run in self.runs_of(row).values())
         path = next((path for path in paths if path is not None), None)

@@ -212,7 +212,7 @@ def _without_test(experiment: Experiment) -> sources.ImageData:
             "--set dataset.validation_fraction=0.2"
         )
     data = _loaded(experiment.dataset)
-    nothing = sources.Part(data.test.images[:0], data.test.labels[:0], data.test.indices[:0])
+    nothing = sources.Split(data.test.images[:0], data.test.labels[:0], data.test.indices[:0])
     data = dataclasses.replace(data, test=nothing)
     if not len(data.validation.labels):
         raise InvalidInputError(

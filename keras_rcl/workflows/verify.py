@@ -17,7 +17,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attack import describe
-from keras_rcl.workflows.inputs import data_for, part_of, pixels
+from keras_rcl.workflows.inputs import data_for, pixels, split_of
 
 _TOLERANCE = 1e-3
 """Of logits in float32 against the folded layers in float64."""
@@ -73,7 +73,7 @@ def verify_model(
             f"{path} gives probabilities, and margins are of logits; save it without its last softmax"
         )
     data = data_for(classifier, dataset or {})
-    chosen = part_of(data, part)
+    chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
     attacks = () if no_attack else tuple(attack for attack in ATTACKS if attack.fewest_classes <= data.num_classes)
     certifier = Certifier(

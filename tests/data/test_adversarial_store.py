@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_levels, with_stored, write_shard
-from keras_rcl.data.sources import ImageData, Part
+from keras_rcl.data.sources import ImageData, Split
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import PGD, Stored
 
@@ -18,10 +18,10 @@ RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 3)
 
 
-def part(count: int, first: int) -> Part:
+def part(count: int, first: int) -> Split:
     """Random images with every third label; the indices are not in order, as after a division they may not be."""
     indices = first + RNG.permutation(count)
-    return Part(RNG.integers(0, 256, (count, *SHAPE), dtype=np.uint8), np.arange(count) % 3, indices)
+    return Split(RNG.integers(0, 256, (count, *SHAPE), dtype=np.uint8), np.arange(count) % 3, indices)
 
 
 DATA = ImageData("squares", ("a", "b", "c"), train=part(10, 100), validation=part(4, 200), test=part(6, 100))
@@ -36,14 +36,14 @@ def moved(images: np.ndarray, levels: int) -> np.ndarray:
 def store(tmp_path):
     """A function that stores examples of a part, in shards of four, and gives the attack that names them."""
 
-    def write(of: Part = DATA.train, levels: int = 8, part: str = "train", written_as: str | None = None, **changes):
-        examples = Part(moved(of.images, levels), of.labels, of.indices)
+    def write(of: Split = DATA.train, levels: int = 8, part: str = "train", written_as: str | None = None, **changes):
+        examples = Split(moved(of.images, levels), of.labels, of.indices)
         starts = range(0, len(of.labels), 4)
         shards = [shard_name(number, len(starts)) for number in range(len(starts))]
         for name, start in zip(shards, starts, strict=True):
             taken = slice(start, start + 4)
             arrays = (array[taken] for array in (examples.images, examples.labels, examples.indices))
-            write_shard(tmp_path / name, Part(*arrays), written_as or part)
+            write_shard(tmp_path / name, Split(*arrays), written_as or part)
         record = {
             "format": FORMAT,
             "attack": {"name": "pgd", "norm": "linf", "epsilon": "8/255"},
@@ -66,7 +66,7 @@ def refusal(attack: Stored, data: ImageData = DATA) -> str:
 def test_each_training_image_gets_its_own(store):
     everything = part(30, 90)  # of which the training part is some, in another order
     chosen = RNG.permutation(30)[:12]
-    train = Part(everything.images[chosen], everything.labels[chosen], everything.indices[chosen])
+    train = Split(everything.images[chosen], everything.labels[chosen], everything.indices[chosen])
     attack = store(everything)
     found = with_stored(dataclasses.replace(DATA, train=train), [PGD(), attack]).train
     np.testing.assert_array_equal(found.stored[attack.folder], moved(train.images, 8))
@@ -94,7 +94,7 @@ def test_a_record_that_tells_another_part_than_its_examples_is_refused(store):
 def test_test_images_that_all_labels_call_training_images_are_refused(store):
     """Their indices are those of training images, and so may their labels be: the pixels are not."""
     disguised = dataclasses.replace(DATA.test, labels=DATA.train.labels[:6], indices=DATA.train.indices[:6])
-    train = Part(*(array[:6] for array in (DATA.train.images, DATA.train.labels, DATA.train.indices)))
+    train = Split(*(array[:6] for array in (DATA.train.images, DATA.train.labels, DATA.train.indices)))
     said = refusal(store(disguised), dataclasses.replace(DATA, train=train))
     assert "not within linf 8/255 of the training images" in said
 

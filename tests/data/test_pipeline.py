@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_rcl.data.augmentations import augment
 from keras_rcl.data.pipeline import Batches
-from keras_rcl.data.sources import Part
+from keras_rcl.data.sources import Split
 from keras_rcl.data.tfds_sets import read_config
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import PGD, Stored
@@ -22,7 +22,7 @@ def part(labels=tuple(range(5)) * 5):
     labels = np.asarray(labels, np.int64)
     images = np.random.default_rng(0).integers(0, 255, (len(labels), 4, 4, 3), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(len(labels))
-    return Part(images, labels, np.arange(len(labels)))
+    return Split(images, labels, np.arange(len(labels)))
 
 
 def epoch_of(batches, epoch):
@@ -185,7 +185,7 @@ def test_epochs_do_not_retrace():
 def test_stored_examples_are_varied_as_their_images_are():
     """Of the inverted images the view is the inverted view: same image, same flip, drawn once or for the view."""
     whole = part()
-    whole = Part(whole.images, whole.labels, whole.indices, {"inverted": 255 - whole.images})
+    whole = Split(whole.images, whole.labels, whole.indices, {"inverted": 255 - whole.images})
     flip = dict(name="crop_flip", padding=0)
     stored = Stored(folder="inverted")
     shared = Batches(whole, (Clean(), Adversarial(attack=stored)), 8, 0, augmentation=CropFlip(**flip))

@@ -141,7 +141,7 @@ def test_mean_and_deviation():
     mean, std = data.mean_std()
     pixels = data.train.images / 255
     np.testing.assert_allclose([mean[0], std[0]], [pixels.mean(), pixels.std()], rtol=1e-12)
-    black = parts_module.Part(np.full((2, 4, 4, 2), [0, 7], np.uint8), np.zeros(2, np.int64), np.arange(2))
+    black = parts_module.Split(np.full((2, 4, 4, 2), [0, 7], np.uint8), np.zeros(2, np.int64), np.arange(2))
     mean, std = parts_module.ImageData("black", ("one",), black, black, black).mean_std()
     np.testing.assert_allclose(mean, [0, 7 / 255])
     np.testing.assert_array_equal(std, [1, 1])

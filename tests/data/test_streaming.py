@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from keras_rcl.cli.app import cli
 from keras_rcl.data import streaming
 from keras_rcl.data.pipeline import Batches
-from keras_rcl.data.sources import StreamedPart, load
+from keras_rcl.data.sources import StreamedSplit, load
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import Refreshed
 from keras_rcl.vocabulary.dataset import CropFlip, Dataset
@@ -68,7 +68,7 @@ def reds(elements):
 
 def test_an_epoch_has_every_training_image_once_with_its_label(prepared):
     data = load(dataset(prepared))
-    assert isinstance(data.train, StreamedPart) and data.train.count == COUNT - HELD_OUT
+    assert isinstance(data.train, StreamedSplit) and data.train.count == COUNT - HELD_OUT
     assert data.image_shape == (8, 8, 3) and data.class_names == ("ant", "bee", "cat", "dog")
     batches = Batches(data.train, (Clean(),), 10, seed=0)
     assert batches.steps_per_epoch == 3
@@ -106,7 +106,7 @@ def test_a_limit_takes_every_class_as_often_and_reads_no_further(prepared, monke
 
     monkeypatch.setattr(streaming, "_examples", counted)
     data = load(dataset(prepared, limit=8, validation_fraction=0))
-    assert not isinstance(data.train, StreamedPart) and len(data.validation.labels) == 0
+    assert not isinstance(data.train, StreamedSplit) and len(data.validation.labels) == 0
     np.testing.assert_array_equal(np.bincount(data.train.labels), [2, 2, 2, 2])
     np.testing.assert_array_equal(data.train.images[:, 0, 0, 0] // 6 % 4, data.train.labels)
     assert 8 <= read.count(f"train[:{COUNT}]") < COUNT

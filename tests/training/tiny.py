@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_rcl.data.sources import ImageData, Part
+from keras_rcl.data.sources import ImageData, Split
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.networks import build_network, parts
 from keras_rcl.training.phase_runner import PhaseRunner
@@ -15,14 +15,14 @@ CLASSES = 3
 BATCH = 16
 
 
-def image_part(count: int, seed: int) -> Part:
+def image_part(count: int, seed: int) -> Split:
     """Each class is bright in a third of the rows of its own; the rest is noise."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % CLASSES
     images = rng.integers(0, 96, (count, 8, 8, 1))
     for image, label in zip(images, labels, strict=True):
         image[3 * label : 3 * label + 3] += 128
-    return Part(images=images.astype(np.uint8), labels=labels, indices=np.arange(count))
+    return Split(images=images.astype(np.uint8), labels=labels, indices=np.arange(count))
 
 
 def image_data(count: int = 2 * BATCH) -> ImageData:
