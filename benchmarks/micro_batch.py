@@ -32,6 +32,7 @@ def step(batch_size: int, micro_batch: int | None, channels: int) -> tuple[np.nd
     from keras import layers
 
     from keras_rcl.training.robust_trainer import RobustTrainer
+    from keras_rcl.vocabulary.compute import ComputeSettings
     from keras_rcl.vocabulary.phase import Clean, CrossEntropy, Phase, SupCon
 
     keras.utils.set_random_seed(0)
@@ -57,7 +58,7 @@ def step(batch_size: int, micro_batch: int | None, channels: int) -> tuple[np.nd
         terms=(SupCon(temperature=0.1), CrossEntropy(weight=0.01)),
         batch_size=batch_size,
     )
-    trainer = RobustTrainer(network, phase, steps_per_epoch=1, micro_batch=micro_batch)
+    trainer = RobustTrainer(network, phase, ComputeSettings(micro_batch=micro_batch), steps_per_epoch=1)
     trainer.compile(optimizer=keras.optimizers.SGD(RATE), jit_compile=False)
     rng, labels = np.random.default_rng(0), np.arange(batch_size) % 10
     patterns = rng.random((10, 4, 4, 3), np.float32).repeat(8, axis=1).repeat(8, axis=2)

@@ -39,6 +39,7 @@ from keras_rcl.methods import AT, CLAFS, Baseline  # noqa: E402
 from keras_rcl.runtime.progress import Silent  # noqa: E402
 from keras_rcl.training.phase_runner import PhaseRunner  # noqa: E402
 from keras_rcl.vocabulary.attack import PGD  # noqa: E402
+from keras_rcl.vocabulary.compute import ComputeSettings  # noqa: E402
 from keras_rcl.vocabulary.dataset import CropFlip  # noqa: E402
 from keras_rcl.vocabulary.phase import SGD, Adam  # noqa: E402
 
@@ -123,7 +124,7 @@ def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
     }
     contenders, passes = {}, {}
     for name, (method, dtype) in trainings.items():
-        runner = runner_of(encoder, method.phases()[0], data, attack_dtype=dtype)
+        runner = runner_of(encoder, method.phases()[0], data, compute=ComputeSettings(attack_dtype=dtype))
         batch = next(iter(runner.batches.dataset))
         compiled = tf.function(runner.trainer.train_step, autograph=False)
 

@@ -11,6 +11,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
 from keras_rcl.methods import VARIANTS, Method
 from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
+from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.dataset import Dataset, Seed
 from keras_rcl.vocabulary.network import AttackDtype, Network, Precision
 from keras_rcl.vocabulary.phase import Adversarial, Phase
@@ -83,6 +84,13 @@ class Experiment:
     micro_batch: PositiveInt | None = None
     synchronized: bool = True
     compare: tuple[str, ...] = ()
+
+    @property
+    def compute(self) -> ComputeSettings:
+        """How the experiment's training computes."""
+        return ComputeSettings(
+            precision=self.precision, attack_dtype=self.attack_dtype, jit=self.jit, micro_batch=self.micro_batch
+        )
 
     def __post_init__(self):
         for name in self.compare:

@@ -8,7 +8,9 @@ from keras_rcl.attacks import craft_and_count
 from keras_rcl.data.pictures import picture_grid
 from keras_rcl.data.sources import ImageData
 from keras_rcl.measures.embedding_geometry import POINTS, clean_to_adversarial_distance, geometry
+from keras_rcl.training.loss_terms import is_contrastive
 from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.phase import Phase
 
 MONITORED_IMAGES = 32
 DEAD = 0.5
@@ -27,6 +29,35 @@ def overfits_catastrophically(metrics: dict[str, float], best: float) -> bool:
         best: the highest accuracy under the monitored attack so far in the phase.
     """
     return metrics["monitor_adversarial_accuracy"] < best / 2 <= best <= metrics.get("accuracy_adversarial", 0.0)
+
+
+def epoch_warnings(phase: Phase, metrics: dict[str, float], best: float, similarity: float) -> dict[str, str]:
+    """What went wrong in an epoch: a text for each kind of failure.
+
+    Args:
+        phase: The phase that the epoch belongs to.
+        metrics: Of the epoch.
+        best: The highest accuracy under the monitored attack in the phase before this epoch.
+        similarity: The mean cosine between the projections of the monitored images.
+    """
+    warnings, attacked = {}, metrics.get("zero_gradients", 0.0)
+    if overfits_catastrophically(metrics, best):
+        warnings["catastrophic overfitting"] = (
+            f"{metrics['accuracy_adversarial']:.0%} under the training's attack, "
+            f"{metrics['monitor_adversarial_accuracy']:.0%} under the monitored one, which left {best:.0%} before; "
+            "hint: take more steps, smaller ones, or fewer epochs"
+        )
+    if attacked > DEAD:
+        warnings["dead attack"] = (
+            f"{attacked:.0%} of the pixel gradients that it met are zero, so it moves little; hint: choose another "
+            "loss of the attack, such as logit_margin, or a smaller learning rate"
+        )
+    if is_contrastive(phase) and similarity > COLLAPSED:
+        warnings["collapsed embeddings"] = (
+            f"the projections of the monitored images have a mean cosine of {similarity:.4f}; hint: take a smaller "
+            "learning rate, another temperature, or larger batches"
+        )
+    return warnings
 
 
 def mean_cosine(projection: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """One phase of a training: its optimizer, its batches and its trainer, compiled once."""
 
+import dataclasses
 import itertools
 import math
 import time
@@ -22,6 +23,7 @@ from keras_rcl.training.refreshed_examples import RefreshedExamples
 from keras_rcl.training.replicated_step import ReplicatedStep
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.warm_starts import WarmStarts
+from keras_rcl.vocabulary.compute import DEFAULT_COMPUTE, ComputeSettings
 from keras_rcl.vocabulary.phase import Optimizer, Phase
 
 
@@ -54,7 +56,21 @@ def freeze(network: keras.Model, phase: Phase) -> None:
 
 
 class PhaseRunner:
-    """One phase, compiled once: its trainer, optimizer and batches."""
+    """One phase, compiled once: its trainer, optimizer and batches.
+
+    Args:
+        network: The two-headed network, trained in place.
+        phase: What is trained.
+        data: The phase is trained on its training split.
+        epochs: How many epochs the schedule of the optimizer spans.
+        seed: Of batches, attacks and reinitialized parts.
+        compute: Precision, compilation and memory.
+        balanced: Every class appears equally often in each batch.
+        workers: The processes that train together.
+
+    Raises:
+        InvalidInputError: If the phase cannot be trained with these settings on these workers.
+    """
 
     def __init__(
         self,
@@ -64,14 +80,10 @@ class PhaseRunner:
         *,
         epochs: int,
         seed: tuple[int, ...],
-        workers: Workers = ALONE,
-        precision: str = "float32",
-        jit: bool = False,
+        compute: ComputeSettings = DEFAULT_COMPUTE,
         balanced: bool = False,
-        micro_batch: int | None = None,
-        attack_dtype: str = "float32",
+        workers: Workers = ALONE,
     ):
-        """`epochs` is how many the optimizer's schedule spans; settings as `Experiment` has them."""
         self.network, self.phase, self.seed = network, phase, seed
         streamed = isinstance(data.train, StreamedSplit)
         if streamed and phase.warm_views:
@@ -94,18 +106,17 @@ class PhaseRunner:
             indexed=bool(self.features or self.warm_starts),
             share=(workers.index, workers.count),
         )
+        fitted = None if self.features else _fitting(compute.micro_batch, self.batches.batch_size, phase)
         self.trainer = RobustTrainer(
             network,
             phase,
-            precision,
+            dataclasses.replace(compute, micro_batch=fitted),
             steps_per_epoch=self.batches.steps_per_epoch,
-            micro_batch=None if self.features else _fitting(micro_batch, self.batches.batch_size, phase),
-            attack_dtype=attack_dtype,
             warm_starts=self.warm_starts,
             features=self.features and self.features.values,
         )
         self.average, self.branch = self.trainer.average, self.trainer.branch
-        size = self.trainer.micro_batch or self.batches.batch_size
+        size = fitted or self.batches.batch_size
         self.refreshed = [
             RefreshedExamples(
                 network,
@@ -114,20 +125,20 @@ class PhaseRunner:
                 data.train,
                 size,
                 seed=_entropy(*seed) % 2**31,
-                dtype=attack_dtype,
+                dtype=compute.attack_dtype,
             )
             for attack, kept in self.batches.refreshed.items()
         ]
         freeze(network, phase)
         with workers.scope():
             optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
-        self.trainer.compile(optimizer=optimizer, jit_compile=jit)
+        self.trainer.compile(optimizer=optimizer, jit_compile=compute.jit)
         self.optimizer = self.trainer.optimizer  # Keras wraps it where the loss is to be scaled
         with workers.scope():
             self.optimizer.build(self.trainer.trainable_variables)
         self.replicated = None
         if workers.replicas > 1:
-            _check_replicas(workers.replicas, self.batches.batch_size, phase, micro_batch, jit)
+            _check_replicas(workers.replicas, self.batches.batch_size, phase, compute)
             self.replicated = ReplicatedStep(self.trainer, workers)
         self._fresh = [tf.identity(variable.value) for variable in self.optimizer.variables]
         self.epochs_run = 0
@@ -178,7 +189,7 @@ class PhaseRunner:
                 done = end
         except tf.errors.ResourceExhaustedError:
             size = self.batches.batch_size
-            cure = f"--micro-batch {_divisor(size, (self.trainer.micro_batch or size) // 2)}"
+            cure = f"--micro-batch {_divisor(size, (self.trainer.compute.micro_batch or size) // 2)}"
             raise InvalidInputError(
                 f"out of memory in {self.phase.name}: batches of {size} images, each in {len(self.phase.views)} views; "
                 f"give {'a smaller batch_size' if self.replicated else cure}"
@@ -266,7 +277,7 @@ def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | No
     return micro_batch
 
 
-def _check_replicas(replicas: int, batch_size: int, phase: Phase, micro_batch: int | None, jit: bool) -> None:
+def _check_replicas(replicas: int, batch_size: int, phase: Phase, compute: ComputeSettings) -> None:
     """See that a phase can be trained on several replicas.
 
     Raises:
@@ -282,8 +293,8 @@ def _check_replicas(replicas: int, batch_size: int, phase: Phase, micro_batch: i
         *phase.of_whole_batch,
         phase.warm_views and "warm_steps",
         any(getattr(view, "attack", None) and view.attack.name == "refreshed" for view in phase.views) and "refreshed",
-        micro_batch and "--micro-batch",
-        jit and "--jit",
+        compute.micro_batch and "--micro-batch",
+        compute.jit and "--jit",
     ]
     for what in filter(None, needs):
         raise InvalidInputError(

@@ -86,8 +86,7 @@ class ReplicatedStep:
     def _on_one(self, images, labels, seed):
         """A replica's part of the step: (labels [V * N], outputs [V * N, ...], zero gradients, loss, terms) of all."""
         trainer, optimizer = self._trainer, self._trainer.optimizer
-        crafted = dict(attack_dtype=trainer.attack_dtype)
-        x, y, zeros = stack_views(trainer.network, trainer.phase, images, labels, seed, **crafted)
+        x, y, zeros = stack_views(trainer.network, trainer.phase, images, labels, seed, compute=trainer.compute)
         with tf.GradientTape() as tape:
             outputs = trainer(x, training=True)
         own = {name: outputs[name] for name in self._read}

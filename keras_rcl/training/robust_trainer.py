@@ -21,6 +21,7 @@ from keras_rcl.training.ramps import value_at
 from keras_rcl.training.views import stack_views
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.training.weight_perturbation import WeightAscent
+from keras_rcl.vocabulary.compute import DEFAULT_COMPUTE, ComputeSettings
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
 
@@ -42,20 +43,18 @@ class RobustTrainer(keras.Model):
         self,
         network: keras.Model,
         phase: Phase,
-        precision: str = "float32",
+        compute: ComputeSettings = DEFAULT_COMPUTE,
         *,
         steps_per_epoch: int,
-        micro_batch: int | None = None,
-        attack_dtype: str = "float32",
         warm_starts: dict[int, WarmStarts] | None = None,
         features: tf.Variable | None = None,
     ):
         # autocast would bring pixels to half precision before the network's own float32 normalisation.
-        super().__init__(name="trainer", dtype=keras.DTypePolicy(precision), autocast=False)
+        super().__init__(name="trainer", dtype=keras.DTypePolicy(compute.precision), autocast=False)
         self.network = network
         self.phase = phase
         self.steps_per_epoch = steps_per_epoch
-        self.micro_batch, self.attack_dtype = micro_batch, attack_dtype
+        self.compute = compute
         self.warm_starts, self.features = warm_starts, features
         if phase.worst_case:
             fold(network)  # refuses a layer without bounds before anything is trained
@@ -127,7 +126,7 @@ class RobustTrainer(keras.Model):
         seen = (x, y) if self.phase.worst_case else x
         if self.weight_ascent:
             seen = x, self.weight_ascent(lambda: self._scaled_loss(x, y), self.optimizer.iterations)
-        metrics = self._step_in_parts(x, y) if self.micro_batch else super().train_step((seen, y))
+        metrics = self._step_in_parts(x, y) if self.compute.micro_batch else super().train_step((seen, y))
         self.end_step(metrics)
         return metrics
 
@@ -149,8 +148,7 @@ class RobustTrainer(keras.Model):
                 seed,
                 indices,
                 warm_starts=self.warm_starts,
-                micro_batch=self.micro_batch,
-                attack_dtype=self.attack_dtype,
+                compute=self.compute,
             )
         repeats = [len(self.kinds)]
         return tf.tile(tf.gather(self.features, indices), [*repeats, 1]), tf.tile(labels, repeats), 0.0
@@ -159,7 +157,8 @@ class RobustTrainer(keras.Model):
         """Keras' `train_step` of a batch of which only a part fits into memory."""
         rows = {name: tf.TensorSpec(of.shape[1:], of.dtype) for name, of in self.network.output.items()}
         held = [(variable, tf.identity(variable.value)) for variable in self.network.non_trainable_variables]
-        y_pred = in_parts(lambda part: self(part, training=True), self.micro_batch, x, signature=rows)
+        size = self.compute.micro_batch
+        y_pred = in_parts(lambda part: self(part, training=True), size, x, signature=rows)
         for variable, value in held:  # BatchNorm's statistics move in the pass that is taped
             variable.assign(value)
         with tf.GradientTape() as tape:
@@ -169,7 +168,7 @@ class RobustTrainer(keras.Model):
         cotangents = tape.gradient(scaled, y_pred, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         variables = self.trainable_variables
         gradients = gradients_in_parts(
-            lambda part: self(part, training=True), self.micro_batch, x, cotangents, [v.value for v in variables]
+            lambda part: self(part, training=True), size, x, cotangents, [v.value for v in variables]
         )
         self._loss_tracker.update_state(loss, sample_weight=tf.shape(x)[0])
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))

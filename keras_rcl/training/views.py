@@ -11,6 +11,7 @@ from keras_rcl.folding import at_inference
 from keras_rcl.training.micro_batches import in_parts
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.compute import DEFAULT_COMPUTE, ComputeSettings
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
 
@@ -23,8 +24,7 @@ def stack_views(
     indices: tf.Tensor | None = None,
     *,
     warm_starts: dict[int, WarmStarts] | None = None,
-    micro_batch: int | None = None,
-    attack_dtype: str = "float32",
+    compute: ComputeSettings = DEFAULT_COMPUTE,
 ):
     """Turn the pipeline's views into one training batch.
 
@@ -36,12 +36,13 @@ def stack_views(
         seed: [2], of this step's attacks.
         indices: [N], of the training images that they are; needed by `warm_starts`.
         warm_starts: by the place of a view, where its attacks start.
-        micro_batch: attack so many images at once; divides N. One that contrasts images contrasts these.
-        attack_dtype: of `crafted_on`.
+        compute: of which `micro_batch` says how many images are attacked at once (it divides N; an attack that
+            contrasts images contrasts these), and `attack_dtype` in which dtype.
 
     Returns:
         images [V * N, H, W, C], labels [V * N], and the share of zero gradients that the attacks met (0 without one).
     """
+    micro_batch = compute.micro_batch
     views, zeros = tf.unstack(images, len(phase.views)), []
     for index, view in enumerate(phase.views):
         if isinstance(view, Adversarial) and view.crafted:
@@ -49,7 +50,7 @@ def stack_views(
             rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
 
             def craft(attack, *of_images, view_seed=view_seed, rows=rows):
-                once = functools.partial(attacked, network, attack, view_seed, dtype=attack_dtype)
+                once = functools.partial(attacked, network, attack, view_seed, dtype=compute.attack_dtype)
                 return in_parts(once, micro_batch, *of_images, signature=rows) if micro_batch else once(*of_images)
 
             if index in phase.warm_views:

@@ -40,6 +40,7 @@ from keras_rcl.storage.output_folder import check_name, check_replaceable, free_
 from keras_rcl.storage.run_folder import RunFolder
 from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.loss_terms import term_names
+from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import checkpoint_name, run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.phase import Phase
@@ -258,19 +259,17 @@ def _fit(
     evaluation, states = experiment.evaluation, SnapshotStore(run.path, progress.say)
     resumed = states.rewind()
     with TensorBoardWriter(run.path) as writer:
-        validation = train(
-            experiment,
-            data,
-            (network, served),
+        context = RunContext(
             run.path,
-            writer=writer,
-            states=states if workers.chief else None,
+            writer,
+            snapshots=states if workers.chief else None,
             resumed=resumed,
             reused=reused,
             save_every=save_every,
             progress=progress,
             workers=workers,
         )
+        validation = train(experiment, data, (network, served), context)
         if workers.count > 1:  # only the chief has the chosen weights
             weights = {str(number): weight for number, weight in enumerate(served.get_weights())}
             weights = workers.of_chief(Message(arrays=weights)).arrays
@@ -357,9 +356,7 @@ def train(
     experiment: Experiment,
     data: sources.ImageData,
     pair: tuple[keras.Model, keras.Model],
-    folder: Path,
-    workers: Workers = ALONE,
-    **settings,
+    context: RunContext,
 ) -> dict[str, float]:
     """Train by all phases of the experiment's method; both networks end with the chosen weights.
 
@@ -367,9 +364,7 @@ def train(
         experiment: what to do.
         data: what it is done on.
         pair: what `networks` gave.
-        folder: of the run.
-        workers: as for `run_phases`.
-        **settings: `writer`, `states`, `resumed`, `reused`, `save_every` and `progress` of `run_phases`.
+        context: where the training runs.
 
     Returns:
         The validation metrics of the chosen weights; none where nothing is held out.
@@ -385,18 +380,15 @@ def train(
         network,
         experiment.method.phases(),
         data,
-        folder,
-        monitored_attack=evaluation.validation_attack,
-        validate=_validator(served, sync, data, experiment, workers),
-        patience=evaluation.patience,
+        context,
+        Validation(
+            monitored_attack=evaluation.validation_attack,
+            evaluate=_validator(served, sync, data, experiment, context.workers),
+            patience=evaluation.patience,
+        ),
         seed=experiment.seed,
-        precision=experiment.precision,
-        jit=experiment.jit,
+        compute=experiment.compute,
         balanced=experiment.dataset.balanced_batches,
-        micro_batch=experiment.micro_batch,
-        attack_dtype=experiment.attack_dtype,
-        workers=workers,
-        **settings,
     )
     sync()
     return validation

@@ -25,6 +25,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_path
 from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.monitor import DEAD
+from keras_rcl.training.run_context import RunContext
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.search import Range
@@ -243,17 +244,15 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
             data = _without_test(experiment)
             pair = networks(experiment, data)
             with TensorBoardWriter(folder) as writer:
-                chosen = train(
-                    experiment,
-                    data,
-                    pair,
+                context = RunContext(
                     folder,
-                    writer=writer,
-                    states=states,
+                    writer,
+                    snapshots=states,
                     resumed=resumed,
                     save_every=job.save_every,
                     progress=_Share(tell),
                 )
+                chosen = train(experiment, data, pair, context)
                 outcome = _measured(experiment, data, pair[1], attack, job.objective)
                 outcome |= {"epoch": chosen.get("epoch"), "seconds": round(states.seconds, 1)}
                 reached = {name: outcome[name] for name in ("clean_accuracy", "robust_accuracy")}

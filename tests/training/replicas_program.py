@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tiny import BATCH, image_data, tiny_clafs, tiny_network
+from tiny import BATCH, image_data, tiny_clafs, tiny_network, train
 
 from keras_rcl.networks import synchronize
 from keras_rcl.runtime.distributed import Message, Workers
@@ -18,9 +18,7 @@ from keras_rcl.runtime.signals import WorkerLost
 from keras_rcl.runtime.tensorflow import start_tensorflow
 from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.phase_runner import PhaseRunner
-from keras_rcl.training.run_phases import run_phases
-from keras_rcl.training.tensorboard import TensorBoardWriter
-from keras_rcl.vocabulary.attack import FGSM, PGD, AutoPGD
+from keras_rcl.vocabulary.attack import PGD, AutoPGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import SGD, Adam, Adversarial, Augmented, Clean, Phase, SupCon
 
@@ -66,22 +64,18 @@ def stepped(phase: Phase, workers: Workers, synchronized: bool = True) -> dict[s
 
 def trained(folder: Path, workers: Workers, progress=None) -> dict[str, np.ndarray]:
     """The weights after an epoch of each phase of CLAF, whose chief keeps states in the folder."""
-    network, states = network_of(workers), SnapshotStore(folder, print)
+    network, snapshots = network_of(workers), SnapshotStore(folder, print)
     folder.mkdir(parents=True, exist_ok=True)
-    with TensorBoardWriter(folder) as writer:
-        run_phases(
-            network,
-            METHOD.phases(),
-            image_data(),
-            folder,
-            writer=writer,
-            monitored_attack=FGSM(),
-            states=states if workers.chief else None,
-            resumed=states.rewind(),
-            save_every=0,
-            progress=progress,
-            workers=workers,
-        )
+    train(
+        folder,
+        network,
+        METHOD.phases(),
+        snapshots=snapshots if workers.chief else None,
+        resumed=snapshots.rewind(),
+        save_every=0,
+        progress=progress or Silent(),
+        workers=workers,
+    )
     return {str(number): weight for number, weight in enumerate(network.get_weights())}
 
 

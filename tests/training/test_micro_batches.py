@@ -13,6 +13,7 @@ from keras_rcl.runtime.progress import Silent
 from keras_rcl.training.micro_batches import gradients_in_parts, in_parts
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.vocabulary.attack import PGD
+from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.phase import (
     SGD,
     Adversarial,
@@ -61,7 +62,9 @@ def stepped(
 ) -> tuple[list[np.ndarray], dict[str, float]]:
     """The weights after one step of plain gradient descent with a rate of 1, and the metrics of the step."""
     network = uncoupled_network(precision)
-    trainer = RobustTrainer(network, phase, precision, steps_per_epoch=1, micro_batch=micro_batch)
+    trainer = RobustTrainer(
+        network, phase, ComputeSettings(precision=precision, micro_batch=micro_batch), steps_per_epoch=1
+    )
     trainer.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=False)
     history = trainer.fit(tf.data.Dataset.from_tensors(batch), shuffle=False, verbose=0).history
     return network.get_weights(), {name: values[0] for name, values in history.items()}
@@ -155,4 +158,5 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_a_micro_batch_as_large_as_the_batch_changes_nothing():
-    assert runner(tiny_network(), phase_of(Clean(), terms=(SupCon(),)), micro_batch=BATCH).trainer.micro_batch is None
+    phase = phase_of(Clean(), terms=(SupCon(),))
+    assert runner(tiny_network(), phase, micro_batch=BATCH).trainer.compute.micro_batch is None

@@ -4,15 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import image_data, runner, tiny_network
+from tiny import runner, tiny_network, train
 
 from keras_rcl.methods.at import AT
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.training.monitor import overfits_catastrophically
 from keras_rcl.training.moving_average import MovingAverage
-from keras_rcl.training.run_phases import run_phases
-from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import FGSM
 from keras_rcl.vocabulary.phase import SGD, Phase
 
@@ -69,10 +67,7 @@ def test_the_average_is_validated_saved_and_left(tmp_path):
         seen.append(network.get_weights())
         return {"clean_accuracy": 0.5, "robust_accuracy": 0.5 - 0.1 * len(seen)}
 
-    with TensorBoardWriter(tmp_path) as writer:
-        phases = dataclasses.replace(METHOD, ema=0.9).phases()
-        settings = dict(writer=writer, monitored_attack=FGSM(), validate=validate)
-        run_phases(network, phases, image_data(), tmp_path, **settings)
+    train(tmp_path, network, dataclasses.replace(METHOD, ema=0.9).phases(), evaluate=validate)
     assert same(network.get_weights(), seen[0]) and not same(*seen)
     last = tiny_network(seed=1)
     Checkpoints(tmp_path / "checkpoints").load(last, "last")

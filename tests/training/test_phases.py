@@ -5,16 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from tiny import BATCH, image_data, moved, runner, snapshot, tiny_clafs, tiny_network
+from tiny import BATCH, image_data, moved, runner, snapshot, tiny_clafs, tiny_network, train
 
 from keras_rcl.measures.embedding_geometry import MEASURES
 from keras_rcl.methods.baseline import Baseline
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.training import run_phases as engine
-from keras_rcl.training.run_phases import run_phases
-from keras_rcl.training.tensorboard import TensorBoardWriter
-from keras_rcl.vocabulary.attack import FGSM
 from keras_rcl.vocabulary.phase import SGD, CrossEntropy
 
 FEATURES = {("encoder", kind) for kind in ("kernel", "gamma", "beta", "moving_mean", "moving_variance")} | {
@@ -194,17 +191,7 @@ def test_an_online_head_learns_behind_a_stop_gradient():
 
 
 def scripted_run(folder, network, method, validate=None, seed=0):
-    with TensorBoardWriter(folder) as writer:
-        chosen = run_phases(
-            network,
-            method.phases(),
-            image_data(),
-            folder,
-            writer=writer,
-            monitored_attack=FGSM(),
-            validate=validate,
-            seed=seed,
-        )
+    chosen = train(folder, network, method.phases(), evaluate=validate, seed=seed)
     return chosen, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -347,17 +334,8 @@ def test_early_stopping(patience, robust, run, tmp_path, monkeypatch):
     monkeypatch.setattr(engine.PhaseRunner, "run_epoch", lambda *args, **kwargs: {"loss": 0.0})
     values = iter(robust)
     (phase,) = Baseline(epochs=6, batch_size=BATCH).phases()
-    with TensorBoardWriter(tmp_path) as writer:
-        best = run_phases(
-            tiny_network(),
-            (phase,),
-            image_data(),
-            tmp_path,
-            writer=writer,
-            monitored_attack=FGSM(),
-            validate=lambda: {"robust_accuracy": next(values)},
-            patience=patience,
-        )
+    evaluate = lambda: {"robust_accuracy": next(values)}  # noqa: E731
+    best = train(tmp_path, tiny_network(), (phase,), evaluate=evaluate, patience=patience)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == run
     assert best == {"robust_accuracy": max(robust[:run]), "epoch": 1 + robust.index(max(robust[:run]))}

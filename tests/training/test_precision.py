@@ -13,6 +13,7 @@ from keras_rcl import config
 from keras_rcl.attacks import craft, craft_and_count
 from keras_rcl.data import sources
 from keras_rcl.networks import parts
+from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import PGD
@@ -43,10 +44,9 @@ def trained(tmp_path_factory):
                 network,
                 experiment.method.phases(),
                 data,
-                folder,
-                writer=writer,
-                monitored_attack=PGD(epsilon=16 / 255, num_steps=3),
-                precision=precision,
+                RunContext(folder, writer),
+                Validation(PGD(epsilon=16 / 255, num_steps=3)),
+                compute=experiment.compute,
             )
         served = build(experiment, data, precision="float32")
         served.set_weights(network.get_weights())

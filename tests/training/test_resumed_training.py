@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorflow.python.framework import config as tensorflow_config
 from tiny import BATCH, image_data, runner, tiny_clafs, tiny_network
@@ -21,8 +22,8 @@ from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training import run_phases as engine
 from keras_rcl.training.monitor import mean_cosine
 from keras_rcl.training.robust_trainer import RobustTrainer
-from keras_rcl.training.run_phases import run_phases
-from keras_rcl.training.tensorboard import TensorBoardWriter
+from keras_rcl.training.run_context import RunContext, Validation
+from keras_rcl.training.schedule import ScheduledEpoch
 from keras_rcl.vocabulary.attack import FGSM, Refreshed
 from keras_rcl.vocabulary.phase import SGD
 
@@ -60,27 +61,22 @@ class Dies(Silent):
 
 def train(folder, method, progress, save_every=0.0, reused=None):
     """Run a method in a folder as `fit` does: the network, the chosen validation."""
-    network, states = tiny_network(), SnapshotStore(folder, progress.say)
-    resumed = states.rewind()
+    network, snapshots = tiny_network(), SnapshotStore(folder, progress.say)
 
-    def validate():
+    def evaluate():
         return {"robust_accuracy": float(np.abs(network.get_weights()[0]).sum() % 1)}
 
-    with TensorBoardWriter(folder) as writer:
-        chosen = run_phases(
-            network,
-            method.phases(),
-            image_data(),
-            folder,
-            writer=writer,
-            monitored_attack=FGSM(),
-            validate=validate,
-            states=states,
-            resumed=resumed,
-            reused=reused,
-            save_every=save_every,
-            progress=progress,
-        )
+    chosen = tiny.train(
+        folder,
+        network,
+        method.phases(),
+        evaluate=evaluate,
+        snapshots=snapshots,
+        resumed=snapshots.rewind(),
+        reused=reused,
+        save_every=save_every,
+        progress=progress,
+    )
     return network, chosen
 
 
@@ -212,14 +208,15 @@ def test_memory_that_does_not_suffice_is_told(tmp_path, monkeypatch):
     ("shares", "similarity", "named"),
     [({"zero_gradients": 0.6}, 0.0, "dead attack"), ({}, 0.9995, "collapsed embeddings"), ({}, 0.99, None)],
 )
-def test_a_warning_is_given_once_a_phase(shares, similarity, named):
+def test_a_warning_is_given_once_a_phase(tmp_path, shares, similarity, named):
     progress = Dies()
     contrast, _, _ = CLAFS.phases()
-    training = engine._Training(None, [], image_data(), None, None, None, None, None, progress)
+    context = RunContext(tmp_path, None, progress=progress)
+    training = engine._Training(None, [], image_data(), context, Validation(FGSM()))
     runner = type("Runner", (), {"phase": contrast})
     metrics = {"monitor_adversarial_accuracy": 0.5, **shares}
     for epoch in (1, 2):
-        training.warn(engine.ScheduledEpoch(1, epoch, runner, (), ""), metrics, similarity)
+        training.warn(ScheduledEpoch(1, epoch, runner, (), ""), metrics, similarity)
     assert [line.split(" in epoch ")[0] for line in progress.lines] == ([named] if named else [])
 
 

@@ -6,7 +6,11 @@ from keras_rcl.data.sources import ImageData, Split
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.networks import build_network, parts
 from keras_rcl.training.phase_runner import PhaseRunner
-from keras_rcl.vocabulary.attack import PGD
+from keras_rcl.training.run_context import RunContext, Validation
+from keras_rcl.training.run_phases import run_phases
+from keras_rcl.training.tensorboard import TensorBoardWriter
+from keras_rcl.vocabulary.attack import FGSM, PGD
+from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.phase import Adam
@@ -50,10 +54,25 @@ def tiny_clafs(**changes) -> CLAFS:
     return CLAFS(**{**small, **changes})
 
 
-def runner(network, phase, data=None, *, epochs=None, seed=(0,), **settings) -> PhaseRunner:
+def runner(network, phase, data=None, *, epochs=None, seed=(0,), **compute) -> PhaseRunner:
+    """A phase runner; `compute` are fields of `ComputeSettings`."""
     data = image_data() if data is None else data
     epochs = phase.epochs if epochs is None else epochs
-    return PhaseRunner(network, phase, data, epochs=epochs, seed=seed, **settings)
+    return PhaseRunner(network, phase, data, epochs=epochs, seed=seed, compute=ComputeSettings(**compute))
+
+
+def train(folder, network, phases, *, evaluate=None, patience=None, seed=0, precision="float32", **context):
+    """Run phases on the tiny images in a folder; `context` are fields of `RunContext`. Returns the chosen metrics."""
+    with TensorBoardWriter(folder) as writer:
+        return run_phases(
+            network,
+            phases,
+            image_data(),
+            RunContext(folder, writer, **context),
+            Validation(FGSM(), evaluate, patience),
+            seed=seed,
+            compute=ComputeSettings(precision=precision),
+        )
 
 
 def snapshot(network) -> dict[tuple[str, str], list[np.ndarray]]:
