@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, mean_gradient, scaling
 from keras_rcl.attacks.norms import boundary_start, choose, per_example, projection, steepest_step
-from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, likeliest_wrong
+from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, top_wrong_class
 from keras_rcl.vocabulary.attack import AutoPGD
 
 MOMENTUM = 0.75
@@ -38,7 +38,7 @@ def auto_pgd(
         every example has fooled it.
     """
     if attack.loss == "dlr_targeted":
-        targets = likeliest_wrong(labels, logits_fn(x), round % attack.num_targets)
+        targets = top_wrong_class(labels, logits_fn(x), round % attack.num_targets)
     scale = scaling(attack.eot_iter)
 
     def once(images):

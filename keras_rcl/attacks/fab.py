@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, usable_gradient
 from keras_rcl.attacks.norms import boundary_start, choose, length, per_example
-from keras_rcl.attacks.surrogates import likeliest_wrong
+from keras_rcl.attacks.surrogates import top_wrong_class
 from keras_rcl.vocabulary.attack import FAB
 from keras_rcl.vocabulary.threat import Norm
 
@@ -64,7 +64,7 @@ def _search(logits_fn, x, labels, attack, seeds, round):
     logits = logits_fn(x)
     classes = logits.shape[1]
     targets = attack.num_targets if attack.multi_targeted else 1
-    target = likeliest_wrong(labels, logits, tf.minimum(round % targets, classes - 2))
+    target = top_wrong_class(labels, logits, tf.minimum(round % targets, classes - 2))
     direction = tf.one_hot(target, classes) - tf.one_hot(labels, classes)
     pixels = list(range(1, x.shape.rank))
 

@@ -60,7 +60,7 @@ def supervised_contrastive(
     return -tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, log_share, 0.0), axis=1), count)
 
 
-def likeliest_wrong(labels: tf.Tensor, logits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
+def top_wrong_class(labels: tf.Tensor, logits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
     """The classes [N] of the given rank among the wrong ones, 0 the likeliest."""
     label = tf.one_hot(labels, logits.shape[1], dtype=tf.bool, on_value=True, off_value=False)
     order = tf.argsort(tf.where(label, logits.dtype.min, logits), axis=1, direction="DESCENDING", stable=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from keras_rcl.bounds.crown import Rows, lower_bounds, relax
+from keras_rcl.bounds.crown import LinearForms, lower_bounds, relax
 from keras_rcl.bounds.interval import Interval
 from keras_rcl.folding.fold import Step
 
@@ -13,7 +13,7 @@ _DECAYS, _SMALL = (0.9, 0.999), 1e-8
 
 def optimized_lower_bounds(
     steps: Sequence[Step],
-    rows: Rows,
+    rows: LinearForms,
     intervals: Sequence[Interval],
     *,
     iterations: int = 20,
@@ -41,7 +41,7 @@ def optimized_lower_bounds(
     numbers = [number for number in arriving if number]
     if not numbers:
         return best
-    start = [arriving[n].beside(relax(intervals[steps[n].inputs[0]]).lower) for n in numbers]
+    start = [arriving[n].gather(relax(intervals[steps[n].inputs[0]]).lower) for n in numbers]
 
     def bound(slopes):
         return lower_bounds(steps, rows, intervals, slopes=dict(zip(numbers, slopes, strict=True)))

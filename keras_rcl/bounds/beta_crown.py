@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.bounds.alpha_crown import ascend
-from keras_rcl.bounds.crown import Rows, crown_intervals, lower_bounds, relax
+from keras_rcl.bounds.crown import LinearForms, crown_intervals, lower_bounds, relax
 from keras_rcl.bounds.interval import Interval, past_scaling, pixel_ball
 from keras_rcl.folding.fold import Max, ReLU, fold
 
@@ -108,13 +108,13 @@ class BranchAndBound:
         def spec(*shape, of=dtype):
             return tf.TensorSpec(shape, of)
 
-        ends = [[spec(1, *self._steps[number].shape)] * 2 for number in [0, *self._read]]
+        input_bounds = [[spec(1, *self._steps[number].shape)] * 2 for number in [0, *self._read]]
         state = [spec(None, total)] * 3
         self._root = tf.function(
             self._root_bounds, autograph=False, input_signature=[spec(1, *image), spec(), spec(None, classes)]
         )
         self._split = tf.function(
-            self._split_bounds, autograph=False, input_signature=[ends, spec(None, classes), *state]
+            self._split_bounds, autograph=False, input_signature=[input_bounds, spec(None, classes), *state]
         )
         self._descend = tf.function(
             self._descended,
@@ -148,12 +148,13 @@ class BranchAndBound:
         unit = np.eye(self._steps[-1].shape[0], dtype=self._dtype)
         differences = unit[label] - unit
         wrong = np.asarray(wrong)
-        *state, worst, ends = self._root(image[None].astype(self._dtype), epsilon, differences[wrong])
+        *state, worst, input_bounds = self._root(image[None].astype(self._dtype), epsilon, differences[wrong])
         low, high = (
-            np.concatenate([np.zeros(0), *(np.ravel(end[side]) for end in self._relu_ends(ends))]) for side in (0, 1)
+            np.concatenate([np.zeros(0), *(np.ravel(end[side]) for end in self._relu_input_bounds(input_bounds))])
+            for side in (0, 1)
         )
         undecided = np.flatnonzero((low < 0) & (high > 0))
-        order, domains, closed, heap = itertools.count(), 0, math.inf, []
+        order, domains, proved_min, heap = itertools.count(), 0, math.inf, []
 
         def spread(rows):
             """[B, U] -> [B, T]."""
@@ -168,11 +169,11 @@ class BranchAndBound:
             for parent, bound, j, *rows in zip(parents, bounds, wrong, *(s[:, undecided] for s in state), strict=True):
                 lower = max(parent, float(bound))
                 if lower > 0:
-                    closed = min(closed, lower)
+                    proved_min = min(proved_min, lower)
                 else:
                     heapq.heappush(heap, _Domain(lower, next(order), j, *rows))
-            found = self._counterexample(np.asarray(worst), differences[wrong], ends[0], check)
-            lower = min(closed, heap[0].lower) if heap else closed
+            found = self._counterexample(np.asarray(worst), differences[wrong], input_bounds[0], check)
+            lower = min(proved_min, heap[0].lower) if heap else proved_min
             if found is not None or not heap:
                 return Outcome(found is None, lower, found, domains, time.monotonic() - started)
             if time.monotonic() - started > seconds or not len(undecided):
@@ -180,10 +181,10 @@ class BranchAndBound:
             batch = [heapq.heappop(heap) for _ in range(min(self._batch_size, len(heap)))]
             parents, wrong = (np.repeat([getattr(d, of) for d in batch], 2) for of in ("lower", "wrong"))
             rows = (spread(np.stack([getattr(d, of) for d in batch])) for of in ("signs", "slopes", "multipliers"))
-            *state, worst, kept = self._split(ends, differences[wrong[::2]], *rows)
-            kept = np.asarray(kept)
-            parents, wrong, worst = parents[kept], wrong[kept], np.asarray(worst)[kept]
-            state = [np.asarray(values)[kept] for values in state]
+            *state, worst, active = self._split(input_bounds, differences[wrong[::2]], *rows)
+            active = np.asarray(active)
+            parents, wrong, worst = parents[active], wrong[active], np.asarray(worst)[active]
+            state = [np.asarray(values)[active] for values in state]
 
     def _counterexample(self, images, functions, box, check) -> np.ndarray | None:
         """A true counter-example at or near the worst images [B, H, W, C] of some domains."""
@@ -196,28 +197,28 @@ class BranchAndBound:
     # In the graph. Signs, slopes and multipliers of domains are [B, T], of all ReLUs side by side.
 
     def _root_bounds(self, image, epsilon, functions):
-        """Of the whole ball: bounds [B], signs, slopes, multipliers, worst images, ends of what is read."""
+        """Of the whole ball: bounds [B], signs, slopes, multipliers, worst images, input_bounds of what is read."""
         box = pixel_ball(image, epsilon)
         rest, scaled = past_scaling(self._steps, box)
         intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled)
-        ends = [[intervals[number].lower, intervals[number].upper] for number in [0, *self._read]]
-        lines = [relax(Interval(*end)).lower for end in self._relu_ends(ends)]
+        input_bounds = [[intervals[number].lower, intervals[number].upper] for number in [0, *self._read]]
+        lines = [relax(Interval(*end)).lower for end in self._relu_input_bounds(input_bounds)]
         slopes = tf.concat([tf.zeros((1, 0), self._dtype), *(tf.reshape(line, (1, -1)) for line in lines)], axis=1)
         slopes = tf.repeat(slopes, tf.shape(functions)[0], axis=0)
         signs = tf.zeros_like(slopes)
         bounds, slopes, multipliers, worst = self._ascended(
-            ends, functions, signs, slopes, signs, self._root_iterations
+            input_bounds, functions, signs, slopes, signs, self._root_iterations
         )
-        return bounds, signs, slopes, multipliers, worst, ends
+        return bounds, signs, slopes, multipliers, worst, input_bounds
 
-    def _split_bounds(self, ends, functions, signs, slopes, multipliers):
+    def _split_bounds(self, input_bounds, functions, signs, slopes, multipliers):
         """Of both halves of each domain, one after the other: as `_root_bounds`, and which of them count [2 B].
 
         A domain in which all ReLUs are decided stays as it is, and is ascended further.
         """
         arriving = {}
-        self._lower(ends, functions, signs, slopes, multipliers, arriving)
-        gaps = self._gaps(ends, signs, arriving)
+        self._lower(input_bounds, functions, signs, slopes, multipliers, arriving)
+        gaps = self._gaps(input_bounds, signs, arriving)
         largest, tried = tf.math.top_k(gaps, k=min(CANDIDATES, gaps.shape[1]))
         count = tried.shape[1]
 
@@ -230,7 +231,7 @@ class BranchAndBound:
             return tf.reshape(values, (-1, values.shape[-1]))
 
         several = [tf.repeat(values, 2 * count, axis=0) for values in (functions, slopes, multipliers)]
-        promised = self._lower(ends, several[0], flat(halves(tried)), *several[1:])
+        promised = self._lower(input_bounds, several[0], flat(halves(tried)), *several[1:])
         promised = tf.reduce_sum(tf.minimum(tf.reshape(promised, (-1, count, 2)), 0.0), axis=2)
         promised = tf.where(largest > 0, promised, tf.constant(-np.inf, promised.dtype))
         chosen = tf.gather(tried, tf.argmax(promised, axis=1), axis=1, batch_dims=1)
@@ -239,17 +240,17 @@ class BranchAndBound:
         functions, slopes, multipliers = (tf.repeat(values, 2, axis=0) for values in (functions, slopes, multipliers))
         signs = flat(signs)
         bounds, slopes, multipliers, worst = self._ascended(
-            ends, functions, signs, slopes, multipliers, self._iterations
+            input_bounds, functions, signs, slopes, multipliers, self._iterations
         )
-        kept = tf.reshape(tf.concat([tf.ones_like(splits), splits], axis=1), (-1,))
-        return bounds, signs, slopes, multipliers, worst, kept
+        active = tf.reshape(tf.concat([tf.ones_like(splits), splits], axis=1), (-1,))
+        return bounds, signs, slopes, multipliers, worst, active
 
-    def _ascended(self, ends, functions, signs, slopes, multipliers, iterations: int):
+    def _ascended(self, input_bounds, functions, signs, slopes, multipliers, iterations: int):
         """Bounds [B], slopes and multipliers after the ascent, and the images at which the last bounds are attained."""
         arriving = {}
 
         def bound(variables):
-            return self._lower(ends, functions, signs, *variables)
+            return self._lower(input_bounds, functions, signs, *variables)
 
         best = bound([slopes, multipliers])
         best, (slopes, multipliers) = ascend(
@@ -261,25 +262,27 @@ class BranchAndBound:
             learning_rate=self._learning_rate,
             decay=0.98,
         )
-        best = tf.maximum(best, self._lower(ends, functions, signs, slopes, multipliers, arriving))
-        (low, high), a = ends[0], arriving[0].coefficients
+        best = tf.maximum(best, self._lower(input_bounds, functions, signs, slopes, multipliers, arriving))
+        (low, high), a = input_bounds[0], arriving[0].coefficients
         return best, slopes, multipliers, tf.where(a > 0, low, high)
 
-    def _lower(self, ends, functions, signs, slopes, multipliers, arriving: dict | None = None):
+    def _lower(self, input_bounds, functions, signs, slopes, multipliers, arriving: dict | None = None):
         """[B], the bound of each domain's function."""
-        intervals = dict(zip([0, *self._read], (Interval(*end) for end in ends), strict=True))
+        intervals = dict(zip([0, *self._read], (Interval(*end) for end in input_bounds), strict=True))
         # A ReLU reads its interval by its input's number, and two may read one: the halves are laid over it in turn.
-        for number, sign in zip(self._relus, self._apart(signs), strict=True):
+        for number, sign in zip(self._relus, self._split_by_relu(signs), strict=True):
             read = self._steps[number].inputs[0]
             intervals[read] = _half(intervals[read], sign)
-        apart = (self._apart(values) for values in (slopes, -signs * multipliers))
+        apart = (self._split_by_relu(values) for values in (slopes, -signs * multipliers))
         slopes, multipliers = (dict(zip(self._relus, values, strict=True)) for values in apart)
-        return lower_bounds(self._steps, Rows(functions), intervals, slopes, multipliers, arriving)
+        return lower_bounds(self._steps, LinearForms(functions), intervals, slopes, multipliers, arriving)
 
-    def _gaps(self, ends, signs, arriving: dict):
+    def _gaps(self, input_bounds, signs, arriving: dict):
         """[B, T], how much the line above each ReLU can cost; next to nothing where none is used, 0 where decided."""
         gaps = []
-        for number, sign, end in zip(self._relus, self._apart(signs), self._relu_ends(ends), strict=True):
+        for number, sign, end in zip(
+            self._relus, self._split_by_relu(signs), self._relu_input_bounds(input_bounds), strict=True
+        ):
             cost = _NEXT_TO_NOTHING - tf.minimum(arriving[number].coefficients, 0.0)
             gap = cost * relax(_half(Interval(*end), sign)).intercept
             gaps.append(tf.reshape(gap, (-1, math.prod(gap.shape[1:]))))
@@ -308,11 +311,11 @@ class BranchAndBound:
             reached = tf.where(lower, values, reached)
         return best, reached
 
-    def _relu_ends(self, ends) -> list:
+    def _relu_input_bounds(self, input_bounds) -> list:
         """Those of what each ReLU reads."""
-        return [ends[1 + self._read.index(self._steps[number].inputs[0])] for number in self._relus]
+        return [input_bounds[1 + self._read.index(self._steps[number].inputs[0])] for number in self._relus]
 
-    def _apart(self, values) -> list:
+    def _split_by_relu(self, values) -> list:
         """[B, T] -> [B, *shape] of each ReLU."""
         pieces = tf.split(values, self._sizes, axis=1) if self._sizes else []
         return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, self._shapes, strict=True)]

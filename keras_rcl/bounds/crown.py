@@ -26,14 +26,14 @@ import numpy as np
 from keras import ops
 
 from keras_rcl.bounds.interval import LOWEST, Interval, competitors, step_interval
-from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh
+from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
 
 LARGEST_CHUNK = 2**22
 """How many coefficients of rows are held at a time while bounds of inner steps are computed."""
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Window:
     """Where the windows of rows lie: row r's top left pixel is (stride * start[r] + offset), maybe out of the image."""
 
     start: Any
@@ -46,63 +46,63 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class LinearForms:
     """Linear functions of one step's values, one a row.
 
     Fields:
         coefficients: [R, *shape] of the step, or [R, h, w, C] of a window of it.
         example: int [R], of which example; if None, as many rows an example, in the examples' order.
-        place: of the windows; None for whole shapes.
+        window: of the windows; None for whole shapes.
     """
 
     coefficients: Any
     example: Any = None
-    place: Place | None = None
+    window: Window | None = None
 
-    def beside(self, values):
+    def gather(self, values):
         """What stands where the coefficients do: values [N, *shape] -> [R, ...]; 0 outside the image."""
-        if self.place is not None:
-            return windows(values, self.example, self.place.origin(), self.coefficients.shape[1:3])
+        if self.window is not None:
+            return windows(values, self.example, self.window.origin(), self.coefficients.shape[1:3])
         if self.example is not None:
             return ops.take(values, self.example, axis=0)
         return ops.repeat(values, ops.shape(self.coefficients)[0] // ops.shape(values)[0], axis=0)
 
     def times(self, a, values):
-        """a `beside(values)`, for a [R, ...] in the place of the coefficients."""
-        if self.place is not None or self.example is not None:
-            return a * self.beside(values)
+        """a `gather(values)`, for a [R, ...] in the window of the coefficients."""
+        if self.window is not None or self.example is not None:
+            return a * self.gather(values)
         apart = ops.reshape(a, (ops.shape(values)[0], -1, *a.shape[1:]))
         return ops.reshape(apart * values[:, None], ops.shape(a))
 
     def dot(self, a, values):
-        """[R], <a, beside(values)>, likewise."""
-        if self.place is not None or self.example is not None:
-            return _sum(a * self.beside(values))
+        """[R], <a, gather(values)>, likewise."""
+        if self.window is not None or self.example is not None:
+            return _sum(a * self.gather(values))
         size = math.prod(a.shape[1:])
         apart = ops.reshape(a, (ops.shape(values)[0], -1, size))
         return ops.reshape(ops.matmul(apart, ops.reshape(values, (-1, size, 1))), (-1,))
 
     def constant(self, values):
-        """`beside` for values of the step [*shape] that are the same for all examples."""
-        if self.place is None:
+        """`gather` for values of the step [*shape] that are the same for all examples."""
+        if self.window is None:
             return values
-        return windows(values[None], ops.zeros_like(self.example), self.place.origin(), self.coefficients.shape[1:3])
+        return windows(values[None], ops.zeros_like(self.example), self.window.origin(), self.coefficients.shape[1:3])
 
-    def whole(self, shape: Sequence[int]) -> "Rows":
+    def densify(self, shape: Sequence[int]) -> "LinearForms":
         """The same functions without windows."""
-        if self.place is None:
+        if self.window is None:
             return self
         number = ops.arange(ops.shape(self.coefficients)[0])
-        return replace(self, coefficients=windows(self.coefficients, number, -self.place.origin(), shape), place=None)
+        return replace(self, coefficients=windows(self.coefficients, number, -self.window.origin(), shape), window=None)
 
-    def plus(self, other: "Rows", shape: Sequence[int]) -> "Rows":
+    def add(self, other: "LinearForms", shape: Sequence[int]) -> "LinearForms":
         """The sum of two functions of the same step, a row each."""
-        if self.place is None or other.place is None:
-            coefficients = self.whole(shape).coefficients + other.whole(shape).coefficients
-            return Rows(coefficients, self.example)
+        if self.window is None or other.window is None:
+            coefficients = self.densify(shape).coefficients + other.densify(shape).coefficients
+            return LinearForms(coefficients, self.example)
         both = (self, other)
         corners = [
-            [(rows.place.offset[i], rows.place.offset[i] + rows.coefficients.shape[i + 1]) for rows in both]
+            [(rows.window.offset[i], rows.window.offset[i] + rows.coefficients.shape[i + 1]) for rows in both]
             for i in (0, 1)
         ]
         low, high = ([limit(end[side] for end in ends) for ends in corners] for side, limit in ((0, min), (1, max)))
@@ -111,7 +111,7 @@ class Rows:
             amounts = [(ends[number][0] - low[i], high[i] - ends[number][1]) for i, ends in enumerate(corners)]
             return ops.pad(both[number].coefficients, [(0, 0), *amounts, (0, 0)])
 
-        return Rows(grown(0) + grown(1), self.example, replace(self.place, offset=tuple(low)))
+        return LinearForms(grown(0) + grown(1), self.example, replace(self.window, offset=tuple(low)))
 
 
 def windows(values, example, origin, size: Sequence[int]):
@@ -144,7 +144,7 @@ def relax(x: Interval) -> Relaxation:
 
 def lower_bounds(
     steps: Sequence[Step],
-    rows: Rows,
+    rows: LinearForms,
     intervals: Sequence[Interval],
     slopes: dict | None = None,
     multipliers: dict | None = None,
@@ -178,13 +178,13 @@ def lower_bounds(
             leaving, constant = RULES[type(step.operation)](step, inputs, rows, intervals)
         total = total + constant
         for i, read in zip(step.inputs, inputs, strict=True):
-            waiting[i] = waiting[i].plus(leaving, read.shape) if i in waiting else leaving
+            waiting[i] = waiting[i].add(leaving, read.shape) if i in waiting else leaving
     if arriving is not None:
         arriving[0] = waiting[0]
     return total + least(waiting[0], intervals[0])
 
 
-def least(rows: Rows, box: Interval):
+def least(rows: LinearForms, box: Interval):
     """min <a, x> over a box, [R]: <a, center> - <|a|, radius>."""
     a = rows.coefficients
     return rows.dot(a, box.center) - rows.dot(ops.abs(a), box.radius)
@@ -195,19 +195,19 @@ def _sum(values):
     return ops.sum(values, axis=tuple(range(1, len(values.shape))))
 
 
-def _conv(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+def _conv(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     rows = _narrow(rows, step.shape)
     kernel, strides, a = step.operation.kernel, step.operation.strides, rows.coefficients
     constant = ops.sum(ops.tensordot(a, step.operation.bias, axes=1), axis=(1, 2))
     a = ops.conv_transpose(a, kernel, strides=strides, padding="valid")
-    if rows.place is None:
+    if rows.window is None:
         # Pixels past the last window are not read; a stride above the kernel's size adds some that are not there.
         height, width = inputs[0].shape[:2]
         rest = [(0, max(n - m, 0)) for n, m in zip((height, width), a.shape[1:3], strict=True)]
         return replace(rows, coefficients=_cut(ops.pad(a, [(0, 0), *rest, (0, 0)]), 0, 0, height, width)), constant
-    place = rows.place
-    stride, offset = (tuple(m * s for m, s in zip(of, strides, strict=True)) for of in (place.stride, place.offset))
-    return replace(rows, coefficients=a, place=replace(place, stride=stride, offset=offset)), constant
+    window = rows.window
+    stride, offset = (tuple(m * s for m, s in zip(of, strides, strict=True)) for of in (window.stride, window.offset))
+    return replace(rows, coefficients=a, window=replace(window, stride=stride, offset=offset)), constant
 
 
 def _cut(a, top: int, left: int, height: int, width: int):
@@ -217,76 +217,76 @@ def _cut(a, top: int, left: int, height: int, width: int):
     return ops.slice(a, (0, top, left, 0), (ops.shape(a)[0], height, width, a.shape[3]))
 
 
-def _narrow(rows: Rows, shape: Sequence[int]) -> Rows:
+def _narrow(rows: LinearForms, shape: Sequence[int]) -> LinearForms:
     """Without windows, once they hold as many pixels as the image."""
     height, width = rows.coefficients.shape[1:3]
-    return rows.whole(shape) if height * width >= shape[0] * shape[1] else rows
+    return rows.densify(shape) if height * width >= shape[0] * shape[1] else rows
 
 
-def _dense(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+def _dense(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     a = rows.coefficients
     a, constant = ops.matmul(a, ops.transpose(step.operation.kernel)), ops.sum(a * step.operation.bias, axis=1)
     return replace(rows, coefficients=a), constant
 
 
-def _scale(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+def _scale(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     a = rows.coefficients
     return replace(rows, coefficients=a * step.operation.factor), _sum(a * step.operation.offset)
 
 
-def _weigh(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+def _pixel_scale(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     weight = rows.constant(ops.cast(step.operation.weight, rows.coefficients.dtype))
     return replace(rows, coefficients=rows.coefficients * weight), 0.0
 
 
-def _pad(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+def _pad(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     """The coefficients of the zeros are dropped."""
     (top, _), (left, _) = step.operation.amounts
     (height, width, _), a = inputs[0].shape, rows.coefficients
-    if rows.place is None:
+    if rows.window is None:
         return replace(rows, coefficients=_cut(a, top, left, height, width)), 0.0
-    offset = (rows.place.offset[0] - top, rows.place.offset[1] - left)
-    moved = replace(rows, place=replace(rows.place, offset=offset))
+    offset = (rows.window.offset[0] - top, rows.window.offset[1] - left)
+    moved = replace(rows, window=replace(rows.window, offset=offset))
     if isinstance(inputs[0].operation, Image | ReLU | Max):  # whose rules multiply by 0 there
         return moved, 0.0
     return replace(moved, coefficients=a * moved.constant(ops.ones((height, width, 1), a.dtype))), 0.0
 
 
-def _reshape(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
-    a = rows.whole(step.shape).coefficients
-    return replace(rows, coefficients=ops.reshape(a, (-1, *inputs[0].shape)), place=None), 0.0
+def _reshape(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
+    a = rows.densify(step.shape).coefficients
+    return replace(rows, coefficients=ops.reshape(a, (-1, *inputs[0].shape)), window=None), 0.0
 
 
-def _mean(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+def _mean(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     height, width, channels = inputs[0].shape
     a = rows.coefficients[:, None, None, :] / (height * width)
     return replace(rows, coefficients=ops.broadcast_to(a, (ops.shape(a)[0], height, width, channels))), 0.0
 
 
-def _add(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+def _add(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     return rows, 0.0
 
 
-def _relu(rows: Rows, x: Interval, slopes=None):
+def _relu(rows: LinearForms, x: Interval, slopes=None):
     a, lines = rows.coefficients, relax(x)
     negative = ops.minimum(a, 0.0)
     constant = rows.dot(negative, lines.intercept)
     if slopes is None:
         a = rows.times(a, lines.lower) + rows.times(negative, lines.rise)
     else:
-        lower = ops.where(rows.beside(lines.intercept) > 0, slopes, rows.beside(lines.lower))
+        lower = ops.where(rows.gather(lines.intercept) > 0, slopes, rows.gather(lines.lower))
         a = (a - negative) * lower + rows.times(negative, lines.lower + lines.rise)
     return replace(rows, coefficients=a), constant
 
 
-def _max(step: Step, inputs: Sequence[Step], rows: Rows, intervals):
+def _max(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     """max x >= x_i of the largest lower bound; <= the largest upper bound, or x_i where no other exceeds that bound."""
     x = intervals[step.inputs[0]].each(lambda values: competitors(step, values))
     line, decided = choice(x)
     height, width, channels = step.shape
     line = ops.reshape(line, (-1, height, width, line.shape[-2] * channels))
     ceiling = ops.where(decided, ops.zeros_like(x.upper[..., 0, :]), ops.max(x.upper, axis=-2))
-    line, decided, ceiling = (rows.beside(ops.cast(v, x.lower.dtype)) for v in (line, decided, ceiling))
+    line, decided, ceiling = (rows.gather(ops.cast(v, x.lower.dtype)) for v in (line, decided, ceiling))
     positive, negative = ops.maximum(rows.coefficients, 0.0), ops.minimum(rows.coefficients, 0.0)
     a = (positive + negative * decided)[..., None, :] * ops.reshape(line, (*ops.shape(line)[:3], -1, channels))
     return replace(rows, coefficients=ops.reshape(a, ops.shape(line))), _sum(negative * ceiling)
@@ -304,7 +304,7 @@ RULES: dict[type, Callable] = {
     Conv: _conv,
     Dense: _dense,
     Scale: _scale,
-    Weigh: _weigh,
+    PixelScale: _pixel_scale,
     Pad: _pad,
     Reshape: _reshape,
     Mean: _mean,
@@ -365,10 +365,10 @@ def _tighten(steps: Sequence[Step], interval: Interval, found: Sequence[Interval
     return interval.intersect(Interval(lower, upper))
 
 
-def unit_rows(index, shape: Sequence[int], sign: float, dtype: str) -> Rows:
+def unit_rows(index, shape: Sequence[int], sign: float, dtype: str) -> LinearForms:
     """sign z_i for single values of a step: index int [R, 1 + rank], an example and where in `shape`."""
     index = ops.cast(index, "int32")
     unit = sign * ops.one_hot(index[:, -1], shape[-1], dtype=dtype)
     if len(shape) == 1:
-        return Rows(unit, index[:, 0])
-    return Rows(unit[:, None, None], index[:, 0], Place(index[:, 1:3]))
+        return LinearForms(unit, index[:, 0])
+    return LinearForms(unit[:, None, None], index[:, 0], Window(index[:, 1:3]))

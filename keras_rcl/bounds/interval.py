@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh
+from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ def past_scaling(steps: Sequence[Step], box: Interval) -> tuple[list[Step], Inte
     first = 0
     while (
         first + 2 < len(steps)
-        and isinstance(steps[first + 1].operation, Scale | Weigh | Pad | Reshape)
+        and isinstance(steps[first + 1].operation, Scale | PixelScale | Pad | Reshape)
         and not any(first in step.inputs for step in steps[first + 2 :])
     ):
         first += 1
@@ -91,7 +91,7 @@ def _scale(step: Step, x: Interval) -> Interval:
     return affine(x, ops.multiply, step.operation.factor, step.operation.offset)
 
 
-def _weigh(step: Step, x: Interval) -> Interval:
+def _pixel_scale(step: Step, x: Interval) -> Interval:
     return x.each(lambda values: values * ops.cast(step.operation.weight, values.dtype))
 
 
@@ -133,7 +133,7 @@ RULES: dict[type, Callable[..., Interval]] = {
     Conv: _conv,
     Dense: _dense,
     Scale: _scale,
-    Weigh: _weigh,
+    PixelScale: _pixel_scale,
     Pad: _pad,
     Reshape: _reshape,
     Mean: _mean,

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_rcl.bounds.alpha_crown import optimized_lower_bounds
-from keras_rcl.bounds.crown import Rows, crown_intervals, least, lower_bounds
+from keras_rcl.bounds.crown import LinearForms, crown_intervals, least, lower_bounds
 from keras_rcl.bounds.interval import Interval, interval_bounds, past_scaling, pixel_ball
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding.fold import Dense, Image, ReLU, Step, fold
@@ -93,7 +93,7 @@ def worst_case_outputs(
     if bound == "crown-ibp-fused":
         logits = _with_label(_fused(steps, differences, intervals), labels)
     else:
-        rows = Rows(ops.reshape(differences, (-1, classes)))
+        rows = LinearForms(ops.reshape(differences, (-1, classes)))
         margins = _least_of_intervals(steps, rows, intervals)
         if bound == "crown-ibp":
             margins = ops.maximum(margins, lower_bounds(steps, rows, intervals))
@@ -123,7 +123,7 @@ def _fused(steps: Sequence[Step], differences, intervals: Sequence[Interval]):
     others, classes = differences.shape[1:]
 
     def by_intervals(functions):
-        found = _least_of_intervals(steps, Rows(ops.reshape(functions, (-1, classes))), intervals)
+        found = _least_of_intervals(steps, LinearForms(ops.reshape(functions, (-1, classes))), intervals)
         return ops.reshape(found, (-1, others))
 
     lower, upper = by_intervals(-differences), -by_intervals(differences)
@@ -132,7 +132,7 @@ def _fused(steps: Sequence[Step], differences, intervals: Sequence[Interval]):
     narrow = width < _NARROW  # by its series, for the quotient would be of roundings
     series = floor * (1 + width / 2 + width**2 / 6 + width**3 / 24)
     slope = ops.where(narrow, series, (ceiling - floor) / ops.where(narrow, ops.ones_like(width), width))
-    row = Rows(ops.matmul(slope[:, None], differences)[:, 0])
+    row = LinearForms(ops.matmul(slope[:, None], differences)[:, 0])
     total = ops.sum(floor - slope * lower, axis=1) - lower_bounds(steps, row, intervals)
     total = ops.maximum(ops.minimum(total, ops.sum(ceiling, axis=1)), ops.sum(floor, axis=1))
     largest = ops.one_hot(ops.argmax(upper, axis=1), others, dtype="bool")
@@ -238,7 +238,7 @@ def _least(steps: Sequence[Step], box: Interval, functions, method: Method, iter
     if method not in get_args(Method):
         raise InvalidInputError(f"unknown method {method!r}; choose from {', '.join(get_args(Method))}")
     count = functions.shape[1]
-    rows = Rows(ops.reshape(functions, (-1, *steps[-1].shape)))
+    rows = LinearForms(ops.reshape(functions, (-1, *steps[-1].shape)))
     outer = inner = lower_bounds
     if method == "alpha-crown":
         outer = partial(optimized_lower_bounds, iterations=iterations)
@@ -251,7 +251,7 @@ def _least(steps: Sequence[Step], box: Interval, functions, method: Method, iter
     return ops.reshape(bound, (-1, count))
 
 
-def _least_of_intervals(steps: Sequence[Step], rows: Rows, intervals: Sequence[Interval]):
+def _least_of_intervals(steps: Sequence[Step], rows: LinearForms, intervals: Sequence[Interval]):
     """[R], from the interval that the last dense layer reads: its rows are combined before they are bounded."""
     last = steps[-1]
     if not isinstance(last.operation, Dense):

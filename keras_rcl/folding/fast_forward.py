@@ -10,9 +10,8 @@ import tensorflow as tf
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.folding import input_gradient
-from keras_rcl.folding import winograd as few_multiplications
-from keras_rcl.folding.fold import Add, Conv, Dense, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
+from keras_rcl.folding import input_gradient, winograd
+from keras_rcl.folding.fold import Add, Conv, Dense, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step, fold
 
 
 def at_inference(network: keras.Model, output: str = "logits", dtype: str = "float32") -> Callable:
@@ -88,8 +87,8 @@ def _call(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
     operation = step.operation
     amounts, unpadded = _zeros_before(step, steps)
     if amounts != NO_ZEROS and (padding := _own_padding(operation, amounts)) is not None:
-        if padding == "SAME" and _has_few_multiplications(step):
-            filtered = few_multiplications.convolution(operation.kernel)
+        if padding == "SAME" and _suits_winograd(step):
+            filtered = winograd.convolution(operation.kernel)
             return _Call(lambda x: filtered(x) + operation.bias, unpadded, PIXELS_FIRST)
         return _Call(functools.partial(_conv, step, padding=padding), unpadded)
     either = isinstance(operation, (ReLU, Add, Scale)) and any(
@@ -103,7 +102,7 @@ def _in_half(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
     operation = step.operation
     amounts, reads = _zeros_before(step, steps)
     follows = any(isinstance(steps[read].operation, ReLU) or before[read].form is HALF for read in reads)
-    if not follows or step is steps[-1] or isinstance(operation, (Mean, Weigh)):
+    if not follows or step is steps[-1] or isinstance(operation, (Mean, PixelScale)):
         return _call(step, steps, before)
     if isinstance(operation, Conv):
         (stride, other), size = operation.strides, operation.kernel.shape[:2]
@@ -124,13 +123,11 @@ FEW_PIXELS, MANY_CHANNELS = 16, 128
 as long as oneDNN's convolution; with 64 channels of 32 x 32 pixels 1.5 times."""
 
 
-def _has_few_multiplications(step: Step) -> bool:
+def _suits_winograd(step: Step) -> bool:
     """Whether a convolution that pads as `same` does is computed by minimal filtering."""
     height, width, *channels = step.operation.kernel.shape
     suits = (
-        (height, width) == (few_multiplications.TAPS,) * 2
-        and min(channels) >= MANY_CHANNELS
-        and max(step.shape[:2]) <= FEW_PIXELS
+        (height, width) == (winograd.TAPS,) * 2 and min(channels) >= MANY_CHANNELS and max(step.shape[:2]) <= FEW_PIXELS
     )
     return suits and not tf.config.list_logical_devices("GPU")
 
@@ -181,7 +178,7 @@ RULES: dict[type, Callable] = {
     Conv: _conv,
     Dense: lambda step, x: ops.matmul(x, step.operation.kernel) + step.operation.bias,
     Scale: _scale,
-    Weigh: lambda step, x: x * ops.cast(step.operation.weight, x.dtype),
+    PixelScale: lambda step, x: x * ops.cast(step.operation.weight, x.dtype),
     Pad: lambda step, x: ops.pad(x, [(0, 0), *step.operation.amounts, (0, 0)]),
     Reshape: lambda step, x: ops.reshape(x, (-1, *step.shape)),
     Mean: lambda step, x: ops.mean(x, axis=(1, 2)),

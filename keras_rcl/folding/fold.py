@@ -54,7 +54,7 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
-class Weigh:
+class PixelScale:
     """weight x, one constant a pixel [H, W, 1]."""
 
     weight: np.ndarray
@@ -259,7 +259,7 @@ class _Builder:
         zeros = self.values(np.zeros(channels))
         done = self.convolve(x, self.values(kernel), zeros, layer.strides, layer.padding, path)
         share = self.inside(x, layer).mean(axis=-1, keepdims=True)
-        return done if share.min() == 1 else self.add(Weigh(1 / share), [done], self.steps[done].shape, path)
+        return done if share.min() == 1 else self.add(PixelScale(1 / share), [done], self.steps[done].shape, path)
 
     def global_average(self, layer, path: str, x: int) -> int:
         done = self.add(Mean(), [x], self.steps[x].shape[-1:], path)

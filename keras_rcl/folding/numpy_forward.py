@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh
+from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
 
 
 def evaluate(steps: Sequence[Step], images: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ RULES: dict[type, Callable[..., np.ndarray]] = {
     Conv: _conv,
     Dense: lambda step, x: x @ np.asarray(step.operation.kernel) + np.asarray(step.operation.bias),
     Scale: lambda step, x: x * np.asarray(step.operation.factor) + np.asarray(step.operation.offset),
-    Weigh: lambda step, x: x * step.operation.weight,
+    PixelScale: lambda step, x: x * step.operation.weight,
     Pad: lambda step, x: np.pad(x, [(0, 0), *step.operation.amounts, (0, 0)]),
     Reshape: lambda step, x: x.reshape(-1, *step.shape),
     Mean: lambda step, x: x.mean(axis=(1, 2)),

@@ -21,7 +21,7 @@ OUTPUTS, TAPS = 4, 3
 POINTS = OUTPUTS + TAPS - 1
 
 
-def minimal_filtering() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def winograd_matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A [POINTS, OUTPUTS], G [POINTS, TAPS], B [POINTS, POINTS] of the equation above, its B transposed."""
     at = np.array([0.0, 1.0, -1.0, 2.0, -2.0])
 
@@ -39,7 +39,7 @@ def axis_transforms(size: int) -> tuple[np.ndarray, np.ndarray]:
 
     T tiles of OUTPUTS pixels cover the axis; those of one point lie side by side.
     """
-    to_outputs, _, to_points = minimal_filtering()
+    to_outputs, _, to_points = winograd_matrices()
     tiles = -(-size // OUTPUTS)
     there, back = np.zeros((POINTS, tiles, size), np.float32), np.zeros((size, POINTS, tiles), np.float32)
     for tile in range(tiles):
@@ -53,7 +53,7 @@ def axis_transforms(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def at_points(kernel: tf.Tensor) -> tf.Tensor:
     """A kernel [3, 3, C, F] -> [POINTS, 1, POINTS, C, F]."""
-    _, to_points, _ = minimal_filtering()
+    _, to_points, _ = winograd_matrices()
     channels, filters = kernel.shape[2:]
     both = np.kron(to_points, to_points).astype(np.float32)
     found = tf.matmul(both, tf.reshape(kernel, [TAPS * TAPS, channels * filters]))

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, ReLU, Reshape, Scale, Step, Weigh, fold
+from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step, fold
 from keras_rcl.vocabulary.threat import format_pixels
 
 OPSET, IR_VERSION = 13, 8
@@ -194,7 +194,7 @@ def _scale(graph: _Graph, step: Step) -> str:
     return graph.gemm(step, x, kernel, step.operation.offset)
 
 
-def _weigh(graph: _Graph, step: Step) -> str:
+def _pixel_scale(graph: _Graph, step: Step) -> str:
     weight = graph.constant(step, _to_channels_first(step.operation.weight[None]))
     return graph.add("Mul", step, graph.value(*step.inputs), weight)
 
@@ -256,7 +256,7 @@ WRITERS: dict[type, Callable[[_Graph, Step], str]] = {
     Conv: _conv,
     Dense: _dense,
     Scale: _scale,
-    Weigh: _weigh,
+    PixelScale: _pixel_scale,
     Pad: _pad,
     Reshape: _reshape,
     Mean: _mean,

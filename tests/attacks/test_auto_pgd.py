@@ -7,7 +7,7 @@ from reference import attacks as reference
 
 from keras_rcl.attacks import craft
 from keras_rcl.attacks.norms import boundary_start
-from keras_rcl.attacks.surrogates import dlr, dlr_targeted, likeliest_wrong
+from keras_rcl.attacks.surrogates import dlr, dlr_targeted, top_wrong_class
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attack import PGD, AutoAttack, AutoPGD, describe, parse_attack
 
@@ -113,9 +113,9 @@ def test_dlr_against_loops():
     np.testing.assert_allclose(dlr(labels, 7 * logits + 3), dlr(labels, logits), rtol=1e-9)
 
 
-def test_likeliest_wrong_class():
+def test_top_wrong_class_class():
     logits = tf.constant([[3.0, 1.0, 2.0, 0.0], [0.0, 5.0, 1.0, 1.0]])
-    assert [likeliest_wrong([0, 2], logits, rank).numpy().tolist() for rank in range(3)] == [[2, 1], [1, 3], [3, 0]]
+    assert [top_wrong_class([0, 2], logits, rank).numpy().tolist() for rank in range(3)] == [[2, 1], [1, 3], [3, 0]]
 
 
 def test_few_classes_are_refused_or_fitted():

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network, randomize
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.folding import at_inference, fold, folded, input_gradient
-from keras_rcl.folding import winograd as few_multiplications
+from keras_rcl.folding import at_inference, fold, folded, input_gradient, winograd
 from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.network import Network
@@ -47,7 +46,7 @@ def test_what_cannot_be_folded_is_called():
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (7, 5), (1, 2), (16, 13)])
-def test_minimal_filtering_is_the_convolution(shape):
+def test_winograd_is_the_convolution(shape):
     """And its pixel gradient that of TensorFlow's, of any number of images."""
     rng = np.random.default_rng(0)
     images, kernel = (rng.normal(size=size).astype("float32") for size in ((3, *shape, 5), (3, 3, 5, 4)))
@@ -57,7 +56,7 @@ def test_minimal_filtering_is_the_convolution(shape):
     def filtered(images, upstream):
         with tf.GradientTape() as tape:
             tape.watch(images)
-            made = few_multiplications.convolution(tf.constant(kernel))(tf.transpose(images, [1, 2, 0, 3]))
+            made = winograd.convolution(tf.constant(kernel))(tf.transpose(images, [1, 2, 0, 3]))
             made = tf.transpose(made, [2, 0, 1, 3])
         return made, tape.gradient(made, images, upstream)
 
