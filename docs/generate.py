@@ -1,7 +1,7 @@
 """Writes what documents say of the code: `python docs/generate.py`, or `--check` to see that they are up to date.
 
-`docs/cli.md` and `docs/papers.md` are written whole; in README and `docs/performance.md` what stands between
-`<!-- generated: NAME -->` and `<!-- end -->`; of the rows of the papers in `configs/papers/` the header.
+`docs/cli.md` and `docs/papers.md` are written whole. In README and every page under `docs/`, the text between
+`<!-- generated: NAME -->` and `<!-- end -->` is written. Rows of the papers in `configs/papers/` get their header.
 """
 
 import re
@@ -23,6 +23,7 @@ from keras_rcl.vocabulary.paper import Paper
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
+DOCS = ROOT / "docs"
 WIDTH = 118
 PASSES_PER_SECOND = 8000
 """Of single images through the strided CNN on two cores: about what the trainings in results/ took."""
@@ -37,7 +38,7 @@ BENCHMARKS = {
     "claf_epoch": "train_step-claf-strided_cnn",
     "pipeline": "pipeline",
 }
-"""Name in `docs/performance.md` -> the committed benchmark."""
+"""Name of a generated table -> the committed benchmark."""
 
 
 def cli_page() -> str:
@@ -136,7 +137,7 @@ def papers_page() -> str:
     """`docs/papers.md`: what `report --scale cpu` prints of each paper from the committed records."""
     parts = [
         "# The papers' tables at scale cpu",
-        "Made by `python docs/generate.py` from the records in [results](../results/README.md), as "
+        "Made by `python docs/generate.py` from the records in `results/`, as "
         "`python cli.py report --paper NAME --scale cpu` prints them; that command draws the figures too, and with "
         "`--train` measures what is missing.",
     ]
@@ -200,17 +201,17 @@ def row_configs() -> dict[Path, str]:
 
 def documents() -> dict[Path, str]:
     """Every document that is generated, whole or in part, as it should be."""
-    pages = {
-        ROOT / "README.md": readme_tables(RESULTS),
-        ROOT / "docs/performance.md": {
-            **{name: benchmark(file) for name, file in BENCHMARKS.items()},
-            "claf_options": claf_options(),
-            "bounds": bounds_cost(),
-            "bounds_reference": bounds_reference(),
-        },
+    tables = {
+        **readme_tables(RESULTS),
+        **{name: benchmark(file) for name, file in BENCHMARKS.items()},
+        "claf_options": claf_options(),
+        "bounds": bounds_cost(),
+        "bounds_reference": bounds_reference(),
     }
     return {
-        **{page: filled(page.read_text(encoding="utf-8"), tables) for page, tables in pages.items()},
+        **{
+            page: filled(page.read_text(encoding="utf-8"), tables) for page in [ROOT / "README.md", *DOCS.rglob("*.md")]
+        },
         ROOT / "docs/cli.md": cli_page(),
         ROOT / "docs/papers.md": papers_page(),
         **row_configs(),

@@ -2,16 +2,23 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import keras_rcl
 from keras_rcl.cli.app import cli
 from keras_rcl.methods import VARIANTS
+from keras_rcl.vocabulary.attack import ATTACKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in ROOT.glob("docs/**/*.md")}
+GENERATED = r"<!-- generated: (\w+) -->\n(.*?)\n<!-- end -->"
+PYTHON = r"^```python\n(.*?)^```"
 
 
 def generator():
@@ -26,20 +33,20 @@ def test_generated_documents_are_up_to_date():
         assert path.read_text(encoding="utf-8") == text, f"run python docs/generate.py: {path.name} is stale"
 
 
-def test_report_makes_every_table_of_the_readme_again(monkeypatch):
-    """To the byte, from the committed records alone."""
+def test_report_prints_the_tables_of_the_documents(monkeypatch):
+    """To the byte, from the committed records alone; the benchmarks of performance.md have another source."""
     monkeypatch.chdir(ROOT)
     printed = CliRunner().invoke(cli, ["report"]).stdout
-    tables = re.findall(r"<!-- generated: (\w+) -->\n(.*?)\n<!-- end -->", README, flags=re.DOTALL)
-    assert len(tables) >= 8
+    pages = [README, *(text for name, text in PAGES.items() if name != "docs/performance.md")]
+    tables = [table for page in pages for table in re.findall(GENERATED, page, flags=re.DOTALL)]
+    assert len({name for name, _ in tables}) >= 8
     for name, text in tables:
         assert f"## {name}\n\n{text}\n" in printed, name
 
 
 def test_every_variant_config_and_command_is_documented():
-    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in README for name in VARIANTS)
-    assert all(f"## {name}" in page for name in cli.commands)
+    assert all(f"| `{name}` |" in PAGES["docs/methods.md"] for name in VARIANTS)
+    assert all(f"## {name}" in PAGES["docs/cli.md"] for name in cli.commands)
     for config in (ROOT / "configs").rglob("*.yaml"):
         header = config.read_text(encoding="utf-8").split("\n\n")[0]
         assert re.search(r"^# Command: +python cli\.py fit", header, flags=re.MULTILINE), (
@@ -47,12 +54,44 @@ def test_every_variant_config_and_command_is_documented():
         )
 
 
-def test_commands_of_the_readme_exist():
-    commands = re.findall(r"^python cli\.py (\w+)(.*)$", README, flags=re.MULTILINE)
-    assert commands
-    for verb, rest in commands:
-        known = {option for parameter in cli.commands[verb].params for option in parameter.opts}
-        assert set(re.findall(r"--[\w-]+", rest)) <= known
+def test_every_attack_is_in_the_table_of_attacks():
+    listed = set(re.findall(r"^\| `([\w-]+)` \|", PAGES["docs/attacks.md"], flags=re.MULTILINE))
+    assert set(ATTACKS) <= listed
+
+
+def test_api_page_lists_every_public_name_under_its_module():
+    listed = re.findall(r"^::: (\S+)$", PAGES["docs/api.md"], flags=re.MULTILINE)
+    assert sorted(path.rsplit(".", 1)[1] for path in listed) == sorted(keras_rcl.__all__)
+    for path in listed:
+        module, name = path.rsplit(".", 1)
+        assert getattr(importlib.import_module(module), name) is getattr(keras_rcl, name)
+
+
+def test_index_of_decisions_gives_title_status_and_date():
+    index = PAGES["docs/decisions/index.md"]
+    for name, text in PAGES.items():
+        if found := re.fullmatch(r"docs/decisions/0*(\d+)-.*\.md", name):
+            head = re.match(r"# (\d+)\. (.+)\n\n- Status: (.+)\n- Date: (\d{4}-\d\d-\d\d)\n", text)
+            assert head, f"{name} does not begin with title, status and date"
+            number, title, status, date = head.groups()
+            assert number == found[1]
+            assert f"| {number} | [{title}]({Path(name).name}) | {status} | {date} |" in index
+
+
+def commands_of(text):
+    """Verb and arguments of each command of a document, except in generated parts, which quote records."""
+    text = re.sub(GENERATED, "", text, flags=re.DOTALL)
+    return re.findall(r"^python cli\.py ([\w-]+)(.*)$", text, flags=re.MULTILINE)
+
+
+def test_commands_of_the_documents_exist():
+    for name, text in {"README.md": README, **PAGES}.items():
+        if name in ("docs/cli.md", "docs/papers.md"):
+            continue
+        for verb, rest in commands_of(text):
+            assert verb in cli.commands, f"{name}: {verb}"
+            known = {option for parameter in cli.commands[verb].params for option in parameter.opts}
+            assert set(re.findall(r"(?<!\S)--[\w-]+", rest)) <= known, f"{name}: {verb}{rest}"
 
 
 def test_links_of_the_documents_lead_somewhere():
@@ -62,8 +101,23 @@ def test_links_of_the_documents_lead_somewhere():
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("*/README.md"),
     ]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_readme_is_short_and_its_pictures_are_small():
+    assert len(README.encode()) <= 9 * 1024
+    for picture in (ROOT / "docs/images").glob("*.png"):
+        assert picture.stat().st_size < 200_000, picture.name
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-3000:]
+    assert (tmp_path / "site/index.html").exists()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +133,16 @@ def with_export(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
-def test_python_of_the_readme_runs(block, with_export, monkeypatch, capsys):
+DOCUMENTS = {
+    name: re.findall(PYTHON, text, flags=re.DOTALL | re.MULTILINE)
+    for name, text in {"README.md": README, **PAGES}.items()
+}
+
+
+@pytest.mark.parametrize("name", [name for name, blocks in DOCUMENTS.items() if blocks])
+def test_python_of_the_documents_runs(name, with_export, monkeypatch, capsys):
+    """The blocks of a page run from top to bottom, in one namespace."""
     monkeypatch.chdir(with_export)
-    exec(compile(block, "README.md", "exec"), {})
+    namespace = {}
+    for block in DOCUMENTS[name]:
+        exec(compile(block, name, "exec"), namespace)
