@@ -158,7 +158,7 @@ class Evaluation:
     def save(run):
         with Journal(run / "evaluation", {"seed": 1}) as journal:
             for number in range(3):
-                found = journal.piece(b"%d" % number, lambda number=number: {"a": np.full(500, number)})
+                found = journal.result(b"%d" % number, lambda number=number: {"a": np.full(500, number)})
                 assert (found["a"] == number).all()
         journal.close()
 

@@ -17,7 +17,7 @@ from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.folding import fold
 from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.runtime.progress import Progress, Silent
-from keras_rcl.storage.journal import Journal, Piece
+from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attack import Attack, AutoPGD
 from keras_rcl.vocabulary.threat import format_pixels
 
@@ -223,7 +223,7 @@ class Certifier:
             progress.finish(ball.told())
         return ball
 
-    def _branch(self, image, label: int, epsilon: float, wrong: np.ndarray) -> Piece:
+    def _branch(self, image, label: int, epsilon: float, wrong: np.ndarray) -> Result:
         """What branch and bound makes of an image."""
         check = functools.partial(self.counterexample, image, label=label, epsilon=epsilon)
         outcome = self._branch_and_bound(image, label, epsilon, wrong=wrong, seconds=self._timeout, check=check)
@@ -231,7 +231,7 @@ class Certifier:
         found = {"status": np.array(status), "lower": np.array(outcome.lower), "seconds": np.array(outcome.seconds)}
         return found if outcome.counterexample is None else {**found, "counterexample": outcome.counterexample}
 
-    def _run(self, bound: Callable, images, labels, epsilon: float) -> Piece:
+    def _run(self, bound: Callable, images, labels, epsilon: float) -> Result:
         """Margins of a batch, those of the labels infinite."""
         bound.get_concrete_function()  # traced now, so that it is no part of the seconds
         started = time.perf_counter()
@@ -303,5 +303,5 @@ def _compiled_bound(network: keras.Model, method: Method, dtype: str) -> Callabl
     )
 
 
-def _piece(journal: Journal | None, name: bytes, compute: Callable[[], Piece]) -> Piece:
-    return compute() if journal is None else journal.piece(name, compute)
+def _piece(journal: Journal | None, name: bytes, compute: Callable[[], Result]) -> Result:
+    return compute() if journal is None else journal.result(name, compute)

@@ -14,7 +14,7 @@ from keras_rcl.attacks import check_images, craft_round, length
 from keras_rcl.evaluation.sharding import Pieces
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
-from keras_rcl.storage.journal import Journal, Piece
+from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
 
@@ -274,7 +274,7 @@ class Evaluator:
         outcome.zero_gradients /= max(1, attempts)
         return outcome
 
-    def _run(self, member: Attack, round: int, images, labels, chosen, keep_images: bool) -> Piece:
+    def _run(self, member: Attack, round: int, images, labels, chosen, keep_images: bool) -> Result:
         """What one round makes of the images chosen."""
         started = time.perf_counter()
         filled = self._filled(chosen)

@@ -26,7 +26,7 @@ _INTERRUPTS = (None, KeyboardInterrupt, Terminated)
 class Message(NamedTuple):
     """What one worker tells: a JSON value, and arrays, none of them of objects."""
 
-    told: Any = None
+    value: Any = None
     arrays: dict[str, np.ndarray] = {}
 
 
@@ -91,7 +91,7 @@ class Workers:
         """Variables that are made in it have a copy on each replica."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
-    def of_chief(self, message: Message) -> Message:
+    def broadcast(self, message: Message) -> Message:
         """The chief's message, to all; what the others give is not looked at."""
         if self.count == 1:
             return message
@@ -102,7 +102,7 @@ class Workers:
             words[:] = np.frombuffer(content + bytes(-length % 4), np.int32)
         return _unpacked(self._total(words).tobytes()[:length])
 
-    def everyones(self, message: Message) -> list[Message]:
+    def all_gather(self, message: Message) -> list[Message]:
         """The message of each worker, in order, to all."""
         if self.count == 1:
             return [message]
@@ -116,13 +116,13 @@ class Workers:
         rows = self._total(words.ravel()).reshape(words.shape)
         return [_unpacked(row.tobytes()[:length]) for row, length in zip(rows, lengths, strict=True)]
 
-    def check_same(self, question: dict[str, Any]) -> None:
+    def assert_same_inputs(self, question: dict[str, Any]) -> None:
         """See that all workers are asked the same.
 
         Raises:
             InvalidInputError: naming what differs, on every worker.
         """
-        asked = [message.told for message in self.everyones(Message(json.loads(json.dumps(question))))]
+        asked = [message.value for message in self.all_gather(Message(json.loads(json.dumps(question))))]
         for index, other in enumerate(asked):
             if different := [key for key in asked[0] if other.get(key) != asked[0][key]]:
                 raise InvalidInputError(
@@ -130,7 +130,9 @@ class Workers:
                     "command, data and versions"
                 )
 
-    def agreed(self, asked: Callable[[], type[BaseException] | None]) -> Callable[[], type[BaseException] | None]:
+    def any_interrupted(
+        self, asked: Callable[[], type[BaseException] | None]
+    ) -> Callable[[], type[BaseException] | None]:
         """The same question, answered alike on all: with what any of them is asked to raise."""
         if self.count == 1:
             return asked
@@ -143,7 +145,7 @@ class Workers:
         return any_asked
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def collective_errors(self) -> Iterator[None]:
         """For what all workers do at once.
 
         Raises:
@@ -163,7 +165,7 @@ class Workers:
 
     def _total(self, numbers: np.ndarray) -> np.ndarray:
         """The sum of the workers' vectors of int32, all of one length."""
-        with self.together():
+        with self.collective_errors():
             return self._sum(numbers).numpy()
 
     @functools.cached_property
@@ -257,11 +259,11 @@ def _set_heartbeat(seconds: int) -> None:
 
 def _packed(message: Message) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, **message.arrays, **{"told as JSON": np.frombuffer(json.dumps(message.told).encode(), np.uint8)})
+    np.savez(stream, **message.arrays, **{"JSON": np.frombuffer(json.dumps(message.value).encode(), np.uint8)})
     return stream.getvalue()
 
 
 def _unpacked(content: bytes) -> Message:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         arrays = dict(archive)
-    return Message(json.loads(arrays.pop("told as JSON").tobytes()), arrays)
+    return Message(json.loads(arrays.pop("JSON").tobytes()), arrays)

@@ -35,7 +35,7 @@ _CURES = {
 }
 
 
-class Taken(InvalidInputError):
+class FolderInUse(InvalidInputError):
     """The file or folder is another run's, which is going on or was interrupted."""
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import Taken, check_writable, refusal
+from keras_rcl.storage.atomic import FolderInUse, check_writable, refusal
 
 _FRAME = struct.Struct("<QI")
 """Before each piece: its length, and the CRC-32 of its name and bytes."""
 
-Piece = dict[str, np.ndarray]
+Result = dict[str, np.ndarray]
 
 
 class Journal:
@@ -35,7 +35,7 @@ class Journal:
         anew: throw away what a file of another question holds.
 
     Raises:
-        Taken: if the file is open in another run, or of another question.
+        FolderInUse: if the file is open in another run, or of another question.
         InvalidInputError: if it cannot be written, or is no journal.
     """
 
@@ -53,20 +53,20 @@ class Journal:
             raise refusal(path, error) from None
         self._start = len(line)
 
-    def piece(self, name: bytes, compute: Callable[[], Piece]) -> Piece:
+    def result(self, name: bytes, compute: Callable[[], Result]) -> Result:
         """The next piece: read where it was finished before, else computed and written.
 
         Args:
             name: what the piece is, so that none is taken for another.
             compute: gives its arrays, none of them of objects.
         """
-        found = self.held(name)
+        found = self.stored(name)
         if found is None:
             found = compute()
             self.add(name, found)
         return found
 
-    def held(self, name: bytes) -> Piece | None:
+    def stored(self, name: bytes) -> Result | None:
         """The next piece, if it was finished before and is this one; else None, and whatever follows is thrown away."""
         start = self._file.tell()
         frame = self._file.read(_FRAME.size)
@@ -79,7 +79,7 @@ class Journal:
         self._cut(start)
         return None
 
-    def add(self, name: bytes, found: Piece) -> None:
+    def add(self, name: bytes, found: Result) -> None:
         """Write the next piece."""
         stream = io.BytesIO()
         np.savez(stream, **found)
@@ -126,7 +126,9 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Taken(f"{self.path} is written by another run; wait for it or give another --output-dir") from None
+            raise FolderInUse(
+                f"{self.path} is written by another run; wait for it or give another --output-dir"
+            ) from None
         found = self._file.readline()
         if found == line:
             return
@@ -143,7 +145,7 @@ class Journal:
             raise InvalidInputError(f"{self.path} is no journal of an evaluation; remove it") from None
         if not anew:
             other = ", ".join(key for key in {**question, **found} if found.get(key) != question.get(key))
-            raise Taken(
+            raise FolderInUse(
                 f"{self.path} holds an interrupted evaluation with other {other}; "
                 "repeat its command to resume it, or give --overwrite or another --output-dir"
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.progress import Progress
-from keras_rcl.storage.atomic import Taken, check_writable, sweep
+from keras_rcl.storage.atomic import FolderInUse, check_writable, sweep
 from keras_rcl.storage.journal import Journal
 
 
@@ -64,11 +64,11 @@ def output_and_journal(
     for name in itertools.chain(interrupted, numbered):
         output_dir = default.parent / name
         if not output_dir.exists():
-            with contextlib.suppress(Taken):
+            with contextlib.suppress(FolderInUse):
                 return output_dir, journal_of(output_dir)
 
 
-def tell_resumed(journal: Journal, progress: Progress) -> None:
+def report_resumed(journal: Journal, progress: Progress) -> None:
     """Say how far an interrupted evaluation is, if it is one."""
     if (done := len(journal) - 1) > 0:  # but for the clean predictions
         progress.say(f"resuming {journal.path}: {done} batches done")

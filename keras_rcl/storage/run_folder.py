@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import Taken, atomic_folder, refusal, sweep, write_json
+from keras_rcl.storage.atomic import FolderInUse, atomic_folder, refusal, sweep, write_json
 
 
 class RunFolder:
@@ -30,7 +30,7 @@ class RunFolder:
         resumed: whether another process began it.
 
     Raises:
-        Taken: if another process is at it, or it was broken off and is of another question.
+        FolderInUse: if another process is at it, or it was broken off and is of another question.
         InvalidInputError: if it cannot be written.
     """
 
@@ -101,7 +101,7 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Taken(f"{self.path} is written by another run; wait for it or give another --name") from None
+            raise FolderInUse(f"{self.path} is written by another run; wait for it or give another --name") from None
 
     def _is_of(self, question: dict[str, Any], overwrite: bool) -> bool:
         """Whether what was begun in the folder is this question; if not, it must be allowed to be replaced."""
@@ -114,7 +114,7 @@ class RunFolder:
             return True
         if not overwrite:
             other = ", ".join(key for key in {**question, **found} if found.get(key) != question.get(key))
-            raise Taken(
+            raise FolderInUse(
                 f"{self.path} holds an unfinished run with other {other}; "
                 "repeat its command to resume it, or give --overwrite or another --name"
             )

@@ -53,7 +53,7 @@ class ReplicatedStep:
             self._trainer.reset_metrics()
         metrics = {}
         for done, (images, labels, seed) in enumerate(dataset, start=resumed + 1):
-            with self._workers.together():
+            with self._workers.collective_errors():
                 metrics = self._step(self._dealt(images, axis=1), self._dealt(labels, axis=0), seed)
             after_step(done)
         return {name: float(value) for name, value in metrics.items()}

@@ -108,14 +108,14 @@ class _Training:
     def run(self) -> dict[str, float]:
         """Run the whole training or what is left of it; returns the validation metrics of the chosen weights."""
         context = self.context
-        header, arrays = context.workers.of_chief(Message(*context.resumed or ()))
+        header, arrays = context.workers.broadcast(Message(*context.resumed or ()))
         if header:
             self.restore(header, arrays)
         elif context.reused:
             self.reuse(*context.reused)
         context.progress.plan(sum(epoch.runner.work_per_epoch for epoch in self.epochs[self.position.done :]))
         with held_signals() as interrupt:
-            self.run_epochs(context.workers.agreed(interrupt))
+            self.run_epochs(context.workers.any_interrupted(interrupt))
         if self.position.best and context.workers.chief:
             self.checkpoints.load(self.network, "best")
         freeze(self.network, self.phases[-1].runner.phase)

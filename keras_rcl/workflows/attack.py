@@ -14,7 +14,7 @@ from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
-from keras_rcl.storage.output_folder import output_and_journal, tell_resumed
+from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, pixels, split_of, support_of
@@ -86,11 +86,11 @@ def attack(
         "versions": versions(),
         "attack dtype": attack_dtype,
     }
-    workers.check_same(question)
+    workers.assert_same_inputs(question)
     journal = None
     if workers.chief:
         output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, question, overwrite)
-        tell_resumed(journal, progress)
+        report_resumed(journal, progress)
     with contextlib.nullcontext() if journal is None else journal:
         told = dict(keep_images=save_images, progress=progress, journal=journal, workers=workers)
         survival = evaluator(images, chosen.labels, **told)

@@ -16,7 +16,7 @@ from keras_rcl.report.audit_page import audit_page
 from keras_rcl.report.figures import attack_pictures, loss_surface_plot
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
-from keras_rcl.storage.output_folder import output_and_journal, tell_resumed
+from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.threat import Norm, format_pixels
@@ -109,7 +109,7 @@ def audit_model(
     default = Path("audits") / path.stem
     output_dir, journal = output_and_journal(output_dir, default, question, overwrite, marker="audit.json")
     with journal:
-        tell_resumed(journal, progress)
+        report_resumed(journal, progress)
         result = audit(
             subject,
             images,

@@ -20,7 +20,7 @@ from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
-from keras_rcl.storage.journal import Piece
+from keras_rcl.storage.journal import Result
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
@@ -86,7 +86,7 @@ def craft_dataset(
         targets = tf.argmin(logits, axis=1, output_type=tf.int32) if attack.targeted else labels
         return logits, craft(attack, outputs(attack), x, targets, seed=seed, support=support)
 
-    def batch(start: int) -> Piece:
+    def batch(start: int) -> Result:
         taken = slice(start, start + batch_size)
         labels = chosen.labels[taken].astype(np.int32)
         logits, crafted = step(pixels(chosen.images[taken]), labels)
@@ -110,7 +110,7 @@ def craft_dataset(
     progress, count = progress or Silent(), len(chosen.labels)
     batches = range(0, count, batch_size)
     default = Path("adversarial") / path.stem
-    workers.check_same(question)
+    workers.assert_same_inputs(question)
     journal = None
     if workers.chief:
         output_dir, journal = output_and_journal(output_dir, default, question, overwrite, marker=RECORD)

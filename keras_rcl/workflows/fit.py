@@ -33,7 +33,7 @@ from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.runtime.signals import held_signals
 from keras_rcl.runtime.tensorflow import start_tensorflow
-from keras_rcl.storage.atomic import Taken, atomic_path, check_writable, read_json, sweep, write_json
+from keras_rcl.storage.atomic import FolderInUse, atomic_path, check_writable, read_json, sweep, write_json
 from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.storage.journal import Journal
 from keras_rcl.storage.output_folder import check_name, check_replaceable, free_name
@@ -114,7 +114,7 @@ def fit_all(
             def claim(
                 experiment=experiment, question=question, chosen=None if number else name
             ) -> RunFolder | _Scratch:
-                workers.check_same(question)
+                workers.assert_same_inputs(question)
                 if not workers.chief:
                     return _Scratch(Path(all_runs.enter_context(tempfile.TemporaryDirectory())))
                 folder = _run_folder(experiment, question, chosen, runs, saved_models, overwrite)
@@ -220,7 +220,7 @@ def _run_folder(
         numbered = re.compile(rf"{re.escape(default)}(-\d+)?")
         for candidate in sorted(path.parent.parent for path in runs.glob("*/training/question.json")):
             if numbered.fullmatch(candidate.name):
-                with contextlib.suppress(Taken):
+                with contextlib.suppress(FolderInUse):
                     return RunFolder(candidate, question, begin)
     name = name or free_name(default, (runs, saved_models), overwrite)
     check_name(name)
@@ -251,7 +251,7 @@ def _fit(
     export_to = saved_models / run.path.name
     if run.record.is_file():
         read_record(run.record)  # refused where it was edited
-    finished = workers.of_chief(Message(read_json(run.record) if run.record.is_file() else None)).told
+    finished = workers.broadcast(Message(read_json(run.record) if run.record.is_file() else None)).value
     if finished:
         return Fitted(experiment, finished, run.path, export_to)
     if reused and reused[0].resolve() == run.path.resolve():
@@ -272,7 +272,7 @@ def _fit(
         validation = train(experiment, data, (network, served), context)
         if workers.count > 1:  # only the chief has the chosen weights
             weights = {str(number): weight for number, weight in enumerate(served.get_weights())}
-            weights = workers.of_chief(Message(arrays=weights)).arrays
+            weights = workers.broadcast(Message(arrays=weights)).arrays
             served.set_weights([weights[str(number)] for number in range(len(weights))])
         seconds = states.seconds
         test = data.test.limited(evaluation.limit)

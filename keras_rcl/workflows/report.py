@@ -31,7 +31,7 @@ from keras_rcl.report.paper_tables import Lookup, markdown_report, mean_and_spre
 from keras_rcl.report.records import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent, StderrProgress
-from keras_rcl.storage.atomic import Taken, atomic_folder, read_json, write_json
+from keras_rcl.storage.atomic import FolderInUse, atomic_folder, read_json, write_json
 from keras_rcl.storage.output_folder import check_replaceable
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.dataset import Dataset
@@ -252,7 +252,7 @@ def _train(trained: Experiment, name: str, folders: Folders, progress: Progress)
     try:
         places = dict(runs=folders.runs, saved_models=folders.saved_models, reuse=folders.runs)
         experiment.fit(trained, name=name, progress=progress, **places)
-    except Taken:
+    except FolderInUse:
         raise InvalidInputError(
             f"{run} is in use, or was begun by another experiment or version; move it away"
         ) from None

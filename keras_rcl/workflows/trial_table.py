@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from keras_rcl import config
 from keras_rcl.config import Experiment
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import Taken, check_writable, read_json, sweep, write_json
+from keras_rcl.storage.atomic import FolderInUse, check_writable, read_json, sweep, write_json
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.search import Choice, Range
 
@@ -63,7 +63,7 @@ class Study:
             try:
                 stack.enter_context(locked(self.folder))
             except BlockingIOError:
-                raise Taken(
+                raise FolderInUse(
                     f"{self.folder} is written by another tune; wait for it or give another --output-dir"
                 ) from None
             sweep(self.folder)
@@ -97,7 +97,7 @@ class Study:
             return
         if not self._overwrite:
             other = ", ".join(k for k in {**self.question, **asked} if asked.get(k) != self.question.get(k))
-            raise Taken(
+            raise FolderInUse(
                 f"{self.folder} holds a study with other {other}; repeat its command to go on with it, or give "
                 "--overwrite or another --output-dir"
             )

@@ -58,7 +58,7 @@ def test_what_is_no_task_is_refused(config, said):
 
 def test_one_process_needs_nobody():
     message = Message({"a": 1}, {})
-    assert ALONE.of_chief(message) is message and ALONE.everyones(message) == [message]
+    assert ALONE.broadcast(message) is message and ALONE.all_gather(message) == [message]
     assert ALONE.chief and ALONE.replicas == ALONE.local_replicas == 1
-    ALONE.check_same({"seed": 1})
-    assert ALONE.agreed(asked := lambda: None) is asked
+    ALONE.assert_same_inputs({"seed": 1})
+    assert ALONE.any_interrupted(asked := lambda: None) is asked

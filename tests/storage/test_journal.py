@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator, Survival
-from keras_rcl.storage.atomic import Taken
+from keras_rcl.storage.atomic import FolderInUse
 from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.attack import FAB, PGD, AutoAttack, AutoPGD, Square
 
@@ -37,7 +37,7 @@ def three(journal):
         computed.append(number)
         return piece_of(number)
 
-    pieces = [journal.piece(f"piece {number}".encode(), lambda number=number: compute(number)) for number in (1, 2, 3)]
+    pieces = [journal.result(f"piece {number}".encode(), lambda number=number: compute(number)) for number in (1, 2, 3)]
     for number, piece in enumerate(pieces, 1):
         assert set(piece) == {"numbers", "seconds"} and piece["seconds"] == 0.1 * number
         assert piece["numbers"].tobytes() == (np.arange(number) / 3).tobytes()
@@ -73,7 +73,7 @@ def test_cut_short_anywhere(tmp_path):
     journal = Journal(path, QUESTION)
     for number in (1, 2, 3):
         ends.append(path.stat().st_size)
-        journal.piece(f"piece {number}".encode(), lambda number=number: piece_of(number))
+        journal.result(f"piece {number}".encode(), lambda number=number: piece_of(number))
     journal.close()
     whole = path.read_bytes()
     assert reopened(path, whole) == (3, [])
@@ -103,21 +103,21 @@ def test_other_bytes_than_were_written(tmp_path):
 
 def test_a_piece_is_not_taken_for_another(tmp_path):
     journal = Journal(tmp_path / ".run.partial", QUESTION)
-    journal.piece(b"round 1", lambda: {"a": np.zeros(1)})
+    journal.result(b"round 1", lambda: {"a": np.zeros(1)})
     journal.close()
     journal = Journal(tmp_path / ".run.partial", QUESTION)
-    assert journal.piece(b"round 2", lambda: {"a": np.ones(1)})["a"] == 1
+    assert journal.result(b"round 2", lambda: {"a": np.ones(1)})["a"] == 1
     assert len(journal) == 1
     journal.close()
 
 
 def test_objects_are_not_read(tmp_path):
     journal = Journal(tmp_path / ".run.partial", QUESTION)
-    journal.piece(b"x", lambda: {"a": np.array([{}], object)})
+    journal.result(b"x", lambda: {"a": np.array([{}], object)})
     journal.close()
     journal = Journal(tmp_path / ".run.partial", QUESTION)
     with pytest.raises(ValueError, match="allow_pickle"):
-        journal.piece(b"x", dict)
+        journal.result(b"x", dict)
     journal.close()
 
 
@@ -125,11 +125,11 @@ def test_another_question(tmp_path):
     path = tmp_path / ".run.partial"
     journal = Journal(path, QUESTION)
     three(journal)
-    with pytest.raises(Taken, match="is written by another run"):
+    with pytest.raises(FolderInUse, match="is written by another run"):
         Journal(path, QUESTION)
     journal.close()
     whole = path.read_bytes()
-    with pytest.raises(Taken, match=r"\.run\.partial holds .* with other seed, batch size; .*--overwrite"):
+    with pytest.raises(FolderInUse, match=r"\.run\.partial holds .* with other seed, batch size; .*--overwrite"):
         Journal(path, {"model": "a", "seed": 4, "batch size": 5})
     assert path.read_bytes() == whole
     with Journal(path, {"model": "a", "seed": 4}, anew=True) as journal:
@@ -165,7 +165,7 @@ def test_how_its_body_ends(tmp_path):
 
     def body(error):
         with Journal(path, QUESTION) as journal:
-            journal.piece(b"x", lambda: {"a": np.zeros(1)})
+            journal.result(b"x", lambda: {"a": np.zeros(1)})
             raise error
 
     with pytest.raises(InvalidInputError, match="no gradient"):
@@ -244,14 +244,14 @@ class Dying(Journal):
         super().__init__(path, question)
         self.batches, self.tear, self.computed = batches, tear, 0
 
-    def piece(self, name, compute):
+    def result(self, name, compute):
         def run():
             if self.computed == self.batches and self.tear is None:
                 raise Killed
             self.computed += 1
             return compute()
 
-        return super().piece(name, run)
+        return super().result(name, run)
 
     def _append(self, content):
         if getattr(self, "tear", None) is not None and self.computed > self.batches:

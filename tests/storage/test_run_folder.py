@@ -7,7 +7,7 @@ import pytest
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.signals import Terminated
-from keras_rcl.storage.atomic import Taken
+from keras_rcl.storage.atomic import FolderInUse
 from keras_rcl.storage.run_folder import RunFolder
 
 QUESTION = {"seed": 1, "method": {"epochs": 3}}
@@ -37,14 +37,14 @@ def test_begun_resumed_finished(tmp_path):
 def test_one_process_at_a_time(tmp_path):
     with claim(tmp_path / "run"):
         for options in ({}, {"overwrite": True}, {"question": {"seed": 2}}):
-            with pytest.raises(Taken, match="run is written by another run; wait for it or give another --name"):
+            with pytest.raises(FolderInUse, match="run is written by another run; wait for it or give another --name"):
                 claim(tmp_path / "run", **options)
     claim(tmp_path / "run").release()
 
 
 def test_another_question_is_refused_with_what_differs(tmp_path):
     claim(tmp_path / "run").release()
-    with pytest.raises(Taken, match="unfinished run with other seed, jit; repeat its command .* --overwrite"):
+    with pytest.raises(FolderInUse, match="unfinished run with other seed, jit; repeat its command .* --overwrite"):
         claim(tmp_path / "run", {**QUESTION, "seed": 2, "jit": True})
     (tmp_path / "run/kept").touch()
     with claim(tmp_path / "run", overwrite=True) as run:

@@ -124,12 +124,12 @@ def main(folder: Path, replicas: int | None) -> None:
     if workers.count == 1:
         write(apart=stepped(SUPCON, workers, synchronized=False))
         return
-    told = workers.everyones(Message(workers.index, {"a": np.arange(workers.index * 5)}))
-    write(told={str(message.told): message.arrays["a"] for message in told}, evaluated=evaluated(folder, workers))
+    told = workers.all_gather(Message(workers.index, {"a": np.arange(workers.index * 5)}))
+    write(told={str(message.value): message.arrays["a"] for message in told}, evaluated=evaluated(folder, workers))
     if not workers.chief:
         os.kill(os.getpid(), 9)
     try:
-        workers.everyones(Message())
+        workers.all_gather(Message())
     except WorkerLost:
         (folder / "lost").touch()
 
