@@ -29,7 +29,7 @@ def test_ruff_is_clean():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["fit", "--help"], ["variants"], ["show"], ["report"], ["--version"]]
+    "arguments", [["--help"], ["fit", "--help"], ["variants"], ["show"], ["report", "--help"], ["--version"]]
 )
 def test_quick_commands_import_nothing_heavy(arguments):
     code = f"""

@@ -1,13 +1,13 @@
 """The documents say what the code does."""
 
-import importlib.util
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import generate
 import pytest
-from click.testing import CliRunner
 
 import keras_rcl
 from keras_rcl.cli.app import cli
@@ -21,27 +21,29 @@ GENERATED = r"<!-- generated: (\w+) -->\n(.*?)\n<!-- end -->"
 PYTHON = r"^```python\n(.*?)^```"
 
 
-def generator():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_generated_documents_are_up_to_date():
-    for path, text in generator().documents().items():
+    for path, text in generate.documents().items():
         assert path.read_text(encoding="utf-8") == text, f"run python docs/generate.py: {path.name} is stale"
 
 
-def test_report_prints_the_tables_of_the_documents(monkeypatch):
-    """To the byte, from the committed records alone; the benchmarks of performance.md have another source."""
-    monkeypatch.chdir(ROOT)
-    printed = CliRunner().invoke(cli, ["report"]).stdout
-    pages = [README, *(text for name, text in PAGES.items() if name != "docs/performance.md")]
-    tables = [table for page in pages for table in re.findall(GENERATED, page, flags=re.DOTALL)]
-    assert len({name for name, _ in tables}) >= 8
-    for name, text in tables:
-        assert f"## {name}\n\n{text}\n" in printed, name
+def test_a_generated_block_is_filled_where_it_stands():
+    block = "<!-- generated: digits -->\n{}\n<!-- end -->"
+    text = f"# Any page\n\n{block}\n\nBetween.\n\n{block}\n"
+    filled = generate.filled(text.format("old", "old"), "page.md")
+    assert filled == text.format(*[generate.TABLES["digits"]()] * 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- generated: digit -->\nold\n<!-- end -->", "page.md: no table is named 'digit'; known are variants, "),
+        ("<!-- generated: digits -->\nold\n", "page.md: a generated block is not closed"),
+        ("<!-- generated: digits -->\n<!-- generated: digits -->\n<!-- end -->", "page.md: a generated block is not"),
+    ],
+)
+def test_a_wrong_block_is_an_error(text, message):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        generate.filled(text, "page.md")
 
 
 def test_every_variant_config_and_command_is_documented():

@@ -17,7 +17,6 @@ from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
 from keras_rcl.report.paper_tables import markdown_report
-from keras_rcl.report.readme_tables import readme_tables, readme_text
 from keras_rcl.report.tables import (
     attack_table,
     audit_text,
@@ -593,7 +592,7 @@ def collect(folders, as_json):
 
 
 @cli.command()
-@click.option("--paper", type=click.Choice(list(PAPERS)), help="Whose tables; the README's, where none is given.")
+@click.option("--paper", type=click.Choice(list(PAPERS)), help="The paper whose tables and figures are made.")
 @click.option("--scale", default="full", show_default=True, help="full is the paper's; cpu is for 2 cores.")
 @click.option("--train", is_flag=True, help="First train, attack and verify what has no record.")
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Rows to train at once.")
@@ -615,11 +614,7 @@ def report(paper, settings, data_dir, results, runs, saved_models, as_json, **op
     them. Killed or interrupted, the same command goes on where it was.
     """
     if paper is None:
-        if options["train"]:
-            raise InvalidInputError(f"--train needs --paper, one of {', '.join(PAPERS)}")
-        tables = readme_tables(_record_folder(results))
-        click.echo(json.dumps(tables, indent=1) if as_json else readme_text(tables))
-        return
+        raise InvalidInputError(f"no paper is given; give --paper, one of {', '.join(PAPERS)}")
     start_tensorflow()
     from keras_rcl.workflows.report import Folders
     from keras_rcl.workflows.report import report as make

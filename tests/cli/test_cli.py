@@ -525,8 +525,7 @@ def test_report_prints_a_papers_tables(here, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--train"], "--train needs --paper, one of claf, wang, landsman, cusin"),
-        ([], "results is no folder of records; run in the repository's root, or give --results"),
+        ([], "no paper is given; give --paper, one of claf, wang, landsman, cusin"),
         (["--paper", "claf"], "results is no folder of records"),
         (["--paper", "claf", "--results", ".", "--scale", "cup"], "has no scale 'cup'; did you mean 'cpu'?"),
         (["--paper", "claf", "--results", ".", "--set", "sede=1"], "sede: no such field"),

@@ -1,5 +1,7 @@
-"""The tables of the README, from the committed records alone."""
+"""Tables of README and docs/ that are made from the variants and from the committed records alone."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from keras_rcl import config
@@ -13,45 +15,35 @@ from keras_rcl.vocabulary.attack import AutoAttack
 from keras_rcl.vocabulary.threat import format_pixels
 
 
-def readme_tables(results: Path) -> dict[str, str]:
-    """Name -> the text that stands in the README between `<!-- generated: NAME -->` and `<!-- end -->`."""
-    return {table.__name__.lstrip("_"): table(results) for table in TABLES}
-
-
-def readme_text(tables: dict[str, str]) -> str:
-    """All of them, each under its name."""
-    return "\n\n".join(f"## {name}\n\n{text}" for name, text in tables.items())
-
-
 def _variants(results: Path) -> str:
-    """One row a variant: its phases, and what they weigh."""
+    """One row per variant: what it is, its phases and their epochs."""
     rows = []
     for name, cls in VARIANTS.items():
         phases = cls().phases()
-        told = []
+        parts = []
         for phase in phases:
             inner = "".join(f", before each epoch {r.epochs} of *{r.name}*" for r in phase.refresh)
-            told.append(f"*{phase.name}* {phase.epochs}{inner}")
-        rows.append([f"`{name}`", cls.__doc__.splitlines()[0].rstrip("."), "; ".join(told)])
+            parts.append(f"*{phase.name}* {phase.epochs}{inner}")
+        rows.append([f"`{name}`", cls.__doc__.splitlines()[0].rstrip("."), "; ".join(parts)])
     return markdown_table(["variant", "what it is", "phases and epochs, as its paper has them"], rows, right=())
 
 
 def _records(folder: Path, data_set: str) -> dict[str, dict]:
-    """The committed results on a data set, under the names of their models, in the order of the variants."""
+    """The committed records of a data set by the name of their model, in the order of the variants."""
     read = [read_json(path) for path in folder.glob(f"{data_set}-*.json")]
     read.sort(key=lambda record: (list(VARIANTS).index(record["model"]["variant"]), record["model"]["name"]))
     return {record["model"]["name"].removeprefix(f"{data_set}-"): record for record in read}
 
 
 def _digits(results: Path) -> str:
-    """What `python cli.py fit --variant clafs` prints, in its order."""
+    """The table that `python cli.py fit --variant clafs` prints."""
     found, experiment = _records(results, "digits"), config.load(variant="clafs")
     shown = {name: found[name] for name in (experiment.method.name, *experiment.compare) if name in found}
     return "```text\n" + text_table(*comparison_table(shown)) + "\n```"
 
 
 def _cifar10(results: Path) -> str:
-    """One row a model, the published numbers beside the measured ones, and the commands."""
+    """One row per model, the published numbers beside the measured ones, and the commands."""
     shown = _records(results, "cifar10")
     header, rows = comparison_table(shown)
     header, published = [*header, "published clean / PGD-10"], _published()
@@ -67,7 +59,7 @@ def _published() -> dict[str, str]:
 
 
 def _autoattack(results: Path) -> str:
-    """One row a model: robust accuracy after each member of AutoAttack, and the commands."""
+    """One row per model: robust accuracy after each member of AutoAttack, and the commands."""
     shown, rows = _records(results / "autoattack", "cifar10"), []
     for name, record in shown.items():
         (row,) = record["rows"]
@@ -77,7 +69,7 @@ def _autoattack(results: Path) -> str:
 
 
 def _contrast(results: Path) -> str:
-    """What contrast adds to adversarial training, over seeds."""
+    """Adversarial training with and without contrastive terms, over seeds."""
     paper, found = PAPERS["contrast"], Results(results)
     rows = experiments(paper, "cpu")
     (table,) = paper.tables
@@ -85,7 +77,7 @@ def _contrast(results: Path) -> str:
 
 
 def _reference(results: Path) -> str:
-    """One row a network and attack: ours beside torchattacks', on the same weights and images."""
+    """One row per network and attack: our result and torchattacks' on the same weights and images."""
     rows = []
     for path in sorted((results / "benchmarks").glob("attack_reference-*.json")):
         measured = read_json(path)
@@ -99,7 +91,7 @@ def _reference(results: Path) -> str:
 
 
 def _protocols(results: Path) -> str:
-    """One row a model, one column a protocol: robust accuracy, and how far the attack went in pixels."""
+    """One row per model, one column per protocol: robust accuracy, and the largest distance in pixels."""
     shown, strongest, rows = _records(results / "protocols", "cifar10"), _records(results / "autoattack", "cifar10"), []
     for name, record in shown.items():
         cells = [f"{percent(row['robust_accuracy'])} ({255 * row['largest_distance']:.1f})" for row in record["rows"]]
@@ -111,11 +103,11 @@ def _protocols(results: Path) -> str:
 
 
 def _verifications(results: Path) -> str:
-    """One row a model and epsilon: what was proved, beside what can be measured, and the commands."""
+    """One row per model and epsilon: clean, attacked and verified accuracy, and the commands."""
     shown, rows = [], []
     for path in sorted((results / "verifications").glob("*.json")):
         record = read_json(path)
-        if record.get("count"):  # of so many that withstood an attack, for a paper's table
+        if record.get("count"):  # only part of the images was bounded, for a paper's table
             continue
         shown.append(record["command"])
         for row in record["rows"]:
@@ -128,7 +120,7 @@ def _verifications(results: Path) -> str:
 
 
 def _audits(results: Path) -> str:
-    """What `audit` printed of each committed audit: its command, what was raised, and the verdict."""
+    """One block per committed audit: its command, the checks that it raised, and the verdict."""
     blocks = []
     for path in sorted((results / "audits").glob("*.json")):
         found = read_json(path)
@@ -151,7 +143,7 @@ TIMED = {
     "evaluation-pgd": "PGD-40 with 5 restarts, Cusin's CNN",
     "evaluation-autoattack": "AutoAttack, Cusin's CNN",
 }
-"""Committed benchmark -> what it times."""
+"""Committed benchmark -> the task that it times."""
 
 PEERS = ("art", "foolbox", "cleverhans", "torchattacks", "plain tape", "plain torch")
 
@@ -170,4 +162,8 @@ def _speed(results: Path) -> str:
 
 
 TABLES = (_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols, _verifications, _audits, _speed)
-"""In the order in which `report` prints them."""
+
+
+def readme_tables(results: Path) -> dict[str, Callable[[], str]]:
+    """Name of a generated block -> the function that makes its text from the records in `results`."""
+    return {table.__name__.lstrip("_"): partial(table, results) for table in TABLES}

@@ -1,0 +1,98 @@
+"""Tables of the committed benchmarks."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from keras_rcl.report.tables import markdown_table, percent
+from keras_rcl.storage.atomic import read_json
+
+BENCHMARKS = {
+    "pgd_resnet18": "attack_throughput-resnet18",
+    "pgd_strided_cnn": "attack_throughput-strided_cnn",
+    "evaluation_pgd": "evaluation-pgd",
+    "evaluation_autoattack": "evaluation-autoattack",
+    "step_resnet18": "train_step-resnet18",
+    "step_strided_cnn": "train_step-strided_cnn",
+    "claf_epoch": "train_step-claf-strided_cnn",
+    "pipeline": "pipeline",
+}
+"""Name of a generated block -> the committed benchmark."""
+
+
+def _benchmark(results: Path, name: str) -> str:
+    """One row per contender of a committed benchmark, then its facts and its command."""
+    measured = read_json(results / f"benchmarks/{name}.json")
+    rows, first = [], next(iter(measured["rows"].values()))
+    for contender, row in measured["rows"].items():
+        compared = row["images_per_second"] > 0
+        rows.append(
+            [
+                contender,
+                f"{row['seconds']:.2f}",
+                f"{row['fastest']:.2f} - {row['slowest']:.2f}",
+                f"{row['seconds'] / first['seconds']:.2f}" if compared else "",
+                f"{row['fastest'] / first['fastest']:.2f}" if compared else "",
+                f"{row['images_per_second']:.1f}" if compared else "",
+                f"{row['share_of_matrix_rate']:.0%}" if row["operations"] else "",
+                percent(row["robust_accuracy"]) if "robust_accuracy" in row else "",
+            ]
+        )
+    header = ["contender", "median s", "fastest - slowest", "medians' ratio", "fastest runs' ratio", "images/s"]
+    table = [list(column) for column in zip([*header, "of matrix rate", "robust"], *rows, strict=True)]
+    header, *rows = zip(*(column for column in table if any(column[1:])), strict=True)
+    facts = {
+        key.replace("_", " "): value
+        for key, value in measured.items()
+        if key not in ("command", "versions", "rows", "model_hash", "protocol", "network", "cores")
+    }
+    listed = "; ".join(f"{key} {value:.4g}" for key, value in facts.items())
+    return f"{markdown_table(header, rows)}\n\n{listed}\n\n```\n{measured['command']}\n```"
+
+
+def _claf_options(results: Path) -> str:
+    """Clean and robust accuracy under each of CLAF's faster options, by seed."""
+    measured, rows = read_json(results / "benchmarks/claf_options.json"), []
+    for name, runs in measured["runs"].items():
+        clean, robust = ([run[f"{kind}_accuracy"] for run in runs] for kind in ("clean", "robust"))
+        by_seed = (" / ".join(map(percent, values)) for values in (clean, robust))
+        rows.append([name, *by_seed, percent(sum(robust) / len(robust))])
+    header = ["second stage", "clean, by seed", "robust, by seed", "robust, mean"]
+    return f"{markdown_table(header, rows)}\n\n```\n{measured['command']}\n```"
+
+
+def _bounds_cost(results: Path) -> str:
+    """One row per training step, in units of a plain step; one row per bound, ours beside auto_LiRPA's."""
+    measured = read_json(results / "benchmarks/bounds.json")
+    plain, rows = measured["rows"]["plain step"]["seconds"], []
+    for contender, row in measured["rows"].items():
+        spread = f"{row['fastest']:.3f} - {row['slowest']:.3f}"
+        steps = f"{row['seconds'] / plain:.2f}" if contender.endswith("step") else ""
+        rows.append([contender, f"{row['seconds']:.3f}", spread, steps, f"{row['images_per_second']:.1f}"])
+    header = ["contender", "median s", "fastest - slowest", "plain steps", "images/s"]
+    return f"{markdown_table(header, rows[:-1])}\n\n```\n{measured['command']}\n```"
+
+
+def _bounds_reference(results: Path) -> str:
+    """One row per network and method: our mean lower bound of a margin, auto_LiRPA's, and their difference."""
+    rows, commands = [], []
+    for path in sorted((results / "benchmarks").glob("bounds_reference-*.json")):
+        measured = read_json(path)
+        commands.append(measured["command"])
+        for method, row in measured["methods"].items():
+            apart = f"{row['largest_relative_difference']:.1e}"
+            means = (f"{row[key]:.4g}" for key in ("mean", "auto_LiRPA_mean"))
+            rows.append([f"`{Path(measured['model']).name}`", method, str(measured["images"]), *means, apart])
+    header = ["network", "bound", "images", "ours", "auto_LiRPA", "largest relative difference"]
+    listed = "\n".join(commands)
+    return f"{markdown_table(header, rows, right=(2, 3, 4, 5))}\n\n```\n{listed}\n```"
+
+
+def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
+    """Name of a generated block -> the function that makes its text from the records in `results`."""
+    return {
+        **{name: partial(_benchmark, results, file) for name, file in BENCHMARKS.items()},
+        "claf_options": partial(_claf_options, results),
+        "bounds": partial(_bounds_cost, results),
+        "bounds_reference": partial(_bounds_reference, results),
+    }
