@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_rcl.methods import CLAFS
-from keras_rcl.training.phase_runner import make_optimizer
+from keras_rcl.training.optimizers import make_optimizer
 
 
 class PlainCLAF:

@@ -76,9 +76,7 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
 
 def sync(path: Path) -> None:
     """Wait until a file's bytes, or a folder's names, are on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folder
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

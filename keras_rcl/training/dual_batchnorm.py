@@ -8,7 +8,7 @@ from keras import ops
 from keras_rcl.networks.two_headed import parts
 
 
-class CleanBranch:
+class CleanBatchNorm:
     """Views that are not adversarial pass by their own BatchNorm statistics, gamma and beta, all others as ever.
 
     The network's own BatchNorm is that of adversarial views: it is what an attack sees and what is handed on. A pass of

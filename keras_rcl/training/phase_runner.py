@@ -19,35 +19,26 @@ from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress
 from keras_rcl.training.fixed_features import FixedFeatures
 from keras_rcl.training.loss_terms import phase_collapse_value
+from keras_rcl.training.optimizers import make_optimizer
 from keras_rcl.training.refreshed_examples import RefreshedExamples
-from keras_rcl.training.replicated_step import ReplicatedStep
 from keras_rcl.training.robust_trainer import RobustTrainer
+from keras_rcl.training.steps.replicated import ReplicatedStep
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.compute import DEFAULT_COMPUTE, ComputeSettings
-from keras_rcl.vocabulary.phase import Optimizer, Phase
+from keras_rcl.vocabulary.phase import Phase
 
-
-def make_optimizer(word: Optimizer, decay_steps: int) -> keras.optimizers.Optimizer:
-    """The Keras optimizer that a word describes; its schedule spans `decay_steps`."""
-    rate = word.learning_rate
-    if word.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, max(1, decay_steps))
-    if word.schedule == "steps":
-        ends = [decay_steps * sevenths // 7 for sevenths in (5, 6)]
-        rate = keras.optimizers.schedules.PiecewiseConstantDecay(ends, [rate, rate / 5, rate / 25])
-    decay = word.weight_decay or None
-    if word.name == "adam":
-        return keras.optimizers.Adam(rate, weight_decay=decay, global_clipnorm=word.clip_norm)
-    # The field adds weight_decay * w to the gradient, so momentum multiplies it by 1 / (1 - momentum) in the long run;
-    # Keras subtracts it from the weight directly.
-    return keras.optimizers.SGD(rate, momentum=word.momentum, weight_decay=decay and decay / (1 - word.momentum))
+AfterStep = Callable[[int], None]
+"""Called after each step with the number of steps of the epoch that are done."""
 
 
 def freeze(network: keras.Model, phase: Phase) -> None:
-    """Let only the parts that the phase trains move; BatchNorm statistics of others stand still unless asked for."""
+    """Make only the parts trainable that the phase trains.
+
+    The BatchNorm statistics of the other parts do not move either, unless the phase says so.
+    """
     for name, part in parts(network).items():
         for layer in (part, *part.layers):
-            layer.trainable = False  # or else Keras skips a value that is the old one, and the variables with it
+            layer.trainable = False  # Keras skips a value that equals the current one, and the variables with it
             layer.trainable = name in phase.trains
             normalizes = isinstance(layer, keras.layers.BatchNormalization)
             if normalizes and name not in phase.trains and not phase.frozen_statistics:
@@ -68,13 +59,16 @@ class PhaseRunner:
         balanced: Every class appears equally often in each batch.
         workers: The processes that train together.
 
+    Attributes:
+        epochs_run: How many epochs were run.
+
     Raises:
         InvalidInputError: If the phase cannot be trained with these settings on these workers.
     """
 
     def __init__(
         self,
-        network,
+        network: keras.Model,
         phase: Phase,
         data: ImageData,
         *,
@@ -85,13 +79,33 @@ class PhaseRunner:
         workers: Workers = ALONE,
     ):
         self.network, self.phase, self.seed = network, phase, seed
-        streamed = isinstance(data.train, StreamedSplit)
+        self.epochs_run = 0
+        self._build_batches(data, balanced, workers)
+        self._build_trainer(compute)
+        self.refreshed = self._refreshed_examples(data)
+        freeze(network, phase)
+        with workers.scope():
+            optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
+        self.trainer.compile(optimizer=optimizer, jit_compile=compute.jit)
+        self.optimizer = self.trainer.optimizer  # Keras wraps it if the loss is to be scaled
+        with workers.scope():
+            self.optimizer.build(self.trainer.trainable_variables)
+        self.replicated = None
+        if workers.replicas > 1:
+            _check_replicas(workers.replicas, self.batches.batch_size, phase, compute)
+            self.replicated = ReplicatedStep(self.trainer, workers)
+        self._fresh = [tf.identity(variable.value) for variable in self.optimizer.variables]
+
+    def _build_batches(self, data: ImageData, balanced: bool, workers: Workers) -> None:
+        """The batches, and what is kept for each training image: features, warm starts."""
+        phase, streamed = self.phase, isinstance(data.train, StreamedSplit)
         if streamed and phase.warm_views:
             raise InvalidInputError(
-                "warm_steps keep every image's last attack in memory, and dataset.streamed no image; leave out one"
+                "warm_steps keep the last attack on every image in memory, and dataset.streamed keeps no image; "
+                "leave out one"
             )
         fixed = phase.reads_fixed_features and not streamed and workers.replicas == 1
-        self.features = FixedFeatures(network, data.train) if fixed else None
+        self.features = FixedFeatures(self.network, data.train) if fixed else None
         self.warm_starts = {
             place: WarmStarts(len(data.train.labels), data.image_shape, phase.views[place].attack.epsilon)
             for place in phase.warm_views
@@ -100,51 +114,46 @@ class PhaseRunner:
             data.train,
             () if self.features else phase.views,
             phase.batch_size,
-            seed,
+            self.seed,
             augmentation=phase.augmentation,
             balanced=balanced,
             indexed=bool(self.features or self.warm_starts),
             share=(workers.index, workers.count),
         )
-        fitted = None if self.features else _fitting(compute.micro_batch, self.batches.batch_size, phase)
+
+    def _build_trainer(self, compute: ComputeSettings) -> None:
+        """The trainer, not yet compiled."""
+        size = None if self.features else _fitting(compute.micro_batch, self.batches.batch_size, self.phase)
         self.trainer = RobustTrainer(
-            network,
-            phase,
-            dataclasses.replace(compute, micro_batch=fitted),
+            self.network,
+            self.phase,
+            dataclasses.replace(compute, micro_batch=size),
             steps_per_epoch=self.batches.steps_per_epoch,
             warm_starts=self.warm_starts,
             features=self.features and self.features.values,
         )
-        self.average, self.branch = self.trainer.average, self.trainer.branch
-        size = fitted or self.batches.batch_size
-        self.refreshed = [
+        self.average, self.clean_batchnorm = self.trainer.average, self.trainer.clean_batchnorm
+
+    def _refreshed_examples(self, data: ImageData) -> list[RefreshedExamples]:
+        """The examples that the batches read and that are refreshed during the phase."""
+        return [
             RefreshedExamples(
-                network,
+                self.network,
                 attack,
                 kept,
                 data.train,
-                size,
-                seed=_entropy(*seed) % 2**31,
-                dtype=compute.attack_dtype,
+                self.trainer.compute.micro_batch or self.batches.batch_size,
+                seed=_entropy(*self.seed) % 2**31,
+                dtype=self.trainer.compute.attack_dtype,
             )
             for attack, kept in self.batches.refreshed.items()
         ]
-        freeze(network, phase)
-        with workers.scope():
-            optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
-        self.trainer.compile(optimizer=optimizer, jit_compile=compute.jit)
-        self.optimizer = self.trainer.optimizer  # Keras wraps it where the loss is to be scaled
-        with workers.scope():
-            self.optimizer.build(self.trainer.trainable_variables)
-        self.replicated = None
-        if workers.replicas > 1:
-            _check_replicas(workers.replicas, self.batches.batch_size, phase, compute)
-            self.replicated = ReplicatedStep(self.trainer, workers)
-        self._fresh = [tf.identity(variable.value) for variable in self.optimizer.variables]
-        self.epochs_run = 0
 
     def begin(self) -> None:
-        """What happens each time that the phase starts: parts drawn anew, the optimizer as new where asked for."""
+        """Begin the phase: reinitialize parts, reset the optimizer if the phase asks for it.
+
+        A refresh begins before each of its runs.
+        """
         for part in self.phase.reinitialize:
             reinitialize(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
         for part in self.phase.trains if self.phase.interval_initialization else ():
@@ -156,51 +165,45 @@ class PhaseRunner:
         if self.phase.fresh_optimizer:
             for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
-        for kept in filter(None, (self.average, self.branch)):
+        for kept in filter(None, (self.average, self.clean_batchnorm)):
             kept.begin()
 
     def run_epoch(
-        self, progress: Progress, label: str, *, resumed: int = 0, after_step: Callable[[int], None] | None = None
+        self, progress: Progress, label: str, *, resumed: int = 0, after_step: AfterStep | None = None
     ) -> dict[str, float]:
-        """One pass over the training images, which leaves the average where one is kept; returns the metrics' means.
+        """Run one pass over the training images.
+
+        Afterwards the network has its averaged weights if an average is kept.
 
         Args:
-            progress: where progress is shown.
-            label: of its bar.
-            resumed: how many steps of it are done; the variables, metrics included, are as after the last of them.
-            after_step: called with the number of steps done.
+            progress: Shows progress.
+            label: Of the progress bar.
+            resumed: How many steps of the epoch are done; the variables, metrics included, are as after the last.
+            after_step: Called with the number of steps done.
+
+        Returns:
+            The means of the metrics.
+
+        Raises:
+            InvalidInputError: If memory does not suffice.
         """
         freeze(self.network, self.phase)
         if self.average:
             self.average.show(False)
         if self.features:
             self.features.fill()
-        total, done = self.batches.steps_per_epoch, resumed
         started = time.perf_counter()
         try:
-            while done < total:
-                step = self.epochs_run * total + done
-                made = [kept.provide(step, progress, label) for kept in self.refreshed]
-                if any(made) or done == resumed:
-                    progress.start(label, total, work=self.work_per_epoch)
-                end = min([total, *(done + kept.steps_left(step) for kept in self.refreshed)])
-                self.batches.start_epoch(self.epochs_run, done)
-                metrics = self._run_steps(end - done, done, progress, after_step)
-                done = end
+            metrics = self._run_intervals(progress, label, resumed, after_step)
         except tf.errors.ResourceExhaustedError:
-            size = self.batches.batch_size
-            cure = f"--micro-batch {_divisor(size, (self.trainer.compute.micro_batch or size) // 2)}"
-            raise InvalidInputError(
-                f"out of memory in {self.phase.name}: batches of {size} images, each in {len(self.phase.views)} views; "
-                f"give {'a smaller batch_size' if self.replicated else cure}"
-            ) from None
+            raise InvalidInputError(self._out_of_memory()) from None
         seconds = time.perf_counter() - started
         if self.average:
             self.average.show(True)
         self.epochs_run += 1
         for starts in self.warm_starts.values():
             starts.warm.assign(True)
-        images = (total - resumed) * self.batches.batch_size
+        images = (self.batches.steps_per_epoch - resumed) * self.batches.batch_size
         for kept in self.refreshed:
             metrics["zero_gradients"] = kept.zero_gradients
         metrics["learning_rate"] = self.learning_rate
@@ -211,8 +214,26 @@ class PhaseRunner:
         progress.finish(f"loss {metrics['loss']:.3f}")
         return metrics
 
-    def _run_steps(self, steps: int, resumed: int, progress: Progress, after_step) -> dict[str, float]:
-        """The steps of an epoch that are left; returns the metrics' means."""
+    def _run_intervals(
+        self, progress: Progress, label: str, resumed: int, after_step: AfterStep | None
+    ) -> dict[str, float]:
+        """Run the steps that are left, with the refreshed examples made between them; returns the metrics' means."""
+        total, done, metrics = self.batches.steps_per_epoch, resumed, {}
+        while done < total:
+            step = self.epochs_run * total + done
+            made = [kept.provide(step, progress, label) for kept in self.refreshed]
+            if any(made) or done == resumed:
+                progress.start(label, total, work=self.cost_per_epoch)
+            end = min([total, *(done + kept.steps_left(step) for kept in self.refreshed)])
+            self.batches.start_epoch(self.epochs_run, done)
+            metrics = self._run_steps(end - done, done, progress, after_step)
+            done = end
+        return metrics
+
+    def _run_steps(
+        self, steps: int, resumed: int, progress: Progress, after_step: AfterStep | None
+    ) -> dict[str, float]:
+        """Run some steps of an epoch; returns the metrics' means."""
         if self.replicated:
 
             def stepped(done: int) -> None:
@@ -230,21 +251,30 @@ class PhaseRunner:
         )
         return {name: float(values[-1]) for name, values in history.history.items()}
 
+    def _out_of_memory(self) -> str:
+        size = self.batches.batch_size
+        smaller = f"--micro-batch {_divisor(size, (self.trainer.compute.micro_batch or size) // 2)}"
+        return (
+            f"out of memory in {self.phase.name}: batches of {size} images, each in {len(self.phase.views)} views; "
+            f"hint: give {'a smaller batch_size' if self.replicated else smaller}"
+        )
+
     def variables(self) -> list:
-        """All that changes while the phase runs, but for the network and `epochs_run`."""
-        kept = [one.variables for one in (self.average, self.branch, *self.warm_starts.values()) if one]
+        """Everything that changes while the phase runs, apart from the network and `epochs_run`."""
+        kept = [one.variables for one in (self.average, self.clean_batchnorm, *self.warm_starts.values()) if one]
         kept += [one.weights for one in self.refreshed]
         return [*self.optimizer.variables, *self.trainer.metrics_variables, *itertools.chain(*kept)]
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return float(tf.convert_to_tensor(self.optimizer.learning_rate))
 
     @property
-    def work_per_epoch(self) -> float:
+    def cost_per_epoch(self) -> float:
+        """The forward passes that an epoch costs, roughly; for the share of a progress bar."""
         steps = self.batches.steps_per_epoch
-        return steps * (work_per_batch(self.phase) + sum(kept.work / kept.attack.every for kept in self.refreshed))
+        return steps * (cost_per_batch(self.phase) + sum(kept.cost / kept.attack.every for kept in self.refreshed))
 
 
 def _entropy(*numbers: int) -> int:
@@ -252,42 +282,42 @@ def _entropy(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
 
 
-def work_per_batch(phase: Phase) -> float:
-    """Forward passes that a batch costs, roughly."""
+def cost_per_batch(phase: Phase) -> float:
+    """The forward passes that a batch costs, roughly."""
     return phase.batch_size * phase.work
 
 
 def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | None:
-    """The micro-batch, where it is smaller than the batch.
+    """The micro-batch if it is smaller than the batch, else None.
 
     Raises:
-        InvalidInputError: if it does not divide the batch, or the phase needs the whole batch at once.
+        InvalidInputError: If it does not divide the batch, or the phase needs the whole batch at once.
     """
     if micro_batch is None or micro_batch >= batch_size:
         return None
     if batch_size % micro_batch:
         raise InvalidInputError(
             f"micro-batches of {micro_batch} images do not fill {phase.name}'s batches of {batch_size}; "
-            f"give --micro-batch {_divisor(batch_size, micro_batch)}"
+            f"hint: give --micro-batch {_divisor(batch_size, micro_batch)}"
         )
     for needs in phase.of_whole_batch:
         raise InvalidInputError(
-            f"{phase.name} takes its {needs} of the whole batch; leave out --micro-batch, or {needs}"
+            f"{phase.name} computes its {needs} from the whole batch; hint: leave out --micro-batch, or {needs}"
         )
     return micro_batch
 
 
 def _check_replicas(replicas: int, batch_size: int, phase: Phase, compute: ComputeSettings) -> None:
-    """See that a phase can be trained on several replicas.
+    """Check that a phase can be trained on several replicas.
 
     Raises:
-        InvalidInputError: if its batches do not divide among them, or it needs a whole batch in one place.
+        InvalidInputError: If its batches do not divide among them, or it needs a whole batch in one place.
     """
     if batch_size % replicas:
         fitting = batch_size // replicas * replicas
-        cure = f"--set method.batch_size={fitting}" if fitting else "fewer of them"
+        hint = f"--set method.batch_size={fitting}" if fitting else "fewer of them"
         raise InvalidInputError(
-            f"{phase.name}'s batches of {batch_size} do not divide among {replicas} replicas; give {cure}"
+            f"{phase.name}'s batches of {batch_size} do not divide among {replicas} replicas; hint: give {hint}"
         )
     needs = [
         *phase.of_whole_batch,
@@ -298,19 +328,19 @@ def _check_replicas(replicas: int, batch_size: int, phase: Phase, compute: Compu
     ]
     for what in filter(None, needs):
         raise InvalidInputError(
-            f"{phase.name} has {what}, which is for one replica, and there are {replicas}; leave out either"
+            f"{phase.name} has {what}, which is for one replica, and there are {replicas}; hint: leave out either"
         )
 
 
 def _divisor(number: int, largest: int) -> int:
-    """The largest divisor that is not above `largest`; 1 where that is 0."""
+    """The largest divisor of a number that is at most `largest`; 1 if that is 0."""
     return max(size for size in range(1, max(1, largest) + 1) if number % size == 0)
 
 
 class _Steps(keras.callbacks.Callback):
-    """Passes steps on, and puts back the metrics of those that were done before, which Keras resets."""
+    """Reports steps, and restores the metrics of the steps that were done before, which Keras resets."""
 
-    def __init__(self, progress: Progress, resumed: int, after_step: Callable[[int], None] | None):
+    def __init__(self, progress: Progress, resumed: int, after_step: AfterStep | None):
         super().__init__()
         self._progress, self._resumed, self._after_step = progress, resumed, after_step
 

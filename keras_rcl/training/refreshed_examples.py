@@ -46,7 +46,7 @@ class RefreshedExamples:
         self._craft = craft
 
     @property
-    def work(self) -> float:
+    def cost(self) -> float:
         """Forward and backward passes of one making."""
         return len(self._part.labels) * self.attack.attack.work
 

@@ -113,7 +113,7 @@ class _Training:
             self.restore(header, arrays)
         elif context.reused:
             self.reuse(*context.reused)
-        context.progress.plan(sum(epoch.runner.work_per_epoch for epoch in self.epochs[self.position.done :]))
+        context.progress.plan(sum(epoch.runner.cost_per_epoch for epoch in self.epochs[self.position.done :]))
         with held_signals() as interrupt:
             self.run_epochs(context.workers.any_interrupted(interrupt))
         if self.position.best and context.workers.chief:

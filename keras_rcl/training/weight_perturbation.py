@@ -52,7 +52,7 @@ class WeightAscent:
         return tf.cond(step >= self._first_step, ascend, lambda: tuple(map(tf.zeros_like, weights)))
 
     @contextlib.contextmanager
-    def at(self, perturbation: tuple[tf.Tensor, ...]) -> Iterator[None]:
+    def perturbed(self, perturbation: tuple[tf.Tensor, ...]) -> Iterator[None]:
         """Within it the network is that of w + v, differentiable in w; the statistics that it moves are kept."""
         moved = [(kernel, weight + v) for (kernel, weight), v in zip(self._weights, perturbation, strict=True)]
         with keras.StatelessScope(state_mapping=moved) as scope:

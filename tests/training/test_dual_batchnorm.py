@@ -36,7 +36,7 @@ def norms(network):
 
 def by_layer(network, steps):
     """(layer, its own variables by name, those of the clean branch by name), layer by layer."""
-    others = iter(steps.branch.variables)
+    others = iter(steps.clean_batchnorm.variables)
     return [
         (layer, {v.name: v.numpy() for v in layer.variables}, {v.name: next(others).numpy() for v in layer.variables})
         for layer in norms(network)

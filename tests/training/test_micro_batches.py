@@ -150,10 +150,10 @@ def test_what_does_not_fit_is_refused():
     ):
         runner(tiny_network(), phase_of(Clean(), terms=(SupCon(),)), micro_batch=5)
     perturbed = phase_of(Clean(), terms=(CrossEntropy(),), awp=WeightPerturbation(gamma=0.01))
-    with pytest.raises(InvalidInputError, match="takes its awp of the whole batch; leave out --micro-batch, or awp"):
+    with pytest.raises(InvalidInputError, match="its awp from the whole batch; hint: leave out --micro-batch, or awp"):
         runner(tiny_network(), perturbed, micro_batch=4)
     bounded = phase_of(Clean(), WorstCase(epsilon=1 / 255), terms=(CrossEntropy(on="worst_case"),))
-    with pytest.raises(InvalidInputError, match="takes its bounds of the whole batch"):
+    with pytest.raises(InvalidInputError, match="computes its bounds from the whole batch"):
         runner(tiny_network(), bounded, micro_batch=4)
 
 

@@ -15,6 +15,7 @@ from keras_rcl.data import sources
 from keras_rcl.networks import parts
 from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import run_phases
+from keras_rcl.training.steps.step import StepInput
 from keras_rcl.training.tensorboard import TensorBoardWriter
 from keras_rcl.vocabulary.attack import PGD
 from keras_rcl.workflows.fit import build
@@ -117,9 +118,9 @@ def test_pixels_are_not_rounded_before_normalisation(precision, entrance, monkey
 
     monkeypatch.setattr(normalize, "call", spy)
     called = {
-        "trainer": lambda x: trainer(x, training=True),
+        "trainer": lambda x: trainer(StepInput(x, None), training=True),
         "network": lambda x: network(x, training=False),
-        "graph": tf.function(lambda x: [trainer(x, training=True), *seen[-1]][1:], autograph=False),
+        "graph": tf.function(lambda x: [trainer(StepInput(x, None), training=True), *seen[-1]][1:], autograph=False),
     }[entrance]
     x = np.full((2, 8, 8, 1), 0.7, "float32")
     results = []
@@ -137,7 +138,8 @@ def test_heads_compute_in_float32_inside_the_trainer(precision):
     network = tiny_network(precision=precision)
     for head in ("inner_epochs", "online"):
         _, phase, _ = tiny_clafs(head=head).phases()
-        outputs = runner(network, phase, precision=precision).trainer(np.random.default_rng(0).random((4, 8, 8, 1)))
+        images = tf.constant(np.random.default_rng(0).random((4, 8, 8, 1)), tf.float32)
+        outputs = runner(network, phase, precision=precision).trainer(StepInput(images, None), training=True)
         kernel, bias = parts(network)["classifier"].get_weights()
         logits = np.float64(outputs["embedding"]) @ kernel + bias
         np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-5, atol=1e-5)

@@ -15,6 +15,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.distributed import ALONE
 from keras_rcl.runtime.launcher import _free_ports
 from keras_rcl.training.phase_runner import _check_replicas
+from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.phase import Clean, CrossEntropy, Phase, WeightPerturbation, WorstCase
 
 PROGRAM = Path(program.__file__)
@@ -70,8 +71,8 @@ def test_a_step_is_that_of_one_device(ended, alone, kind):
 @pytest.mark.parametrize(
     ("phase", "settings", "said"),
     [
-        ({"batch_size": 15}, {}, "batches of 15 do not divide among 2 replicas; give --set method.batch_size=14"),
-        ({"batch_size": 1}, {}, "batches of 1 do not divide among 2 replicas; give fewer of them"),
+        ({"batch_size": 15}, {}, "batches of 15 do not divide among 2 replicas; hint: give --set method.batch_size=14"),
+        ({"batch_size": 1}, {}, "batches of 1 do not divide among 2 replicas; hint: give fewer of them"),
         ({}, {"micro_batch": 4}, "has --micro-batch, which is for one replica, and there are 2"),
         ({}, {"jit": True}, "has --jit, which is for one replica"),
         ({"awp": WeightPerturbation(gamma=0.01)}, {}, "has awp, which is for one replica"),
@@ -82,8 +83,8 @@ def test_what_needs_the_whole_batch_in_one_place_is_refused(phase, settings, sai
     fields = dict(name="short", epochs=1, views=(Clean(),), terms=(CrossEntropy(),), trains=("encoder",), batch_size=16)
     phase = Phase(**{**fields, **phase})
     with pytest.raises(InvalidInputError, match=said):
-        _check_replicas(2, phase.batch_size, phase, **{"micro_batch": None, "jit": False, **settings})
-    _check_replicas(2, 16, Phase(**fields), micro_batch=None, jit=False)
+        _check_replicas(2, phase.batch_size, phase, ComputeSettings(**settings))
+    _check_replicas(2, 16, Phase(**fields), ComputeSettings())
 
 
 def test_replicas_that_normalise_apart_are_another_training(ended, alone):

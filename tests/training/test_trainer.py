@@ -16,7 +16,7 @@ from keras_rcl.networks.two_headed import batch_norms
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.training import phase_runner
 from keras_rcl.training import views as batch_views
-from keras_rcl.training.phase_runner import make_optimizer
+from keras_rcl.training.optimizers import make_optimizer
 from keras_rcl.training.views import crafted_on, stack_views
 from keras_rcl.vocabulary.attack import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip

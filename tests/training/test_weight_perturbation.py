@@ -11,7 +11,7 @@ from tiny import BATCH, CLASSES, image_data, runner, snapshot, tiny_network
 
 from keras_rcl.networks import parts
 from keras_rcl.runtime.progress import Silent
-from keras_rcl.training.phase_runner import work_per_batch
+from keras_rcl.training.phase_runner import cost_per_batch
 from keras_rcl.training.weight_perturbation import WeightAscent
 from keras_rcl.vocabulary.attack import FGSM
 from keras_rcl.vocabulary.phase import SGD, Adversarial, Clean, SupCon, WeightPerturbation
@@ -157,5 +157,5 @@ def test_half_precision_trains():
 
 def test_it_costs_another_pass_forward_and_back():
     plain = phase_of(Clean(), trains=("encoder", "classifier"))
-    assert work_per_batch(plain) == 3 * BATCH
-    assert work_per_batch(dataclasses.replace(plain, awp=WeightPerturbation(gamma=0.01))) == 6 * BATCH
+    assert cost_per_batch(plain) == 3 * BATCH
+    assert cost_per_batch(dataclasses.replace(plain, awp=WeightPerturbation(gamma=0.01))) == 6 * BATCH

@@ -1,0 +1,97 @@
+"""Forward passes of a training step, in training mode. Which one a phase needs is chosen when the phase is built."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_rcl.bounds import output_bounds, training_pass, worst_case_outputs
+from keras_rcl.training.dual_batchnorm import CleanBatchNorm
+from keras_rcl.training.ramps import value_at
+from keras_rcl.training.steps.step import Outputs, StepInput
+from keras_rcl.training.weight_perturbation import WeightAscent
+from keras_rcl.vocabulary.phase import Phase
+
+Forward = Callable[[StepInput], Outputs]
+
+
+class NetworkForward:
+    """The outputs of the network on all views in one pass.
+
+    Args:
+        network: The two-headed network.
+        detach_classifier: The loss of the logits moves the classifier only, not the encoder.
+    """
+
+    def __init__(self, network: keras.Model, detach_classifier: bool):
+        self._network, self._detach = network, detach_classifier
+
+    def __call__(self, batch: StepInput) -> Outputs:
+        outputs = self._network(batch.images, training=True)
+        if self._detach:
+            classifier = self._network.get_layer("classifier")
+            outputs = {**outputs, "logits": classifier(ops.stop_gradient(outputs["embedding"]))}
+        return outputs
+
+
+class FixedFeaturesForward:
+    """The classifier on embeddings that were computed once, since the encoder is frozen."""
+
+    def __init__(self, network: keras.Model):
+        self._classifier = network.get_layer("classifier")
+
+    def __call__(self, batch: StepInput) -> Outputs:
+        return {"embedding": batch.images, "logits": self._classifier(batch.images)}
+
+
+class TwoBatchNormsForward:
+    """A pass in which the views that are not adversarial have BatchNorm layers of their own."""
+
+    def __init__(self, forward: Forward, clean: CleanBatchNorm, kinds: tuple[str, ...]):
+        self._forward, self._clean, self._kinds = forward, clean, kinds
+
+    def __call__(self, batch: StepInput) -> Outputs:
+        return self._clean(lambda images: self._forward(batch._replace(images=images)), batch.images, self._kinds)
+
+
+class WorstCaseForward:
+    """The outputs on the views of images, and beside them those of the worst case in a ball, which is the last view.
+
+    Bounds are differentiated with respect to the weights, so they are computed inside the tape.
+
+    Args:
+        network: The two-headed network.
+        phase: With a worst case.
+        epochs: Returns how many epochs of the phase are done, on which the radius of the ball depends.
+    """
+
+    def __init__(self, network: keras.Model, phase: Phase, epochs: Callable[[], tf.Tensor]):
+        self._network, self._view, self._count, self._epochs = network, phase.worst_case, len(phase.views), epochs
+
+    def __call__(self, batch: StepInput) -> Outputs:
+        view, count = self._view, ops.shape(batch.labels)[0] // self._count
+        epsilon = value_at(view.epsilon, self._epochs())
+        outputs, statistics = training_pass(self._network, batch.images[:-count])
+        images, labels = batch.images[-count:], batch.labels[-count:]
+        if view.outputs == "margins":
+            worst_case = worst_case_outputs(self._network, images, labels, epsilon, view.bound, statistics)
+        else:
+            worst_case = {
+                name: output_bounds(self._network, images, epsilon, view.bound, name, statistics=statistics).lower
+                for name in ("logits", "embedding")
+            }
+        return {**outputs, "worst_case": worst_case}
+
+
+class PerturbedForward:
+    """A pass with perturbed weights, if the batch has a perturbation; see `WeightAscent`."""
+
+    def __init__(self, forward: Forward, ascent: WeightAscent):
+        self._forward, self._ascent = forward, ascent
+
+    def __call__(self, batch: StepInput) -> Outputs:
+        if not batch.perturbation:
+            return self._forward(batch)
+        with self._ascent.perturbed(batch.perturbation):
+            return self._forward(batch)
