@@ -23,6 +23,7 @@ from keras_rcl.vocabulary.paper import Paper
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
+PROGRAM = "python cli.py"
 TABLES = {**readme_tables(RESULTS), **benchmark_tables(RESULTS)}
 """Name of a generated block -> the function that makes its text."""
 WIDTH = 118
@@ -34,7 +35,7 @@ CIFAR_IMAGES = 50_000
 def cli_page() -> str:
     """`docs/cli.md`: the help of every command."""
     sections = ["# Command line", "Made by `python docs/generate.py` from the commands themselves."]
-    program = click.Context(cli, info_name="python cli.py", **cli.context_settings)
+    program = click.Context(cli, info_name=PROGRAM, **cli.context_settings)
     sections.append(_help(program))
     for name, command in cli.commands.items():
         sections += [f"## {name}", _help(click.Context(command, info_name=name, parent=program))]
@@ -71,13 +72,13 @@ def papers_page() -> str:
     parts = [
         "# The papers' tables at scale cpu",
         "Made by `python docs/generate.py` from the records in `results/`, as "
-        "`python cli.py report --paper NAME --scale cpu` prints them; that command draws the figures too, and with "
+        f"`{PROGRAM} report --paper NAME --scale cpu` prints them; that command draws the figures too, and with "
         "`--train` measures what is missing.",
     ]
     found = Results(RESULTS)
     for paper in PAPERS.values():
         rows = experiments(paper, "cpu")
-        lacking = missing(paper, "cpu", found, None)
+        lacking = missing(paper, "cpu", found, None, program=PROGRAM)
         parts.append(
             markdown_report(paper_report(paper, "cpu", lambda row, m, rows=rows: found.measured(rows[row], m), lacking))
         )
@@ -104,7 +105,7 @@ def with_header(paper: Paper, row: str, at: dict[str, Experiment]) -> str:
     bounded = any(phase.worst_case for phase in at["cpu"].method.phases())
     minutes = cpu * images / PASSES_PER_SECOND / 60
     cost += ", besides bounds." if bounded else f": some {minutes:.0f} minutes on two cores."
-    command = f"python cli.py fit --config configs/papers/{paper.name}/{row}.yaml"
+    command = f"{PROGRAM} fit --config configs/papers/{paper.name}/{row}.yaml"
     lines = [
         *_header_lines("Paper", f"{paper.reference}. {tables}."),
         *_header_lines("Published", f"{numbers}." if numbers else "nothing."),

@@ -2,4 +2,6 @@
 
 from keras_rcl.cli.app import cli
 
-cli(prog_name="python -m keras_rcl")
+# Processes that a command starts import this file too.
+if __name__ == "__main__":
+    cli()

@@ -10,6 +10,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
 from keras_rcl.methods import VARIANTS, Method
+from keras_rcl.runtime.program import program_name
 from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
 from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.dataset import Dataset, Seed
@@ -148,7 +149,7 @@ def load(
     for name in [*methods, *([chosen] if chosen else [])]:
         if name not in [*VARIANTS]:
             raise InvalidInputError(
-                f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}; see `python cli.py variants`"
+                f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}; see `{program_name()} variants`"
             )
     method = raw.setdefault("method", {"name": chosen})
     if chosen and isinstance(method, dict) and (method.get("name") != chosen or len(method) == 1):
@@ -225,7 +226,7 @@ def _cure(error: ValidationError) -> str:
     """What unknown keys may have been meant to be, or where the known ones are printed."""
     unknown = [item["loc"] for item in error.errors() if item["type"] == "unexpected_keyword_argument"]
     meant = dict.fromkeys(did_you_mean(key, _fields(path)) for *path, key in unknown)
-    return "".join(meant) or ("; `python cli.py show` prints the fields" if unknown else "")
+    return "".join(meant) or (f"; `{program_name()} show` prints the fields" if unknown else "")
 
 
 def _fields(path: Iterable[str | int]) -> Iterable[str]:

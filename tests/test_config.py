@@ -269,8 +269,8 @@ def refusal(*arguments) -> str:
         ("dataset.limmit=3", ["dataset.limmit: no such field", "did you mean 'limit'?"]),
         ("evaluation.attacks=[{name: bim}, {name: pgd, norn: l2}]", ["attacks.1.pgd.norn", "did you mean 'norm'?"]),
         ("evaluation.validation_attack={name: fgsm, epsilonn: 0}", ["fgsm.epsilonn", "did you mean 'epsilon'?"]),
-        ("colour=red", ["colour: no such field (got 'red')", "`python cli.py show` prints the fields"]),
-        ("method.attack.zzz=1", ["zzz: no such field (got 1)", "`python cli.py show` prints the fields"]),
+        ("colour=red", ["colour: no such field (got 'red')", "`python -m keras_rcl show` prints the fields"]),
+        ("method.attack.zzz=1", ["zzz: no such field (got 1)", "`python -m keras_rcl show` prints the fields"]),
         ("method.attack.epsilon=8", ["epsilon 8 is larger than the whole pixel range", "did you mean 8/255?"]),
         ("method.attack.epsilon=eight", ["'eight' is not a distance; write it as 8/255"]),
         ("method.attack.name=pdg", ["method.clafs.attack", "'pdg'", "'pgd'"]),
@@ -306,7 +306,7 @@ def test_all_that_is_wrong_is_said_at_once(file):
 
 @pytest.mark.parametrize(("name", "meant"), [("clasf", "; did you mean 'clafs'?"), ("zzz", "")])
 def test_an_unknown_variant(name, meant):
-    assert refusal(None, name) == f"unknown variant {name!r}{meant}; see `python cli.py variants`"
+    assert refusal(None, name) == f"unknown variant {name!r}{meant}; see `python -m keras_rcl variants`"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_rcl.data.splits import ImageData, Split, StreamedSplit
 from keras_rcl.data.tfdata_options import untuned
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attack import Attack, Stored
 from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
@@ -121,7 +122,7 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    cure = "make them with `python cli.py craft-dataset MODEL --output-dir FOLDER`"
+    cure = f"make them with `{program_name()} craft-dataset MODEL --output-dir FOLDER`"
     try:
         record = read_json(folder / RECORD)
     except (OSError, ValueError) as error:
@@ -151,7 +152,7 @@ def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> S
 
 def _leak(folder: Path, part: str) -> InvalidInputError:
     return InvalidInputError(
-        f"{folder} holds examples of the {part} part; training on them would leak it: craft those of --part train"
+        f"{folder} holds examples of the {part} part; training on them would leak it: craft those of --split train"
     )
 
 

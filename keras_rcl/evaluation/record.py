@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.evaluation.certification import Certification
 from keras_rcl.evaluation.robustness import Survival
+from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attack import Attack
 
@@ -34,8 +35,7 @@ def versions() -> dict[str, str]:
 
 def command_line() -> str:
     """The command that is running, as it would be typed."""
-    program = "python cli.py" if not sys.argv[0].endswith("keras-rcl") else "keras-rcl"
-    return shlex.join([*program.split(), *sys.argv[1:]])
+    return f"{program_name()} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def make_record(

@@ -106,7 +106,9 @@ def check_keras(file: Path) -> None:
 
 
 def _refusal(path: Path, why: str) -> InvalidInputError:
-    return InvalidInputError(f"{path} {why}, so it is not loaded; give --trust if you trust whoever made it")
+    return InvalidInputError(
+        f"{path} {why}, so it is not loaded; give --skip-safety-check if you trust whoever made it"
+    )
 
 
 def _leaves(name: str) -> bool:

@@ -13,6 +13,7 @@ from keras_rcl import config
 from keras_rcl.config import CONFIGS, Experiment
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.paper_tables import Measured
+from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attack import Attack, spell
 from keras_rcl.vocabulary.dataset import Dataset
@@ -167,13 +168,24 @@ def experiments(paper: Paper, scale: str, settings: Sequence[str] = ()) -> dict[
 
 
 def missing(
-    paper: Paper, scale: str, results: Results, seeds: int | None, settings: Sequence[str] = ()
+    paper: Paper,
+    scale: str,
+    results: Results,
+    seeds: int | None,
+    settings: Sequence[str] = (),
+    program: str | None = None,
 ) -> list[dict[str, Any]]:
-    """What the paper's tables lack: each row and seed, with the command that makes it.
+    """The rows and seeds of a paper's tables that are not measured, each with the command that measures it.
 
-    Where not even a seed is asked for, one is enough.
+    Args:
+        paper: the paper.
+        scale: the scale of its rows' configurations.
+        results: the records.
+        seeds: the number of seeds that every row needs; None asks for one seed, whichever it is.
+        settings: `a.b=value` texts for every row.
+        program: how a command starts; as this program was started, by default.
     """
-    found = []
+    found, program = [], program or program_name()
     for row, experiment in experiments(paper, scale, settings).items():
         runs = results.runs(experiment, seeds)
         for seed in sorted({*runs, *range(seeds or 0)} or {0}):
@@ -181,10 +193,10 @@ def missing(
             if seed not in runs:
                 given = "".join(f" --set {setting}" for setting in settings) + (f" --seed {seed}" if seed else "")
                 path = f"configs/papers/{paper.name}/{row}.yaml"
-                found.append({**told, "command": f"python cli.py fit --config {path} --scale {scale}{given}"})
+                found.append({**told, "command": f"{program} fit --config {path} --scale {scale}{given}"})
                 continue
             lacking = [measure for measure in paper.measures(row) if runs[seed].measure(measure) is None]
-            commands = _commands(runs[seed].name, lacking, experiment.dataset)
+            commands = [f"{program} {rest}" for rest in _commands(runs[seed].name, lacking, experiment.dataset)]
             found += [{**told, "command": command} for command in commands]
     return found
 
@@ -201,8 +213,8 @@ def _commands(name: str, lacking: Sequence[Measure], data: Dataset) -> list[str]
         attacks = [spell(m.attack) for m in lacking if m.kind == "robust" and m.limit == limit]
         told = "".join(f" --attack {attack}" for attack in attacks)
         told += f" --limit {fewest(limit, data)}" if limit else ""
-        commands.append(f"python cli.py attack saved_models/{name}{told}")
+        commands.append(f"attack saved_models/{name}{told}")
     if radii := [format_pixels(m.epsilon) for m in lacking if m.kind == "verified"]:
-        told = f"--epsilon {','.join(radii)} --limit {fewest(VERIFIED_IMAGES, data)} --count {VERIFIED_COUNT}"
-        commands.append(f"python cli.py verify saved_models/{name} {told}")
+        told = f"--epsilon {','.join(radii)} --limit {fewest(VERIFIED_IMAGES, data)} --max-images {VERIFIED_COUNT}"
+        commands.append(f"verify saved_models/{name} {told}")
     return commands

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from keras_rcl.vocabulary.phase import Phase, View
 from keras_rcl.vocabulary.threat import format_pixels
 
 ATTACK_COLUMNS = {
@@ -95,13 +96,13 @@ def protocol_table(record: Mapping) -> str:
     return text_table(header, rows, right=range(2, len(header)))
 
 
-def collected_table(found: Sequence[Mapping]) -> str:
-    """What `collect` prints: a row a model and epsilon, and to how many of its images each status came."""
+def verifier_results_table(found: Sequence[Mapping]) -> str:
+    """What `read-verifier-results` prints: one row per model and epsilon, with the number of images of each status."""
     rows = []
-    for told in found:
-        for row in told["rows"]:
+    for exported in found:
+        for row in exported["rows"]:
             counts = map(str, (sum(row["counts"].values()), *row["counts"].values(), row["left_out"]))
-            rows.append([told["model"]["name"], format_pixels(row["epsilon"]), *counts, f"{row['seconds']:.1f}"])
+            rows.append([exported["model"]["name"], format_pixels(row["epsilon"]), *counts, f"{row['seconds']:.1f}"])
     statuses = found[0]["rows"][0]["counts"]
     return text_table(["model", "epsilon", "images", *statuses, "left out", "seconds"], rows)
 
@@ -152,3 +153,31 @@ def _worst_case(row: Mapping) -> str:
 
 def _column(row: Mapping) -> str:
     return _worst_case(row) if row["attack"] == "worst case" else row["attack"]
+
+
+def phase_table(phases: Sequence[Phase], indent: str) -> str:
+    """One line per phase: epochs, trained parts, views, terms; a refresh stands below the phase that it belongs to."""
+    lines = []
+
+    def add(phase: Phase, depth: int):
+        name = "  " * depth + phase.name + (" (before each epoch)" if depth else "")
+        views = ", ".join(map(_view, phase.views))
+        terms = " + ".join(f"{term.weight:g} {term.term}" for term in phase.terms)
+        lines.append([name, str(phase.epochs), " ".join(phase.trains), views, terms])
+        for inner in phase.refresh:
+            add(inner, depth + 1)
+
+    for phase in phases:
+        add(phase, 0)
+    header = ["phase", "epochs", "trains", "views", "terms"]
+    return "\n".join(indent + line for line in text_table(header, lines, right=(1,)).splitlines())
+
+
+def _view(view: View) -> str:
+    """The kind of a view with its policy, its protocol if that is not `pixel`, or its bound and epsilon."""
+    if view.kind == "worst_case":
+        outputs = " lower bounds" * (view.outputs == "lower_bounds")
+        return f"worst case ({view.bound}{outputs}, epsilon {view.epsilon:g})"
+    if view.kind == "adversarial" and view.attack.protocol != "pixel":
+        return f"{view.kind} ({view.attack.protocol})"
+    return view.policy.name if view.kind == "augmented" else view.kind

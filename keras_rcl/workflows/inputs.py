@@ -29,9 +29,9 @@ def split_of(data: sources.ImageData, part: str) -> sources.Split:
     """
     chosen = getattr(data, part)
     if isinstance(chosen, sources.StreamedSplit):
-        raise InvalidInputError(f"the {part} part of {data.name} is streamed; choose another --part, or give --limit")
+        raise InvalidInputError(f"the {part} part of {data.name} is streamed; choose another --split, or give --limit")
     if not len(chosen.labels):
-        raise InvalidInputError(f"the {part} part of {data.name} is empty; choose another --part")
+        raise InvalidInputError(f"the {part} part of {data.name} is empty; choose another --split")
     return chosen
 
 

@@ -283,11 +283,56 @@ def test_export_a_phase(here, tmp_path):
     assert (tmp_path / "digits-at-1-adversarial-training/saved_model.pb").is_file()
 
 
-def test_interchange_and_what_a_verifier_found(here, tmp_path):
-    """As alpha-beta-CROWN would go about it: by the CSV, the ONNX network and the properties alone."""
+@pytest.mark.parametrize(
+    ("old", "new", "note"),
+    [
+        (["attack", "x", "--part", "train"], ["attack", "x", "--split", "train"], "--part is deprecated; use --split"),
+        (
+            ["attack", "x", "--trust"],
+            ["attack", "x", "--skip-safety-check"],
+            "--trust is deprecated; use --skip-safety",
+        ),
+        (["verify", "x", "--count=0"], ["verify", "x", "--max-images=0"], "--count is deprecated; use --max-images"),
+        (
+            ["fit", "--craft-dtype", "float3"],
+            ["fit", "--attack-dtype", "float3"],
+            "--craft-dtype is deprecated; use --attack-dtype",
+        ),
+        (["interchange", "x"], ["export-vnnlib", "x"], "the command interchange is deprecated; use export-vnnlib"),
+        (
+            ["collect", "x"],
+            ["read-verifier-results", "x"],
+            "the command collect is deprecated; use read-verifier-results",
+        ),
+    ],
+)
+def test_an_old_spelling_is_the_new_one_with_a_note(empty, old, new, note):
+    said, now = run(*old), run(*new)
+    first, *rest = said.stderr.splitlines()
+    assert first.startswith(f"note: {note}") and rest == now.stderr.splitlines()
+    assert (said.exit_code, said.stdout) == (now.exit_code, now.stdout) == (2, "")
+
+
+def test_old_spellings_are_not_in_the_help():
+    helped = "".join(run(name, "--help").stdout for name in cli.commands) + run("--help").stdout
+    assert "--split" in helped and "--max-images" in helped and "export-vnnlib" in helped
+    assert not re.search(r"--(part|trust|count|craft-dtype)\b|^  (interchange|collect) ", helped, flags=re.MULTILINE)
+
+
+def test_export_for_a_verifier_and_its_results(here, tmp_path):
+    """Read as alpha-beta-CROWN reads it: from the CSV, the ONNX network and the properties alone."""
     folder = tmp_path / "exchange"
     written = run(
-        *("interchange", "saved_models/digits-at", "--epsilon", "1/255,2/255", "--count", "3", "--attack", "pgd-5"),
+        *(
+            "export-vnnlib",
+            "saved_models/digits-at",
+            "--epsilon",
+            "1/255,2/255",
+            "--max-images",
+            "3",
+            "--attack",
+            "pgd-5",
+        ),
         *("--output-dir", folder, "--timeout", "9", "--batch-size", "10"),
     )
     assert written.exit_code == 0, written.output
@@ -303,28 +348,28 @@ def test_interchange_and_what_a_verifier_found(here, tmp_path):
         results.append([("safe", "unknown", "unsafe-bab")[len(results) % 3], 2.0])
     assert len(results) == 6
     (folder / "results.pkl").write_bytes(pickle.dumps({"results": results}))
-    table = run("collect", folder, folder).stdout.splitlines()
+    table = run("read-verifier-results", folder, folder).stdout.splitlines()
     assert table[0].split() == "model epsilon images timeout safe safe-incomplete unsafe left out seconds".split()
     for line, epsilon in zip(table[2:], ["1/255", "2/255"] * 2, strict=True):
         assert line.split()[:7] == ["digits-at", epsilon, "3", "1", "1", "0", "1"]
-    (told,) = json.loads(run("collect", folder, "--json").stdout)
-    assert [row["seconds"] for row in told["rows"]] == [6.0, 6.0]
+    (found,) = json.loads(run("read-verifier-results", folder, "--json").stdout)
+    assert [row["seconds"] for row in found["rows"]] == [6.0, 6.0]
     (folder / "results.pkl").write_bytes(pickle.dumps({"results": results[:5]}))
-    assert "5 results of 6 instances" in refused("collect", folder)
+    assert "5 results of 6 instances" in refused("read-verifier-results", folder)
 
 
-def test_interchange_leaves_out_what_is_wrong_or_falls(here, tmp_path):
+def test_export_vnnlib_leaves_out_misclassified_and_broken_images(here, tmp_path):
     """The images of its list are the first that survive in the record of the same attack."""
     chosen = ("saved_models/digits-at", "--attack", "pgd-5", "--epsilon", "4/255")
     record = attacked(tmp_path, *chosen[1:])
     survived = np.array(list(record["survival"]["attacks"][0])) == "1"
     indices = np.concatenate([np.arange(first, last + 1) for first, last in record["data"]["indices"]])
-    result = run("interchange", *chosen, "--limit", "30", "--count", "2", "--output-dir", tmp_path / "exchange")
+    result = run("export-vnnlib", *chosen, "--limit", "30", "--max-images", "2", "--output-dir", tmp_path / "exchange")
     assert result.exit_code == 0, result.output
-    told = json.loads((tmp_path / "exchange/instances.json").read_text())
-    assert [one["index"] for one in told["instances"]] == list(indices[survived][:2])
-    assert told["epsilons"] == [{"epsilon": 4 / 255, "left_out": int(np.flatnonzero(survived)[1]) - 1}]
-    assert told["epsilons"][0]["left_out"] and told["model"]["hash"] == record["model"]["hash"]
+    exported = json.loads((tmp_path / "exchange/instances.json").read_text())
+    assert [one["index"] for one in exported["instances"]] == list(indices[survived][:2])
+    assert exported["epsilons"] == [{"epsilon": 4 / 255, "left_out": int(np.flatnonzero(survived)[1]) - 1}]
+    assert exported["epsilons"][0]["left_out"] and exported["model"]["hash"] == record["model"]["hash"]
 
 
 def test_phases_that_another_run_has_are_not_trained_again(tmp_path, monkeypatch):
@@ -393,9 +438,9 @@ class TestBadInput:
     def test_a_model_that_tells_no_embedding(self, here, tmp_path):
         inner = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
         keras.Sequential([keras.Input((8, 8, 1)), inner]).save(tmp_path / "nested.keras")
-        for attack, cure in (("embedding", "source=MODEL"), ("supcon", "another attack")):
+        for attack, hint in (("embedding", "source=MODEL"), ("supcon", "another attack")):
             message = refused("attack", tmp_path / "nested.keras", "--dataset", "digits", "--attack", attack)
-            assert "does not tell" in message and cure in message
+            assert "does not tell" in message and hint in message
 
     def test_too_few_images_to_contrast_with(self, here):
         message = refused("attack", "saved_models/digits-at", "--attack", "supcon", "--limit", "5")
@@ -417,18 +462,18 @@ class TestBadInput:
         assert "epsilon 8" in message and "8/255" in message
         assert "8/255" in refused("fit", "--set", "method.attack={name: pgd, epsilon: 8}")
 
-    def test_an_interchange_that_cannot_be_written(self, here, tmp_path):
-        assert "8/255" in refused("interchange", "saved_models/digits-at", "--epsilon", "1/255,8")
+    def test_a_model_that_cannot_be_exported_to_vnnlib(self, here, tmp_path):
+        assert "8/255" in refused("export-vnnlib", "saved_models/digits-at", "--epsilon", "1/255,8")
         keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]).save(
             tmp_path / "soft.keras"
         )
-        message = refused("interchange", tmp_path / "soft.keras", "--dataset", "digits")
+        message = refused("export-vnnlib", tmp_path / "soft.keras", "--dataset", "digits")
         assert "softmax" in message and "no bounds" in message
         shutil.copytree("saved_models/digits-at", tmp_path / "served", ignore=lambda *_: ["model.keras"])
-        assert "no model.keras" in refused("interchange", tmp_path / "served")
-        assert "instances.json" in refused("collect", tmp_path)
+        assert "no model.keras" in refused("export-vnnlib", tmp_path / "served")
+        assert "instances.json" in refused("read-verifier-results", tmp_path)
         (tmp_path / "instances.json").write_text('{"instances": []}')
-        assert "instances.json" in refused("collect", tmp_path)
+        assert "instances.json" in refused("read-verifier-results", tmp_path)
 
     def test_workers_that_cannot_be(self, empty, monkeypatch):
         assert refused("fit", "--workers", "2", "--replicas", "2").endswith("--workers 2 starts several; give one")
@@ -513,20 +558,20 @@ def test_report_prints_a_papers_tables(here, tmp_path):
     result = run("report", "--paper", "wang", "--scale", "cpu", "--results", tmp_path, "--output-dir", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "| SCL (fig. 10) | — | 20.4 | — | — | — |" in result.stdout
-    assert "python cli.py fit --config configs/papers/wang/scl.yaml --scale cpu" in result.stdout
+    assert "python -m keras_rcl fit --config configs/papers/wang/scl.yaml --scale cpu" in result.stdout
     assert (tmp_path / "out/report.html").is_file()
     assert "note: nothing is measured at scale cpu; see --scale and --train" in result.stderr
-    told = run(
+    printed = run(
         "report", "--paper", "wang", "--scale", "cpu", "--results", tmp_path, "--output-dir", tmp_path / "out", "--json"
     )
-    assert [table["name"] for table in json.loads(told.stdout)["tables"]] == ["Figures 10 to 12"]
+    assert [table["name"] for table in json.loads(printed.stdout)["tables"]] == ["Figures 10 to 12"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "no paper is given; give --paper, one of claf, wang, landsman, cusin"),
-        (["--paper", "claf"], "results is no folder of records"),
+        (["--paper", "claf", "--results", "nowhere"], "--results nowhere is not a folder; give a folder of records"),
         (["--paper", "claf", "--results", ".", "--scale", "cup"], "has no scale 'cup'; did you mean 'cpu'?"),
         (["--paper", "claf", "--results", ".", "--set", "sede=1"], "sede: no such field"),
     ],

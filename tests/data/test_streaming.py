@@ -164,5 +164,5 @@ def test_fit_and_attack_on_it(prepared, tmp_path, monkeypatch):
     attacked = CliRunner().invoke(cli, told)
     assert attacked.exit_code == 0, attacked.output
     assert json.loads(attacked.stdout)["clean_accuracy"] == record["clean_accuracy"]
-    refused = CliRunner().invoke(cli, [*told, "--part", "train"])
+    refused = CliRunner().invoke(cli, [*told, "--split", "train"])
     assert refused.exit_code == 2 and "is streamed" in refused.stderr

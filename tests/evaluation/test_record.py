@@ -76,6 +76,7 @@ def test_indices_read_back(indices):
     [
         (["cli.py", "attack", "a b", "--limit", "5"], "python cli.py attack 'a b' --limit 5"),
         (["/usr/bin/keras-rcl", "fit"], "keras-rcl fit"),
+        (["/usr/lib/keras_rcl/__main__.py", "fit"], "python -m keras_rcl fit"),
     ],
 )
 def test_the_command_can_be_typed_again(monkeypatch, argv, says):

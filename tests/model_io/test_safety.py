@@ -99,7 +99,7 @@ def test_an_op_of_files_or_of_python_is_refused(tmp_path, monkeypatch, op):
     path = save(tmp_path / "model", HARMFUL[op])
     Path("planted").unlink(missing_ok=True)
     for load in (load_classifier, lambda path: load_encoder(path, (8, 8, 1))):
-        with pytest.raises(InvalidInputError, match=rf"holds the op '\w*{op}' .* give --trust") as refused:
+        with pytest.raises(InvalidInputError, match=rf"holds the op '\w*{op}' .* give --skip-safety-check") as refused:
             load(path)
         assert "\n" not in str(refused.value)
     assert not Path("planted").exists()
@@ -202,13 +202,13 @@ def test_trust_loads_what_never_writes_and_says_so_in_the_command_line(tmp_path,
     np.save("images.npy", np.zeros((2, 8, 8, 1), np.float32))
     refused = CliRunner().invoke(cli, ["predict", "model", "images.npy"])
     assert refused.exit_code == 2 and "'WriteFile'" in refused.stderr and len(refused.stderr.splitlines()) == 1
-    answered = CliRunner().invoke(cli, ["predict", "model", "images.npy", "--trust"])
+    answered = CliRunner().invoke(cli, ["predict", "model", "images.npy", "--skip-safety-check"])
     assert answered.exit_code == 0, answered.output
     save("harmless", lambda images: images, classes=10)
     through = ["harmless", "--dataset", "digits", "--limit", "10", "--transfer-from", "model"]
     for command in (["attack", "--attack", "fgsm"], ["audit", "--claim", "50%"]):
         assert "'WriteFile'" in CliRunner().invoke(cli, [*command, *through]).stderr
-        assert "tells 3 classes apart" in CliRunner().invoke(cli, [*command, *through, "--trust"]).stderr
+        assert "tells 3 classes apart" in CliRunner().invoke(cli, [*command, *through, "--skip-safety-check"]).stderr
     assert not Path("planted").exists()
 
 

@@ -150,7 +150,7 @@ def tiny(tmp_path, monkeypatch):
 
 
 def test_the_command_of_a_missing_row_trains_it(tiny, tmp_path):
-    found = missing(tiny, "cpu", Results(tmp_path / "results"), 2, ["method.epochs=2"])
+    found = missing(tiny, "cpu", Results(tmp_path / "results"), 2, ["method.epochs=2"], "python cli.py")
     assert [(one["row"], one["seed"]) for one in found] == [("at", 0), ("at, seed 1", 1)]
     words = shlex.split(found[1]["command"])
     assert words[:3] == ["python", "cli.py", "fit"]
@@ -165,11 +165,12 @@ def test_the_commands_of_missing_measures_measure_them(tiny, tmp_path):
     record["config"] = to_dict(experiments(tiny, "cpu")["at"])
     (tmp_path / "results").mkdir()
     (tmp_path / "results/at.json").write_text(json.dumps(record), encoding="utf-8")
-    commands = [shlex.split(one["command"])[2:] for one in missing(tiny, "cpu", Results(tmp_path / "results"), None)]
+    found = missing(tiny, "cpu", Results(tmp_path / "results"), None, program="python cli.py")
+    commands = [shlex.split(one["command"])[2:] for one in found]
     assert [words[:2] for words in commands] == [["attack", "saved_models/a"]] * 2 + [["verify", "saved_models/a"]]
     assert parse_attack(commands[0][3]) == PGD() and len(commands[0]) == 4
     assert parse_attack(commands[1][3]) == PGD(epsilon=4 / 255) and commands[1][4:] == ["--limit", "20"]
-    assert commands[2][2:] == ["--epsilon", "1/255,2/255", "--limit", "60", "--count", "20"]  # of all there are
+    assert commands[2][2:] == ["--epsilon", "1/255,2/255", "--limit", "60", "--max-images", "20"]  # of all there are
 
 
 @pytest.mark.parametrize("scale", ["full", "cpu"])

@@ -95,7 +95,7 @@ def test_broken_off_and_resumed_it_stores_the_same_and_a_training_reads_it(here,
 
 
 def test_a_training_refuses_examples_of_test_images(here):
-    assert run(*COMMAND, "--part", "test", "--output-dir", "stored").exit_code == 0
+    assert run(*COMMAND, "--split", "test", "--output-dir", "stored").exit_code == 0
     result = run(*FIT)
     assert result.exit_code == 2 and "training on them would leak it" in result.stderr
     assert result.stdout == "" and sorted(os.listdir()) == ["model", "stored"]

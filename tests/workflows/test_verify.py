@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
-from keras_rcl.cli.app import METHODS, cli
+from keras_rcl.cli.app import cli
+from keras_rcl.cli.verify import METHODS
 from keras_rcl.evaluation import certification
 from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
@@ -104,7 +105,7 @@ def test_an_export_is_verified_by_its_layers(here):
 
 
 def test_as_many_images_as_asked_for_are_bounded(here):
-    record = json.loads(run("verify", "small.keras", *HERE, "--count", "2", "--json").stdout)
+    record = json.loads(run("verify", "small.keras", *HERE, "--max-images", "2", "--json").stdout)
     assert record["count"] == 2
     near = record["rows"][0]["counts"]
     assert near["safe"] + near["safe-incomplete"] + near["timeout"] == 2 < near["unknown"]

@@ -1,0 +1,55 @@
+"""The command `export-vnnlib`."""
+
+import click
+
+from keras_rcl.cli import options as shared
+from keras_rcl.cli.parsing import parse_attacks, parse_radii
+from keras_rcl.runtime.program import program_name
+from keras_rcl.runtime.progress import StderrProgress
+from keras_rcl.runtime.tensorflow import start_tensorflow
+
+
+@click.command("export-vnnlib")
+@click.argument("model", type=shared.FOLDER)
+@click.option(
+    "--epsilon",
+    "epsilons",
+    default="1/255,2/255",
+    show_default=True,
+    help="A list of L-inf radii, such as 1/255,2/255.",
+)
+@click.option(
+    "--max-images",
+    "count",
+    type=shared.COUNT,
+    default=20,
+    show_default=True,
+    help="Write at most N images per radius: the first that the model classifies correctly.",
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar=shared.ATTACK_SYNTAX,
+    help="Also leave out images that this attack breaks, as in `attack`; may be repeated.",
+)
+@click.option("--timeout", type=shared.COUNT, default=180, show_default=True, help="Seconds per image.")
+@shared.skip_safety_check_option
+@shared.data_options()
+@shared.output_dir_option("interchange/<model>")
+@shared.overwrite_option("Replace the folder.")
+def export_vnnlib(model, epsilons, attacks, **options):
+    """Write a model as ONNX and its robustness as VNN-LIB, for alpha-beta-CROWN and other verifiers."""
+    radii, attacks = parse_radii(epsilons), parse_attacks(attacks)
+    start_tensorflow()
+    from keras_rcl.workflows.export_vnnlib import interchange
+
+    with StderrProgress() as progress:
+        exported, written = interchange(model, radii, attacks=attacks, progress=progress, **options)
+    click.echo(
+        f"{len(exported['instances'])} properties of {exported['model']['name']} on {exported['data']['name']} "
+        f"({exported['data']['part']}) written to {written}\n"
+        f"verify them     cd {written} && python PATH/TO/alpha-beta-CROWN/complete_verifier/abcrown.py "
+        f"--config abcrown.yaml\n"
+        f"read them back  {program_name()} read-verifier-results {written}"
+    )

@@ -1,0 +1,28 @@
+"""The command `predict`."""
+
+import json
+
+import click
+
+from keras_rcl.cli import options as shared
+from keras_rcl.report.tables import text_table
+from keras_rcl.runtime.tensorflow import start_tensorflow
+
+
+@click.command()
+@click.argument("model", type=shared.FOLDER)
+@click.argument("images", nargs=-1, required=True, type=shared.FOLDER)
+@click.option("--resize", is_flag=True, help="Resize images that do not have the model's size.")
+@shared.foreign_model_options
+@shared.json_option("the predictions")
+def predict(model, images, as_json, **options):
+    """Classify PNG or JPEG files, folders of them, or .npy/.npz arrays."""
+    start_tensorflow()
+    from keras_rcl.workflows.predict import predict
+
+    entries = predict(model, images, **options)
+    if as_json:
+        click.echo(json.dumps(entries, indent=1))
+        return
+    rows = [[entry["image"], entry["class_name"], f"{entry['probability']:.4f}"] for entry in entries]
+    click.echo(text_table(["image", "class", "probability"], rows))

@@ -1,0 +1,85 @@
+"""The command `tune`."""
+
+import json
+
+import click
+
+from keras_rcl import config
+from keras_rcl.cli import options as shared
+from keras_rcl.cli.parsing import pop_settings
+from keras_rcl.errors import InvalidInputError
+from keras_rcl.report.tables import trials_table
+from keras_rcl.runtime.program import program_name
+from keras_rcl.runtime.progress import StderrProgress
+from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.vocabulary.attack import parse_attack
+from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
+
+
+@click.command()
+@shared.experiment_options
+@click.option(
+    "--search",
+    "ranges",
+    multiple=True,
+    metavar="A.B=RANGE",
+    help="Vary a setting: log(1e-4,1e-2), uniform(0,1), int(2,20) or choice(64,128); may be repeated. By default the "
+    "file's `search`, and without one the learning rates, batch size, temperature, margins and weights.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default=OBJECTIVES[0],
+    show_default=True,
+    help="The number that the best trial maximizes.",
+)
+@click.option(
+    "--attack",
+    "text",
+    metavar=shared.ATTACK_SYNTAX,
+    help="The attack that robust accuracy is measured by; the file's validation_attack by default.",
+)
+@click.option("--trials", type=shared.COUNT, default=20, show_default=True, help="The total number of trials.")
+@click.option(
+    "--processes", type=shared.COUNT, default=1, show_default=True, help="The number of trials that run at once."
+)
+@click.option("--seed", type=shared.SEED, help="Seed of the trainings and of the search.")
+@shared.training_limit_option
+@shared.data_dir_option
+@shared.output_dir_option("tuned/<data set>-<variant>")
+@shared.overwrite_option("Replace a study with other settings.")
+@shared.save_every_option
+@shared.json_option("the study")
+def tune(choice, ranges, text, processes, as_json, **options):
+    """Search for the settings of a variant that are best on validation images, never on test images.
+
+    If the command is interrupted or killed, the same command resumes it. With more --trials it continues a
+    completed search.
+    """
+    given = pop_settings(options, "seed", "limit", "data_dir")
+
+    def vary(changes):
+        return choice.load([*given, *changes])
+
+    experiment = vary([])
+    space = dict(parse_search(one) for one in ranges)
+    space = space or config.load_search(choice.path, experiment.method.name, choice.scale)
+    space = space or default_search(config.to_dict(experiment)["method"])
+    attack = parse_attack(text) if text else None
+    start_tensorflow()
+    from keras_rcl.workflows.trial_table import BEST
+    from keras_rcl.workflows.tune import tune as search
+
+    with StderrProgress() as progress:
+        found, written = search(experiment, vary, space, attack=attack, workers=processes, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo(
+            f"{trials_table(found)}\n\nin % of validation images of {experiment.dataset.name}, robust accuracy under "
+            f"{found['attack']}\nwritten to {written}"
+        )
+    if found["best"] is None:
+        raise InvalidInputError(f"none of {len(found['trials'])} trials could be measured; {written} has the reasons")
+    if not as_json:
+        click.echo(f"train the best  {program_name()} fit --config {written / BEST}")
