@@ -141,7 +141,17 @@ DOCUMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name, blocks in DOCUMENTS.items() if blocks])
+SLOW = {"docs/tutorials/audit-a-claim.md", "docs/tutorials/train-robustly.md"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, blocks in DOCUMENTS.items()
+        if blocks
+    ],
+)
 def test_python_of_the_documents_runs(name, with_export, monkeypatch, capsys):
     """The blocks of a page run from top to bottom, in one namespace."""
     monkeypatch.chdir(with_export)

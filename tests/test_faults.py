@@ -21,6 +21,7 @@ import pytest
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.atomic import atomic_folder, atomic_path, refusal, sweep, write_json
+from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
 from keras_rcl.storage.run_folder import RunFolder
 from keras_rcl.storage.snapshots import SnapshotStore
@@ -132,7 +133,7 @@ class Begun:
         def begin(folder):
             (folder / "config.yaml").write_text("whole")
 
-        with RunFolder(run / "run", {"seed": 1}, begin) as folder:
+        with RunFolder(run / "run", Fingerprint(seed=1), begin) as folder:
             if not folder.record.is_file():
                 write_json(folder.record, {"done": True})
             folder.finish()
@@ -156,7 +157,7 @@ class Evaluation:
 
     @staticmethod
     def save(run):
-        with Journal(run / "evaluation", {"seed": 1}) as journal:
+        with Journal(run / "evaluation", Fingerprint(seed=1)) as journal:
             for number in range(3):
                 found = journal.result(b"%d" % number, lambda number=number: {"a": np.full(500, number)})
                 assert (found["a"] == number).all()

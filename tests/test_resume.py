@@ -17,6 +17,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
+from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.network import Network
 
@@ -147,11 +148,11 @@ def test_a_refused_attack_leaves_no_journal(here, monkeypatch):
 
 
 def test_default_names(tmp_path, monkeypatch):
-    """The same question finds its own journal wherever it lies; others, and records, are passed by."""
+    """The same fingerprint finds its own journal wherever it lies; others, and records, are passed by."""
     monkeypatch.chdir(tmp_path)
 
-    def begin(question, overwrite=False):
-        output_dir, journal = output_and_journal(None, Path("attacks/m.1"), {"seed": question}, overwrite)
+    def begin(seed, overwrite=False):
+        output_dir, journal = output_and_journal(None, Path("attacks/m.1"), Fingerprint(seed=seed), overwrite)
         journal.close()
         assert journal.path == output_dir.with_name(f".{output_dir.name}.partial")
         return output_dir.name

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import keras
 import numpy as np
@@ -17,6 +17,7 @@ from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.folding import fold
 from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attack import Attack, AutoPGD
 from keras_rcl.vocabulary.threat import format_pixels
@@ -142,17 +143,17 @@ class Certifier:
             for epsilon in self.epsilons
         ]
 
-    def question(self, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """All that the pieces of a journal depend on, as JSON values, but for model and versions."""
-        asked = self._evaluators[0].question(images, labels, keep_images=True)
-        return {
-            **asked,
+    def fingerprint(self, images: np.ndarray, labels: np.ndarray) -> Fingerprint:
+        """What the results in a journal depend on, except for the model and the versions."""
+        attacked = self._evaluators[0].fingerprint(images, labels, keep_images=True)
+        settings = {
             "epsilons": list(self.epsilons),
             "method": self._method,
             "timeout": self._timeout,
             "count": self._count,
             "dtype": self._dtype,
         }
+        return dataclasses.replace(attacked, settings={**attacked.settings, **settings})
 
     def __call__(
         self,
@@ -162,7 +163,7 @@ class Certifier:
         progress: Progress | None = None,
         journal: Journal | None = None,
     ) -> Certification:
-        """Verify images [N, H, W, C] in [0, 1] with labels [N]; with a `journal` of this question, go on from it.
+        """Verify images [N, H, W, C] in [0, 1] with labels [N]; with a `journal` of this fingerprint, resume it.
 
         Raises:
             InvalidInputError: if the images are no batch of floats in [0, 1].

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +12,7 @@ from keras_rcl.attacks import check_images, craft_round, length
 from keras_rcl.evaluation.sharding import Pieces
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
@@ -170,18 +169,14 @@ class Evaluator:
         )
         self._count_classes = functools.cache(lambda shape: int(logits_fn(tf.zeros((1, *shape))).shape[-1]))
 
-    def question(self, images: np.ndarray, labels: np.ndarray, *, keep_images: bool = False) -> dict[str, Any]:
-        """All that the pieces of a journal depend on, as JSON values, but for models and versions."""
-        data = hashlib.sha256()
-        for array in (images, labels, *(self._support or ())[:1]):
-            data.update(np.ascontiguousarray(array))
-        return {
-            "attacks": [dataclasses.asdict(attack) for attack in self.attacks],
-            "images": data.hexdigest(),
-            "batch size": self.batch_size,
-            "seed": self._seed,
-            "kept images": keep_images,
-        }
+    def fingerprint(self, images: np.ndarray, labels: np.ndarray, *, keep_images: bool = False) -> Fingerprint:
+        """What the results in a journal depend on, except for the model, its sources and the versions."""
+        return Fingerprint(
+            images=hash_arrays(images, labels, *(self._support or ())[:1]),
+            attacks=[dataclasses.asdict(attack) for attack in self.attacks],
+            seed=self._seed,
+            settings={"batch_size": self.batch_size, "kept_images": keep_images},
+        )
 
     def __call__(
         self,
@@ -195,7 +190,7 @@ class Evaluator:
     ) -> Survival:
         """Attack images [N, H, W, C] in [0, 1] with labels [N]; `keep_images` keeps what was crafted.
 
-        With a `journal` of this very `question` batches that it holds are read from it, and all others written to it.
+        With a `journal` of this `fingerprint`, batches that it holds are read from it, and all others written to it.
         With `workers`, all of which call this with the same, each attacks some of the batches, and all get the whole.
 
         Each round of an attack, and each member of an ensemble, runs on what survived the rounds before, in batches of

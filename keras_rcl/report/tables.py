@@ -33,7 +33,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: 
     columns = range(len(header))
     right = columns[1:] if right is None else right
     rule = ["---:" if column in right else "---" for column in columns]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
+    escaped = [[cell.replace("|", r"\|") for cell in cells] for cells in [header, rule, *rows]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
 
 
 def percent(value: float) -> str:

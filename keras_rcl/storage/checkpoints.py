@@ -3,6 +3,7 @@
 import os
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import keras
 
@@ -28,7 +29,7 @@ class Checkpoints:
             # HDF5 cannot bear a write that fails, so the room is taken before.
             with temporary.open("wb") as file:
                 sizes = [weight.nbytes + _HEADER for weight in network.get_weights()]
-                os.posix_fallocate(file.fileno(), 0, sum(sizes) + _PREAMBLE)
+                _reserve(file, sum(sizes) + _PREAMBLE)
             network.save_weights(temporary)
 
     def names(self) -> list[str]:
@@ -53,3 +54,13 @@ class Checkpoints:
             raise InvalidInputError(
                 f"checkpoint {self.path(name)} cannot be read: {str(error).splitlines()[0]}"
             ) from None
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Take room on the disk; raises an OSError if there is too little. macOS and Windows have no `posix_fallocate`."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, 2**20):
+        file.write(bytes(min(2**20, size - start)))
+    file.flush()

@@ -1,7 +1,6 @@
 """The finished pieces of a long computation, on disk as they come: after a kill it goes on where it was."""
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -9,12 +8,13 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import FolderInUse, check_writable, refusal
+from keras_rcl.storage.atomic import check_writable, refusal
+from keras_rcl.storage.fingerprint import Fingerprint
+from keras_rcl.storage.lock import Lock
 
 _FRAME = struct.Struct("<QI")
 """Before each piece: its length, and the CRC-32 of its name and bytes."""
@@ -23,35 +23,36 @@ Result = dict[str, np.ndarray]
 
 
 class Journal:
-    """One file: the question as a line of JSON, then the pieces, appended one by one in the order of the computation.
+    """The results of a long computation's steps in one file, appended one by one as they are computed.
 
-    A piece whose bytes are not all there, or not those that were written, ends the journal and is computed again. The
-    file is locked while it is open, so that two runs of one command do not share it. As a context it stays on disk
-    where its body is broken off, but for what is `InvalidInputError`, which no resuming would help.
+    The file begins with the fingerprint, as one line of JSON. A result whose bytes are incomplete or damaged ends the
+    journal and is computed again. The file is locked while it is open, so that two runs of one command do not share it.
+    As a context, the journal stays on disk if its body is interrupted; after an `InvalidInputError`, which resuming
+    would meet again, it is deleted.
 
     Args:
-        path: the file; made when absent.
-        question: JSON values, all that the pieces depend on.
-        anew: throw away what a file of another question holds.
+        path: The file; created if it does not exist.
+        fingerprint: All that the results depend on.
+        discard_existing: Delete the content of a file of another fingerprint.
 
     Raises:
-        FolderInUse: if the file is open in another run, or of another question.
-        InvalidInputError: if it cannot be written, or is no journal.
+        FolderInUse: If the file is open in another run, or of another fingerprint.
+        InvalidInputError: If the file cannot be written, or is not a journal.
     """
 
-    def __init__(self, path: Path, question: dict[str, Any], *, anew: bool = False):
+    def __init__(self, path: Path, fingerprint: Fingerprint, *, discard_existing: bool = False):
         self.path = path
-        line = json.dumps(question, sort_keys=True).encode() + b"\n"
         check_writable(path.parent)
         try:
-            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
             with contextlib.ExitStack() as stack:
-                stack.callback(self.close)
-                self._begin(line, question, anew)
+                self._lock = Lock(path.with_name(f"{path.name}.lock"), subject=path, option="--output-dir")
+                stack.callback(self._lock.release)
+                self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
+                stack.callback(self._close_file)
+                self._start = self._begin(fingerprint, discard_existing)
                 stack.pop_all()
         except OSError as error:
             raise refusal(path, error) from None
-        self._start = len(line)
 
     def result(self, name: bytes, compute: Callable[[], Result]) -> Result:
         """The next piece: read where it was finished before, else computed and written.
@@ -112,43 +113,44 @@ class Journal:
             raise kind("the same command resumes") from None
 
     def discard(self) -> None:
-        """Delete it: what it served is done."""
+        """Delete the file, which is not needed any more."""
+        with contextlib.suppress(OSError):  # Windows does not delete an open file
+            self.path.unlink()
+        self._close_file()
         self.path.unlink(missing_ok=True)
-        self.close()
+        self._lock.release()
 
     def close(self) -> None:
-        """Leave it to another run."""
-        with contextlib.suppress(OSError):  # of a full disk, which was told already
+        """Close the file; another run may open it."""
+        self._close_file()
+        self._lock.release()
+
+    def _close_file(self) -> None:
+        with contextlib.suppress(OSError):  # of a full disk, which was reported already
             self._file.close()
 
-    def _begin(self, line: bytes, question: dict[str, Any], anew: bool) -> None:
-        """Lock the file and see that its first line is this one."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderInUse(
-                f"{self.path} is written by another run; wait for it or give another --output-dir"
-            ) from None
-        found = self._file.readline()
-        if found == line:
-            return
-        if not line.startswith(found):  # nor broken off while it was written
-            self._check_ours(found, question, anew)
+    def _begin(self, fingerprint: Fingerprint, discard_existing: bool) -> int:
+        """Write the first line, unless it is there; returns its length in bytes."""
+        line = json.dumps(fingerprint.to_json(), sort_keys=True).encode() + b"\n"
+        stored = self._file.readline()
+        if not line.startswith(stored):  # neither equal nor interrupted while it was written
+            if self._is_of(fingerprint, stored, discard_existing):
+                return len(stored)
+        elif stored == line:
+            return len(line)
         self._cut(0)
         self._append(line)
+        return len(line)
 
-    def _check_ours(self, line: bytes, question: dict[str, Any], anew: bool) -> None:
-        """Refuse the file of another question, unless it may be thrown away, and what is no journal."""
+    def _is_of(self, fingerprint: Fingerprint, line: bytes, discard_existing: bool) -> bool:
+        """Whether a journal's first line is of this fingerprint; raises if it is not and may not be deleted."""
         try:
-            found = dict(json.loads(line))
-        except (ValueError, TypeError, RecursionError):
-            raise InvalidInputError(f"{self.path} is no journal of an evaluation; remove it") from None
-        if not anew:
-            other = ", ".join(key for key in {**question, **found} if found.get(key) != question.get(key))
-            raise FolderInUse(
-                f"{self.path} holds an interrupted evaluation with other {other}; "
-                "repeat its command to resume it, or give --overwrite or another --output-dir"
-            )
+            stored = Fingerprint.from_json(json.loads(line))
+        except (ValueError, RecursionError):
+            raise InvalidInputError(f"{self.path} is not a journal of an evaluation; remove it") from None
+        if not discard_existing:
+            fingerprint.check_equal(stored, f"{self.path} holds an interrupted evaluation", "--output-dir")
+        return stored == fingerprint
 
     def _cut(self, end: int) -> None:
         self._file.seek(end)

@@ -6,11 +6,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.progress import Progress
 from keras_rcl.storage.atomic import FolderInUse, check_writable, sweep
+from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
 
 
@@ -40,16 +40,16 @@ def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
 
 
 def output_and_journal(
-    output_dir: Path | None, default: Path, question: dict[str, Any], overwrite: bool, marker: str = "record.json"
+    output_dir: Path | None, default: Path, fingerprint: Fingerprint, overwrite: bool, marker: str = "record.json"
 ) -> tuple[Path, Journal]:
     """The folder for the results, of which `marker` is one, and the journal beside it.
 
-    Where no folder is given: that of an interrupted evaluation of the same question, else the default, numbered where
-    results or another evaluation are.
+    Without `output_dir`, it is the folder of an interrupted evaluation with the same fingerprint; if there is none, the
+    default, numbered if results or another evaluation are there.
     """
 
     def journal_of(folder):
-        journal = Journal(folder.with_name(f".{folder.name}.partial"), question, anew=overwrite)
+        journal = Journal(folder.with_name(f".{folder.name}.partial"), fingerprint, discard_existing=overwrite)
         sweep(folder.parent, re.escape(folder.name))
         return journal
 

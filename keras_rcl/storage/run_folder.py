@@ -1,51 +1,51 @@
-"""The folder of a run, claimed by one process: what is to be done in it, and whether that is done."""
+"""The folder of a run, claimed by one process: what it depends on, what it still needs, and whether it is finished."""
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import FolderInUse, atomic_folder, refusal, sweep, write_json
+from keras_rcl.storage.atomic import atomic_folder, refusal, sweep, write_json
+from keras_rcl.storage.fingerprint import Fingerprint
+from keras_rcl.storage.lock import Lock
 
 
 class RunFolder:
-    """A run that goes on, is begun, or was broken off; what it still needs lies in its `training/`.
+    """The folder of a run that begins, or that was interrupted; what the run still needs is in its `training/`.
 
-    There `question.json` says what the run is to answer, and is locked by the process that is at it. It is deleted
-    last of all, so that a folder without it is of a finished run. As a context, where the body is broken off, it says
-    that the same command resumes; what is `InvalidInputError` before anything was saved leaves no folder.
+    There, `question.json` holds the run's fingerprint. It is deleted last, so that a folder without it is of a finished
+    run. The process that works on the run holds a lock. As a context, an interruption of the body says that the same
+    command resumes; an `InvalidInputError` before anything was saved deletes the folder.
 
     Args:
-        path: the folder, made when absent.
-        question: JSON values, all that the results depend on.
-        begin: writes into the new folder what is known beforehand.
-        overwrite: replace the folder, unless it is of this question and not finished.
+        path: The folder; created if it does not exist.
+        fingerprint: All that the results depend on.
+        begin: Writes into the new folder what is known before the run.
+        overwrite: Replace the folder, unless it is unfinished and of the same fingerprint.
 
     Attributes:
-        path: of the folder.
-        resumed: whether another process began it.
+        path: The folder.
+        resumed: Whether another process began the run.
 
     Raises:
-        FolderInUse: if another process is at it, or it was broken off and is of another question.
-        InvalidInputError: if it cannot be written.
+        FolderInUse: If another process works on it, or it is unfinished and of another fingerprint.
+        InvalidInputError: If it cannot be written.
     """
 
-    def __init__(self, path: Path, question: dict[str, Any], begin: Callable[[Path], None], *, overwrite: bool = False):
+    def __init__(self, path: Path, fingerprint: Fingerprint, begin: Callable[[Path], None], *, overwrite: bool = False):
         self.path, self.training = Path(path), Path(path) / "training"
-        self._question, self._lock = self.training / "question.json", None
-        self.resumed = self._question.is_file()
+        self._fingerprint, self._lock = self.training / "question.json", None
+        self.resumed = self._fingerprint.is_file()
         try:
             if self.resumed:
                 self._claim()
-                self.resumed = self._is_of(question, overwrite)
+                self.resumed = self._is_of(fingerprint, overwrite)
             if not self.resumed:
+                self.release()
                 with atomic_folder(self.path, overwrite=overwrite) as new:
                     begin(new)
-                    write_json(new / "training/question.json", question)
+                    write_json(new / "training/question.json", fingerprint.to_json())
                 self._claim()
         except OSError as error:
             self.release()
@@ -66,18 +66,18 @@ class RunFolder:
         return self.path / "record.json"
 
     def finish(self) -> None:
-        """Let the run be finished: it holds its record, and needs nothing else."""
+        """Delete what only an unfinished run needs: the run has its record."""
         for path in self.training.iterdir():
-            if path != self._question:
+            if path not in (self._fingerprint, self._lock_path):
                 path.unlink()
-        self._question.unlink()
-        self.training.rmdir()
+        self._fingerprint.unlink()
         self.release()
+        self.training.rmdir()
 
     def release(self) -> None:
-        """Leave it to another process."""
+        """Release the lock; another process may work on the run."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self):
@@ -95,28 +95,20 @@ class RunFolder:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             raise kind("the same command resumes") from None
 
-    def _claim(self) -> None:
-        """Lock the question, or see that another process has."""
-        self._lock = os.open(self._question, os.O_RDWR)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderInUse(f"{self.path} is written by another run; wait for it or give another --name") from None
+    @property
+    def _lock_path(self) -> Path:
+        return self.training / "lock"
 
-    def _is_of(self, question: dict[str, Any], overwrite: bool) -> bool:
-        """Whether what was begun in the folder is this question; if not, it must be allowed to be replaced."""
+    def _claim(self) -> None:
+        """Take the lock; raises if another process has it."""
+        self._lock = Lock(self._lock_path, subject=self.path, option="--name")
+
+    def _is_of(self, fingerprint: Fingerprint, overwrite: bool) -> bool:
+        """Whether the unfinished run is of this fingerprint; raises if it is not and may not be replaced."""
         try:
-            with open(self._lock, encoding="utf-8", closefd=False) as file:
-                found = dict(json.load(file))
-        except (ValueError, TypeError):
-            raise InvalidInputError(f"{self._question} cannot be read; remove {self.path}") from None
-        if found == question:
-            return True
+            stored = Fingerprint.from_json(json.loads(self._fingerprint.read_text(encoding="utf-8")))
+        except ValueError:
+            raise InvalidInputError(f"{self._fingerprint} cannot be read; remove {self.path}") from None
         if not overwrite:
-            other = ", ".join(key for key in {**question, **found} if found.get(key) != question.get(key))
-            raise FolderInUse(
-                f"{self.path} holds an unfinished run with other {other}; "
-                "repeat its command to resume it, or give --overwrite or another --name"
-            )
-        self.release()
-        return False
+            fingerprint.check_equal(stored, f"{self.path} holds an unfinished run", "--name")
+        return stored == fingerprint

@@ -1,6 +1,7 @@
 """The composition of an attack: a model and a data set become a record, a plot and pictures."""
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,18 @@ def attack(
         support=support_of(attacks, outputs, data),
         crafted_on=folded_logits(classifier, images[:32], attack_dtype, trust=trust),
     )
-    question = {
-        "model": {"hash": classifier.model_hash, **foreign},
-        "sources": hashes,
-        **evaluator.question(images, chosen.labels, keep_images=save_images),
-        "versions": versions(),
-        "attack dtype": attack_dtype,
-    }
-    workers.assert_same_inputs(question)
+    evaluation = evaluator.fingerprint(images, chosen.labels, keep_images=save_images)
+    fingerprint = dataclasses.replace(
+        evaluation,
+        model={"hash": classifier.model_hash, **foreign},
+        sources=hashes,
+        versions=versions(),
+        settings={**evaluation.settings, "attack_dtype": attack_dtype},
+    )
+    workers.assert_same_inputs(fingerprint.to_json())
     journal = None
     if workers.chief:
-        output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, question, overwrite)
+        output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, fingerprint, overwrite)
         report_resumed(journal, progress)
     with contextlib.nullcontext() if journal is None else journal:
         told = dict(keep_images=save_images, progress=progress, journal=journal, workers=workers)

@@ -1,6 +1,5 @@
 """The composition of an audit: a model on disk, a claim or a record of it, and data become a verdict."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from keras_rcl.report.audit_page import audit_page
 from keras_rcl.report.figures import attack_pictures, loss_surface_plot
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
+from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.vocabulary.attack import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
@@ -95,19 +95,21 @@ def audit_model(
         probabilities=classifier.gives_probabilities,
         others={name: logits for name, (logits, _) in others.items()},
     )
-    question = {
-        "model": {"hash": classifier.model_hash, **foreign},
-        "sources": {name: model_hash for name, (_, model_hash) in others.items()},
-        "claim": TypeAdapter(Claim).dump_python(claim, mode="json"),
-        "record": None if record is None else Path(record).read_text(encoding="utf-8"),
-        "budget": TypeAdapter(AuditBudget).dump_python(budget, mode="json"),
-        "images": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
-        "batch size": batch_size,
-        "seed": seed,
-        "versions": versions(),
-    }
+    fingerprint = Fingerprint(
+        model={"hash": classifier.model_hash, **foreign},
+        sources={name: model_hash for name, (_, model_hash) in others.items()},
+        images=hash_arrays(images, labels),
+        seed=seed,
+        versions=versions(),
+        settings={
+            "claim": TypeAdapter(Claim).dump_python(claim, mode="json"),
+            "record": None if record is None else Path(record).read_text(encoding="utf-8"),
+            "budget": TypeAdapter(AuditBudget).dump_python(budget, mode="json"),
+            "batch_size": batch_size,
+        },
+    )
     default = Path("audits") / path.stem
-    output_dir, journal = output_and_journal(output_dir, default, question, overwrite, marker="audit.json")
+    output_dir, journal = output_and_journal(output_dir, default, fingerprint, overwrite, marker="audit.json")
     with journal:
         report_resumed(journal, progress)
         result = audit(

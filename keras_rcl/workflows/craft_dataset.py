@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
+from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.journal import Result
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attack import Attack, describe
@@ -103,17 +103,15 @@ def craft_dataset(
         "seed": seed,
         "versions": versions(),
     }
-    digest = hashlib.sha256()
-    for array in (chosen.images, chosen.labels, chosen.indices):
-        digest.update(np.ascontiguousarray(array))
-    question = {**made_by, "images": digest.hexdigest(), "batch_size": batch_size}
+    images_hash = hash_arrays(chosen.images, chosen.labels, chosen.indices)
+    fingerprint = Fingerprint.from_json({**made_by, "images": images_hash, "batch_size": batch_size})
     progress, count = progress or Silent(), len(chosen.labels)
     batches = range(0, count, batch_size)
     default = Path("adversarial") / path.stem
-    workers.assert_same_inputs(question)
+    workers.assert_same_inputs(fingerprint.to_json())
     journal = None
     if workers.chief:
-        output_dir, journal = output_and_journal(output_dir, default, question, overwrite, marker=RECORD)
+        output_dir, journal = output_and_journal(output_dir, default, fingerprint, overwrite, marker=RECORD)
         if done := len(journal):
             progress.say(f"resuming {journal.path}: {done} batches done")
     with contextlib.nullcontext() if journal is None else journal:

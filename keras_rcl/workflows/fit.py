@@ -35,6 +35,7 @@ from keras_rcl.runtime.signals import held_signals
 from keras_rcl.runtime.tensorflow import start_tensorflow
 from keras_rcl.storage.atomic import FolderInUse, atomic_path, check_writable, read_json, sweep, write_json
 from keras_rcl.storage.checkpoints import Checkpoints
+from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
 from keras_rcl.storage.output_folder import check_name, check_replaceable, free_name
 from keras_rcl.storage.run_folder import RunFolder
@@ -106,18 +107,19 @@ def fit_all(
         for number, experiment in enumerate(experiments):
             data = with_stored(sources.load(experiment.dataset), config.training_attacks(experiment.method.phases()))
 
-            question = {**question_of(experiment, data), "deterministic": deterministic}
+            settings = {"deterministic": deterministic}
             if deterministic or not experiment.synchronized:
-                question["replicas"] = workers.replicas
-            reused = _alike(experiment, question, reuse, workers) if reuse else None
+                settings["replicas"] = workers.replicas
+            fingerprint = fingerprint_of(experiment, data, **settings)
+            reused = _alike(experiment, fingerprint, reuse, workers) if reuse else None
 
             def claim(
-                experiment=experiment, question=question, chosen=None if number else name
+                experiment=experiment, fingerprint=fingerprint, chosen=None if number else name
             ) -> RunFolder | _Scratch:
-                workers.assert_same_inputs(question)
+                workers.assert_same_inputs(fingerprint.to_json())
                 if not workers.chief:
                     return _Scratch(Path(all_runs.enter_context(tempfile.TemporaryDirectory())))
-                folder = _run_folder(experiment, question, chosen, runs, saved_models, overwrite)
+                folder = _run_folder(experiment, fingerprint, chosen, runs, saved_models, overwrite)
                 folders.append(all_runs.enter_context(folder))
                 return folder
 
@@ -140,25 +142,27 @@ class _Scratch(NamedTuple):
         return self.path / "record.json"
 
 
-def question_of(experiment: Experiment, data: sources.ImageData) -> dict[str, Any]:
-    """All that a run's results depend on, as JSON values."""
-    settings = config.to_dict(experiment)
-    del settings["compare"]
+def fingerprint_of(experiment: Experiment, data: sources.ImageData, **settings: Any) -> Fingerprint:
+    """What a run's results depend on: the experiment, all images and labels, the versions, and further settings."""
+    experiment_settings = config.to_dict(experiment)
+    del experiment_settings["compare"]
     digest = hashlib.sha256(repr((data.name, data.class_names)).encode())
     for part in (data.train, data.validation, data.test):
         digest.update(getattr(part, "identity", "").encode())
         part = part.held
         for array in (part.images, part.labels, part.indices, *part.stored.values()):
             digest.update(np.ascontiguousarray(array))
-    return {**settings, "images": digest.hexdigest(), "versions": versions()}
+    stored = {**experiment_settings, **settings, "images": digest.hexdigest(), "versions": versions()}
+    return Fingerprint.from_json(stored)
 
 
-def _given(experiment: Experiment, question: dict[str, Any]) -> dict[str, Any]:
-    """What of a question its configuration does not say."""
-    return {key: question[key] for key in question.keys() - config.to_dict(experiment).keys()}
+def _given(experiment: Experiment, fingerprint: Fingerprint) -> dict[str, Any]:
+    """The part of a fingerprint that the experiment's configuration does not hold."""
+    stored = fingerprint.to_json()
+    return {key: stored[key] for key in stored.keys() - config.to_dict(experiment).keys()}
 
 
-def _alike(experiment: Experiment, question: dict[str, Any], reuse: Path, workers: Workers) -> tuple[Path, int] | None:
+def _alike(experiment: Experiment, fingerprint: Fingerprint, reuse: Path, workers: Workers) -> tuple[Path, int] | None:
     """The run that has ended the most of an experiment's first phases, and how many; never all of them.
 
     Raises:
@@ -167,7 +171,7 @@ def _alike(experiment: Experiment, question: dict[str, Any], reuse: Path, worker
     if workers.count > 1:
         raise InvalidInputError(f"--reuse is for one process, and there are {workers.count} workers; leave out either")
     one = (reuse / "config.yaml").is_file()
-    wanted = config.training_of(experiment), experiment.seed, _given(experiment, question)
+    wanted = config.training_of(experiment), experiment.seed, _given(experiment, fingerprint)
     found = (reuse, 0)
     for run in [reuse] if one else sorted(path.parent for path in reuse.glob("*/config.yaml")):
         try:
@@ -200,16 +204,16 @@ def _phases_alike(experiment: Experiment, other: Experiment, run: Path) -> int:
 
 def _run_folder(
     experiment: Experiment,
-    question: dict[str, Any],
+    fingerprint: Fingerprint,
     name: str | None,
     runs: Path,
     saved_models: Path,
     overwrite: bool,
 ) -> RunFolder:
-    """The folder of the run: without a name that of an unfinished run of the same question, or else a free one."""
+    """The folder of the run: without a name that of an unfinished run with the same fingerprint, or else a free one."""
 
     def begin(folder: Path) -> None:
-        given = {"given": _given(experiment, question)}
+        given = {"given": _given(experiment, fingerprint)}
         write_json(folder / "environment.json", {**environment(experiment), **given})
         _write_text(folder / "config.yaml", config.to_yaml(experiment))
 
@@ -221,14 +225,14 @@ def _run_folder(
         for candidate in sorted(path.parent.parent for path in runs.glob("*/training/question.json")):
             if numbered.fullmatch(candidate.name):
                 with contextlib.suppress(FolderInUse):
-                    return RunFolder(candidate, question, begin)
+                    return RunFolder(candidate, fingerprint, begin)
     name = name or free_name(default, (runs, saved_models), overwrite)
     check_name(name)
     if not (runs / name / "training/question.json").is_file():
         check_replaceable(runs / name, "config.yaml", overwrite)
         check_replaceable(saved_models / name, "model.json", overwrite)
     sweep(runs, re.escape(name))
-    return RunFolder(runs / name, question, begin, overwrite=overwrite)
+    return RunFolder(runs / name, fingerprint, begin, overwrite=overwrite)
 
 
 def _fit(
@@ -287,8 +291,14 @@ def _fit(
             crafted_on=at_inference(served),
         )
         images = pixels(test.images)
-        question = {"model": model_hash(served), "sources": hashes, **evaluator.question(images, test.labels)}
-        with Journal(run.evaluation, question, anew=True) if workers.chief else contextlib.nullcontext() as journal:
+        fingerprint = dataclasses.replace(
+            evaluator.fingerprint(images, test.labels), model=model_hash(served), sources=hashes
+        )
+        with (
+            Journal(run.evaluation, fingerprint, discard_existing=True)
+            if workers.chief
+            else contextlib.nullcontext() as journal
+        ):
             survival = evaluator(images, test.labels, progress=progress, journal=journal, workers=workers)
         if not workers.chief:
             return Fitted(experiment, {}, run.path, export_to)

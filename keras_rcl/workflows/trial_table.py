@@ -1,9 +1,7 @@
-"""A search for hyper-parameters on disk: its question, the table of its trials, and what it asks for next."""
+"""A search for hyper-parameters on disk: its fingerprint, the table of its trials, and what it asks for next."""
 
 import contextlib
-import fcntl
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,28 +13,20 @@ from pydantic import TypeAdapter
 from keras_rcl import config
 from keras_rcl.config import Experiment
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import FolderInUse, check_writable, read_json, sweep, write_json
+from keras_rcl.storage.atomic import check_writable, read_json, sweep, write_json
+from keras_rcl.storage.fingerprint import Fingerprint
+from keras_rcl.storage.lock import Lock
 from keras_rcl.vocabulary.attack import Attack, describe
 from keras_rcl.vocabulary.search import Choice, Range
 
 FORMAT = 1
 STUDY, BEST = "study.json", "best.yaml"
-"""What the folder holds: the question with the table of trials, and the experiment of the best of them."""
+"""What the folder holds: the fingerprint with the table of trials, and the experiment of the best of them."""
 
 
-@contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the folder, for one process at a time.
-
-    Raises:
-        BlockingIOError: where another has it, and it is not to be waited for.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
+def lock_folder(folder: Path, *, wait: bool = False) -> Lock:
+    """Lock the folder of a study or of a trial, see `Lock`."""
+    return Lock(folder / ".lock", subject=folder, option="--output-dir", wait=wait)
 
 
 class Study:
@@ -45,8 +35,10 @@ class Study:
     As a context it holds the folder's lock.
     """
 
-    def __init__(self, folder: Path, question: dict, space: Mapping[str, Range], experiment: Experiment, overwrite):
-        self.folder, self.question, self.space = Path(folder), question, space
+    def __init__(
+        self, folder: Path, fingerprint: Fingerprint, space: Mapping[str, Range], experiment: Experiment, overwrite
+    ):
+        self.folder, self.fingerprint, self.space = Path(folder), fingerprint, space
         self._start, self._overwrite = config.to_dict(experiment), overwrite
         self._seed, self._optuna = experiment.seed, _optuna()
         self._distributions = {setting: self._distribution(values) for setting, values in space.items()}
@@ -60,12 +52,7 @@ class Study:
                 )
         check_writable(self.folder)
         with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locked(self.folder))
-            except BlockingIOError:
-                raise FolderInUse(
-                    f"{self.folder} is written by another tune; wait for it or give another --output-dir"
-                ) from None
+            stack.enter_context(lock_folder(self.folder))
             sweep(self.folder)
             self._read()
             try:
@@ -87,20 +74,19 @@ class Study:
             found = read_json(path)
             if found["format"] != FORMAT:
                 raise ValueError(f"format {found['format']!r}, and this version reads {FORMAT}")
-            asked, table = found["question"], {trial["number"]: trial for trial in found["trials"]}
+            stored, table = (
+                Fingerprint.from_json(found["question"]),
+                {trial["number"]: trial for trial in found["trials"]},
+            )
             if sorted(table) != list(range(len(table))) or any({"settings", "state"} - {*t} for t in table.values()):
                 raise ValueError("its trials are not whole")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(f"{path} is no study: {error}; remove {self.folder}") from None
-        if asked == self.question:
+        if stored == self.fingerprint:
             self.table = table
             return
         if not self._overwrite:
-            other = ", ".join(k for k in {**self.question, **asked} if asked.get(k) != self.question.get(k))
-            raise FolderInUse(
-                f"{self.folder} holds a study with other {other}; repeat its command to go on with it, or give "
-                "--overwrite or another --output-dir"
-            )
+            self.fingerprint.check_equal(stored, f"{self.folder} holds a study", "--output-dir")
         for inner in ("trials", BEST, STUDY):
             target = self.folder / inner
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -188,9 +174,9 @@ class Study:
         trials = [trial for _, trial in sorted(self.table.items())]
         return {
             "format": FORMAT,
-            "question": self.question,
-            "objective": self.question["objective"],
-            "attack": describe(TypeAdapter(Attack).validate_python(self.question["attack"])),
+            "question": self.fingerprint.to_json(),
+            "objective": self.fingerprint.settings["objective"],
+            "attack": describe(TypeAdapter(Attack).validate_python(self.fingerprint.settings["attack"])),
             "best": best and best["number"],
             "trials": trials,
         }

@@ -29,9 +29,9 @@ from keras_rcl.training.run_context import RunContext
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attack import Attack
 from keras_rcl.vocabulary.search import Range
-from keras_rcl.workflows.fit import networks, output_of, question_of, train
+from keras_rcl.workflows.fit import fingerprint_of, networks, output_of, train
 from keras_rcl.workflows.inputs import pixels
-from keras_rcl.workflows.trial_table import BEST, Study, locked
+from keras_rcl.workflows.trial_table import BEST, Study, lock_folder
 
 UNITS = 1000
 """How finely the bar shows a trial."""
@@ -83,7 +83,7 @@ def tune(
         progress: where progress is shown.
 
     Returns:
-        The question and the table of trials, and the folder.
+        The fingerprint and the table of trials, and the folder.
 
     Raises:
         InvalidInputError: if a setting or an end of its range is none, there is nothing to validate on, or the folder
@@ -100,17 +100,18 @@ def tune(
         for end in values.ends:
             _varied(vary, setting, values, end)
     data = _without_test(experiment)
-    question = {
-        **question_of(experiment, data),
+    search = {
         "search": {setting: str(values) for setting, values in space.items()},
         "objective": objective,
         "attack": TypeAdapter(Attack).dump_python(attack, mode="json"),
     }
+    training = fingerprint_of(experiment, data)
+    fingerprint = dataclasses.replace(training, settings={**training.settings, **search})
     del data
     if workers > 1:
         _loaded.cache_clear()
     folder = output_dir or Path("tuned") / f"{experiment.dataset.name}-{experiment.method.name}"
-    with Study(folder, question, space, experiment, overwrite) as study:
+    with Study(folder, fingerprint, space, experiment, overwrite) as study:
         if done := len(study.ended()):
             progress.say(f"resuming {folder}: {done} trials done")
 
@@ -237,7 +238,7 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
     attack = TypeAdapter(Attack).validate_python(job.attack)
     folder.mkdir(parents=True, exist_ok=True)
     keras.backend.clear_session()
-    with locked(folder, wait=True):
+    with lock_folder(folder, wait=True):
         states = SnapshotStore(folder, lambda line: None)
         resumed = states.rewind()
         try:

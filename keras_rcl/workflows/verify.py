@@ -1,5 +1,6 @@
 """The composition of a verification: a model on disk and data become a record of what is proved."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,15 +88,13 @@ def verify_model(
         seed=seed,
         float64=float64,
     )
-    question = {
-        "model": {"hash": classifier.model_hash},
-        **certifier.question(images, chosen.labels),
-        "versions": versions(),
-    }
+    fingerprint = dataclasses.replace(
+        certifier.fingerprint(images, chosen.labels), model={"hash": classifier.model_hash}, versions=versions()
+    )
     served, folded = classifier.logits(images[:10]), evaluate(fold(network, dtype="float64"), images[:10])
     if not np.allclose(folded, served, rtol=_TOLERANCE, atol=_TOLERANCE):
         raise InvalidInputError(f"the layers in {path} give other logits than it serves; export it again")
-    output_dir, journal = output_and_journal(output_dir, Path("verifications") / path.stem, question, overwrite)
+    output_dir, journal = output_and_journal(output_dir, Path("verifications") / path.stem, fingerprint, overwrite)
     with journal:
         if len(journal):
             progress.say(f"resuming {journal.path}: {len(journal)} pieces done")

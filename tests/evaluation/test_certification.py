@@ -145,7 +145,7 @@ def test_broken_off_and_resumed_it_is_as_uninterrupted(network, found, tmp_path,
         return whole(*arguments)
 
     def journal():
-        return Journal(tmp_path / "journal", certifier.question(images, labels))
+        return Journal(tmp_path / "journal", certifier.fingerprint(images, labels))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), journal() as kept:
         patch.setattr(Certifier, "_branch", breaking)

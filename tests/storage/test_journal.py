@@ -9,10 +9,11 @@ import tensorflow as tf
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.storage.atomic import FolderInUse
+from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.attack import FAB, PGD, AutoAttack, AutoPGD, Square
 
-QUESTION = {"model": "a", "seed": 3}
+FINGERPRINT = Fingerprint(model="a", seed=3)
 
 
 class Killed(Exception):
@@ -44,10 +45,10 @@ def three(journal):
     return computed
 
 
-def reopened(path, content, question=QUESTION):
+def reopened(path, content, fingerprint=FINGERPRINT):
     """What of three pieces is computed anew where the file holds this; afterwards the file holds all of them."""
     path.write_bytes(content)
-    journal = Journal(path, question)
+    journal = Journal(path, fingerprint)
     held = len(journal)
     computed = three(journal)
     assert len(journal) == 3
@@ -57,20 +58,20 @@ def reopened(path, content, question=QUESTION):
 
 def test_pieces_are_read_back(tmp_path):
     path = tmp_path / "folder" / ".run.partial"
-    with Journal(path, QUESTION) as journal:
+    with Journal(path, FINGERPRINT) as journal:
         assert len(journal) == 0
         assert three(journal) == [1, 2, 3]
         assert len(journal) == 3
     journal.close()
     assert reopened(path, path.read_bytes()) == (3, [])
-    journal = Journal(path, QUESTION)
+    journal = Journal(path, FINGERPRINT)
     journal.discard()
     assert list(path.parent.iterdir()) == []
 
 
 def test_cut_short_anywhere(tmp_path):
     path, ends = tmp_path / ".run.partial", []
-    journal = Journal(path, QUESTION)
+    journal = Journal(path, FINGERPRINT)
     for number in (1, 2, 3):
         ends.append(path.stat().st_size)
         journal.result(f"piece {number}".encode(), lambda number=number: piece_of(number))
@@ -86,7 +87,7 @@ def test_cut_short_anywhere(tmp_path):
 def test_other_bytes_than_were_written(tmp_path):
     """A byte of the last piece changed, or zeros in place of its end, as a power failure leaves them."""
     path = tmp_path / ".run.partial"
-    journal = Journal(path, QUESTION)
+    journal = Journal(path, FINGERPRINT)
     header = path.stat().st_size
     three(journal)
     journal.close()
@@ -102,41 +103,41 @@ def test_other_bytes_than_were_written(tmp_path):
 
 
 def test_a_piece_is_not_taken_for_another(tmp_path):
-    journal = Journal(tmp_path / ".run.partial", QUESTION)
+    journal = Journal(tmp_path / ".run.partial", FINGERPRINT)
     journal.result(b"round 1", lambda: {"a": np.zeros(1)})
     journal.close()
-    journal = Journal(tmp_path / ".run.partial", QUESTION)
+    journal = Journal(tmp_path / ".run.partial", FINGERPRINT)
     assert journal.result(b"round 2", lambda: {"a": np.ones(1)})["a"] == 1
     assert len(journal) == 1
     journal.close()
 
 
 def test_objects_are_not_read(tmp_path):
-    journal = Journal(tmp_path / ".run.partial", QUESTION)
+    journal = Journal(tmp_path / ".run.partial", FINGERPRINT)
     journal.result(b"x", lambda: {"a": np.array([{}], object)})
     journal.close()
-    journal = Journal(tmp_path / ".run.partial", QUESTION)
+    journal = Journal(tmp_path / ".run.partial", FINGERPRINT)
     with pytest.raises(ValueError, match="allow_pickle"):
         journal.result(b"x", dict)
     journal.close()
 
 
-def test_another_question(tmp_path):
+def test_another_fingerprint(tmp_path):
     path = tmp_path / ".run.partial"
-    journal = Journal(path, QUESTION)
+    journal = Journal(path, FINGERPRINT)
     three(journal)
     with pytest.raises(FolderInUse, match="is written by another run"):
-        Journal(path, QUESTION)
+        Journal(path, FINGERPRINT)
     journal.close()
     whole = path.read_bytes()
-    with pytest.raises(FolderInUse, match=r"\.run\.partial holds .* with other seed, batch size; .*--overwrite"):
-        Journal(path, {"model": "a", "seed": 4, "batch size": 5})
+    with pytest.raises(FolderInUse, match=r"\.run\.partial holds .* with other seed, batch_size; .*--overwrite"):
+        Journal(path, Fingerprint(model="a", seed=4, settings={"batch_size": 5}))
     assert path.read_bytes() == whole
-    with Journal(path, {"model": "a", "seed": 4}, anew=True) as journal:
+    with Journal(path, Fingerprint(model="a", seed=4), discard_existing=True) as journal:
         assert len(journal) == 0 and three(journal) == [1, 2, 3]
     journal.close()
-    journal = Journal(path, {"model": "a", "seed": 4}, anew=True)
-    assert len(journal) == 3, "what is of this question is kept"
+    journal = Journal(path, Fingerprint(model="a", seed=4), discard_existing=True)
+    assert len(journal) == 3, "results of this fingerprint are kept"
     journal.close()
 
 
@@ -144,18 +145,18 @@ def test_what_is_no_journal_stays(tmp_path):
     for number, content in enumerate([b"years of work\n", b"[1, 2]\n", b'"thesis"\n', b"\x80\xff\n", b"\0\0"]):
         path = tmp_path / f".{number}.partial"
         path.write_bytes(content)
-        with pytest.raises(InvalidInputError, match="is no journal of an evaluation; remove it"):
-            Journal(path, QUESTION, anew=True)
+        with pytest.raises(InvalidInputError, match="is not a journal of an evaluation; remove it"):
+            Journal(path, FINGERPRINT, discard_existing=True)
         assert path.read_bytes() == content
 
 
 def test_where_it_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInputError, match="file"):
-        Journal(tmp_path / "file" / ".run.partial", QUESTION)
+        Journal(tmp_path / "file" / ".run.partial", FINGERPRINT)
     (tmp_path / ".folder.partial").mkdir()
     with pytest.raises(InvalidInputError, match="is a directory"):
-        Journal(tmp_path / ".folder.partial", QUESTION)
+        Journal(tmp_path / ".folder.partial", FINGERPRINT)
 
 
 def test_how_its_body_ends(tmp_path):
@@ -164,7 +165,7 @@ def test_how_its_body_ends(tmp_path):
     path = tmp_path / ".run.partial"
 
     def body(error):
-        with Journal(path, QUESTION) as journal:
+        with Journal(path, FINGERPRINT) as journal:
             journal.result(b"x", lambda: {"a": np.zeros(1)})
             raise error
 
@@ -175,7 +176,7 @@ def test_how_its_body_ends(tmp_path):
         body(OSError(28, "No space left on device"))
     with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         body(KeyboardInterrupt)
-    journal = Journal(path, QUESTION)
+    journal = Journal(path, FINGERPRINT)
     assert len(journal) == 1
     journal.close()
 
@@ -240,8 +241,8 @@ def assert_same(found: Survival, expected: Survival):
 class Dying(Journal):
     """Dies after some batches were computed: in the midst of the next, or in the midst of writing it."""
 
-    def __init__(self, path, question, batches, tear=None):
-        super().__init__(path, question)
+    def __init__(self, path, fingerprint, batches, tear=None):
+        super().__init__(path, fingerprint)
         self.batches, self.tear, self.computed = batches, tear, 0
 
     def result(self, name, compute):
@@ -263,8 +264,8 @@ class Dying(Journal):
 
 def die(evaluator, path, batches, tear=None) -> bool:
     """Evaluate until so many more batches are computed; whether it died of that."""
-    question = evaluator.question(IMAGES, LABELS, keep_images=True)
-    journal = Dying(path, question, batches, tear)
+    fingerprint = evaluator.fingerprint(IMAGES, LABELS, keep_images=True)
+    journal = Dying(path, fingerprint, batches, tear)
     try:
         with journal:
             evaluator(IMAGES, LABELS, keep_images=True, journal=journal)
@@ -277,7 +278,7 @@ def die(evaluator, path, batches, tear=None) -> bool:
 
 def resume(evaluator, path):
     """The survival, and how many batches it took."""
-    journal = Dying(path, evaluator.question(IMAGES, LABELS, keep_images=True), 10**9)
+    journal = Dying(path, evaluator.fingerprint(IMAGES, LABELS, keep_images=True), 10**9)
     with journal:
         survival = evaluator(IMAGES, LABELS, keep_images=True, journal=journal)
     count = len(journal)
@@ -329,13 +330,13 @@ def test_the_last_batch_cut_short(evaluator, uninterrupted, tmp_path):
         assert_same(resume(evaluator, path)[0], uninterrupted)
 
 
-def test_the_question_is_all_that_the_answer_depends_on(evaluator):
+def test_the_fingerprint_is_all_that_the_results_depend_on(evaluator):
     def asked(images=IMAGES, labels=LABELS, attacks=ATTACKS, keep_images=False, **options):
         evaluator = Evaluator(smooth, attacks, **{"batch_size": 8, "seed": 3, **options})
-        return evaluator.question(images, labels, keep_images=keep_images)
+        return evaluator.fingerprint(images, labels, keep_images=keep_images)
 
     support = np.arange(4), np.zeros((4, 2), "float32")
-    questions = [
+    fingerprints = [
         asked(),
         asked(images=IMAGES[::-1]),
         asked(labels=LABELS[::-1]),
@@ -346,5 +347,5 @@ def test_the_question_is_all_that_the_answer_depends_on(evaluator):
         asked(seed=4),
         asked(support=support),
     ]
-    assert asked() == questions[0]
-    assert all(one != other for i, one in enumerate(questions) for other in questions[:i])
+    assert asked() == fingerprints[0]
+    assert all(one != other for i, one in enumerate(fingerprints) for other in fingerprints[:i])

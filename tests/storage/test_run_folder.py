@@ -1,5 +1,6 @@
-"""The folder of a run: claimed by one, resumed by the same question alone, finished once."""
+"""The folder of a run: claimed by one, resumed by the same fingerprint only, finished once."""
 
+import dataclasses
 import json
 import os
 
@@ -8,17 +9,18 @@ import pytest
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.signals import Terminated
 from keras_rcl.storage.atomic import FolderInUse
+from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.run_folder import RunFolder
 
-QUESTION = {"seed": 1, "method": {"epochs": 3}}
+FINGERPRINT = Fingerprint(seed=1, settings={"method": {"epochs": 3}})
 
 
 def begin(folder):
     (folder / "config.yaml").write_text("begun")
 
 
-def claim(path, question=QUESTION, **options):
-    return RunFolder(path, question, begin, **options)
+def claim(path, fingerprint=FINGERPRINT, **options):
+    return RunFolder(path, fingerprint, begin, **options)
 
 
 def test_begun_resumed_finished(tmp_path):
@@ -36,20 +38,20 @@ def test_begun_resumed_finished(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     with claim(tmp_path / "run"):
-        for options in ({}, {"overwrite": True}, {"question": {"seed": 2}}):
+        for options in ({}, {"overwrite": True}, {"fingerprint": Fingerprint(seed=2)}):
             with pytest.raises(FolderInUse, match="run is written by another run; wait for it or give another --name"):
                 claim(tmp_path / "run", **options)
     claim(tmp_path / "run").release()
 
 
-def test_another_question_is_refused_with_what_differs(tmp_path):
+def test_another_fingerprint_is_refused_with_what_differs(tmp_path):
     claim(tmp_path / "run").release()
     with pytest.raises(FolderInUse, match="unfinished run with other seed, jit; repeat its command .* --overwrite"):
-        claim(tmp_path / "run", {**QUESTION, "seed": 2, "jit": True})
+        claim(tmp_path / "run", Fingerprint(seed=2, settings={**FINGERPRINT.settings, "jit": True}))
     (tmp_path / "run/kept").touch()
     with claim(tmp_path / "run", overwrite=True) as run:
-        assert run.resumed and (tmp_path / "run/kept").exists()  # the same question goes on
-    with claim(tmp_path / "run", {**QUESTION, "seed": 2}, overwrite=True) as run:
+        assert run.resumed and (tmp_path / "run/kept").exists()  # the same fingerprint resumes
+    with claim(tmp_path / "run", dataclasses.replace(FINGERPRINT, seed=2), overwrite=True) as run:
         assert not run.resumed and not (tmp_path / "run/kept").exists()
     assert json.loads((tmp_path / "run/training/question.json").read_text())["seed"] == 2
 
@@ -65,7 +67,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", "config.yaml", "training"]
 
 
-def test_a_question_that_is_no_question(tmp_path):
+def test_a_fingerprint_that_cannot_be_read(tmp_path):
     claim(tmp_path / "run").release()
     (tmp_path / "run/training/question.json").write_text("[1]")
     with pytest.raises(InvalidInputError, match="question.json cannot be read; remove .*run"):
