@@ -36,7 +36,7 @@ from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.model_io.classifier import load_classifier  # noqa: E402
 from keras_rcl.model_io.loading import read_layers  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
-from keras_rcl.vocabulary.attack import FAB, AutoPGD, Square  # noqa: E402
+from keras_rcl.vocabulary.attacks import FAB, AutoPGD, Square  # noqa: E402
 from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
 
 

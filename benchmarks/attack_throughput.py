@@ -30,7 +30,7 @@ from benchmarks.side_by_side import (  # noqa: E402
 )
 from keras_rcl.attacks import craft  # noqa: E402
 from keras_rcl.folding import folded  # noqa: E402
-from keras_rcl.vocabulary.attack import PGD  # noqa: E402
+from keras_rcl.vocabulary.attacks import PGD  # noqa: E402
 
 EPSILON, STEP_SIZE = 8 / 255, 2 / 255
 

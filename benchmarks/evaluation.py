@@ -27,7 +27,7 @@ from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.model_io.classifier import folded_logits, load_classifier  # noqa: E402
 from keras_rcl.model_io.loading import read_layers  # noqa: E402
-from keras_rcl.vocabulary.attack import PGD, AutoAttack  # noqa: E402
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack  # noqa: E402
 from keras_rcl.workflows.inputs import dataset_of, pixels  # noqa: E402
 
 EPSILON, STEP_SIZE, STEPS, RESTARTS, BATCH = 8 / 255, 2 / 255, 40, 5, 250

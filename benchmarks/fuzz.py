@@ -47,7 +47,7 @@ from PIL import Image
 from keras_rcl import config
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
-from keras_rcl.vocabulary.attack import ALIASES, ATTACKS
+from keras_rcl.vocabulary.attacks import ALIASES, ATTACKS
 
 SMALLEST, LARGEST = 1, 8
 """How many changes an input has."""
@@ -176,7 +176,7 @@ class Seeds:
         import tensorflow as tf
 
         from keras_rcl.data import sources
-        from keras_rcl.vocabulary.attack import FGSM, PGD
+        from keras_rcl.vocabulary.attacks import FGSM, PGD
         from keras_rcl.workflows.attack import attack
         from keras_rcl.workflows.fit import contract
 

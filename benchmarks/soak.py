@@ -29,7 +29,7 @@ from keras_rcl import config  # noqa: E402
 from keras_rcl.evaluation.record import versions  # noqa: E402
 from keras_rcl.runtime.progress import Silent  # noqa: E402
 from keras_rcl.training.robust_trainer import RobustTrainer  # noqa: E402
-from keras_rcl.vocabulary.attack import parse_attack  # noqa: E402
+from keras_rcl.vocabulary.attacks import parse_attack  # noqa: E402
 from keras_rcl.workflows.attack import attack  # noqa: E402
 from keras_rcl.workflows.fit import fit  # noqa: E402
 

@@ -38,7 +38,7 @@ from benchmarks.side_by_side import (  # noqa: E402
 from keras_rcl.methods import AT, CLAFS, Baseline  # noqa: E402
 from keras_rcl.runtime.progress import Silent  # noqa: E402
 from keras_rcl.training.phase_runner import PhaseRunner  # noqa: E402
-from keras_rcl.vocabulary.attack import PGD  # noqa: E402
+from keras_rcl.vocabulary.attacks import PGD  # noqa: E402
 from keras_rcl.vocabulary.compute import ComputeSettings  # noqa: E402
 from keras_rcl.vocabulary.dataset import CropFlip  # noqa: E402
 from keras_rcl.vocabulary.phase import SGD, Adam  # noqa: E402

@@ -98,7 +98,7 @@ def with_header(paper: Paper, row: str, at: dict[str, Experiment]) -> str:
         published.setdefault(values, []).append(table.name)
     published.pop("", None)
     numbers = "; ".join(f"{', '.join(dict.fromkeys(names))}: {values}" for values, names in published.items())
-    full, cpu = (sum(phase.total_work for phase in at[scale].method.phases()) for scale in ("full", "cpu"))
+    full, cpu = (sum(phase.total_cost for phase in at[scale].method.phases()) for scale in ("full", "cpu"))
     images = at["cpu"].dataset.limit or CIFAR_IMAGES
     fewer = f" of {images:,}" if images < CIFAR_IMAGES else ""
     cost = f"{full:.0f} forward passes of each training image at full scale, {cpu:.0f}{fewer} at cpu"

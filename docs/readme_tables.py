@@ -11,7 +11,7 @@ from keras_rcl.report.paper_tables import markdown_of, table_data
 from keras_rcl.report.records import Results, config_path, experiments
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
 from keras_rcl.storage.atomic import read_json
-from keras_rcl.vocabulary.attack import AutoAttack
+from keras_rcl.vocabulary.attacks import AutoAttack
 from keras_rcl.vocabulary.threat import format_pixels
 
 

@@ -33,7 +33,7 @@ _HOMES = {
         "supervised_contrastive",
     ),
     "keras_rcl.workflows.predict": ("predict",),
-    "keras_rcl.vocabulary.attack": (
+    "keras_rcl.vocabulary.attacks": (
         "BIM",
         "FAB",
         "FGSM",

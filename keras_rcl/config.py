@@ -11,7 +11,7 @@ from pydantic import PositiveInt, TypeAdapter, ValidationError
 from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
 from keras_rcl.methods import VARIANTS, Method
 from keras_rcl.runtime.program import program_name
-from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
+from keras_rcl.vocabulary.attacks import FGSM, PGD, Attack
 from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.dataset import Dataset, Seed
 from keras_rcl.vocabulary.network import AttackDtype, Network, Precision
@@ -50,7 +50,7 @@ class Evaluation:
 
     def __post_init__(self):
         attack = self.validation_attack
-        if attack.reads != "logits" or attack.source or attack.of_training:
+        if attack.target_output != "logits" or attack.proxy or attack.training_only:
             raise ValueError(
                 f"validation_attack {attack.label} does not look at the network's own logits; "
                 "choose one that does, such as pgd"
@@ -105,7 +105,7 @@ class Experiment:
         if self.precision != "float32" and self.attack_dtype != "float32":
             raise ValueError(f"precision {self.precision} also is that of attacks; leave out attack_dtype")
         for attack in training_attacks(self.method.phases()):
-            if attack.source:
+            if attack.proxy:
                 raise ValueError(
                     f"method {self.method.name} trains on {attack.label}; what is made through another model does "
                     "not change while this one trains: make it once by `craft-dataset` and train on the stored examples"

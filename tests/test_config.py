@@ -14,7 +14,7 @@ from keras_rcl.config import CONFIGS, DEFAULT_CONFIG, Experiment, load, to_dict,
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
 from keras_rcl.methods.clafs import CLAFS
-from keras_rcl.vocabulary.attack import FGSM, PGD
+from keras_rcl.vocabulary.attacks import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, SimCLR
 from keras_rcl.vocabulary.phase import SGD, Adam, MarginContrastive
 

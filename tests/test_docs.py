@@ -12,7 +12,7 @@ import pytest
 import keras_rcl
 from keras_rcl.cli.app import cli
 from keras_rcl.methods import VARIANTS
-from keras_rcl.vocabulary.attack import ATTACKS
+from keras_rcl.vocabulary.attacks import ATTACKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_rcl.attacks.gradient_ascent import Crafted, mean_gradient, scaling
 from keras_rcl.attacks.norms import boundary_start, choose, per_example, projection, steepest_step
 from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, top_wrong_class
-from keras_rcl.vocabulary.attack import AutoPGD
+from keras_rcl.vocabulary.attacks import AutoPGD
 
 MOMENTUM = 0.75
 FIRST_WINDOW, SHORTEST_WINDOW, WINDOW_SHRINKS = 0.22, 0.06, 0.03

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_rcl.attacks.gradient_ascent import Crafted, usable_gradient
 from keras_rcl.attacks.norms import choose, length, per_example
 from keras_rcl.attacks.surrogates import logit_margin
-from keras_rcl.vocabulary.attack import CarliniWagner
+from keras_rcl.vocabulary.attacks import CarliniWagner
 
 FIRST_DECAY, SECOND_DECAY, SMALLEST_ROOT = 0.9, 0.999, 1e-8
 """Adam's beta_1, beta_2 and epsilon."""

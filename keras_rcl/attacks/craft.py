@@ -22,7 +22,7 @@ from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, logit_margin
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 
 
 def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None) -> tf.Tensor:
@@ -56,15 +56,15 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
 
     Of several rounds and members each example keeps the image that fools, and among equals the one of higher loss.
     """
-    if attack.num_rounds == 1 and attack.members == (attack,) and attack.fewest_classes == 2:
+    if attack.num_rounds == 1 and attack.members == (attack,) and attack.min_classes == 2:
         return craft_round(attack, logits_fn, x, labels, seed=seed, support=support, start=start)
-    if attack.reads != "logits":
+    if attack.target_output != "logits":
         raise InvalidInputError(
-            f"{attack.label} reads the {attack.reads}, which does not tell which restart fools; use one"
+            f"{attack.label} reads the {attack.target_output}, which does not tell which restart fools; use one"
         )
     x, labels = _as_batch(x, labels)
     num_classes = int(logits_fn(x[:1]).shape[-1])
-    members = [member.fitted(num_classes) for member in attack.fitted(num_classes).members]
+    members = [member.for_classes(num_classes) for member in attack.for_classes(num_classes).members]
     surrogate = SURROGATES.get(getattr(attack, "loss", ""), logit_margin)
     direction = -1.0 if attack.targeted else 1.0
 
@@ -122,7 +122,7 @@ def _splits(attack: Attack, count: int | None, support) -> bool:
     Not where images of the batch are contrasted with each other; nor eagerly, where one half would wait for the other;
     nor on a GPU, which one batch fills. A batch of unknown size, `count` None, is taken for a large one.
     """
-    contrasts = isinstance(attack.reads, tuple) or (attack.name == "supcon" and support is None)
+    contrasts = isinstance(attack.target_output, tuple) or (attack.name == "supcon" and support is None)
     if contrasts or tf.executing_eagerly() or (count is not None and count < 2 * SMALLEST_HALF):
         return False
     return not tf.config.list_logical_devices("GPU")

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_rcl.attacks.gradient_ascent import Crafted, usable_gradient
 from keras_rcl.attacks.norms import boundary_start, choose, length, per_example
 from keras_rcl.attacks.surrogates import top_wrong_class
-from keras_rcl.vocabulary.attack import FAB
+from keras_rcl.vocabulary.attacks import FAB
 from keras_rcl.vocabulary.threat import Norm
 
 

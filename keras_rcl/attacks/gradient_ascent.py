@@ -15,7 +15,7 @@ from keras_rcl.attacks.surrogates import (
     unit_gradient,
 )
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.threat import PROTOCOLS, Protocol
 
 

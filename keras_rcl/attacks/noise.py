@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted
 from keras_rcl.attacks.norms import boundary_start, normal, per_example, project, random_start, uniform
-from keras_rcl.vocabulary.attack import Noise
+from keras_rcl.vocabulary.attacks import Noise
 from keras_rcl.vocabulary.threat import Norm
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted
 from keras_rcl.attacks.norms import choose, length, per_example
-from keras_rcl.vocabulary.attack import RayS
+from keras_rcl.vocabulary.attacks import RayS
 
 
 def rays(

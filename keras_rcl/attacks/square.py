@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_rcl.attacks.gradient_ascent import Crafted
 from keras_rcl.attacks.norms import choose, projection, steepest_step, uniform
 from keras_rcl.attacks.surrogates import logit_margin
-from keras_rcl.vocabulary.attack import Square
+from keras_rcl.vocabulary.attacks import Square
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Of 10,000 queries: after each of these the share of pixels in a patch is halved."""

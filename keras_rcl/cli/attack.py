@@ -8,10 +8,10 @@ from keras_rcl.cli import options as shared
 from keras_rcl.cli.parsing import parse_attacks
 from keras_rcl.cli.start import join_workers, print_advice, progress_of
 from keras_rcl.report.tables import attack_table, protocol_table
-from keras_rcl.vocabulary.attack import ALIASES, ATTACKS
+from keras_rcl.vocabulary.attacks import ALIASES, ATTACKS
 from keras_rcl.vocabulary.threat import PROTOCOLS
 
-EVALUATING = [name for name, attack in ATTACKS.items() if not attack.of_training]
+EVALUATING = [name for name, attack in ATTACKS.items() if not attack.training_only]
 """The attacks that a trained model can be evaluated by."""
 
 

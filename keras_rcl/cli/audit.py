@@ -10,7 +10,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.tables import audit_text
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
-from keras_rcl.vocabulary.attack import parse_attack
+from keras_rcl.vocabulary.attacks import parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget
 
 

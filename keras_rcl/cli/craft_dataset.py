@@ -8,7 +8,7 @@ from keras_rcl.cli import options as shared
 from keras_rcl.cli.parsing import stored_setting
 from keras_rcl.cli.start import join_workers, progress_of
 from keras_rcl.runtime.program import program_name
-from keras_rcl.vocabulary.attack import describe, parse_attack
+from keras_rcl.vocabulary.attacks import describe, parse_attack
 
 
 @click.command("craft-dataset")

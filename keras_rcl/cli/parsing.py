@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from keras_rcl.errors import InvalidInputError, format_error
-from keras_rcl.vocabulary.attack import Transfer, parse_attack
+from keras_rcl.vocabulary.attacks import Transfer, parse_attack
 from keras_rcl.vocabulary.claim import Claim
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
 
@@ -61,12 +61,14 @@ def parse_attacks(
         attacks = [_with_restarts(attack, restarts) for attack in attacks]
     try:
         if epsilons:
-            attacks = [attack.at(parse_pixels(epsilon)) for attack in attacks for epsilon in epsilons.split(",")]
+            attacks = [
+                attack.with_epsilon(parse_pixels(epsilon)) for attack in attacks for epsilon in epsilons.split(",")
+            ]
     except ValueError as error:
         raise InvalidInputError(f"--epsilon {epsilons}: {format_error(error)}") from None
     if protocol == "all":
-        return [a.under(name) for a in attacks for name in (PROTOCOLS if a.takes_protocol else ["pixel"])]
-    return [attack.under(protocol) for attack in attacks] if protocol else attacks
+        return [a.with_protocol(name) for a in attacks for name in (PROTOCOLS if a.takes_protocol else ["pixel"])]
+    return [attack.with_protocol(protocol) for attack in attacks] if protocol else attacks
 
 
 def _through(source: str, attack) -> Transfer:

@@ -12,7 +12,7 @@ from keras_rcl.report.tables import trials_table
 from keras_rcl.runtime.program import program_name
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
-from keras_rcl.vocabulary.attack import parse_attack
+from keras_rcl.vocabulary.attacks import parse_attack
 from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 
 

@@ -13,7 +13,7 @@ from keras_rcl.data.tfdata_options import untuned
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
-from keras_rcl.vocabulary.attack import Attack, Stored
+from keras_rcl.vocabulary.attacks import Attack, Stored
 from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
 
 FORMAT = 1

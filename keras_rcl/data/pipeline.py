@@ -7,7 +7,7 @@ from keras_rcl.data.augmentations import Rows, augment
 from keras_rcl.data.splits import Split, StreamedSplit
 from keras_rcl.data.tfdata_options import PARALLEL, PREFETCHED, untuned
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, View
 

@@ -18,7 +18,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.journal import Journal
-from keras_rcl.vocabulary.attack import (
+from keras_rcl.vocabulary.attacks import (
     BIM,
     FGSM,
     PGD,
@@ -426,10 +426,10 @@ class _Auditor:
             self.names |= {
                 "epsilon 0": BIM(norm=self.claim.norm, epsilon=0.0, num_steps=2, step_size=1 / 255),
                 "fgsm": FGSM(**ball),
-                "half": pgd.at(self.claim.epsilon / 2),
+                "half": pgd.with_epsilon(self.claim.epsilon / 2),
                 "pgd": pgd,
-                "double": pgd.at(min(2 * self.claim.epsilon, largest)),
-                "largest": dataclasses.replace(pgd.at(largest), loss="logit_margin"),
+                "double": pgd.with_epsilon(min(2 * self.claim.epsilon, largest)),
+                "largest": dataclasses.replace(pgd.with_epsilon(largest), loss="logit_margin"),
                 "more steps": dataclasses.replace(pgd, num_steps=2 * budget.num_steps),
                 "restarts": dataclasses.replace(pgd, num_restarts=budget.num_restarts),
                 "margin": dataclasses.replace(pgd, num_steps=2 * budget.num_steps, loss="logit_margin"),
@@ -444,9 +444,9 @@ class _Auditor:
 
     def outputs(self, attack: Attack) -> Callable:
         """What an attack looks at."""
-        if attack.reads == "embedding":
+        if attack.target_output == "embedding":
             return self.subject.embedding
-        return self.subject.logits if attack.source is None else self.subject.others[attack.source]
+        return self.subject.logits if attack.proxy is None else self.subject.others[attack.proxy]
 
     def evaluate(self, attacks, chosen: slice, progress: Progress) -> Survival:
         images, labels = self.images[chosen], self.labels[chosen]

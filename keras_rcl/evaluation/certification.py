@@ -19,7 +19,7 @@ from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal, Result
-from keras_rcl.vocabulary.attack import Attack, AutoPGD
+from keras_rcl.vocabulary.attacks import Attack, AutoPGD
 from keras_rcl.vocabulary.threat import format_pixels
 
 Status = Literal["misclassified", "unsafe", "safe-incomplete", "safe", "timeout", "unknown"]
@@ -139,7 +139,7 @@ class Certifier:
             return outputs["logits"] if isinstance(outputs, dict) else outputs
 
         self._evaluators = [
-            Evaluator(logits, [attack.at(epsilon) for attack in attacks], batch_size=batch_size, seed=seed)
+            Evaluator(logits, [attack.with_epsilon(epsilon) for attack in attacks], batch_size=batch_size, seed=seed)
             for epsilon in self.epsilons
         ]
 

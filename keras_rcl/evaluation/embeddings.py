@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_rcl.attacks import craft
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.measures.embedding_geometry import geometry
-from keras_rcl.vocabulary.attack import PGD, Attack, describe
+from keras_rcl.vocabulary.attacks import PGD, Attack, describe
 
 SPACES = ("embedding", "projection")
 BATCH = 64

@@ -15,7 +15,7 @@ from keras_rcl.evaluation.certification import Certification
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 
 FORMAT = 1
 PACKAGES = ("keras_rcl", "tensorflow", "keras", "numpy", "tensorflow-datasets", "keras-cv")

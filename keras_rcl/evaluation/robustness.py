@@ -14,7 +14,7 @@ from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.journal import Journal, Result
-from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
 
 
@@ -151,7 +151,7 @@ class Evaluator:
             return tf.function(function, signature, autograph=False, jit_compile=jit)
 
         def step_of(member, image_shape):
-            own_logits = member.reads == "logits" and member.source is None
+            own_logits = member.target_output == "logits" and member.proxy is None
             read = crafted_on if crafted_on and own_logits else logits_fn if outputs is None else outputs(member)
 
             def step(x, labels, round):
@@ -236,13 +236,13 @@ class Evaluator:
         survivors = np.flatnonzero(clean == labels)
         outcome = _Outcome(clean.copy(), np.full(len(images), np.nan), images.copy() if keep_images else None)
         num_classes = self._count_classes(images.shape[1:])
-        members = [member.fitted(num_classes) for member in attack.fitted(num_classes).members]
+        members = [member.for_classes(num_classes) for member in attack.for_classes(num_classes).members]
         attempts = 0
         for index, member in enumerate(members):
             for round in range(member.num_rounds):
                 name = describe(attack) if len(members) == 1 else f"{describe(attack)}: {member.label}"
                 rounds = f", round {round + 1}/{member.num_rounds}" if member.num_rounds > 1 else ""
-                progress.start(name + rounds, len(survivors), work=sum(member.passes))
+                progress.start(name + rounds, len(survivors), work=sum(member.num_passes))
                 done, batches = 0, _batches(survivors, self.batch_size)
                 wanted = [
                     (
@@ -261,8 +261,8 @@ class Evaluator:
                     done += len(chosen)
                     progress.update(done)
                 attempts += done
-                outcome.forwards += done * (member.passes[0] + 1)
-                outcome.backwards += done * member.passes[1]
+                outcome.forwards += done * (member.num_passes[0] + 1)
+                outcome.backwards += done * member.num_passes[1]
                 survivors = survivors[outcome.predictions[survivors] == labels[survivors]]
                 progress.finish(f"robust accuracy {len(survivors) / len(images):.2%}")
             outcome.stages += ((member.label, len(survivors) / len(images)),)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from keras_rcl.vocabulary.attack import PGD, Attack, SupConAttack
+from keras_rcl.vocabulary.attacks import PGD, Attack, SupConAttack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adam, Adversarial, Clean, CrossEntropy, Optimizer, Phase, SupCon
 from keras_rcl.vocabulary.spec import spec

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from keras_rcl.vocabulary.attack import PGD, Attack, Embedding
+from keras_rcl.vocabulary.attacks import PGD, Attack, Embedding
 from keras_rcl.vocabulary.dataset import CropFlip, Policy
 from keras_rcl.vocabulary.phase import SGD, Adversarial, Clean, CrossEntropy, Optimizer, Phase, SupCon, Term
 from keras_rcl.vocabulary.spec import spec

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from keras_rcl.vocabulary.attack import PGD, Attack
+from keras_rcl.vocabulary.attacks import PGD, Attack
 from keras_rcl.vocabulary.dataset import CropFlip, NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import (
     Adam,

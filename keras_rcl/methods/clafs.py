@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from keras_rcl.vocabulary.attack import PGD, Attack
+from keras_rcl.vocabulary.attacks import PGD, Attack
 from keras_rcl.vocabulary.dataset import Policy, SimCLR
 from keras_rcl.vocabulary.phase import (
     Adam,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from keras_rcl.vocabulary.attack import PGD, Attack
+from keras_rcl.vocabulary.attacks import PGD, Attack
 from keras_rcl.vocabulary.dataset import CropFlip, Policy
 from keras_rcl.vocabulary.phase import SGD, Adversarial, CrossEntropy, Optimizer, Phase, view_of
 from keras_rcl.vocabulary.spec import spec

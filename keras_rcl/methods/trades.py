@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from keras_rcl.vocabulary.attack import PGD, Attack
+from keras_rcl.vocabulary.attacks import PGD, Attack
 from keras_rcl.vocabulary.dataset import CropFlip, Policy
 from keras_rcl.vocabulary.phase import (
     SGD,

@@ -1,6 +1,6 @@
 """CLAF (Rahamim and Naeh 2022)."""
 
-from keras_rcl.vocabulary.attack import PGD, AutoAttack
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack
 from keras_rcl.vocabulary.paper import (
     Claim,
     Clean,
@@ -21,7 +21,7 @@ _REPO = "claf-repo"
 
 def _pgd(epsilon: int, num_steps: int = 10) -> Column:
     attack = PGD(epsilon=epsilon / 255, step_size=2 / 255, num_steps=num_steps)
-    measures = tuple(Robust(attack=attack.under(protocol)) for protocol in (_REPO, "pixel"))
+    measures = tuple(Robust(attack=attack.with_protocol(protocol)) for protocol in (_REPO, "pixel"))
     return Column(title=f"PGD-{num_steps} {epsilon}/255", measures=measures)
 
 

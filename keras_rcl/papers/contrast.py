@@ -1,6 +1,6 @@
 """The question of this repository, of no paper: what a contrastive loss adds to adversarial training."""
 
-from keras_rcl.vocabulary.attack import PGD, AutoAttack
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack
 from keras_rcl.vocabulary.paper import Claim, Clean, Column, Comparison, Paper, Robust, Row, Table
 
 _PGD = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)

@@ -1,6 +1,6 @@
 """Cusin 2026."""
 
-from keras_rcl.vocabulary.attack import PGD, AutoAttack
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack
 from keras_rcl.vocabulary.paper import (
     Bars,
     Claim,
@@ -33,7 +33,7 @@ _AUGMENTED = ", augmented"
 
 def _pgd(epsilon: int) -> Column:
     attack = PGD(epsilon=epsilon / 255, num_steps=10)
-    measures = tuple(Robust(attack=attack.under(protocol)) for protocol in _PROTOCOLS)
+    measures = tuple(Robust(attack=attack.with_protocol(protocol)) for protocol in _PROTOCOLS)
     return Column(title=f"PGD-10 {epsilon}/255", measures=measures)
 
 

@@ -1,6 +1,6 @@
 """Landsman et al."""
 
-from keras_rcl.vocabulary.attack import PGD, AutoAttack, Embedding
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Embedding
 from keras_rcl.vocabulary.paper import (
     Claim,
     Clean,

@@ -1,6 +1,6 @@
 """Wang 2024."""
 
-from keras_rcl.vocabulary.attack import FGSM, PGD, AutoAttack
+from keras_rcl.vocabulary.attacks import FGSM, PGD, AutoAttack
 from keras_rcl.vocabulary.paper import (
     Claim,
     Clean,
@@ -21,7 +21,7 @@ _PROTOCOLS = ("wang-minus1to1", "wang-meanstd", "pixel")
 
 
 def _fgsm(epsilon: float) -> Column:
-    measures = tuple(Robust(attack=FGSM(epsilon=epsilon).under(protocol)) for protocol in _PROTOCOLS)
+    measures = tuple(Robust(attack=FGSM(epsilon=epsilon).with_protocol(protocol)) for protocol in _PROTOCOLS)
     return Column(title=f"FGSM {epsilon}", measures=measures)
 
 

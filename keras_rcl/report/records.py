@@ -15,7 +15,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.paper_tables import Measured
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
-from keras_rcl.vocabulary.attack import Attack, spell
+from keras_rcl.vocabulary.attacks import Attack, to_cli
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.paper import Measure, Paper
 from keras_rcl.vocabulary.threat import format_pixels
@@ -210,7 +210,7 @@ def _commands(name: str, lacking: Sequence[Measure], data: Dataset) -> list[str]
     """The commands that measure them: one for the attacks on so many images, one for the radii."""
     commands = []
     for limit in dict.fromkeys(m.limit for m in lacking if m.kind == "robust"):
-        attacks = [spell(m.attack) for m in lacking if m.kind == "robust" and m.limit == limit]
+        attacks = [to_cli(m.attack) for m in lacking if m.kind == "robust" and m.limit == limit]
         told = "".join(f" --attack {attack}" for attack in attacks)
         told += f" --limit {fewest(limit, data)}" if limit else ""
         commands.append(f"attack saved_models/{name}{told}")

@@ -9,7 +9,7 @@ from keras_rcl.data.pictures import picture_grid
 from keras_rcl.data.sources import ImageData
 from keras_rcl.measures.embedding_geometry import POINTS, clean_to_adversarial_distance, geometry
 from keras_rcl.training.loss_terms import is_contrastive
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.phase import Phase
 
 MONITORED_IMAGES = 32

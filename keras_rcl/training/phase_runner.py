@@ -284,7 +284,7 @@ def _entropy(*numbers: int) -> int:
 
 def cost_per_batch(phase: Phase) -> float:
     """The forward passes that a batch costs, roughly."""
-    return phase.batch_size * phase.work
+    return phase.batch_size * phase.cost
 
 
 def _fitting(micro_batch: int | None, batch_size: int, phase: Phase) -> int | None:

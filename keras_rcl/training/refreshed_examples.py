@@ -7,7 +7,7 @@ from keras_rcl.data.adversarial_store import whole_levels
 from keras_rcl.data.sources import Split
 from keras_rcl.runtime.progress import Progress
 from keras_rcl.training.views import attacked
-from keras_rcl.vocabulary.attack import Refreshed
+from keras_rcl.vocabulary.attacks import Refreshed
 
 
 class RefreshedExamples:
@@ -48,7 +48,7 @@ class RefreshedExamples:
     @property
     def cost(self) -> float:
         """Forward and backward passes of one making."""
-        return len(self._part.labels) * self.attack.attack.work
+        return len(self._part.labels) * self.attack.attack.cost
 
     def steps_left(self, step: int) -> int:
         """How many steps from this one on read the same examples."""

@@ -8,7 +8,7 @@ from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.snapshots import Snapshot, SnapshotStore
 from keras_rcl.training.tensorboard import TensorBoardWriter
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 
 
 @dataclasses.dataclass(frozen=True)

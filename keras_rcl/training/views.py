@@ -10,7 +10,7 @@ from keras_rcl.attacks import craft_and_count
 from keras_rcl.folding import at_inference
 from keras_rcl.training.micro_batches import in_parts
 from keras_rcl.training.warm_starts import WarmStarts
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.compute import DEFAULT_COMPUTE, ComputeSettings
 from keras_rcl.vocabulary.phase import Adversarial, Phase
 
@@ -64,7 +64,9 @@ def stack_views(
 
 def attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, start=None, *, dtype: str):
     """The images [N, H, W, C] under attack, and the share of zero gradients that each met [N]."""
-    crafted = craft_and_count(attack, crafted_on(network, attack.reads, dtype), images, labels, seed=seed, start=start)
+    crafted = craft_and_count(
+        attack, crafted_on(network, attack.target_output, dtype), images, labels, seed=seed, start=start
+    )
     return crafted.images, crafted.zero_gradients
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import Attack, AutoAttack
+from keras_rcl.vocabulary.attacks import Attack, AutoAttack
 from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Norm, Pixels, check_epsilon
 
@@ -60,5 +60,5 @@ class AuditBudget:
                 raise InvalidInputError(
                     f"verifier {self.verifier.label} is of {self.verifier.norm}, the claim of {claim.norm}"
                 )
-            return self.verifier.at(claim.epsilon)
+            return self.verifier.with_epsilon(claim.epsilon)
         return AutoAttack(norm=claim.norm, epsilon=claim.epsilon, version="rand" if randomised else "standard")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Union
 
 from pydantic import Field, PositiveInt
 
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Pixels
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Union
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.network import Part
 from keras_rcl.vocabulary.spec import spec
@@ -374,16 +374,16 @@ class Phase:
         return stands and same and all(isinstance(term, (CrossEntropy, BoostedCrossEntropy)) for term in self.terms)
 
     @property
-    def work(self) -> float:
+    def cost(self) -> float:
         """Forward passes that an image costs in an epoch, roughly: two for a backward, two for an attack's step."""
         learned = (3 if "encoder" in self.trains else 1) * (2 if self.awp.gamma else 1)
-        attacked = sum(view.attack.work for view in self.views if isinstance(view, Adversarial))
+        attacked = sum(view.attack.cost for view in self.views if isinstance(view, Adversarial))
         return len(self.views) * learned + attacked
 
     @property
-    def total_work(self) -> float:
-        """`work` of all epochs, those of the refreshes included."""
-        return self.epochs * (self.work + sum(inner.total_work for inner in self.refresh))
+    def total_cost(self) -> float:
+        """`cost` of all epochs, those of the refreshes included."""
+        return self.epochs * (self.cost + sum(inner.total_cost for inner in self.refresh))
 
     @property
     def total_epochs(self) -> int:

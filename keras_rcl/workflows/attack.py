@@ -16,7 +16,7 @@ from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
-from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, pixels, split_of, support_of
 

@@ -17,7 +17,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
-from keras_rcl.vocabulary.attack import describe
+from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.threat import Norm, format_pixels
 from keras_rcl.workflows.inputs import data_for, logits_through, pixels, split_of

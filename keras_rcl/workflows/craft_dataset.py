@@ -22,7 +22,7 @@ from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.journal import Result
 from keras_rcl.storage.output_folder import output_and_journal
-from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
 
 

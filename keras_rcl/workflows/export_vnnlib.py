@@ -16,7 +16,7 @@ from keras_rcl.model_io.vnnlib import RESULTS, STATUSES, Instance, onnx_network,
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, check_writable, read_json, write_json
 from keras_rcl.storage.output_folder import check_replaceable, free_name
-from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
 
 
@@ -70,7 +70,7 @@ def interchange(
     check_writable(output_dir.parent)
     instances, rows = [], []
     for epsilon in dict.fromkeys(epsilons):
-        words = [word.at(epsilon) for word in attacks]
+        words = [word.with_epsilon(epsilon) for word in attacks]
         outputs, _ = outputs_of(words, classifier.outputs, data)
         support = support_of(words, outputs, data)
         evaluator = Evaluator(

@@ -14,7 +14,7 @@ from keras_rcl.measures.embedding_geometry import POINTS
 from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.model_io.encoder import load_encoder
 from keras_rcl.model_io.loading import resizing
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.dataset import Dataset
 
 SUPPORT_IMAGES = 256
@@ -89,24 +89,24 @@ def outputs_of(
     """
     found, hashes = {}, {}
     for member in itertools.chain.from_iterable(attack.members for attack in attacks):
-        key = source, reads = member.source, member.reads
+        key = proxy, output = member.proxy, member.target_output
         if key in found:
             continue
-        if member.of_training:
+        if member.training_only:
             raise InvalidInputError(f"{member.name} is an attack of training; attack the model by pgd and by supcon")
-        if source is None:
-            found[key] = own(reads)
+        if proxy is None:
+            found[key] = own(output)
             if found[key] is None:
-                cure = "give it source=MODEL" if reads == "embedding" else "choose another attack"
+                cure = "give it source=MODEL" if output == "embedding" else "choose another attack"
                 raise InvalidInputError(
-                    f"{member.label} looks at the {reads}, which the attacked model does not tell; {cure}"
+                    f"{member.label} looks at the {output}, which the attacked model does not tell; {cure}"
                 )
-        elif reads == "logits":
-            found[key], hashes[source] = logits_through(source, data, trust)
+        elif output == "logits":
+            found[key], hashes[proxy] = logits_through(proxy, data, trust)
         else:
-            encoder = load_encoder(source, data.image_shape, trust=trust)
-            found[key], hashes[source] = encoder.embedding, encoder.model_hash
-    return lambda attack: found[attack.source, attack.reads], hashes
+            encoder = load_encoder(proxy, data.image_shape, trust=trust)
+            found[key], hashes[proxy] = encoder.embedding, encoder.model_hash
+    return lambda attack: found[attack.proxy, attack.target_output], hashes
 
 
 def logits_through(source: str, data: sources.ImageData, trust: bool = False) -> tuple[Callable, str]:
@@ -128,7 +128,7 @@ def support_of(
     contrasting = [attack for attack in attacks if attack.name == "supcon"]
     if not contrasting:
         return None
-    if len({attack.reads for attack in contrasting}) > 1:
+    if len({attack.target_output for attack in contrasting}) > 1:
         raise InvalidInputError(
             f"{', '.join(attack.label for attack in contrasting)} contrast two outputs; run one at a time"
         )

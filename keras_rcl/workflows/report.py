@@ -33,7 +33,7 @@ from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent, StderrProgress
 from keras_rcl.storage.atomic import FolderInUse, atomic_folder, read_json, write_json
 from keras_rcl.storage.output_folder import check_replaceable
-from keras_rcl.vocabulary.attack import describe
+from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.paper import (
     Bars,

@@ -16,7 +16,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.atomic import check_writable, read_json, sweep, write_json
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.lock import Lock
-from keras_rcl.vocabulary.attack import Attack, describe
+from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.vocabulary.search import Choice, Range
 
 FORMAT = 1

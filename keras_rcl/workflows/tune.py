@@ -27,7 +27,7 @@ from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.monitor import DEAD
 from keras_rcl.training.run_context import RunContext
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
-from keras_rcl.vocabulary.attack import Attack
+from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.search import Range
 from keras_rcl.workflows.fit import fingerprint_of, networks, output_of, train
 from keras_rcl.workflows.inputs import pixels
@@ -195,7 +195,7 @@ def _experiment(vary: Callable, settings: Mapping[str, str]) -> tuple[Experiment
 
 
 def _check_attack(attack: Attack) -> None:
-    if attack.reads != "logits" or attack.source or attack.of_training:
+    if attack.target_output != "logits" or attack.proxy or attack.training_only:
         raise InvalidInputError(
             f"--attack {attack.label} does not look at the network's own logits; choose pgd or autoattack"
         )

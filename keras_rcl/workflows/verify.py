@@ -17,7 +17,7 @@ from keras_rcl.model_io.loading import read_layers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal
-from keras_rcl.vocabulary.attack import describe
+from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.workflows.inputs import data_for, pixels, split_of
 
 _TOLERANCE = 1e-3
@@ -76,7 +76,7 @@ def verify_model(
     data = data_for(classifier, dataset or {})
     chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
-    attacks = () if no_attack else tuple(attack for attack in ATTACKS if attack.fewest_classes <= data.num_classes)
+    attacks = () if no_attack else tuple(attack for attack in ATTACKS if attack.min_classes <= data.num_classes)
     certifier = Certifier(
         network,
         epsilons,

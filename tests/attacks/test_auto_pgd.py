@@ -9,7 +9,7 @@ from keras_rcl.attacks import craft
 from keras_rcl.attacks.norms import boundary_start
 from keras_rcl.attacks.surrogates import dlr, dlr_targeted, top_wrong_class
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import PGD, AutoAttack, AutoPGD, describe, parse_attack
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack, AutoPGD, describe, parse_attack
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0.2, 0.8, (6, 4, 4, 1)).astype("float32")
@@ -119,21 +119,21 @@ def test_top_wrong_class_class():
 
 
 def test_few_classes_are_refused_or_fitted():
-    assert AutoPGD(loss="dlr_targeted").fitted(6).num_targets == 5
-    assert AutoPGD(loss="dlr_targeted").fitted(100).num_targets == 9
+    assert AutoPGD(loss="dlr_targeted").for_classes(6).num_targets == 5
+    assert AutoPGD(loss="dlr_targeted").for_classes(100).num_targets == 9
     refused = [(AutoPGD(loss="dlr_targeted"), 3), (AutoPGD(loss="dlr"), 2)]
     refused += [(AutoAttack(), 3), (AutoAttack(version="plus"), 3), (AutoAttack(version="rand"), 2)]
     for attack, classes in refused:
         with pytest.raises(
             InvalidInputError, match=f"needs at least {classes + 1} classes and the model has {classes}"
         ):
-            attack.fitted(classes)
-        assert all(member.fitted(classes + 1) for member in attack.fitted(classes + 1).members)
+            attack.for_classes(classes)
+        assert all(member.for_classes(classes + 1) for member in attack.for_classes(classes + 1).members)
 
 
 @pytest.mark.parametrize("version", ["standard", "plus"])
 def test_as_many_targets_as_there_are_wrong_classes(version):
-    members = [member.fitted(5) for member in AutoAttack(version=version).members]
+    members = [member.for_classes(5) for member in AutoAttack(version=version).members]
     found = {member.label: member.num_rounds // member.num_restarts for member in members}
     assert found.pop("APGD-T") == 4
     assert found.pop("FAB-Tx5" if version == "plus" else "FAB-T") == 4
@@ -162,6 +162,8 @@ def test_the_ensembles_have_the_published_budgets(version, members):
     """Croce and Hein's `set_version`: members in their order, steps or queries, restarts times targets."""
     attack = parse_attack("autoattack:epsilon=8/255" + (f",version={version}" if version else ""))
     assert describe(attack) == f"AutoAttack{f' {version}' if version else ''} linf 8/255"
-    assert [(member.label, getattr(member, member.counts), member.num_rounds) for member in attack.members] == members
-    assert {(member.norm, member.epsilon) for member in attack.at(0.1).members} == {("linf", 0.1)}
+    assert [
+        (member.label, getattr(member, member.steps_field), member.num_rounds) for member in attack.members
+    ] == members
+    assert {(member.norm, member.epsilon) for member in attack.with_epsilon(0.1).members} == {("linf", 0.1)}
     assert {getattr(member, "eot_iter", 1) for member in attack.members} == ({20} if version == "rand" else {1})

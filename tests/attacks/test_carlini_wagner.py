@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_rcl.attacks.carlini_wagner import carlini_wagner, minimal_perturbation
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
-from keras_rcl.vocabulary.attack import CarliniWagner
+from keras_rcl.vocabulary.attacks import CarliniWagner
 from keras_rcl.vocabulary.network import Network
 
 CLASSES = 3
@@ -132,7 +132,7 @@ def test_what_is_within_epsilon_and_else_the_image():
     closest, distance = run(ATTACK)
     assert np.all(np.isfinite(distance)) and closest.min() >= 0 and closest.max() <= 1
     for epsilon in (0.0, float(np.median(distance)), float(distance.max())):
-        images, zeros = run(ATTACK.at(epsilon), function=carlini_wagner)
+        images, zeros = run(ATTACK.with_epsilon(epsilon), function=carlini_wagner)
         within = distance <= np.float32(epsilon)
         assert np.array_equal(images[within], closest[within])
         assert np.array_equal(images[~within], IMAGES[~within])
@@ -167,7 +167,7 @@ def test_nothing_to_find():
     for logits, share in ((far, 0), (lambda x: far(x * 0.0), 1)):
         closest, distance = run(ATTACK, logits, labels=labels)
         assert np.array_equal(closest, IMAGES) and np.all(distance == np.inf)
-        images, zeros = run(ATTACK.at(100.0), logits, labels=labels, function=carlini_wagner)
+        images, zeros = run(ATTACK.with_epsilon(100.0), logits, labels=labels, function=carlini_wagner)
         assert np.array_equal(images, IMAGES) and np.all(zeros == share)
     with pytest.raises(InvalidInputError, match="no gradient"):
         run(ATTACK, lambda x: tf.stop_gradient(far(x)), labels=labels)
@@ -240,4 +240,4 @@ def test_as_many_passes_as_it_says():
         return 100.0 * linear(x) + 1e3 * tf.one_hot(LABELS, CLASSES)
 
     run(dataclasses.replace(ATTACK, num_steps=5), counting)
-    assert calls.numpy() == dataclasses.replace(ATTACK, num_steps=5).passes[0] == 21
+    assert calls.numpy() == dataclasses.replace(ATTACK, num_steps=5).num_passes[0] == 21

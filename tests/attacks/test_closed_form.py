@@ -39,7 +39,7 @@ import tensorflow as tf
 from scipy.optimize import linprog, minimize
 
 from keras_rcl.attacks import carlini_wagner, craft, fab
-from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, MIFGSM, PGD, AutoAttack, AutoPGD, CarliniWagner, RayS, Square
+from keras_rcl.vocabulary.attacks import BIM, FAB, FGSM, MIFGSM, PGD, AutoAttack, AutoPGD, CarliniWagner, RayS, Square
 
 SIDE, CLASSES = 8, 4
 EPSILON = {"linf": 0.04, "l2": 0.3}
@@ -330,7 +330,7 @@ CASES = [
 
 def fallen(name, norm, attack):
     network, images, labels, _ = problem(name, norm)
-    attack = dataclasses.replace(attack, norm=norm).at(EPSILON[norm])
+    attack = dataclasses.replace(attack, norm=norm).with_epsilon(EPSILON[norm])
     [x_adv] = run(lambda x, y: craft(attack, network, x, y, seed=1), images, labels)
     return np.argmax(network(x_adv), axis=1) != labels
 
@@ -351,7 +351,7 @@ def test_one_step_does_not_suffice_everywhere():
 )
 def test_fab_is_within_5_percent(name, norm):
     network, images, labels, expected = problem(name, norm)
-    attack = FAB(norm=norm).fitted(CLASSES)
+    attack = FAB(norm=norm).for_classes(CLASSES)
     seeds = tf.zeros([len(images), 2], tf.int64)
 
     def nearest(x, y):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_rcl import attacks
 from keras_rcl.networks import build_network
-from keras_rcl.vocabulary.attack import (
+from keras_rcl.vocabulary.attacks import (
     BIM,
     FAB,
     FGSM,
@@ -146,7 +146,7 @@ def test_in_the_ball_and_in_the_box_and_the_network_is_untouched(attack, network
 
 @every_attack
 def test_epsilon_0_returns_the_image(attack):
-    assert craft(attack.at(0.0), smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == IMAGES.tobytes()
+    assert craft(attack.with_epsilon(0.0), smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == IMAGES.tobytes()
 
 
 @every_attack
@@ -232,7 +232,7 @@ def test_no_image_is_made_worse_for_the_attacker(attack):
     """An image that is wrong stays wrong, and the classifier is fooled by more images than before."""
     before = np.argmax(smooth(IMAGES), axis=1)
     labels = np.where(np.arange(7) < 5, before, (before + 1) % CLASSES)
-    after = np.argmax(smooth(craft(attack.at(0.4), smooth, IMAGES, labels, seed=5)), axis=1)
+    after = np.argmax(smooth(craft(attack.with_epsilon(0.4), smooth, IMAGES, labels, seed=5)), axis=1)
     assert np.all(after[5:] != labels[5:])
     assert np.sum(after != labels) > 2
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks import craft, craft_and_count
-from keras_rcl.vocabulary.attack import PGD, AutoAttack, AutoPGD
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack, AutoPGD
 
 RNG = np.random.default_rng(0)
 PASSES = 5
@@ -60,7 +60,7 @@ def test_pgd_steps_along_the_mean(norm, epsilon, loss, eagerly):
     np.testing.assert_allclose(found, stepped(IMAGES, mean_gradient(IMAGES, loss), epsilon, norm), atol=1e-6)
     once, _ = run(PGD(num_steps=1, **fields), eagerly)
     assert not np.allclose(once, found, atol=epsilon / 10), "one pass is not the mean"
-    assert passes == attack.passes[0] == attack.passes[1] == PASSES
+    assert passes == attack.num_passes[0] == attack.num_passes[1] == PASSES
 
 
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.01), ("l2", 0.05)])
@@ -71,7 +71,7 @@ def test_apgd_steps_along_the_mean(norm, epsilon, eagerly, monkeypatch):
     found, passes = run(attack, eagerly)
     expected = stepped(IMAGES, mean_gradient(IMAGES, "cross_entropy"), epsilon, norm)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert passes == attack.passes[0] == attack.passes[1] == 2 * PASSES
+    assert passes == attack.num_passes[0] == attack.num_passes[1] == 2 * PASSES
 
 
 def test_a_classifier_that_is_not_random_is_attacked_alike():
@@ -97,4 +97,4 @@ def test_zero_gradients_are_those_of_the_mean():
 
 
 def test_rand_counts_its_passes():
-    assert [member.passes for member in AutoAttack(version="rand").members] == [(101 * 20, 101 * 20)] * 2
+    assert [member.num_passes for member in AutoAttack(version="rand").members] == [(101 * 20, 101 * 20)] * 2

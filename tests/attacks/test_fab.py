@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from keras_rcl.attacks.fab import fab, minimal_perturbation, to_hyperplane
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
-from keras_rcl.vocabulary.attack import FAB
+from keras_rcl.vocabulary.attacks import FAB
 from keras_rcl.vocabulary.network import Network
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -350,8 +350,8 @@ def test_what_is_within_epsilon_and_else_the_image(norm):
     attack = dataclasses.replace(of(norm), num_targets=1, num_restarts=1)
     [(closest, distance)] = run(attack, smooth, IMAGES, LABELS)
     assert np.all(np.isfinite(distance))
-    middle = attack.at(float(np.median(distance)))
-    for chosen in (attack.at(0.0), middle, attack.at(float(distance.max()))):
+    middle = attack.with_epsilon(float(np.median(distance)))
+    for chosen in (attack.with_epsilon(0.0), middle, attack.with_epsilon(float(distance.max()))):
         [(images, zeros)] = run(chosen, smooth, IMAGES, LABELS, function=fab)
         within = distance <= np.float32(chosen.epsilon)
         assert np.array_equal(images[within], closest[within])

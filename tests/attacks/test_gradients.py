@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks import craft, craft_and_count
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import BIM, FGSM, PGD
+from keras_rcl.vocabulary.attacks import BIM, FGSM, PGD
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0.3, 0.7, (3, 4, 4, 1)).astype("float32")

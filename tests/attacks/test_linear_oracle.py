@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks import craft
-from keras_rcl.vocabulary.attack import BIM, FGSM, PGD
+from keras_rcl.vocabulary.attacks import BIM, FGSM, PGD
 
 EPSILON = {"linf": 0.1, "l2": 0.4}
 norms = pytest.mark.parametrize("norm", EPSILON)

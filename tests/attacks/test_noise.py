@@ -11,7 +11,7 @@ from scipy import stats
 
 from keras_rcl.attacks import craft
 from keras_rcl.attacks.noise import noise
-from keras_rcl.vocabulary.attack import Noise
+from keras_rcl.vocabulary.attacks import Noise
 
 KINDS = ("uniform", "gaussian", "salt_and_pepper")
 EPSILON = {"linf": 0.1, "l2": 0.8}
@@ -153,5 +153,5 @@ def test_more_draws_fool_more_and_none_loses_what_it_had(attack):
 
 def test_says_what_it_costs():
     """Nothing: the one look at each draw is the evaluation's own."""
-    assert Noise().passes == (0, 0) and Noise(num_restarts=4).work == 0
+    assert Noise().num_passes == (0, 0) and Noise(num_restarts=4).cost == 0
     assert Noise(num_restarts=4).num_rounds == 4

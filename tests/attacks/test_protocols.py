@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks import craft
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
+from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.threat import PROTOCOLS
 
 RNG = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def test_an_attack_that_reads_no_logits_makes_all_its_steps(attack):
         for protocol in ("cusin-repo", "wang-minus1to1")
     )
     np.testing.assert_array_equal(found, expected)
-    assert attack.under("cusin-repo").passes == attack.passes
+    assert attack.with_protocol("cusin-repo").num_passes == attack.num_passes
 
 
 def test_the_supcon_attack_brings_embeddings_to_unit_length():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_rcl.attacks.rays import minimal_perturbation, rays
-from keras_rcl.vocabulary.attack import RayS
+from keras_rcl.vocabulary.attacks import RayS
 
 EASY = RayS(num_queries=400)
 
@@ -286,5 +286,5 @@ def test_the_graph_does_not_grow_with_the_queries():
 
 
 def test_says_what_it_costs():
-    assert RayS().passes == (10_000, 0) and RayS(num_queries=7).passes == (7, 0)
-    assert RayS().num_rounds == 1 and RayS().work == 10_000
+    assert RayS().num_passes == (10_000, 0) and RayS(num_queries=7).num_passes == (7, 0)
+    assert RayS().num_rounds == 1 and RayS().cost == 10_000

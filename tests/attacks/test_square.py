@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import ascend
 from keras_rcl.attacks.square import _hills, _move_mass, _repaint, _shrinks_at, _sides, _stripes, _tiles, square
-from keras_rcl.vocabulary.attack import PGD, Square
+from keras_rcl.vocabulary.attacks import PGD, Square
 
 EPSILON = {"linf": 0.1, "l2": 0.6}
 norms = pytest.mark.parametrize("norm", EPSILON)

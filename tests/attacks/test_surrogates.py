@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from keras_rcl.attacks import craft_and_count
 from keras_rcl.attacks.surrogates import SURROGATES, unit_gradient
 from keras_rcl.networks import build_network
-from keras_rcl.vocabulary.attack import BIM
+from keras_rcl.vocabulary.attacks import BIM
 from keras_rcl.vocabulary.network import Network
 
 quick = settings(deadline=None, max_examples=30, derandomize=True, database=None)

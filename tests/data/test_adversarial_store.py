@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_levels, with_stored, write_shard
 from keras_rcl.data.sources import ImageData, Split
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import PGD, Stored
+from keras_rcl.vocabulary.attacks import PGD, Stored
 
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 3)

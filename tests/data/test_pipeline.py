@@ -9,7 +9,7 @@ from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import Split
 from keras_rcl.data.tfds_sets import read_config
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import PGD, Stored
+from keras_rcl.vocabulary.attacks import PGD, Stored
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, SimCLR
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
 

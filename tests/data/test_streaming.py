@@ -13,7 +13,7 @@ from keras_rcl.data import streaming
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import StreamedSplit, load
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attack import Refreshed
+from keras_rcl.vocabulary.attacks import Refreshed
 from keras_rcl.vocabulary.dataset import CropFlip, Dataset
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
 

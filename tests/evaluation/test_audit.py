@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from keras_rcl.evaluation.audit import CHECKS, Evidence, Subject, audit
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.vocabulary.attack import PGD, AutoAttack, Square
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Square
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 
 DIGITS = load_digits()

@@ -9,7 +9,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.certification import Certification, Certifier
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.storage.journal import Journal
-from keras_rcl.vocabulary.attack import AutoAttack, AutoPGD
+from keras_rcl.vocabulary.attacks import AutoAttack, AutoPGD
 
 EPSILONS = (8 / 255, 24 / 255)
 QUICK = (AutoPGD(num_steps=10),)

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.evaluation.embeddings import embedding_geometry
-from keras_rcl.vocabulary.attack import FGSM, Square
+from keras_rcl.vocabulary.attacks import FGSM, Square
 
 LABELS = np.arange(12) % 3
 IMAGES = np.random.default_rng(0).uniform(0.2, 0.8, (12, 2, 2, 1)).astype(np.float32)

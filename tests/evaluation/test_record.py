@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from keras_rcl.evaluation.record import command_line, make_record
 from keras_rcl.evaluation.robustness import Survival
-from keras_rcl.vocabulary.attack import FGSM, PGD, Attack
+from keras_rcl.vocabulary.attacks import FGSM, PGD, Attack
 
 quick = settings(deadline=None, max_examples=50, derandomize=True, database=None)
 ATTACKS = (FGSM(epsilon="4/255"), PGD(epsilon="128/255", norm="l2", num_steps=20, step_size=0.01, num_restarts=2))

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from keras_rcl.attacks import craft
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator, Survival, _batches, measures
-from keras_rcl.vocabulary.attack import BIM, FAB, FGSM, PGD, AutoPGD, Embedding, Transfer
+from keras_rcl.vocabulary.attacks import BIM, FAB, FGSM, PGD, AutoPGD, Embedding, Transfer
 
 quick = settings(deadline=None, max_examples=100, derandomize=True, database=None)
 THREE_AND_ONE = (FGSM(), BIM(), PGD(epsilon="4/255"), PGD())
@@ -221,7 +221,9 @@ def test_zero_gradients_of_the_images_attacked():
 
 
 def test_epsilon_0_is_clean_accuracy_exactly():
-    survival = Evaluator(linear, [attack.at(0.0) for attack in ATTACKS], batch_size=5)(IMAGES, LABELS, keep_images=True)
+    survival = Evaluator(linear, [attack.with_epsilon(0.0) for attack in ATTACKS], batch_size=5)(
+        IMAGES, LABELS, keep_images=True
+    )
     assert {row["robust_accuracy"] for row in survival.rows()} == {survival.clean_accuracy}
     np.testing.assert_array_equal(survival.adversarial, np.broadcast_to(IMAGES, (3, *IMAGES.shape)))
 
@@ -247,7 +249,7 @@ def test_transfer_is_crafted_on_its_source_and_counts_on_the_target():
     inner = (PGD(epsilon=0.3, num_steps=5), AutoPGD(epsilon=0.3, num_steps=5), PGD(epsilon=0.3, num_restarts=3))
     attacks = [PGD(epsilon=0.3, num_steps=5), *(Transfer(source="other", attack=attack) for attack in inner)]
     evaluator = Evaluator(
-        linear, attacks, batch_size=5, seed=3, outputs=lambda attack: source if attack.source else linear
+        linear, attacks, batch_size=5, seed=3, outputs=lambda attack: source if attack.proxy else linear
     )
     survival = evaluator(IMAGES, LABELS, keep_images=True)
     images, labels = IMAGES[RIGHT], LABELS[RIGHT]

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from keras_rcl.methods import VARIANTS
-from keras_rcl.vocabulary.attack import PGD, describe
+from keras_rcl.vocabulary.attacks import PGD, describe
 from keras_rcl.vocabulary.dataset import CropFlip, NoAugmentation, SimCLR
 from keras_rcl.vocabulary.phase import (
     Adam,
@@ -580,7 +580,7 @@ def test_the_passes_that_the_recipes_say_an_image_costs(name, passes):
     """Ten steps forward and back, TRADES' look at the clean image, and three a view: forward, and back twice over."""
     (phase,) = VARIANTS[name]().phases()
     (attacked,) = (view for view in phase.views if view.kind == "adversarial")
-    assert attacked.attack.work + 3 * len(phase.views) == passes
+    assert attacked.attack.cost + 3 * len(phase.views) == passes
     if name.endswith("scl"):
         assert f"costs {passes} passes" in inspect.cleandoc(VARIANTS[name].__doc__)
 

@@ -13,7 +13,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.model_io.classifier import folded_logits, load_classifier
 from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
-from keras_rcl.vocabulary.attack import MIFGSM, PGD, AutoPGD
+from keras_rcl.vocabulary.attacks import MIFGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.network import Network
 
 

@@ -14,7 +14,7 @@ from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.encoder import load_encoder
 from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
-from keras_rcl.vocabulary.attack import Embedding
+from keras_rcl.vocabulary.attacks import Embedding
 from keras_rcl.vocabulary.network import Network
 
 RNG = np.random.default_rng(0)

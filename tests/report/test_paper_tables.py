@@ -20,7 +20,7 @@ from keras_rcl.report.paper_tables import (
     table_data,
     table_grid,
 )
-from keras_rcl.vocabulary.attack import FGSM
+from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.paper import Claim, Clean, Column, Comparison, Paper, Robust, Row, Table, Verified
 
 FGSM_PIXEL = Robust(attack=FGSM())
@@ -99,7 +99,7 @@ def test_a_claim_holds_where_each_of_its_differences_is_above_its_spread():
 
 
 def test_a_claim_is_told_for_each_protocol_and_a_difference_of_nothing_does_not_hold():
-    other = Robust(attack=FGSM().under("claf-repo"))
+    other = Robust(attack=FGSM().with_protocol("claf-repo"))
     changes = {"columns": (Column(title="FGSM", measures=(FGSM_PIXEL, other)),), "claims": (TABLE.claims[-1],)}
     rows = tuple(dataclasses.replace(row, published=()) for row in TABLE.rows)
     table = dataclasses.replace(TABLE, **changes, rows=rows)

@@ -13,7 +13,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.papers import PAPERS
 from keras_rcl.report import records as results
 from keras_rcl.report.records import Results, config_path, experiments, missing
-from keras_rcl.vocabulary.attack import FGSM, PGD, AutoAttack, parse_attack
+from keras_rcl.vocabulary.attacks import FGSM, PGD, AutoAttack, parse_attack
 from keras_rcl.vocabulary.paper import Clean, Column, Paper, Robust, Row, Table, Verified
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.storage.atomic import FolderInUse
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
-from keras_rcl.vocabulary.attack import FAB, PGD, AutoAttack, AutoPGD, Square
+from keras_rcl.vocabulary.attacks import FAB, PGD, AutoAttack, AutoPGD, Square
 
 FINGERPRINT = Fingerprint(model="a", seed=3)
 
@@ -341,7 +341,7 @@ def test_the_fingerprint_is_all_that_the_results_depend_on(evaluator):
         asked(images=IMAGES[::-1]),
         asked(labels=LABELS[::-1]),
         asked(attacks=ATTACKS[:1]),
-        asked(attacks=[ATTACKS[0].at(0.04), *ATTACKS[1:]]),
+        asked(attacks=[ATTACKS[0].with_epsilon(0.04), *ATTACKS[1:]]),
         asked(keep_images=True),
         asked(batch_size=9),
         asked(seed=4),

@@ -18,7 +18,7 @@ from keras_rcl.runtime.signals import WorkerLost
 from keras_rcl.runtime.tensorflow import start_tensorflow
 from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.phase_runner import PhaseRunner
-from keras_rcl.vocabulary.attack import PGD, AutoPGD
+from keras_rcl.vocabulary.attacks import PGD, AutoPGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import SGD, Adam, Adversarial, Augmented, Clean, Phase, SupCon
 

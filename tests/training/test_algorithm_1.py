@@ -6,7 +6,7 @@ from tiny import BATCH, image_data, runner, tiny_clafs, tiny_network
 
 from benchmarks.plain_claf import PlainCLAF
 from keras_rcl.runtime.progress import Silent
-from keras_rcl.vocabulary.attack import PGD
+from keras_rcl.vocabulary.attacks import PGD
 from keras_rcl.vocabulary.phase import SGD
 
 

@@ -12,7 +12,7 @@ from keras_rcl.networks import parts
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.training.micro_batches import gradients_in_parts, in_parts
 from keras_rcl.training.robust_trainer import RobustTrainer
-from keras_rcl.vocabulary.attack import PGD
+from keras_rcl.vocabulary.attacks import PGD
 from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.phase import (
     SGD,

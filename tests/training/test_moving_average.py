@@ -11,7 +11,7 @@ from keras_rcl.runtime.progress import Silent
 from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.training.monitor import overfits_catastrophically
 from keras_rcl.training.moving_average import MovingAverage
-from keras_rcl.vocabulary.attack import FGSM
+from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.phase import SGD, Phase
 
 METHOD = AT(epochs=2, batch_size=16, augmentation="none", attack=FGSM(), optimizer=SGD(learning_rate=0.05))

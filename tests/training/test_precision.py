@@ -17,7 +17,7 @@ from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.steps.step import StepInput
 from keras_rcl.training.tensorboard import TensorBoardWriter
-from keras_rcl.vocabulary.attack import PGD
+from keras_rcl.vocabulary.attacks import PGD
 from keras_rcl.workflows.fit import build
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")

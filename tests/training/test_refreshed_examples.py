@@ -11,7 +11,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
 from keras_rcl.methods.adversarial_batch import AdversarialBatch
 from keras_rcl.runtime.progress import Silent
-from keras_rcl.vocabulary.attack import BIM, PGD, Refreshed, parse_attack
+from keras_rcl.vocabulary.attacks import BIM, PGD, Refreshed, parse_attack
 
 ATTACK = BIM(epsilon=8 / 255, step_size=3 / 255, num_steps=3)
 
@@ -77,7 +77,7 @@ def test_every_variant_takes_them(name):
 def test_as_it_is_written():
     word = parse_attack("refreshed-500:attack=pgd-5")
     assert word == Refreshed(every=500, attack=PGD(num_steps=5)) and word.epsilon == 8 / 255
-    assert word.label == "PGD-5 every 500 steps" and word.at(4 / 255).attack.epsilon == 4 / 255
+    assert word.label == "PGD-5 every 500 steps" and word.with_epsilon(4 / 255).attack.epsilon == 4 / 255
     with pytest.raises(InvalidInputError, match="every"):
         parse_attack("refreshed")
     with pytest.raises(ValidationError, match="kept in pixels"):

@@ -24,7 +24,7 @@ from keras_rcl.training.monitor import mean_cosine
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.schedule import ScheduledEpoch
-from keras_rcl.vocabulary.attack import FGSM, Refreshed
+from keras_rcl.vocabulary.attacks import FGSM, Refreshed
 from keras_rcl.vocabulary.phase import SGD
 
 

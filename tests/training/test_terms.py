@@ -15,7 +15,7 @@ from keras_rcl.training.loss_terms import (
     term_names,
     weigh,
 )
-from keras_rcl.vocabulary.attack import FGSM
+from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import (
     Adversarial,

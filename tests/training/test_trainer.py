@@ -18,7 +18,7 @@ from keras_rcl.training import phase_runner
 from keras_rcl.training import views as batch_views
 from keras_rcl.training.optimizers import make_optimizer
 from keras_rcl.training.views import crafted_on, stack_views
-from keras_rcl.vocabulary.attack import FGSM, PGD
+from keras_rcl.vocabulary.attacks import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import SGD, Adam, Adversarial, Augmented, Clean, CrossEntropy, Phase, SupCon
 

@@ -8,7 +8,7 @@ from tiny import BATCH, image_data, runner, tiny_clafs, tiny_network
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.training.warm_starts import WarmStarts
-from keras_rcl.vocabulary.attack import FGSM, PGD
+from keras_rcl.vocabulary.attacks import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean, CrossEntropy, Phase
 

@@ -13,7 +13,7 @@ from keras_rcl.networks import parts
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.training.phase_runner import cost_per_batch
 from keras_rcl.training.weight_perturbation import WeightAscent
-from keras_rcl.vocabulary.attack import FGSM
+from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.phase import SGD, Adversarial, Clean, SupCon, WeightPerturbation
 
 EVERYTHING = ("encoder", "projector", "classifier")

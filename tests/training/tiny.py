@@ -9,7 +9,7 @@ from keras_rcl.training.phase_runner import PhaseRunner
 from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter
-from keras_rcl.vocabulary.attack import FGSM, PGD
+from keras_rcl.vocabulary.attacks import FGSM, PGD
 from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.network import Network

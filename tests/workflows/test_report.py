@@ -10,7 +10,7 @@ from PIL import Image
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report import records as results
-from keras_rcl.vocabulary.attack import FGSM, PGD
+from keras_rcl.vocabulary.attacks import FGSM, PGD
 from keras_rcl.vocabulary.paper import (
     Bars,
     Clean,

@@ -12,7 +12,7 @@ from keras_rcl.evaluation.record import read_record
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.methods import VARIANTS
 from keras_rcl.model_io.classifier import load_classifier
-from keras_rcl.vocabulary.attack import FGSM
+from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.workflows import fit as experiment

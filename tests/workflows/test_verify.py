@@ -15,7 +15,7 @@ from keras_rcl.cli.verify import METHODS
 from keras_rcl.evaluation import certification
 from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
-from keras_rcl.vocabulary.attack import AutoPGD
+from keras_rcl.vocabulary.attacks import AutoPGD
 from keras_rcl.vocabulary.network import Network
 
 HERE = ("--dataset", "digits", "--limit", "20", "--epsilon", "1/255,40/255", "--timeout", "100000")

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from keras_rcl.errors import InvalidInputError, format_error
-from keras_rcl.vocabulary.attack import (
+from keras_rcl.vocabulary.attacks import (
     ATTACKS,
     BIM,
     FGSM,
@@ -23,7 +23,7 @@ from keras_rcl.vocabulary.attack import (
     Transfer,
     describe,
     parse_attack,
-    spell,
+    to_cli,
 )
 
 
@@ -130,15 +130,13 @@ def test_under_a_protocol(name):
     """What has the field takes any; what has none runs in pixels alone, and says so."""
     needed = {"transfer": {"source": "other"}, "stored": {"folder": "adversarial"}, "refreshed": {"every": 100}}
     attack = ATTACKS[name](**needed.get(name, {}))
-    assert attack.under("pixel") == attack
+    assert attack.with_protocol("pixel") == attack
     if attack.takes_protocol:
-        assert attack.under("claf-repo").threat_model.protocol == "claf-repo"
-        assert describe(attack.under("claf-repo")) == f"{describe(attack)} claf-repo"
+        assert attack.with_protocol("claf-repo").threat_model.protocol == "claf-repo"
+        assert describe(attack.with_protocol("claf-repo")) == f"{describe(attack)} claf-repo"
     else:
-        with pytest.raises(
-            InvalidInputError, match="pixels alone, not under claf-repo; the protocols are for fgsm, bim"
-        ):
-            attack.under("claf-repo")
+        with pytest.raises(InvalidInputError, match="pixels only, not under claf-repo; protocols are for fgsm, bim"):
+            attack.with_protocol("claf-repo")
 
 
 def test_transfer_needs_a_source_and_an_attack_that_can_be_crafted_elsewhere():
@@ -171,10 +169,10 @@ def test_steps_in_pixels():
     assert PGD().resolved_step_size == 2 / 255
     assert BIM(epsilon="4/255").resolved_step_size == 1 / 255
     assert FGSM(epsilon="4/255").resolved_step_size == 4 / 255
-    assert PGD(step_size="1/255").at(16 / 255) == PGD(step_size=1 / 255, epsilon="16/255")
-    assert PGD().at(16 / 255).resolved_step_size == 4 / 255
+    assert PGD(step_size="1/255").with_epsilon(16 / 255) == PGD(step_size=1 / 255, epsilon="16/255")
+    assert PGD().with_epsilon(16 / 255).resolved_step_size == 4 / 255
     with pytest.raises(ValueError, match="did you mean 8/255"):
-        PGD().at(8)
+        PGD().with_epsilon(8)
 
 
 @pytest.mark.parametrize(("step_size", "cure"), [("2", "2/255"), ("0", "a quarter of epsilon")])
@@ -184,7 +182,7 @@ def test_a_step_in_bytes_or_of_nothing_is_refused(step_size, cure):
 
 
 def test_a_step_may_be_larger_than_a_swept_epsilon():
-    assert PGD(step_size="2/255").at(0.0).resolved_step_size == 2 / 255
+    assert PGD(step_size="2/255").with_epsilon(0.0).resolved_step_size == 2 / 255
 
 
 SPELT = [
@@ -195,11 +193,11 @@ SPELT = [
 ]
 
 
-@pytest.mark.parametrize("attack", SPELT, ids=spell)
+@pytest.mark.parametrize("attack", SPELT, ids=to_cli)
 def test_an_attack_is_spelt_as_it_is_read(attack):
-    assert parse_attack(spell(attack)) == attack
+    assert parse_attack(to_cli(attack)) == attack
 
 
 def test_spelling_leaves_out_defaults():
-    assert spell(PGD()) == "pgd"
-    assert spell(PGD(num_steps=20, step_size=2 / 255)) == "pgd:step_size=2/255,num_steps=20"
+    assert to_cli(PGD()) == "pgd"
+    assert to_cli(PGD(num_steps=20, step_size=2 / 255)) == "pgd:step_size=2/255,num_steps=20"

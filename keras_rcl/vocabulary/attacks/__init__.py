@@ -1,0 +1,36 @@
+"""Attacks as values: their hyper-parameters under the field's names. `keras_rcl.attacks.craft` runs them."""
+
+from keras_rcl.vocabulary.attacks.black_box import Noise, RayS, Square
+from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
+from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD, Surrogate
+from keras_rcl.vocabulary.attacks.minimal import FAB, CarliniWagner
+from keras_rcl.vocabulary.attacks.parsing import ALIASES, ATTACKS, Attack, describe, parse_attack, to_cli
+from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
+from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
+
+__all__ = [
+    "ALIASES",
+    "ATTACKS",
+    "BIM",
+    "FAB",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "Attack",
+    "AutoAttack",
+    "AutoPGD",
+    "CarliniWagner",
+    "Embedding",
+    "JointAttack",
+    "Noise",
+    "RayS",
+    "Refreshed",
+    "Square",
+    "Stored",
+    "SupConAttack",
+    "Surrogate",
+    "Transfer",
+    "describe",
+    "parse_attack",
+    "to_cli",
+]

@@ -1,0 +1,94 @@
+"""The table of attacks, and attacks as they are written on the command line."""
+
+import dataclasses
+from typing import Annotated, Any, Union, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from keras_rcl.errors import InvalidInputError, format_error
+from keras_rcl.vocabulary.attacks.black_box import Noise, RayS, Square
+from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
+from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD
+from keras_rcl.vocabulary.attacks.minimal import FAB, CarliniWagner
+from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
+from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
+from keras_rcl.vocabulary.threat import format_pixels
+
+Attack = Annotated[
+    Union[
+        FGSM,
+        BIM,
+        MIFGSM,
+        PGD,
+        Embedding,
+        SupConAttack,
+        JointAttack,
+        AutoPGD,
+        FAB,
+        CarliniWagner,
+        Square,
+        RayS,
+        Noise,
+        Transfer,
+        Stored,
+        Refreshed,
+        AutoAttack,
+    ],
+    Field(discriminator="name"),
+]
+"""Any attack; the field `name` says which."""
+
+ATTACKS: dict[str, Any] = {cls.name: cls for cls in get_args(get_args(Attack)[0])}
+"""Name -> class."""
+
+ALIASES = {"cw-inf": {"name": "pgd", "loss": "logit_margin"}}
+"""Other spellings on the command line: CW-inf, as papers call it, is PGD on CW's margin, and is labelled as that."""
+
+
+def describe(attack: Attack) -> str:
+    """One line for tables: `PGD-40 linf 8/255`, and the protocol if it is not `pixel`."""
+    protocol = "" if attack.protocol == "pixel" else f" {attack.protocol}"
+    return f"{attack.label} {attack.norm} {format_pixels(attack.epsilon)}{protocol}"
+
+
+def parse_attack(text: str) -> Attack:
+    """An attack as it is written on the command line: `pgd`, `pgd-40`, `pgd-40:num_restarts=5,norm=l2`.
+
+    A number after the name sets the attack's `steps_field`: `num_steps`, or `num_queries` of a black-box attack. The
+    attack's fields follow the colon. `cw-inf` is one of the `ALIASES`.
+
+    Raises:
+        InvalidInputError: if the attack, a field or a value is unknown; the message names it.
+
+    Example:
+        >>> parse_attack("pgd-40:epsilon=4/255") == PGD(num_steps=40, epsilon=4 / 255)
+        True
+    """
+    head, _, tail = text.partition(":")
+    alias = next((alias for alias in ALIASES if f"{head}-".startswith(f"{alias}-")), None)
+    name = alias or head.partition("-")[0]
+    if name not in ATTACKS and not alias:
+        raise InvalidInputError(f"unknown attack {name!r}; choose from {', '.join([*ATTACKS, *ALIASES])}")
+    fields = dict(ALIASES[alias]) if alias else {"name": name}
+    if steps := head[len(name) + 1 :]:
+        fields[ATTACKS[fields["name"]].steps_field] = steps
+    for item in filter(None, tail.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InvalidInputError(f"attack {text!r}: {item!r} is not key=value")
+        fields[key.strip()] = value.strip()
+    try:
+        return TypeAdapter[Attack](Attack).validate_python(fields)
+    except ValidationError as error:
+        raise InvalidInputError(f"attack {text!r}: {format_error(error)}") from None
+
+
+def to_cli(attack: Attack) -> str:
+    """An attack as `parse_attack` reads it, with the fields that differ from the defaults: `pgd:epsilon=16/255`."""
+    default, given = type(attack)(), TypeAdapter(Attack).dump_python(attack, mode="json")
+    fields = [
+        f"{field.name}={given[field.name]}"
+        for field in dataclasses.fields(attack)
+        if getattr(attack, field.name) != getattr(default, field.name)
+    ]
+    return ":".join([attack.name, *([",".join(fields)] if fields else [])])

@@ -1,0 +1,186 @@
+"""Adversarial examples of another attack: transferred from another model, read from disk, or kept for many steps."""
+
+import dataclasses
+from typing import Annotated, Literal, Self, Union
+
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from keras_rcl.vocabulary.attacks.base import AttackBase, through
+from keras_rcl.vocabulary.attacks.black_box import Square
+from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD
+from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
+from keras_rcl.vocabulary.spec import spec
+from keras_rcl.vocabulary.threat import Norm, Pixels, Protocol
+
+
+def _parse(value: object) -> object:
+    """Accept an attack as it is written on the command line."""
+    from keras_rcl.vocabulary.attacks.parsing import parse_attack
+
+    return parse_attack(value) if isinstance(value, str) else value
+
+
+class Wrapping(AttackBase):
+    """What an attack that runs another one, its field `attack`, takes from that one."""
+
+    attack: AttackBase
+
+    @property
+    def norm(self) -> Norm:
+        return self.attack.norm
+
+    @property
+    def epsilon(self) -> float:
+        return self.attack.epsilon
+
+    def with_epsilon(self, epsilon: float) -> Self:
+        return dataclasses.replace(self, attack=self.attack.with_epsilon(epsilon))
+
+
+@spec
+class Transfer(Wrapping):
+    """Another attack, run on another classifier; its adversarial images are given to the evaluated model.
+
+    Attributes:
+        source: the attacked classifier: the path of a SavedModel or `.keras` file of images in [0, 1].
+        attack: the attack, or its text as on the command line.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.Transfer(source="saved_models/other", attack="pgd-20:epsilon=4/255").label
+        'PGD-20 through saved_models/other'
+
+    References:
+        Papernot, McDaniel and Goodfellow 2016, "Transferability in machine learning".
+    """
+
+    name: Literal["transfer"] = "transfer"
+    source: Annotated[str, Field(min_length=1)]
+    attack: Annotated[
+        Union[FGSM, BIM, MIFGSM, PGD, AutoPGD, Square],
+        BeforeValidator(_parse),
+        Field(discriminator="name"),
+    ] = PGD(num_steps=40)
+
+    @property
+    def proxy(self) -> str:
+        return self.source
+
+    @property
+    def protocol(self) -> Protocol:
+        return self.attack.protocol
+
+    @property
+    def targeted(self) -> bool:
+        return self.attack.targeted
+
+    @property
+    def num_restarts(self) -> int:
+        return self.attack.num_restarts
+
+    @property
+    def num_rounds(self) -> int:
+        return self.attack.num_rounds
+
+    @property
+    def num_passes(self) -> tuple[int, int]:
+        return self.attack.num_passes
+
+    @property
+    def takes_protocol(self) -> bool:
+        return self.attack.takes_protocol
+
+    def with_protocol(self, protocol: Protocol) -> Self:
+        return dataclasses.replace(self, attack=self.attack.with_protocol(protocol))
+
+    def for_classes(self, num_classes: int) -> Self:
+        return dataclasses.replace(self, attack=self.attack.for_classes(num_classes))
+
+    @property
+    def label(self) -> str:
+        return f"{self.attack.label}{through(self.source)}"
+
+
+@spec
+class Stored(AttackBase):
+    """Adversarial examples of the training images that `craft-dataset` wrote, in place of crafting them.
+
+    Available in training only.
+
+    Attributes:
+        folder: the folder that `craft-dataset` wrote.
+        norm: the ball of the attack that made the examples, `linf` or `l2`.
+        epsilon: the radius of that attack in pixel units, such as "8/255".
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.Stored(folder="adversarial/digits").cost
+        0
+
+    References:
+        Landsman et al., adversarial examples as additional positives of supervised contrastive learning.
+    """
+
+    name: Literal["stored"] = "stored"
+    folder: Annotated[str, Field(min_length=1)]
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+
+    training_only = True
+
+    @property
+    def num_passes(self) -> tuple[int, int]:
+        return 0, 0
+
+    @property
+    def label(self) -> str:
+        return "stored examples"
+
+
+@spec
+class Refreshed(Wrapping):
+    """Adversarial examples of all training images, crafted every `every` steps and kept in memory in between.
+
+    Available in training only. The examples take one byte per pixel and channel. Between two refreshes an epoch costs
+    as much as clean training; the examples are those of the network at the last refresh.
+
+    Attributes:
+        every: steps of the phase between two refreshes; the first refresh is before the first step.
+        attack: the attack, or its text as on the command line.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.Refreshed(every=500, attack="pgd-5").label
+        'PGD-5 every 500 steps'
+
+    References:
+        Landsman et al., adversarial examples as additional positives of supervised contrastive learning.
+    """
+
+    name: Literal["refreshed"] = "refreshed"
+    every: PositiveInt
+    attack: Annotated[
+        Union[FGSM, BIM, MIFGSM, PGD, Embedding, SupConAttack, JointAttack, AutoPGD],
+        BeforeValidator(_parse),
+        Field(discriminator="name"),
+    ] = PGD()
+
+    steps_field = "every"
+    training_only = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack.protocol != "pixel" or self.attack.targeted:
+            raise ValueError(f"{self.label}: examples are kept in pixels and have no target; leave those fields out")
+
+    @property
+    def proxy(self) -> str | None:
+        return self.attack.proxy
+
+    @property
+    def num_passes(self) -> tuple[int, int]:
+        return 0, 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.attack.label} every {self.every} steps"
