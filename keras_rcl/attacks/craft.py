@@ -1,4 +1,4 @@
-"""`craft`: the one public verb, used by training and by evaluation alike."""
+"""`craft`: adversarial examples for training and for evaluation."""
 
 import functools
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from keras_rcl.attacks.carlini_wagner import carlini_wagner
 from keras_rcl.attacks.fab import fab
 from keras_rcl.attacks.gradient_ascent import (
     Crafted,
+    Round,
     embedding_attack,
     gradient_attack,
     joint_attack,
@@ -22,29 +23,41 @@ from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, logit_margin
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attacks import Attack
+from keras_rcl.vocabulary.attacks import Attack, Transfer
 
 
 def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None) -> tf.Tensor:
-    """Adversarial examples of x.
+    """Craft adversarial examples of x.
 
     Args:
         attack: the hyper-parameters, such as `PGD(epsilon="8/255", num_steps=20)`.
-        logits_fn: any callable, images [N, H, W, C] -> logits [N, K], in inference mode. Its weights do not move.
-            For an attack that `reads` another output, `embedding` or `projection`, it gives that one, [N, D], or a
-            tuple where it reads several; for one with a `source`, that model's.
+        logits_fn: any callable, images [N, H, W, C] -> logits [N, K], in inference mode. Its weights do not change.
+            For an attack whose `target_output` names another output, `embedding` or `projection`, it gives that one, [N, D],
+            or a tuple if the attack reads several. For an attack with a `proxy`, it is that model's.
         x: float32 images in [0, 1], [N, H, W, C].
         labels: [N], the true classes; for a targeted attack the classes to reach.
         seed: an int, or two ints [2]. Each example's random numbers depend on this seed and on its own pixels alone,
             so that neither its neighbours nor its place in the batch matter.
-        support: labels [M] and projections [M, D] that the SupCon attack contrasts with; those of x where not given.
+        support: labels [M] and projections [M, D] that the SupCon attack contrasts with; those of x if None.
 
     Returns:
         Images [N, H, W, C] within the ball around x and within [0, 1], in the order of x, cut off from any tape.
 
     Raises:
         InvalidInputError: if x is not a batch of images in [0, 1], no gradient reaches the pixels, or an attack that
-            does not read logits is to choose among restarts.
+            does not read logits has to choose among restarts.
+
+    Example:
+        A linear classifier of one pixel: class 1 where the pixel is above 0.5. FGSM moves it down by epsilon.
+
+        >>> import tensorflow as tf
+        >>> from keras_rcl.vocabulary.attacks import FGSM
+        >>> def logits_fn(images):
+        ...     pixel = tf.reshape(images, [-1, 1])
+        ...     return tf.concat([0.5 - pixel, pixel - 0.5], axis=1)
+        >>> x = tf.constant([[[[0.625]]]])
+        >>> craft(FGSM(epsilon=0.25), logits_fn, x, [1]).numpy().ravel().tolist()
+        [0.375]
     """
     return craft_and_count(attack, logits_fn, x, labels, seed=seed, support=support).images
 
@@ -52,15 +65,29 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=Non
 def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None, start=None) -> Crafted:
     """`craft`, together with each example's share of zero gradients, averaged over rounds.
 
-    `start`, images [N, H, W, C] of ball and box, is where BIM or PGD of one restart climbs from instead of its own.
+    Of several rounds and members, each example keeps the image that fools the classifier, and among equals the one of
+    the highest loss.
 
-    Of several rounds and members each example keeps the image that fools, and among equals the one of higher loss.
+    Args:
+        attack: as of `craft`, like the arguments that are not described here.
+        logits_fn: see `attack`.
+        x: see `attack`.
+        labels: see `attack`.
+        seed: see `attack`.
+        support: see `attack`.
+        start: images [N, H, W, C] of ball and box where BIM, or PGD of one restart, starts instead of its own start.
+
+    Returns:
+        The images [N, H, W, C], and their shares of zero gradients [N].
+
+    Raises:
+        InvalidInputError: as of `craft`.
     """
     if attack.num_rounds == 1 and attack.members == (attack,) and attack.min_classes == 2:
         return craft_round(attack, logits_fn, x, labels, seed=seed, support=support, start=start)
     if attack.target_output != "logits":
         raise InvalidInputError(
-            f"{attack.label} reads the {attack.target_output}, which does not tell which restart fools; use one"
+            f"{attack.label} reads the {attack.target_output}, which does not tell which restart fools; use one restart"
         )
     x, labels = _as_batch(x, labels)
     num_classes = int(logits_fn(x[:1]).shape[-1])
@@ -94,16 +121,29 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
 def craft_round(
     attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0, support=None, start=None
 ) -> Crafted:
-    """One round of one attack, which is no ensemble: one restart, toward one target class where it goes for several.
+    """One round of one attack that is not an ensemble: one restart, toward one target class if it has several.
 
-    Arguments are those of `craft_and_count`, and `round`, a scalar below `num_rounds`: a tensor lets all rounds share
-    one graph.
+    Args:
+        attack: as of `craft_and_count`, like the arguments that are not described here.
+        logits_fn: see `attack`.
+        x: see `attack`.
+        labels: see `attack`.
+        seed: see `attack`.
+        round: int scalar below `attack.num_rounds`; a tensor lets all rounds share one graph.
+        support: see `attack`.
+        start: see `attack`.
+
+    Returns:
+        As of `craft_and_count`.
+
+    Raises:
+        InvalidInputError: as of `craft`.
     """
     x, labels = _as_batch(x, labels)
     if _splits(attack, x.shape[0], support):
         count = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
         # Of an odd number both halves hold the middle image, so that neither is empty: oneDNN's fused convolutions
-        # fail on none.
+        # fail on an empty batch.
         parts = slice((count + 1) // 2), slice(count // 2, None)
         halves = [(x[part], labels[part], None if start is None else start[part]) for part in parts]
         first, second = (_craft_round(attack, logits_fn, *half, seed, round, support) for half in halves)
@@ -113,14 +153,14 @@ def craft_round(
 
 
 SMALLEST_HALF = 16
-"""Images from which on it pays to attack a batch in two halves."""
+"""The smallest half of a batch for which an attack in two halves is faster."""
 
 
 def _splits(attack: Attack, count: int | None, support) -> bool:
     """Whether a batch is attacked in two halves side by side, which keeps a CPU's cores busy between operations.
 
-    Not where images of the batch are contrasted with each other; nor eagerly, where one half would wait for the other;
-    nor on a GPU, which one batch fills. A batch of unknown size, `count` None, is taken for a large one.
+    It is not if images of the batch are contrasted with each other; nor in eager mode, where one half would wait for
+    the other; nor on a GPU, which one batch fills. A batch of unknown size (`count` None) is assumed to be large.
     """
     contrasts = isinstance(attack.target_output, tuple) or (attack.name == "supcon" and support is None)
     if contrasts or tf.executing_eagerly() or (count is not None and count < 2 * SMALLEST_HALF):
@@ -141,20 +181,21 @@ def _craft_round(attack: Attack, logits_fn: Callable, x, labels, start, seed, ro
             lambda rows: tf.ensure_shape(tf.cast(rows, tf.float32), [images.shape[0], None]), outputs
         )
 
-    attack = attack.attack if attack.name == "transfer" else attack
-    if attack.name == "supcon":
-        return supcon_attack(logits_of, x, labels, attack, seeds, support)
-    if start is not None:
-        return gradient_attack(logits_of, x, labels, attack, seeds, round, start)
-    return RUNNERS[attack.name](logits_of, x, labels, attack, seeds, round)
+    return RUNNERS[attack.name](logits_of, x, labels, attack, Round(seeds, round, start, support))
 
 
-RUNNERS = {
+def _transfer(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Transfer, round: Round) -> Crafted:
+    """One round of the attack that is run on another model; `logits_fn` is that model's."""
+    return RUNNERS[attack.attack.name](logits_fn, x, labels, attack.attack, round)
+
+
+RUNNERS: dict[str, Callable[..., Crafted]] = {
     "fgsm": gradient_attack,
     "bim": gradient_attack,
     "mifgsm": gradient_attack,
     "pgd": gradient_attack,
     "embedding": embedding_attack,
+    "supcon": supcon_attack,
     "joint": joint_attack,
     "apgd": auto_pgd,
     "fab": fab,
@@ -162,8 +203,9 @@ RUNNERS = {
     "square": square,
     "rays": rays,
     "noise": noise,
+    "transfer": _transfer,
 }
-"""Attack name -> function of (logits_fn, x, labels, attack, seeds, round), one round of it."""
+"""Attack name -> its function `(logits_fn, x, labels, attack, round) -> Crafted`."""
 
 
 def _as_batch(x, labels) -> tuple[tf.Tensor, tf.Tensor]:
@@ -173,18 +215,25 @@ def _as_batch(x, labels) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def check_images(x: tf.Tensor | np.ndarray) -> None:
-    """Refuse what is no batch of float images in [0, 1]; within a graph the values are not known, and pass."""
+    """Check that x is a batch of float images in [0, 1]; the range is checked in eager mode alone.
+
+    Args:
+        x: images [N, H, W, C].
+
+    Raises:
+        InvalidInputError: if the rank, dtype or range is another one.
+    """
     if len(x.shape) != 4:
         raise InvalidInputError(f"images have shape {tuple(x.shape)}; give a batch [N, H, W, C]")
     dtype = tf.as_dtype(x.dtype)
     if not dtype.is_floating:
-        raise InvalidInputError(f"images are {dtype.name}; attacks run on float pixels in [0, 1]: divide 0-255 by 255")
+        raise InvalidInputError(f"images are {dtype.name}; attacks run on float pixels in [0, 1]; divide 0-255 by 255")
     if not tf.executing_eagerly() or x.shape[0] == 0:
         return
     low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x))
     if not (low >= 0 and high <= 1):
         raise InvalidInputError(
-            f"images span [{low:g}, {high:g}]; attacks run in pixels, [0, 1]: "
+            f"images span [{low:g}, {high:g}]; attacks run on pixels in [0, 1]; "
             "divide 0-255 by 255, and put mean/std normalisation inside the model"
         )
 

@@ -7,66 +7,133 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks.norms import PIXEL_BOX, choose, projection, random_start, steepest_step
-from keras_rcl.attacks.surrogates import (
-    SURROGATES,
-    embedding_distance,
-    kl_to_clean,
-    supervised_contrastive,
-    unit_gradient,
-)
+from keras_rcl.attacks.surrogates import embedding_distance, supervised_contrastive, surrogate_of, unit_gradient
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.threat import PROTOCOLS, Protocol
 
 
 class Crafted(NamedTuple):
-    """Adversarial images [N, H, W, C], and the share of each one's pixel gradients that were zero or not finite [N]."""
+    """What an attack returns.
+
+    Attributes:
+        images: adversarial images, float32 [N, H, W, C].
+        zero_gradients: the share of each image's pixel gradients that were zero or not finite, [N].
+    """
 
     images: tf.Tensor
     zero_gradients: tf.Tensor
 
 
-def gradient_attack(
-    logits_fn: Callable,
-    x: tf.Tensor,
-    labels: tf.Tensor,
-    attack: Attack,
-    seeds: tf.Tensor,
-    round: tf.Tensor,
-    start: tf.Tensor | None = None,
-) -> Crafted:
-    """One round of FGSM, BIM, MI-FGSM or PGD: `ascend` on the attack's surrogate; `round` only tells restarts apart."""
+class Minimal(NamedTuple):
+    """What an attack that minimises the perturbation returns.
+
+    Attributes:
+        images: the closest adversarial images found, float32 [N, H, W, C].
+        distance: their distances from the clean images, [N]; infinity where none was found.
+        zero_gradients: as of `Crafted`.
+    """
+
+    images: tf.Tensor
+    distance: tf.Tensor
+    zero_gradients: tf.Tensor
+
+
+class Round(NamedTuple):
+    """One round of an attack: what it gets besides images and labels. Each attack uses what it needs.
+
+    Attributes:
+        seeds: int64 [N, 2], one stateless seed per example.
+        number: int32 scalar, below the attack's `num_rounds`; it tells target classes apart.
+        start: images [N, H, W, C] of ball and box where BIM and PGD start; None for the attack's own start.
+        support: labels [M] and projections [M, D] that the SupCon attack contrasts with; None for those of the batch.
+    """
+
+    seeds: tf.Tensor | None = None
+    number: tf.Tensor | int = 0
+    start: tf.Tensor | None = None
+    support: tuple[tf.Tensor, tf.Tensor] | None = None
+
+
+def gradient_attack(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, round: Round) -> Crafted:
+    """One round of FGSM, BIM, MI-FGSM or PGD: `ascend` on the surrogate that `attack.loss` names.
+
+    Args:
+        logits_fn: images [N, H, W, C] -> float32 logits [N, K].
+        x: float32 images in [0, 1], [N, H, W, C].
+        labels: int32 [N], the true classes; for a targeted attack, whose surrogate is minimised, the classes to reach.
+        attack: the hyper-parameters.
+        round: seeds of the random start, or the start itself.
+
+    Returns:
+        The images after the last step, and their shares of zero gradients.
+
+    Raises:
+        InvalidInputError: as of `ascend`.
+
+    References:
+        Those of `ascend`.
+    """
     direction = -1.0 if attack.targeted else 1.0
-    reference = tf.stop_gradient(logits_fn(x)) if attack.loss == "kl_to_clean" else labels
-    surrogate = kl_to_clean if attack.loss == "kl_to_clean" else SURROGATES[attack.loss]
+    surrogate = surrogate_of(attack.loss, labels, lambda: logits_fn(x))
     scaled = scaling(attack.eot_iter)
 
     def loss_fn(images):
-        return direction * surrogate(reference, scaled(logits_fn(images)))
+        return direction * surrogate(scaled(logits_fn(images)))
 
     def fooled_fn(images):
         reached = tf.equal(tf.argmax(logits_fn(images), axis=1, output_type=labels.dtype), labels)
         return reached if attack.targeted else ~reached
 
-    return ascend(loss_fn, x, attack, seeds, fooled_fn, start)
+    return ascend(loss_fn, x, attack, round.seeds, fooled_fn, round.start)
 
 
-def embedding_attack(
-    embedding_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, round: tf.Tensor
-) -> Crafted:
-    """One round of the embedding attack: away from where an encoder, images -> [N, D], puts the image itself."""
-    clean = tf.stop_gradient(embedding_fn(x))
-    return ascend(lambda images: embedding_distance(clean, embedding_fn(images)), x, attack, seeds)
+def embedding_attack(embedding_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, round: Round) -> Crafted:
+    """One round of the embedding attack, which maximises the mean squared distance to the clean image's embedding.
 
+        L(x') = mean_i (h_i(x') - h_i(x))^2
 
-def supcon_attack(
-    projection_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, support: tuple | None
-) -> Crafted:
-    """One round of the SupCon attack, with the `support`'s labels [M] and projections [M, D] to contrast with.
+    Args:
+        embedding_fn: images [N, H, W, C] -> float32 embeddings h [N, D].
+        x: float32 images in [0, 1], [N, H, W, C].
+        labels: unused.
+        attack: the hyper-parameters.
+        round: seeds of the random start.
+
+    Returns:
+        The images after the last step, and their shares of zero gradients.
 
     Raises:
-        InvalidInputError: if each image is to have its own as its positive, and a support of other images is given.
+        InvalidInputError: as of `ascend`.
+
+    References:
+        Landsman et al. 2020, the "SC" attack.
     """
+    clean = tf.stop_gradient(embedding_fn(x))
+    return ascend(lambda images: embedding_distance(clean, embedding_fn(images)), x, attack, round.seeds)
+
+
+def supcon_attack(projection_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, round: Round) -> Crafted:
+    """One round of the SupCon attack, which maximises `supervised_contrastive` of each image against fixed samples.
+
+    Args:
+        projection_fn: images [N, H, W, C] -> float32 projections [N, D], normalised here.
+        x: float32 images in [0, 1], [N, H, W, C].
+        labels: int32 [N], the true classes.
+        attack: the hyper-parameters.
+        round: seeds of the random start, and the support: labels [M] and projections [M, D] to contrast with, those of
+            x itself if None.
+
+    Returns:
+        The images after the last step, and their shares of zero gradients.
+
+    Raises:
+        InvalidInputError: if `attack.positives` is `image` and a support is given; otherwise as of `ascend`.
+
+    References:
+        Khosla et al. 2020, "Supervised contrastive learning" (the loss).
+    """
+    support = round.support
     if attack.positives == "image":
         if support is not None:
             raise InvalidInputError(
@@ -83,28 +150,39 @@ def supcon_attack(
     def loss_fn(images):
         return supervised_contrastive(labels, project(images), *contrast)
 
-    return ascend(loss_fn, x, attack, seeds)
+    return ascend(loss_fn, x, attack, round.seeds)
 
 
-def joint_attack(
-    outputs_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, seeds: tf.Tensor, round: tf.Tensor
-) -> Crafted:
-    """One round of the joint attack: up a surrogate of the logits, and SupCon of the projection against the batch's.
+def joint_attack(outputs_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, round: Round) -> Crafted:
+    """One round of the joint attack, which maximises a surrogate of the logits plus SupCon against the clean batch.
 
-    `outputs_fn` gives both: [N, K] and [N, D]. The logits' gradient is not scaled, which would weigh the sum anew.
+        L(x') = surrogate(logits(x')) + weight * supervised_contrastive(projection(x'))
+
+    The gradient of the logits is not rescaled, as that would change the weights of the sum.
+
+    Args:
+        outputs_fn: images [N, H, W, C] -> float32 logits [N, K] and projections [N, D].
+        x: float32 images in [0, 1], [N, H, W, C].
+        labels: int32 [N], the true classes.
+        attack: the hyper-parameters.
+        round: seeds of the random start.
+
+    Returns:
+        The images after the last step, and their shares of zero gradients.
+
+    Raises:
+        InvalidInputError: as of `ascend`.
     """
     logits, projection = outputs_fn(x)
-    surrogate, reference = SURROGATES["cross_entropy"], labels
-    if attack.loss == "kl_to_clean":
-        surrogate, reference = kl_to_clean, tf.stop_gradient(logits)
+    surrogate = surrogate_of(attack.loss, labels, lambda: logits)
     contrast = labels, tf.stop_gradient(tf.math.l2_normalize(projection, axis=1)), attack.temperature
 
     def loss_fn(images):
         logits, projection = outputs_fn(images)
         apart = supervised_contrastive(labels, tf.math.l2_normalize(projection, axis=1), *contrast)
-        return surrogate(reference, logits) + attack.weight * apart
+        return surrogate(logits) + attack.weight * apart
 
-    return ascend(loss_fn, x, attack, seeds)
+    return ascend(loss_fn, x, attack, round.seeds)
 
 
 def ascend(
@@ -115,7 +193,7 @@ def ascend(
     fooled_fn: Callable | None = None,
     start: tf.Tensor | None = None,
 ) -> Crafted:
-    """Climb `loss_fn` from x within the ball.
+    """Maximise `loss_fn` from x within the ball.
 
         u_0 = u(x), or uniform in the ball;   u_{t+1} = project(u_t + step_size * steepest_step(d_t))
         d_t = grad loss(u_t), or with momentum   d_t = momentum * d_{t-1} + grad / ||grad||_1
@@ -126,17 +204,19 @@ def ascend(
         loss_fn: [N, H, W, C] -> [N], maximised. It is summed over the batch, so that examples do not interact.
         x: float32 images in [0, 1], [N, H, W, C].
         attack: the hyper-parameters.
-        seeds: [N, 2], one stateless seed an example.
-        fooled_fn: [N, H, W, C] -> [N] bool, whether an image has done its work; asked where the attack stops early.
-        start: images [N, H, W, C] of ball and box to climb from; the attack's own start where not given.
+        seeds: [N, 2], one stateless seed per example.
+        fooled_fn: [N, H, W, C] -> bool [N], whether an image fools the classifier; called if the attack stops early.
+        start: images [N, H, W, C] of ball and box to start from; the attack's own start if None.
 
-    The loop is a `tf.while_loop`: the graph does not grow with `num_steps`, and the tape sees nothing but pixels.
+    Returns:
+        The images after the last step, cut off from any tape, and their shares of zero gradients. The loop is a
+        `tf.while_loop`: the graph does not grow with `num_steps`, and the tape watches nothing but pixels.
 
     Raises:
-        InvalidInputError: if no gradient reaches the pixels, or the protocol is not one of images of so many channels.
+        InvalidInputError: if no gradient reaches the pixels, or the protocol does not allow this number of channels.
 
-    Sources: Goodfellow et al. 2015 (FGSM), Kurakin et al. 2017 (BIM), Madry et al. 2018 (PGD), Dong et al. 2018
-    (momentum).
+    References:
+        Goodfellow et al. 2015 (FGSM), Kurakin et al. 2017 (BIM), Madry et al. 2018 (PGD), Dong et al. 2018 (momentum).
     """
     to_units, to_pixels, box = coordinates(attack.protocol, x.shape[-1])
     origin = to_units(x)
@@ -175,11 +255,22 @@ def ascend(
 
 
 def coordinates(protocol: Protocol, channels: int) -> tuple[Callable, Callable, tuple]:
-    """(pixels -> u, u -> pixels, box of u) of a protocol, for images of 1 or 3 channels; for `pixel` any number."""
+    """The coordinates u in which a protocol measures and clips perturbations.
+
+    Args:
+        protocol: a name in `PROTOCOLS`, or `pixel`.
+        channels: 1 or 3; any number for `pixel`.
+
+    Returns:
+        The functions pixels -> u and u -> pixels, and the box (low, high) of u.
+
+    Raises:
+        InvalidInputError: if the protocol does not allow this number of channels.
+    """
     if protocol == "pixel":
         return tf.identity, tf.identity, PIXEL_BOX
     if channels not in (1, 3):
-        raise InvalidInputError(f"protocol {protocol} is of images with 3 channels or 1, not {channels}; use pixel")
+        raise InvalidInputError(f"protocol {protocol} needs images of 1 or 3 channels, not {channels}; use pixel")
     found = PROTOCOLS[protocol]
     shift, scale = (np.array(values, np.float32) for values in (found.shift, found.scale))
     if channels == 1:
@@ -219,7 +310,7 @@ def mean_gradient(once: Callable, passes: int) -> tuple[tf.Tensor, ...]:
 
 
 def scaling(passes: int) -> Callable:
-    """What to do to logits before a loss: `unit_gradient`, but where factors of its own would weigh several passes."""
+    """What to apply to logits before a loss: `unit_gradient` for one pass, whose scale would weight several passes."""
     return unit_gradient if passes == 1 else tf.identity
 
 

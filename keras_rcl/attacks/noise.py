@@ -1,32 +1,29 @@
-"""Random noise within the ball: what an attack has to beat."""
+"""Random noise within the ball: the baseline of every attack."""
 
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from keras_rcl.attacks.gradient_ascent import Crafted
+from keras_rcl.attacks.gradient_ascent import Crafted, Round
 from keras_rcl.attacks.norms import boundary_start, normal, per_example, project, random_start, uniform
 from keras_rcl.vocabulary.attacks import Noise
 from keras_rcl.vocabulary.threat import Norm
 
 
-def noise(
-    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Noise, seeds: tf.Tensor, round: tf.Tensor
-) -> Crafted:
-    """One draw of noise, whatever the classifier says: neither `logits_fn` nor `labels` are looked at.
+def noise(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Noise, round: Round) -> Crafted:
+    """One draw of noise, which maximises nothing and ignores the classifier.
 
     Args:
         logits_fn: unused.
         x: float32 images in [0, 1], [N, H, W, C].
         labels: unused.
-        attack: the hyper-parameters; `kind` says which noise.
-        seeds: [N, 2], one stateless seed an example.
-        round: unused; draws differ by their seeds.
+        attack: the hyper-parameters; `kind` is the kind of noise.
+        round: seeds of the draw.
 
     Returns:
         The noisy images, and 0 for the share of zero gradients, as none was taken.
     """
-    images = KINDS[attack.kind](x, attack.epsilon, attack.norm, seeds)
+    images = KINDS[attack.kind](x, attack.epsilon, attack.norm, round.seeds)
     return Crafted(tf.stop_gradient(images), tf.zeros_like(x[:, 0, 0, 0]))
 
 
@@ -43,9 +40,9 @@ def _gaussian(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.
 
 
 def _salt_and_pepper(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
-    """A share of the pixels, itself uniform on [0, 1), goes to white or black, as likely, all channels alike.
+    """A share of the pixels, uniform on [0, 1), turns white or black with equal probability, all channels alike.
 
-    The ball cuts the way short: to epsilon up or down (linf), or all of it to a length of epsilon at most (l2).
+    The change is projected to the ball: to epsilon up or down (linf), or to a length of at most epsilon (l2).
     Arguments as of `random_start`.
     """
     number, half = uniform([*x.shape[1:3], 1], seeds), per_example(uniform([], seeds + 1), x) / 2.0

@@ -1,64 +1,98 @@
-"""RayS: search among rays of sign vectors for the one that leaves the class soonest, from the predicted class alone."""
+"""RayS: a search among sign vectors for the ray that leaves the class soonest, from the predicted class alone."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_rcl.attacks.gradient_ascent import Crafted
+from keras_rcl.attacks.gradient_ascent import Crafted, Minimal, Round
 from keras_rcl.attacks.norms import choose, length, per_example
 from keras_rcl.vocabulary.attacks import RayS
 
 
-def rays(
-    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: RayS, seeds: tf.Tensor, round: tf.Tensor
-) -> Crafted:
-    """The first images that `minimal_perturbation` meets within `attack.epsilon`; x itself where it meets none.
+class _State(NamedTuple):
+    """The state of the search.
 
-    An example asks no more once it has fallen, as the radius only shrinks from there; once all have, the loop ends.
+    Attributes:
+        query: number of queries made.
+        best: the signs of the best ray, [N, H, W, C].
+        radius: of the best ray, [N]; infinity before a ray fools the classifier.
+        distance: L-inf distance of the image on it, [N].
+        ray: the ray that is tried, [N, H, W, C].
+        low: the largest radius at which that ray is known not to fool, [N].
+        searching: bool [N], whether its radius is being searched; otherwise it takes the fast check.
+        start: the first pixel of the block that is turned, [N].
+        block: number of pixels per block, [N].
     """
-    images, distance = _search(logits_fn, x, labels, attack, attack.epsilon)
-    within = per_example(distance <= attack.epsilon, x)
-    return Crafted(tf.stop_gradient(tf.where(within, images, x)), tf.zeros_like(distance))
+
+    query: tf.Tensor | int
+    best: tf.Tensor
+    radius: tf.Tensor
+    distance: tf.Tensor
+    ray: tf.Tensor
+    low: tf.Tensor
+    searching: tf.Tensor
+    start: tf.Tensor
+    block: tf.Tensor
+
+
+def rays(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: RayS, round: Round) -> Crafted:
+    """The first images that `minimal_perturbation` finds within `attack.epsilon`; x itself where it finds none.
+
+    An example makes no more queries once it is broken, as the radius only shrinks from there; the loop ends once all
+    examples are broken.
+
+    Args:
+        logits_fn: images [N, H, W, C] -> logits [N, K]; only the predicted class is used.
+        x: float32 images in [0, 1], [N, H, W, C].
+        labels: int32 [N], the true classes.
+        attack: the hyper-parameters.
+        round: unused, as nothing is random.
+
+    Returns:
+        The images, and 0 for the share of zero gradients, as none was taken.
+
+    References:
+        Those of `minimal_perturbation`.
+    """
+    found = minimal_perturbation(logits_fn, x, labels, attack, enough=attack.epsilon)
+    within = per_example(found.distance <= attack.epsilon, x)
+    return Crafted(tf.stop_gradient(tf.where(within, found.images, x)), found.zero_gradients)
 
 
 def minimal_perturbation(
-    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: RayS, seeds: tf.Tensor, round: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The images on the best ray that the whole budget finds, however far they are.
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: RayS, *, enough: float = 0.0
+) -> Minimal:
+    """The images on the best ray that the whole budget finds, at any distance.
 
-    The radius of a ray s in {-1, 1}^D is the smallest r at which clip(x + r s, 0, 1) fools the classifier. From
-    s = (1, ..., 1) and r = infinity on, block after block of s is turned round, first all of it, then each half, each
-    quarter and so on down to single pixels, which go round until the budget is spent:
+    The radius of a ray s in {-1, 1}^D is the smallest r at which clip(x + r s, 0, 1) fools the classifier. The search
+    starts from s = (1, ..., 1) and r = infinity. It inverts the signs of one block of s after another: first of all of
+    it, then of each half, each quarter and so on down to single pixels, which repeat until the budget is spent:
 
-        s' = s with the signs of one block turned round
+        s' = s with the signs of one block inverted
         fast check      s' is dropped, unless clip(x + r s', 0, 1) fools
         binary search   of (0, r] for the radius r' of s', until an interval of tolerance / sqrt(D) is left
         s, r = s', r'   if r' < r
 
-    Blocks are of consecutive pixels, channel after channel, as of the published code. Each query is one image an
-    example; the budget may end amid a binary search, and then what it has reached counts. As long as no ray fools, s
-    stays (1, ..., 1), and none is tried but those with one block turned round.
+    Blocks are of consecutive pixels, channel after channel, as in the published code. Each query is one image per
+    example; if the budget ends during a binary search, what it has reached counts. As long as no ray fools, s stays
+    (1, ..., 1), and only rays with one inverted block are tried.
 
     Args:
-        logits_fn: [N, H, W, C] -> [N, K]; nothing but the largest one's place is looked at.
+        logits_fn: images [N, H, W, C] -> logits [N, K]; only the predicted class is used.
         x: float32 images in [0, 1], [N, H, W, C].
-        labels: [N], the true classes. Adversarial is what the classifier takes for any other class.
-        attack: the hyper-parameters; `epsilon` is unused.
-        seeds: unused; nothing is random.
-        round: unused; there is but one.
+        labels: int32 [N], the true classes. An image is adversarial if the classifier assigns it any other class.
+        attack: the hyper-parameters; `epsilon` has no effect.
+        enough: an example makes no more queries once its distance is at most this.
 
     Returns:
-        Images [N, H, W, C], and their L-inf distances from x [N], at most the radius; x and infinity where no ray
-        fooled.
+        The images, and their L-inf distances from x, which are at most the radius; x and infinity where no ray fooled.
+        The share of zero gradients is 0, as none was taken.
 
-    Source: Chen and Gu 2020, "RayS: A Ray Searching Method for Hard-label Adversarial Attack" (arXiv:2006.12792),
-    Algorithms 1 and 3, whose radii are L2 lengths: sqrt(D) times those here.
+    References:
+        Chen and Gu 2020, "RayS: a ray searching method for hard-label adversarial attack" (arXiv:2006.12792),
+        Algorithms 1 and 3, whose radii are L2 lengths: sqrt(D) times those here.
     """
-    return _search(logits_fn, x, labels, attack, 0.0)
-
-
-def _search(logits_fn, x, labels, attack, enough):
-    """(images [N, H, W, C], distance [N]); an example asks no more once its distance is at most `enough`."""
     _, height, width, channels = x.shape
     size = height * width * channels
     tolerance = attack.tolerance / size**0.5
@@ -67,36 +101,37 @@ def _search(logits_fn, x, labels, attack, enough):
     def at(radius, ray):
         return tf.clip_by_value(x + per_example(radius, x) * ray, 0.0, 1.0)
 
-    def turned(ray, start, block):
+    def inverted(ray, start, block):
         start, end = per_example(start, x), per_example(start + block, x)
         return tf.where((places >= start) & (places < end), -ray, ray)
 
-    def ask(query, best, radius, distance, ray, low, searching, start, block):
+    def ask(state: _State) -> tuple[_State]:
+        radius, searching, low = state.radius, state.searching, state.low
         # No ray is in the box beyond a radius of 1.
         asked = tf.where(searching, (low + radius) / 2.0, tf.minimum(radius, 1.0))
-        images = at(asked, ray)
+        images = at(asked, state.ray)
         fooled = tf.argmax(logits_fn(images), axis=1, output_type=tf.int32) != labels
-        closer = fooled & (asked < radius) & (distance > enough)
-        best = choose(closer, ray, best)
+        closer = fooled & (asked < radius) & (state.distance > enough)
+        best = choose(closer, state.ray, state.best)
         radius = tf.where(closer, asked, radius)
-        distance = tf.where(closer, length(images - x, "linf"), distance)
+        distance = tf.where(closer, length(images - x, "linf"), state.distance)
 
         low = tf.where(searching & ~fooled, asked, low)
         searching = (searching | fooled) & (radius - low > tolerance)
         low = tf.where(searching, low, 0.0)
-        end = start + block
-        block = tf.where(searching | (end < size), block, (block + 1) // 2)
-        start = tf.where(searching, start, tf.where(end < size, end, 0))
-        ray = choose(searching, ray, turned(best, start, block))
-        return query + 1, best, radius, distance, ray, low, searching, start, block
+        end = state.start + state.block
+        block = tf.where(searching | (end < size), state.block, (state.block + 1) // 2)
+        start = tf.where(searching, state.start, tf.where(end < size, end, 0))
+        ray = choose(searching, state.ray, inverted(best, start, block))
+        return (_State(state.query + 1, best, radius, distance, ray, low, searching, start, block),)
 
     ones, zeros, first = tf.ones_like(x), tf.zeros_like(x[:, 0, 0, 0]), tf.zeros_like(labels)
     nowhere = zeros + float("inf")
-    _, best, radius, distance, *_ = tf.while_loop(
-        lambda query, best, radius, distance, *_: (query < attack.num_queries) & tf.reduce_any(distance > enough),
+    (state,) = tf.while_loop(
+        lambda state: (state.query < attack.num_queries) & tf.reduce_any(state.distance > enough),
         ask,
-        (0, ones, nowhere, nowhere, -ones, zeros, zeros > 0, first, first + size),
+        (_State(0, ones, nowhere, nowhere, -ones, zeros, zeros > 0, first, first + size),),
         maximum_iterations=attack.num_queries,
     )
-    images = choose(distance < float("inf"), at(radius, best), x)
-    return tf.stop_gradient(images), tf.stop_gradient(distance)
+    images = choose(state.distance < float("inf"), at(state.radius, state.best), x)
+    return Minimal(tf.stop_gradient(images), tf.stop_gradient(state.distance), zeros)

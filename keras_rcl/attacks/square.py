@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks.gradient_ascent import Crafted
+from keras_rcl.attacks.gradient_ascent import Crafted, Round
 from keras_rcl.attacks.norms import choose, projection, steepest_step, uniform
 from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.vocabulary.attacks import Square
@@ -16,36 +16,37 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 SMALLEST_SIDE = {"linf": 1, "l2": 3}
 
 
-def square(
-    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square, seeds: tf.Tensor, round: tf.Tensor
-) -> Crafted:
-    """One round of Square (Andriushchenko et al. 2020, arXiv:1912.00049, Algorithm 1).
+def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square, round: Round) -> Crafted:
+    """One round of Square, a random search that minimises the logit margin L.
 
         x_1 = stripes (linf) or tiles (l2);   x_{q+1} = z if L(z) < L(x_q) or z fools, else x_q,   z = moved(x_q)
         L(x) = f_y(x) - max_{k != y} f_k(x)
 
     A move changes one square window, of a side that shrinks from query to query, at a random place of each example
-    (Algorithm 2 for linf, 3 for l2). An example that fools the classifier stays as it is; once all do, the loop ends.
-    Each example is asked about `num_queries` times at most, the first time for x_1.
+    (Algorithm 2 for linf, 3 for l2). An example that fools the classifier stays as it is; the loop ends once all do.
+    Each example takes at most `num_queries` queries, of which x_1 is the first.
 
     Args:
         logits_fn: [N, H, W, C] -> [N, K] float32; it need not be differentiable.
         x: float32 images in [0, 1], [N, H, W, C].
         labels: [N], the true classes.
         attack: the hyper-parameters.
-        seeds: [N, 2], one stateless seed an example.
-        round: unused; restarts differ by their seeds.
+        round: seeds of the start and of the windows.
 
     Returns:
         The last image that was accepted, and 0 for the share of zero gradients, as none was taken.
+
+    References:
+        Andriushchenko et al. 2020, "Square attack: a query-efficient black-box adversarial attack via random search"
+        (arXiv:1912.00049), Algorithm 1.
     """
     _, height, width, channels = x.shape
     start = {"linf": _stripes, "l2": _tiles}[attack.norm]
     sides = tf.constant(_sides(attack, height, width))
     shrinks_at = tf.constant(_shrinks_at(attack.num_queries))
     nearest = projection(x, attack.epsilon, attack.norm)
-    # A few numbers a query, all drawn at once. `start` has the seeds themselves.
-    numbers = uniform([attack.num_queries - 1, {"linf": 2, "l2": 5}[attack.norm] + channels], seeds + 1)
+    # The numbers of all queries are drawn at once. `start` uses the seeds themselves.
+    numbers = uniform([attack.num_queries - 1, {"linf": 2, "l2": 5}[attack.norm] + channels], round.seeds + 1)
 
     def moved(images, side, drawn):
         if attack.norm == "linf":
@@ -65,7 +66,7 @@ def square(
         better = candidate_loss < loss
         return query + 1, choose(better, candidate, images), tf.where(better, candidate_loss, loss)
 
-    images = nearest(x + start(x, attack.epsilon, seeds))
+    images = nearest(x + start(x, attack.epsilon, round.seeds))
     _, images, _ = tf.while_loop(
         lambda query, images, loss: (query < attack.num_queries) & tf.reduce_any(loss > -np.inf),
         ask,

@@ -1,5 +1,8 @@
 """What an attacker maximises: (labels [N], logits [N, K]) -> [N], in float32."""
 
+import functools
+from collections.abc import Callable
+
 import tensorflow as tf
 
 
@@ -50,8 +53,15 @@ def supervised_contrastive(
 
         -1 / |P(i)| sum_{p in P(i)} log( exp(z_i . z_p / tau) / sum_a exp(z_i . z_a / tau) )
 
-    projection: [N, D], anchors; support: [M, D] with support_labels [M], P(i) those of the anchor's label. 0 where an
-    anchor has no positive.
+    Args:
+        labels: [N], the anchors' classes.
+        projection: [N, D], the anchors z_i, of unit length.
+        support_labels: [M], the samples' classes; P(i) are the samples of the anchor's class.
+        support: [M, D], the samples z_a, of unit length.
+        temperature: tau.
+
+    Returns:
+        [N]; 0 where an anchor has no positive.
     """
     similarity = tf.linalg.matmul(projection, support, transpose_b=True) / temperature
     log_share = tf.nn.log_softmax(similarity, axis=1)
@@ -61,7 +71,16 @@ def supervised_contrastive(
 
 
 def top_wrong_class(labels: tf.Tensor, logits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
-    """The classes [N] of the given rank among the wrong ones, 0 the likeliest."""
+    """The wrong classes of a given rank.
+
+    Args:
+        labels: [N], the true classes.
+        logits: [N, K].
+        rank: scalar; 0 is the wrong class of the largest logit.
+
+    Returns:
+        int32 [N].
+    """
     label = tf.one_hot(labels, logits.shape[1], dtype=tf.bool, on_value=True, off_value=False)
     order = tf.argsort(tf.where(label, logits.dtype.min, logits), axis=1, direction="DESCENDING", stable=True)
     return tf.gather(order, rank, axis=1)
@@ -71,15 +90,32 @@ SMALLEST_RANGE = 1e-12
 """Added to a range of logits that is divided by."""
 
 SURROGATES = {"cross_entropy": cross_entropy, "logit_margin": logit_margin, "dlr": dlr}
+"""Name of a loss of labels and logits -> its function `(labels [N], logits [N, K]) -> [N]`."""
+
+
+def surrogate_of(loss: str, labels: tf.Tensor, clean_logits: Callable[[], tf.Tensor]) -> Callable:
+    """The loss of this name as a function of the adversarial logits alone.
+
+    Args:
+        loss: a name in `SURROGATES`, or `kl_to_clean`.
+        labels: [N].
+        clean_logits: gives the logits [N, K] of the clean images; called for `kl_to_clean` alone.
+
+    Returns:
+        logits [N, K] -> [N].
+    """
+    if loss == "kl_to_clean":
+        return functools.partial(kl_to_clean, tf.stop_gradient(clean_logits()))
+    return functools.partial(SURROGATES[loss], labels)
 
 
 @tf.custom_gradient
 def unit_gradient(logits: tf.Tensor):
     """The logits unchanged; each example's gradient with respect to them scaled to a largest entry of 1.
 
-    A confident classifier's gradient is tiny and underflows in half precision, where sign(0) = 0 masks the attack
-    (SPEC section 8, lesson 3). A per-example positive factor moves neither the sign nor the direction that a
-    steepest step takes, so the attack is the same one, without the underflow.
+    A confident classifier's gradient is tiny and underflows in half precision, where sign(0) = 0 masks the attack.
+    A positive factor per example changes neither the sign nor the direction of a steepest step: the attack is the same
+    one, without the underflow.
     """
 
     def backward(upstream):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks.carlini_wagner import carlini_wagner, minimal_perturbation
+from keras_rcl.attacks.gradient_ascent import Round
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.attacks import CarliniWagner
@@ -36,8 +37,8 @@ LABELS = np.argmax(linear(IMAGES), axis=1).astype("int32")
 
 
 def run(attack, logits=linear, images=IMAGES, labels=LABELS, function=minimal_perturbation):
-    rest = (tf.zeros([len(images), 2], tf.int64), 0) if function is carlini_wagner else ()
-    graph = tf.function(lambda x, y: function(logits, x, y, attack, *rest), autograph=False)
+    rest = (Round(),) if function is carlini_wagner else ()
+    graph = tf.function(lambda x, y: function(logits, x, y, attack, *rest)[:2], autograph=False)
     return tuple(part.numpy() for part in graph(tf.constant(images), tf.constant(labels, tf.int32)))
 
 
@@ -212,7 +213,7 @@ def test_the_network_is_untouched_and_the_tape_sees_nothing():
     labels = tf.argmax(logits(x), axis=1, output_type=tf.int32)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        images, distance = minimal_perturbation(logits, x, labels, dataclasses.replace(ATTACK, num_steps=3))
+        images, distance = minimal_perturbation(logits, x, labels, dataclasses.replace(ATTACK, num_steps=3))[:2]
         total = tf.reduce_sum(images**2) + tf.reduce_sum(distance)
     weights = [variable.value for variable in network.trainable_variables]
     assert all(gradient is None for gradient in tape.gradient(total, [x, *weights]))

@@ -39,6 +39,7 @@ import tensorflow as tf
 from scipy.optimize import linprog, minimize
 
 from keras_rcl.attacks import carlini_wagner, craft, fab
+from keras_rcl.attacks.gradient_ascent import Round
 from keras_rcl.vocabulary.attacks import BIM, FAB, FGSM, MIFGSM, PGD, AutoAttack, AutoPGD, CarliniWagner, RayS, Square
 
 SIDE, CLASSES = 8, 4
@@ -355,7 +356,8 @@ def test_fab_is_within_5_percent(name, norm):
     seeds = tf.zeros([len(images), 2], tf.int64)
 
     def nearest(x, y):
-        return [fab.minimal_perturbation(network, x, y, attack, seeds, number) for number in range(attack.num_rounds)]
+        rounds = [Round(seeds, number) for number in range(attack.num_rounds)]
+        return [fab.minimal_perturbation(network, x, y, attack, round)[:2] for round in rounds]
 
     found = run(nearest, images, labels.astype("int32"))
     check(network, images, labels, expected, found, norm)
@@ -366,7 +368,7 @@ def test_carlini_wagner_is_within_5_percent(name):
     network, images, labels, expected = problem(name, "l2")
 
     def nearest(x, y):
-        return carlini_wagner.minimal_perturbation(network, x, y, CarliniWagner())
+        return carlini_wagner.minimal_perturbation(network, x, y, CarliniWagner())[:2]
 
     found = run(nearest, images, labels.astype("int32"))
     check(network, images, labels, expected, found, "l2")

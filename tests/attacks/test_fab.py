@@ -8,6 +8,7 @@ import tensorflow as tf
 from scipy.optimize import linprog
 
 from keras_rcl.attacks.fab import fab, minimal_perturbation, to_hyperplane
+from keras_rcl.attacks.gradient_ascent import Round
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.attacks import FAB
@@ -32,7 +33,7 @@ def run(attack, logits, images, labels, rounds=(0,), function=minimal_perturbati
     seeds = seeds_of(len(images))
 
     def of_round(number):
-        return function(logits, images, labels, attack, seeds, number)
+        return function(logits, images, labels, attack, Round(seeds, number))[:2]
 
     if len(rounds) > 1:
         of_round = tf.function(of_round, autograph=False)
@@ -408,7 +409,7 @@ def test_the_seed_decides_the_restarts_alone(norm):
     x, labels = tf.constant(IMAGES), tf.constant(LABELS)
     for number in (0, attack.num_targets):
         first, again, other = (
-            minimal_perturbation(smooth, x, labels, attack, seeds_of(8) + shift, number)[0].numpy()
+            minimal_perturbation(smooth, x, labels, attack, Round(seeds_of(8) + shift, number))[0].numpy()
             for shift in (0, 0, 1)
         )
         assert first.tobytes() == again.tobytes()
@@ -423,7 +424,7 @@ def test_neither_order_nor_neighbours_matter(norm, number):
 
     def at(index):
         x, labels = tf.gather(arguments[0], index), tf.gather(arguments[1], index)
-        return minimal_perturbation(smooth, x, labels, arguments[2], tf.gather(seeds, index), number)[0].numpy()
+        return minimal_perturbation(smooth, x, labels, arguments[2], Round(tf.gather(seeds, index), number))[0].numpy()
 
     together = at(list(range(8)))
     order = [3, 0, 7, 6, 2, 5, 1, 4]
@@ -436,11 +437,13 @@ def test_neither_order_nor_neighbours_matter(norm, number):
 def test_eagerly_in_a_graph_and_by_xla_alike(norm, multi_targeted):
     # Few steps: whether a step crosses the border may turn on the last bit.
     attack = dataclasses.replace(of(norm), num_steps=2, multi_targeted=multi_targeted)
-    arguments = tf.constant(IMAGES), tf.constant(LABELS), attack, seeds_of(8)
-    eagerly = minimal_perturbation(smooth, *arguments, 4)[0]
+    arguments = tf.constant(IMAGES), tf.constant(LABELS), attack
+    eagerly = minimal_perturbation(smooth, *arguments, Round(seeds_of(8), 4))[0]
     for compiled in (False, True):
         graph = tf.function(
-            lambda number: minimal_perturbation(smooth, *arguments, number)[0], autograph=False, jit_compile=compiled
+            lambda number: minimal_perturbation(smooth, *arguments, Round(seeds_of(8), number))[0],
+            autograph=False,
+            jit_compile=compiled,
         )
         np.testing.assert_allclose(graph(tf.constant(4)), eagerly, rtol=0, atol=1e-5)
 
@@ -456,9 +459,9 @@ def test_the_network_is_untouched_and_the_tape_sees_nothing():
     labels = tf.argmax(logits(x), axis=1, output_type=tf.int32)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
-        images = fab(logits, x, labels, FAB(num_steps=3, epsilon=1.0, num_targets=2), seeds_of(4), 0).images
+        images = fab(logits, x, labels, FAB(num_steps=3, epsilon=1.0, num_targets=2), Round(seeds_of(4))).images
         total = tf.reduce_sum(images**2)
-        distance = tf.reduce_sum(minimal_perturbation(logits, x, labels, FAB(num_steps=2), seeds_of(4), 0)[1])
+        distance = tf.reduce_sum(minimal_perturbation(logits, x, labels, FAB(num_steps=2), Round(seeds_of(4)))[1])
     weights = [variable.value for variable in network.trainable_variables]
     assert all(gradient is None for loss in (total, distance) for gradient in tape.gradient(loss, weights))
     assert tape.gradient(distance, x) is None and tape.gradient(total, x) is None
@@ -470,7 +473,7 @@ def test_the_graph_does_not_grow():
     def operations(num_steps):
         attack = dataclasses.replace(ATTACK, num_steps=num_steps)
         graph = tf.function(
-            lambda x, labels, seeds, number: fab(smooth, x, labels, attack, seeds, number), autograph=False
+            lambda x, labels, seeds, number: fab(smooth, x, labels, attack, Round(seeds, number)), autograph=False
         )
         definition = graph.get_concrete_function(
             tf.constant(IMAGES), tf.constant(LABELS), seeds_of(8), tf.constant(0)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from keras_rcl.attacks import craft
+from keras_rcl.attacks.gradient_ascent import Round
 from keras_rcl.attacks.noise import noise
 from keras_rcl.vocabulary.attacks import Noise
 
@@ -29,9 +30,7 @@ def run(attack, images, seed=0, jit=False):
     seeds = tf.stack(
         [tf.range(len(images), dtype=tf.int64), tf.fill([len(images)], tf.constant(seed, tf.int64))], axis=1
     )
-    graph = tf.function(
-        lambda x: noise(None, x, None, attack, seeds, tf.constant(0)).images, autograph=False, jit_compile=jit
-    )
+    graph = tf.function(lambda x: noise(None, x, None, attack, Round(seeds)).images, autograph=False, jit_compile=jit)
     return graph(images).numpy()
 
 

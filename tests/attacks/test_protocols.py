@@ -138,7 +138,7 @@ def test_grey_images_take_the_mean_of_the_constants():
 
 def test_other_channel_counts_are_refused():
     four = np.concatenate([IMAGES, IMAGES[..., :1]], axis=-1)
-    with pytest.raises(InvalidInputError, match="3 channels or 1, not 4"):
+    with pytest.raises(InvalidInputError, match="1 or 3 channels, not 4"):
         craft(FGSM(protocol="claf-repo"), lambda x: logits(x[..., :3]), four, LABELS)
 
 

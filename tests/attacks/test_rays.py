@@ -9,6 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_rcl.attacks.gradient_ascent import Round
 from keras_rcl.attacks.rays import minimal_perturbation, rays
 from keras_rcl.vocabulary.attacks import RayS
 
@@ -50,7 +51,9 @@ def classes_of(logits_fn, images):
 
 def run(function, logits_fn, images, labels, attack, jit=False):
     graph = tf.function(
-        lambda x, y: tuple(function(logits_fn, x, y, attack, None, 0)), autograph=False, jit_compile=jit
+        lambda x, y: tuple(function(logits_fn, x, y, attack, *([Round()] if function is rays else [])))[:2],
+        autograph=False,
+        jit_compile=jit,
     )
     return [part.numpy() for part in graph(images, np.asarray(labels, "int32"))]
 
@@ -135,7 +138,7 @@ def test_asks_what_the_published_algorithm_asks(shape, num_queries, tolerance, s
         return logits(x)
 
     attack = RayS(num_queries=num_queries, tolerance=tolerance)
-    found, distance = minimal_perturbation(recorded, tf.constant(images), tf.constant(labels), attack, None, 0)
+    found, distance = minimal_perturbation(recorded, tf.constant(images), tf.constant(labels), attack)[:2]
     for example, image in enumerate(images):
         asked, radius, ray = published(
             lambda moved: classes_of(logits, moved.transpose(1, 2, 0)[None])[0],
@@ -220,7 +223,7 @@ def test_an_example_that_has_fallen_waits_for_the_others():
         seen.append(x.numpy())
         return logits(x)
 
-    rays(recorded, tf.constant(images), tf.constant(labels), dataclasses.replace(EASY, epsilon=0.12), None, 0)
+    rays(recorded, tf.constant(images), tf.constant(labels), dataclasses.replace(EASY, epsilon=0.12), Round())
     for example in (0, 1, 2, 4):
         first = next(
             x[example]
@@ -268,7 +271,7 @@ def test_no_gradient_comes_back():
     x = tf.constant(images)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        found = [*minimal_perturbation(logits, x, labels, EASY, None, 0), *rays(logits, x, labels, EASY, None, 0)]
+        found = [*minimal_perturbation(logits, x, labels, EASY), *rays(logits, x, labels, EASY, Round())]
         total = tf.add_n([tf.reduce_sum(part) for part in found])
     assert tape.gradient(total, x) is None
 
@@ -278,7 +281,7 @@ def test_the_graph_does_not_grow_with_the_queries():
 
     def nodes(num_queries):
         attack = RayS(num_queries=num_queries)
-        function = tf.function(lambda x, y: rays(logits, x, y, attack, None, 0).images, autograph=False)
+        function = tf.function(lambda x, y: rays(logits, x, y, attack, Round()).images, autograph=False)
         graph = function.get_concrete_function(images, labels).graph.as_graph_def()
         return len(graph.node) + sum(len(part.node_def) for part in graph.library.function)
 

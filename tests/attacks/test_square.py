@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_rcl.attacks.gradient_ascent import ascend
+from keras_rcl.attacks.gradient_ascent import Round, ascend
 from keras_rcl.attacks.square import _hills, _move_mass, _repaint, _shrinks_at, _sides, _stripes, _tiles, square
 from keras_rcl.vocabulary.attacks import PGD, Square
 
@@ -41,7 +41,7 @@ def stubborn(x):
 
 
 def run(logits_fn, images, labels, attack, seeds=SEEDS):
-    graph = tf.function(lambda x, y, s: square(logits_fn, x, y, attack, s, tf.constant(0)).images, autograph=False)
+    graph = tf.function(lambda x, y, s: square(logits_fn, x, y, attack, Round(s)).images, autograph=False)
     return graph(images, np.asarray(labels, "int32"), seeds).numpy()
 
 
@@ -148,7 +148,7 @@ def test_stops_once_every_example_is_fooled_and_leaves_those_that_are(norm):
         seen.append(np.array(x))
         return logits(x)
 
-    square(recorded, tf.constant(INNER), tf.constant(ZEROS), attack, tf.constant(SEEDS), 0)
+    square(recorded, tf.constant(INNER), tf.constant(ZEROS), attack, Round(tf.constant(SEEDS)))
     assert len(seen) == calls.numpy()
     for example in range(len(INNER)):
         first = next(x[example] for x in seen if margins(logits, x, ZEROS)[example] < 0)
@@ -217,7 +217,7 @@ def test_the_weights_are_untouched_and_no_gradient_comes_back():
     with tf.GradientTape() as tape:
         tape.watch(images)
         crafted = square(
-            lambda x: linear(kernel, x), images, tf.constant(LABELS), Square(num_queries=5), tf.constant(SEEDS), 0
+            lambda x: linear(kernel, x), images, tf.constant(LABELS), Square(num_queries=5), Round(tf.constant(SEEDS))
         )
         total = tf.reduce_sum(crafted.images)
     assert tape.gradient(total, [kernel, images]) == [None, None]
@@ -230,7 +230,7 @@ def test_the_graph_does_not_grow_with_the_queries(norm):
     def nodes(num_queries):
         attack = Square(norm=norm, num_queries=num_queries)
         function = tf.function(
-            lambda x, y, s: square(lambda z: linear(KERNEL, z), x, y, attack, s, 0).images, autograph=False
+            lambda x, y, s: square(lambda z: linear(KERNEL, z), x, y, attack, Round(s)).images, autograph=False
         )
         graph = function.get_concrete_function(INNER, LABELS, SEEDS).graph.as_graph_def()
         return len(graph.node) + sum(len(part.node_def) for part in graph.library.function)
