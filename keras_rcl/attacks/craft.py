@@ -32,8 +32,8 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=Non
     Args:
         attack: the hyper-parameters, such as `PGD(epsilon="8/255", num_steps=20)`.
         logits_fn: any callable, images [N, H, W, C] -> logits [N, K], in inference mode. Its weights do not change.
-            For an attack whose `target_output` names another output, `embedding` or `projection`, it gives that one, [N, D],
-            or a tuple if the attack reads several. For an attack with a `proxy`, it is that model's.
+            For an attack whose `target_output` is `embedding` or `projection` it gives that output, [N, D], or a tuple
+            if the attack reads several. For an attack with a `proxy`, it is that model's.
         x: float32 images in [0, 1], [N, H, W, C].
         labels: [N], the true classes; for a targeted attack the classes to reach.
         seed: an int, or two ints [2]. Each example's random numbers depend on this seed and on its own pixels alone,
