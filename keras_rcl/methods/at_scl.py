@@ -1,92 +1,105 @@
-"""Adversarial training and contrast of views, end to end: what a contrastive loss adds to `at` and to `trades`.
+"""Adversarial training with a contrastive loss: what such a loss adds to `at` and to `trades`.
 
-Ours, of no paper. Beside the loss on adversarial examples stands a contrastive one over three views of each image:
-clean, varied once more, and adversarial. Weights and temperature are Wang's and Khosla et al.'s, not tuned for this.
+These two methods are ours; no paper describes them. A contrastive loss over three views of each image (clean, augmented
+and adversarial) is added to the loss on adversarial examples. Weights and temperature are Wang's and Khosla et al.'s
+and were not tuned for this purpose.
 """
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat
 
+from keras_rcl.methods.schedule import PairedSchedule
 from keras_rcl.vocabulary.attacks import PGD, Attack
-from keras_rcl.vocabulary.dataset import CropFlip, NoAugmentation, Policy, SimCLR
+from keras_rcl.vocabulary.dataset import NoAugmentation, Policy, SimCLR
 from keras_rcl.vocabulary.phase import (
-    SGD,
     Adversarial,
     Augmented,
     Clean,
     Contrast,
     CrossEntropy,
-    Decay,
     KLToClean,
-    Optimizer,
     Phase,
     SupCon,
     Term,
-    WeightPerturbation,
 )
 from keras_rcl.vocabulary.spec import spec
 
 
 @spec
-class _EndToEnd:
-    """What both share: schedule, attack, `ema` and `awp` of `at`; and the contrastive side.
+class _WithContrast(PairedSchedule):
+    """The contrastive part of both methods."""
 
-    Fields:
-        contrast: SupCon or the margin loss, and its weight.
-        second_view: how the augmented view differs from the clean one; `none` leaves it out.
-        attack: maximises cross-entropy, KL, SupCon (`supcon`) or their sum (`joint`).
-    """
-
-    epochs: NonNegativeInt = 100
-    batch_size: PositiveInt = 128
     contrast: Contrast = SupCon(weight=0.5)
-    optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
-    augmentation: Policy = CropFlip()
     second_view: Policy = SimCLR()
-    ema: Decay = 0.0
-    awp: WeightPerturbation = WeightPerturbation()
-    separate_batchnorm: bool = False
-    attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
-    def _phase(self, name: str, *terms: Term) -> Phase:
+    def _on_views(self, name: str, *terms: Term) -> Phase:
         varied = () if isinstance(self.second_view, NoAugmentation) else (Augmented(policy=self.second_view),)
         headless = getattr(self.contrast, "reads", "projection") == "embedding"
-        return Phase(
-            name=name,
-            epochs=self.epochs,
+        return self._on_pairs(
+            name,
+            *terms,
+            self.contrast,
             trains=("encoder", "classifier") if headless else ("encoder", "projector", "classifier"),
-            augmentation=self.augmentation,
             views=(Clean(), *varied, Adversarial(attack=self.attack)),
-            terms=(*terms, self.contrast),
-            optimizer=self.optimizer,
-            batch_size=self.batch_size,
-            ema=self.ema,
-            awp=self.awp,
-            separate_batchnorm=self.separate_batchnorm,
         )
 
 
 @spec
-class ATSCL(_EndToEnd):
-    """Adversarial training and contrast: CE(adversarial) + contrast(clean, augmented, adversarial).
+class ATSCL(_WithContrast):
+    """Adversarial training with a contrastive loss: CE(adversarial) + contrast(clean, augmented, adversarial).
 
-    An image costs 29 passes forward or back, 20 of the attack and 3 a view, where `at` costs 23 by the same attack:
-    79 epochs are at most the passes of 100 of `at`.
+    An image costs 29 passes forward or backward, 20 for the attack and 3 per view; with the same attack `AT` costs 23:
+    79 epochs are at most the passes of 100 epochs of `AT`.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step, before their views are made.
+        contrast: `SupCon` or `MarginContrastive` (of `keras_rcl.vocabulary.phase`) with its weight.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary before their views are made, such as "crop_flip".
+        second_view: how the augmented view differs from the clean one; "none" leaves the view out.
+        attack: the attack that makes the examples: on cross-entropy, KL, SupCon (`supcon`) or their sum (`joint`).
+        ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
+        awp: adversarial weight perturbation; `gamma` 0 for none.
+        separate_batchnorm: give views that are not adversarial BatchNorm of their own.
+
+    Example:
+        >>> import keras_rcl
+        >>> [view.kind for view in keras_rcl.ATSCL().phases()[0].views]
+        ['clean', 'augmented', 'adversarial']
     """
 
     name: Literal["at_scl"] = "at_scl"
 
     def phases(self) -> tuple[Phase, ...]:
-        return (self._phase("contrastive adversarial training", CrossEntropy(on="adversarial")),)
+        return (self._on_views("contrastive adversarial training", CrossEntropy(on="adversarial")),)
 
 
 @spec
-class TRADESSCL(_EndToEnd):
-    """TRADES and contrast: CE(clean) + beta * KL(p(clean) || p(adversarial)) + contrast(clean, augmented, adversarial).
+class TRADESSCL(_WithContrast):
+    """TRADES with a contrastive loss: CE(clean) + beta * KL(p(clean) || p(adversarial)) + contrast of all views.
 
-    An image costs 30 passes forward or back, 21 of the attack and 3 a view, where `trades` costs 27 by the same
-    attack: 90 epochs are the passes of 100 of `trades`.
+    An image costs 30 passes forward or backward, 21 for the attack and 3 per view; with the same attack `TRADES` costs
+    27: 90 epochs are the passes of 100 epochs of `TRADES`.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step, before their views are made.
+        beta: weight of the KL divergence.
+        contrast: `SupCon` or `MarginContrastive` (of `keras_rcl.vocabulary.phase`) with its weight.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary before their views are made, such as "crop_flip".
+        second_view: how the augmented view differs from the clean one; "none" leaves the view out.
+        attack: the attack that makes the examples.
+        ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
+        awp: adversarial weight perturbation; `gamma` 0 for none.
+        separate_batchnorm: give views that are not adversarial BatchNorm of their own.
+
+    Example:
+        >>> import keras_rcl
+        >>> [term.term for term in keras_rcl.TRADESSCL().phases()[0].terms]
+        ['cross_entropy', 'kl_to_clean', 'supcon']
     """
 
     name: Literal["trades_scl"] = "trades_scl"
@@ -94,4 +107,4 @@ class TRADESSCL(_EndToEnd):
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10, loss="kl_to_clean")
 
     def phases(self) -> tuple[Phase, ...]:
-        return (self._phase("contrastive TRADES", CrossEntropy(on="clean"), KLToClean(weight=self.beta)),)
+        return (self._on_views("contrastive TRADES", CrossEntropy(on="clean"), KLToClean(weight=self.beta)),)

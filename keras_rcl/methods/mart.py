@@ -2,57 +2,42 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat
 
-from keras_rcl.vocabulary.attacks import PGD, Attack
-from keras_rcl.vocabulary.dataset import CropFlip, Policy
-from keras_rcl.vocabulary.phase import (
-    SGD,
-    Adversarial,
-    BoostedCrossEntropy,
-    Clean,
-    Decay,
-    MisclassifiedKL,
-    Optimizer,
-    Phase,
-    WeightPerturbation,
-)
+from keras_rcl.methods.schedule import PairedSchedule
+from keras_rcl.vocabulary.phase import BoostedCrossEntropy, MisclassifiedKL, Phase
 from keras_rcl.vocabulary.spec import spec
 
 
 @spec
-class MART:
-    """Misclassification-aware adversarial training (Wang et al. 2020).
+class MART(PairedSchedule):
+    """Misclassification-aware adversarial training.
 
-    BCE(adversarial) + beta * KL(p(clean) || p(adversarial)) * (1 - p_y(clean)), the attack maximising cross-entropy.
-    beta = 5 is the paper's lambda for ResNet-18; schedule, attack, the joint pass, `ema` and `awp` are as
-    of `trades`.
+    BCE(adversarial) + beta * KL(p(clean) || p(adversarial)) * (1 - p_y(clean)); the attack maximises cross-entropy.
+    beta = 5 is the paper's lambda for ResNet-18. Schedule, attack and the joint forward pass are those of `TRADES`.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step, before their adversarial examples are added.
+        beta: weight of the KL divergence.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary before they are attacked, such as "crop_flip".
+        attack: the attack that makes the examples.
+        ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
+        awp: adversarial weight perturbation; `gamma` 0 for none.
+        separate_batchnorm: give clean images BatchNorm of their own.
+
+    Example:
+        >>> import keras_rcl
+        >>> [term.term for term in keras_rcl.MART().phases()[0].terms]
+        ['boosted_cross_entropy', 'misclassified_kl']
+
+    References:
+        Wang et al. 2020, "Improving adversarial robustness requires revisiting misclassified examples".
     """
 
     name: Literal["mart"] = "mart"
-    epochs: NonNegativeInt = 100
-    batch_size: PositiveInt = 128
     beta: NonNegativeFloat = 5.0
-    optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
-    augmentation: Policy = CropFlip()
-    ema: Decay = 0.0
-    awp: WeightPerturbation = WeightPerturbation()
-    separate_batchnorm: bool = False
-    attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
     def phases(self) -> tuple[Phase, ...]:
-        return (
-            Phase(
-                name="MART",
-                epochs=self.epochs,
-                trains=("encoder", "classifier"),
-                augmentation=self.augmentation,
-                views=(Clean(), Adversarial(attack=self.attack)),
-                terms=(BoostedCrossEntropy(on="adversarial"), MisclassifiedKL(weight=self.beta)),
-                optimizer=self.optimizer,
-                batch_size=self.batch_size,
-                ema=self.ema,
-                awp=self.awp,
-                separate_batchnorm=self.separate_batchnorm,
-            ),
-        )
+        return (self._on_pairs("MART", BoostedCrossEntropy(on="adversarial"), MisclassifiedKL(weight=self.beta)),)

@@ -2,58 +2,45 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat
 
+from keras_rcl.methods.schedule import PairedSchedule
 from keras_rcl.vocabulary.attacks import PGD, Attack
-from keras_rcl.vocabulary.dataset import CropFlip, Policy
-from keras_rcl.vocabulary.phase import (
-    SGD,
-    Adversarial,
-    Clean,
-    CrossEntropy,
-    Decay,
-    KLToClean,
-    Optimizer,
-    Phase,
-    WeightPerturbation,
-)
+from keras_rcl.vocabulary.phase import CrossEntropy, KLToClean, Phase
 from keras_rcl.vocabulary.spec import spec
 
 
 @spec
-class TRADES:
-    """TRADES (Zhang et al. 2019): cross-entropy on clean images + beta * KL(p(clean) || p(adversarial)).
+class TRADES(PairedSchedule):
+    """TRADES: cross-entropy on clean images + beta * KL(p(clean) || p(adversarial)).
 
     The attack maximises the same KL. Defaults are the paper's for CIFAR-10 (beta = 6, PGD-10 at 8/255 with steps of
-    2/255) on the field's schedule for ResNet-18, as for `at`. Clean and adversarial images pass through the network
-    together, so BatchNorm sees both; the paper's code passes them one after the other. `ema` and
-    `awp` are as of `at`, the authors' gamma 0.005. `separate_batchnorm` gives clean images BatchNorm of their own.
+    2/255) with the schedule of `AT`. Clean and adversarial images pass through the network together, so BatchNorm
+    uses both; the paper's code passes them one after the other.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step, before their adversarial examples are added.
+        beta: weight of the KL divergence.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary before they are attacked, such as "crop_flip".
+        attack: the attack that makes the examples.
+        ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
+        awp: adversarial weight perturbation; the authors' `gamma` is 0.005, 0 for none.
+        separate_batchnorm: give clean images BatchNorm of their own.
+
+    Example:
+        >>> import keras_rcl
+        >>> [term.term for term in keras_rcl.TRADES(beta=6.0).phases()[0].terms]
+        ['cross_entropy', 'kl_to_clean']
+
+    References:
+        Zhang et al. 2019, "Theoretically principled trade-off between robustness and accuracy".
     """
 
     name: Literal["trades"] = "trades"
-    epochs: NonNegativeInt = 100
-    batch_size: PositiveInt = 128
     beta: NonNegativeFloat = 6.0
-    optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
-    augmentation: Policy = CropFlip()
-    ema: Decay = 0.0
-    awp: WeightPerturbation = WeightPerturbation()
-    separate_batchnorm: bool = False
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10, loss="kl_to_clean")
 
     def phases(self) -> tuple[Phase, ...]:
-        return (
-            Phase(
-                name="TRADES",
-                epochs=self.epochs,
-                trains=("encoder", "classifier"),
-                augmentation=self.augmentation,
-                views=(Clean(), Adversarial(attack=self.attack)),
-                terms=(CrossEntropy(on="clean"), KLToClean(weight=self.beta)),
-                optimizer=self.optimizer,
-                batch_size=self.batch_size,
-                ema=self.ema,
-                awp=self.awp,
-                separate_batchnorm=self.separate_batchnorm,
-            ),
-        )
+        return (self._on_pairs("TRADES", CrossEntropy(on="clean"), KLToClean(weight=self.beta)),)

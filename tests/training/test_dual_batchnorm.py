@@ -7,7 +7,7 @@ import numpy as np
 from tiny import BATCH, image_data, runner, tiny_network
 
 from keras_rcl.attacks import craft
-from keras_rcl.methods.adversarial_batch import AdversarialBatch
+from keras_rcl.methods.adversarial import AdversarialBatch
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.phase import SGD

@@ -9,7 +9,7 @@ from keras_rcl.attacks import craft
 from keras_rcl.data.adversarial_store import whole_levels
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
-from keras_rcl.methods.adversarial_batch import AdversarialBatch
+from keras_rcl.methods.adversarial import AdversarialBatch
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attacks import BIM, PGD, Refreshed, parse_attack
 

@@ -13,7 +13,7 @@ from tensorflow.python.framework import config as tensorflow_config
 from tiny import BATCH, image_data, runner, tiny_clafs, tiny_network
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.methods.adversarial_batch import AdversarialBatch
+from keras_rcl.methods.adversarial import AdversarialBatch
 from keras_rcl.methods.at import AT
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.runtime.signals import Terminated

@@ -1,8 +1,8 @@
-"""Supervised contrastive learning without an attack: in two stages, or in one together with cross-entropy."""
+"""Supervised contrastive learning in two stages."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy, SimCLR
 from keras_rcl.vocabulary.phase import Adam, CrossEntropy, Optimizer, Phase, SupCon, view_of
@@ -48,37 +48,6 @@ class SupConLinear:
                 views=(view_of(self.linear_augmentation),),
                 terms=(CrossEntropy(),),
                 optimizer=self.linear_optimizer,
-                batch_size=self.batch_size,
-            ),
-        )
-
-
-@spec
-class SingleTraining:
-    """Single training: alpha * SupCon + (1 - alpha) * CE, encoder and classifier at once (Cusin, section 2.4).
-
-    The contrastive loss is on the encoder's output, one view of each image. The paper leaves alpha to be tuned; this
-    one is the authors' code's.
-    """
-
-    name: Literal["single_training"] = "single_training"
-    epochs: NonNegativeInt = 30
-    batch_size: PositiveInt = 128
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.1
-    temperature: PositiveFloat = 0.07
-    optimizer: Optimizer = Adam(learning_rate=1e-3)
-    augmentation: Policy = NoAugmentation()
-
-    def phases(self) -> tuple[Phase, ...]:
-        contrast = SupCon(weight=self.alpha, temperature=self.temperature, reads="embedding")
-        return (
-            Phase(
-                name="single training",
-                epochs=self.epochs,
-                trains=("encoder", "classifier"),
-                views=(view_of(self.augmentation),),
-                terms=(contrast, CrossEntropy(weight=1 - self.alpha)),
-                optimizer=self.optimizer,
                 batch_size=self.batch_size,
             ),
         )
