@@ -158,3 +158,10 @@ def test_python_of_the_documents_runs(name, with_export, monkeypatch, capsys):
     namespace = {}
     for block in DOCUMENTS[name]:
         exec(compile(block, name, "exec"), namespace)
+
+
+def test_package_and_citation_have_the_version_of_the_changelog():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.search(r"^## \[(\d+\.\d+\.\d+)\]", changelog, flags=re.MULTILINE)
+    assert f"\nversion = {released[1]}\n" in (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    assert f"\nversion: {released[1]}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
