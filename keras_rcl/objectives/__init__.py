@@ -1,4 +1,4 @@
-"""Objectives: functions over tensors, one value per anchor or image, and thin Keras losses around them."""
+"""Objectives: functions over tensors with one value per anchor or image, and thin Keras losses around them."""
 
 from keras_rcl.objectives.classification import (
     BoostedCrossEntropy,

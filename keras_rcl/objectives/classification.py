@@ -1,4 +1,4 @@
-"""Classification objectives: one value per image, in float32 whatever comes in; and thin `keras.losses` classes."""
+"""Classification objectives: functions with one value per image, computed in float32; and thin Keras losses."""
 
 import math
 
@@ -6,115 +6,194 @@ import keras
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.objectives.tensors import Tensor
 
 
-def cross_entropy(labels, logits):
-    """-log softmax(logits_i)[label_i].
+def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
+    """Compute the cross-entropy of each image.
+
+    Formula:
+
+        -log softmax(logits_i)[label_i]
 
     Args:
-        labels: [N], integers below K.
+        labels: Integers below K, [N].
         logits: [N, K].
 
     Returns:
-        [N], float32.
+        float32 [N].
+
+    Example:
+        >>> import numpy as np
+        >>> values = cross_entropy(np.array([0, 1]), np.array([[2.0, 0.0], [2.0, 0.0]]))
+        >>> [round(float(value), 3) for value in values]
+        [0.127, 2.127]
     """
     return ops.sparse_categorical_crossentropy(labels, ops.cast(logits, "float32"), from_logits=True)
 
 
-def boosted_cross_entropy(labels, logits):
-    """Cross-entropy and a margin on the likeliest wrong class (BCE of MART, Wang et al. 2020).
+def boosted_cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
+    """Compute the cross-entropy of each image plus a margin on the most probable wrong class (BCE of MART).
+
+    Formula:
 
         -log p_iy - log(1 - max_{k != y} p_ik),  p = softmax(logits)
 
     Args:
-        labels: [N], integers below K.
+        labels: Integers below K, [N].
         logits: [N, K].
 
     Returns:
-        [N], float32.
+        float32 [N].
+
+    Example:
+        >>> import numpy as np
+        >>> values = boosted_cross_entropy(np.array([0, 1]), np.array([[2.0, 0.0], [2.0, 0.0]]))
+        >>> [round(float(value), 3) for value in values]
+        [0.254, 4.254]
+
+    References:
+        Wang et al. 2020, "Improving adversarial robustness requires revisiting misclassified examples".
     """
     logits = ops.cast(logits, "float32")
     num_classes = logits.shape[-1]
-    likeliest_wrong = ops.argmax(ops.where(ops.one_hot(labels, num_classes) > 0, -math.inf, logits), axis=-1)
-    # 1 - p_k is the share of all classes but k: in logits, so that it stays finite where p_k rounds to 1.
-    others = ops.logsumexp(ops.where(ops.one_hot(likeliest_wrong, num_classes) > 0, -math.inf, logits), axis=-1)
+    top_wrong = ops.argmax(ops.where(ops.one_hot(labels, num_classes) > 0, -math.inf, logits), axis=-1)
+    # 1 - p_k is the sum over all other classes: computed from logits it is finite even if p_k rounds to 1.
+    others = ops.logsumexp(ops.where(ops.one_hot(top_wrong, num_classes) > 0, -math.inf, logits), axis=-1)
     return cross_entropy(labels, logits) + ops.logsumexp(logits, axis=-1) - others
 
 
-def kl_to_clean(clean_logits, adversarial_logits):
-    """KL(p(clean) || p(adversarial)), the regulariser of TRADES (Zhang et al. 2019, eq. 5).
+def kl_to_clean(clean_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
+    """Compute KL(p(clean) || p(adversarial)) of each image, the regularizer of TRADES.
+
+    Formula:
 
         sum_k p_ik (log p_ik - log q_ik),  p = softmax(clean), q = softmax(adversarial)
 
-    The gradient flows through both, as there.
+    As in the paper, the gradient flows through both.
 
     Args:
         clean_logits: [N, K].
-        adversarial_logits: [N, K], of the same images, attacked.
+        adversarial_logits: [N, K], of the same images under attack.
 
     Returns:
-        [N], float32.
+        float32 [N].
 
     Raises:
-        InvalidInputError: if the shapes differ.
+        InvalidInputError: If the shapes differ.
+
+    Example:
+        >>> import numpy as np
+        >>> values = kl_to_clean(np.array([[2.0, 0.0], [2.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 2.0]]))
+        >>> [round(float(value), 3) for value in values]
+        [0.0, 1.523]
+
+    References:
+        Zhang et al. 2019, "Theoretically principled trade-off between robustness and accuracy", eq. 5.
     """
     if tuple(clean_logits.shape) != tuple(adversarial_logits.shape):
         raise InvalidInputError(
             f"clean logits {tuple(clean_logits.shape)} and adversarial logits {tuple(adversarial_logits.shape)} "
-            "are not of the same images; give one adversarial image for each clean one"
+            "are not of the same images; hint: give one adversarial image for each clean one"
         )
     clean = ops.log_softmax(ops.cast(clean_logits, "float32"), axis=-1)
     adversarial = ops.log_softmax(ops.cast(adversarial_logits, "float32"), axis=-1)
     return ops.sum(ops.exp(clean) * (clean - adversarial), axis=-1)
 
 
-def misclassified_kl(labels, clean_logits, adversarial_logits):
-    """KL(p(clean) || p(adversarial)) * (1 - p_y(clean)), the regulariser of MART (Wang et al. 2020).
+def misclassified_kl(labels: Tensor, clean_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
+    """Compute the regularizer of MART: the divergence from clean to adversarial, weighted by the clean error.
 
-    The gradient flows through both factors, as there.
+    Formula:
+
+        KL(p(clean) || p(adversarial)) * (1 - p_y(clean))
+
+    As in the paper, the gradient flows through both factors.
 
     Args:
-        labels: [N], integers below K.
+        labels: Integers below K, [N].
         clean_logits: [N, K].
-        adversarial_logits: [N, K], of the same images, attacked.
+        adversarial_logits: [N, K], of the same images under attack.
 
     Returns:
-        [N], float32.
+        float32 [N].
 
     Raises:
-        InvalidInputError: if the shapes differ.
+        InvalidInputError: If the shapes of the logits differ.
+
+    Example:
+        >>> import numpy as np
+        >>> clean, adversarial = np.array([[2.0, 0.0], [2.0, 0.0]]), np.array([[0.0, 2.0], [0.0, 2.0]])
+        >>> [round(float(value), 3) for value in misclassified_kl(np.array([0, 1]), clean, adversarial)]
+        [0.182, 1.342]
+
+    References:
+        Wang et al. 2020, "Improving adversarial robustness requires revisiting misclassified examples".
     """
     return kl_to_clean(clean_logits, adversarial_logits) * (1.0 - ops.exp(-cross_entropy(labels, clean_logits)))
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
 class CrossEntropy(keras.losses.Loss):
-    """`cross_entropy` for `compile(loss=...)`: y_true labels [N] or [N, 1], y_pred logits [N, K]."""
+    """`cross_entropy` as a loss for `compile`: labels [N] or [N, 1] and logits [N, K].
 
-    def __init__(self, reduction="sum_over_batch_size", name="cross_entropy"):
+    Args:
+        reduction: How the values of the batch are reduced: a mean by default; see `keras.losses.Loss`.
+        name: Of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> round(float(CrossEntropy()(np.array([0, 1]), np.array([[2.0, 0.0], [2.0, 0.0]]))), 3)
+        1.127
+    """
+
+    def __init__(self, reduction: str = "sum_over_batch_size", name: str = "cross_entropy"):
         super().__init__(name=name, reduction=reduction, dtype="float32")
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The value of each image, [N]."""
         return cross_entropy(ops.reshape(ops.cast(y_true, "int32"), (-1,)), y_pred)
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
 class BoostedCrossEntropy(keras.losses.Loss):
-    """`boosted_cross_entropy` for `compile(loss=...)`: y_true labels [N] or [N, 1], y_pred logits [N, K]."""
+    """`boosted_cross_entropy` as a loss for `compile`: labels [N] or [N, 1] and logits [N, K].
 
-    def __init__(self, reduction="sum_over_batch_size", name="boosted_cross_entropy"):
+    Args:
+        reduction: How the values of the batch are reduced: a mean by default; see `keras.losses.Loss`.
+        name: Of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> round(float(BoostedCrossEntropy()(np.array([0, 1]), np.array([[2.0, 0.0], [2.0, 0.0]]))), 3)
+        2.254
+    """
+
+    def __init__(self, reduction: str = "sum_over_batch_size", name: str = "boosted_cross_entropy"):
         super().__init__(name=name, reduction=reduction, dtype="float32")
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The value of each image, [N]."""
         return boosted_cross_entropy(ops.reshape(ops.cast(y_true, "int32"), (-1,)), y_pred)
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
 class KLToClean(keras.losses.Loss):
-    """`kl_to_clean` for `compile(loss=...)`: y_true clean logits [N, K], y_pred adversarial logits [N, K]."""
+    """`kl_to_clean` as a Keras loss: `y_true` are clean logits [N, K], `y_pred` adversarial logits [N, K].
 
-    def __init__(self, reduction="sum_over_batch_size", name="kl_to_clean"):
+    Args:
+        reduction: How the values of the batch are reduced: a mean by default; see `keras.losses.Loss`.
+        name: Of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> round(float(KLToClean()(np.array([[2.0, 0.0]]), np.array([[0.0, 2.0]]))), 3)
+        1.523
+    """
+
+    def __init__(self, reduction: str = "sum_over_batch_size", name: str = "kl_to_clean"):
         super().__init__(name=name, reduction=reduction, dtype="float32")
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The value of each image, [N]."""
         return kl_to_clean(y_true, y_pred)

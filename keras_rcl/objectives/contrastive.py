@@ -1,39 +1,53 @@
-"""Contrastive objectives: one value per anchor, in float32 whatever comes in; and thin `keras.losses` classes.
+"""Contrastive objectives: functions with one value per anchor, computed in float32; and thin Keras losses.
 
-M anchors (N images, or V views of each: M = V * N), D projection. For anchor i, A(i) is everything but i, P(i) its
-positives (same label, i itself excluded), N(i) its negatives. Projections are taken as they come: bring them to unit
-length before, as `keras_rcl.networks` does, where the equation means cosines.
+There are M anchors (N images, or V views of each: M = V * N) with projections of D dimensions. For anchor i, A(i) are
+all other anchors, P(i) its positives (the other anchors with the same label), N(i) its negatives. Projections are not
+normalized here: if an equation means cosines, bring them to unit length first, as `keras_rcl.networks` does.
 """
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.objectives.tensors import Tensor
 
 MASKED = -1e30
-"""Stands for the similarity of an anchor to itself: finite, so that even a batch of one has no NaN."""
+"""Replaces the similarity of an anchor to itself; finite, so that even a batch of one image gives no NaN."""
 
 
-def supervised_contrastive(labels, projection, *, temperature: float):
-    """Supervised contrastive loss of each anchor (Khosla et al. 2020, L_out; Wang eq. 1, Cusin eq. 1, CLAF eq. 2).
+def supervised_contrastive(labels: Tensor, projection: Tensor, *, temperature: float) -> Tensor:
+    """Compute the supervised contrastive loss (SupCon) of each anchor.
+
+    Formula:
 
         -1 / |P(i)| * sum_{p in P(i)} log( exp(z_i . z_p / tau) / sum_{a in A(i)} exp(z_i . z_a / tau) )
 
-    An anchor without positives has the value 0 and no gradient. Wang's loss is the mean over the anchors that have
-    positives (`mean_over_anchors`), Cusin's and CLAF's the sum. Nothing else is scaled: no base temperature.
+    An anchor without positives has the value 0 and no gradient. The loss of Wang is the mean over the anchors
+    that have positives (`mean_over_anchors`); that of Cusin and of CLAF is the sum. There is no base temperature.
 
     Args:
-        labels: [M], integers.
+        labels: Integers [M].
         projection: [M, D], of unit length.
         temperature: tau, positive.
 
     Returns:
-        [M], float32.
+        float32 [M].
 
     Raises:
-        InvalidInputError: if the temperature is not positive, or `projection` is not [M, D].
+        InvalidInputError: If the temperature is not positive, or `projection` is not [M, D].
+
+    Example:
+        >>> import numpy as np
+        >>> projection = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> values = supervised_contrastive(np.array([0, 0, 1, 1]), projection, temperature=0.5)
+        >>> [round(float(value), 3) for value in values]
+        [0.24, 0.24, 0.24, 0.24]
+
+    References:
+        Khosla et al. 2020, "Supervised contrastive learning", L_out; Wang eq. 1, Cusin eq. 1, CLAF eq. 2.
     """
     _check_temperature(temperature)
     similarity = ops.where(_same_anchor(labels), MASKED, _similarity(projection))
@@ -43,24 +57,39 @@ def supervised_contrastive(labels, projection, *, temperature: float):
     return -_mean_where(_positives(labels), log_softmax)
 
 
-def margin_contrastive(labels, projection, *, positive_margin: float = 0.5, negative_margin: float = 0.1):
-    """Margin contrastive loss of each anchor (Wang eq. 4); a mean over an empty set is 0.
+def margin_contrastive(
+    labels: Tensor, projection: Tensor, *, positive_margin: float = 0.5, negative_margin: float = 0.1
+) -> Tensor:
+    """Compute the margin contrastive loss of each anchor.
+
+    Formula:
 
         mean_{p in P(i)} max(0, m_p - z_i . z_p) + mean_{n in N(i)} max(0, z_i . z_n - m_n)
 
-    Wang's loss is the mean over all anchors: one without positives still has its negatives.
+    A mean over an empty set is 0. The loss of Wang is the mean over all anchors: an anchor without positives
+    still has negatives.
 
     Args:
-        labels: [M], integers.
+        labels: Integers [M].
         projection: [M, D], of unit length.
         positive_margin: m_p, the cosine above which a positive is near enough.
         negative_margin: m_n, the cosine below which a negative is far enough.
 
     Returns:
-        [M], float32.
+        float32 [M].
 
     Raises:
-        InvalidInputError: if `projection` is not [M, D].
+        InvalidInputError: If `projection` is not [M, D].
+
+    Example:
+        >>> import numpy as np
+        >>> projection = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> values = margin_contrastive(np.array([0, 0, 1]), projection)
+        >>> [round(float(value), 3) for value in values]
+        [0.5, 1.4, 0.45]
+
+    References:
+        Wang 2024, arXiv:2412.19747, eq. 4.
     """
     similarity = _similarity(projection)
     too_far = _mean_where(_positives(labels), ops.relu(positive_margin - similarity))
@@ -68,36 +97,58 @@ def margin_contrastive(labels, projection, *, positive_margin: float = 0.5, nega
     return too_far + too_near
 
 
-def has_positive(labels):
-    """Whether another anchor of the batch has the same label: labels [M] -> bool [M]."""
+def has_positive(labels: Tensor) -> Tensor:
+    """Whether another anchor of the batch has the same label.
+
+    Args:
+        labels: Integers [M].
+
+    Returns:
+        bool [M].
+    """
     return ops.any(_positives(labels), axis=1)
 
 
-def mean_over_anchors(values, labels):
-    """Mean of `values` [M] over the anchors that have positives under `labels` [M]; 0 where none has, never NaN."""
+def mean_over_anchors(values: Tensor, labels: Tensor) -> Tensor:
+    """The mean of values over the anchors that have positives.
+
+    Args:
+        values: One per anchor, [M].
+        labels: Integers [M].
+
+    Returns:
+        A float32 scalar; 0 if no anchor has positives.
+    """
     anchors = ops.cast(has_positive(labels), "float32")
     return ops.divide_no_nan(ops.sum(ops.cast(values, "float32") * anchors), ops.sum(anchors))
 
 
 def collapse_value(num_anchors: int) -> float:
-    """ln(M - 1): the supervised contrastive loss of M equal embeddings, at any temperature.
+    """The supervised contrastive loss of M equal embeddings at any temperature: ln(M - 1).
+
+    Args:
+        num_anchors: M.
 
     Raises:
-        InvalidInputError: if there are fewer than two anchors.
+        InvalidInputError: If there are fewer than two anchors.
+
+    Example:
+        >>> round(collapse_value(256), 3)
+        5.541
     """
     if num_anchors < 2:
-        raise InvalidInputError(f"{num_anchors} anchors cannot be contrasted; give at least 2")
+        raise InvalidInputError(f"{num_anchors} anchors cannot be contrasted; hint: give at least 2")
     return math.log(num_anchors - 1)
 
 
 class _Contrastive(keras.losses.Loss):
-    """An objective over anchors as a Keras loss: y_true [N] or [N, 1], y_pred [N, D] or V views of each [N, V, D]."""
+    """An objective over anchors as a Keras loss: labels [N] or [N, 1], projections [N, D], or [N, V, D] for V views."""
 
-    def call(self, y_true, y_pred):
-        """The loss of each image [N]: the mean of its views' values, or their sum under `reduction="sum"`."""
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The loss of each image, [N]: the mean of the values of its views, or their sum for `reduction="sum"`."""
         if len(y_pred.shape) not in (2, 3):
             raise InvalidInputError(
-                f"projections of shape {tuple(y_pred.shape)} are not [N, D] or [N, V, D]; reshape them"
+                f"projections of shape {tuple(y_pred.shape)} are not [N, D] or [N, V, D]; hint: reshape them"
             )
         dimension = y_pred.shape[-1]
         views = ops.reshape(y_pred, (ops.shape(y_true)[0], -1, dimension))
@@ -106,101 +157,129 @@ class _Contrastive(keras.losses.Loss):
         values = ops.reshape(values, ops.shape(views)[:2])
         return ops.sum(values, axis=1) if self.reduction == "sum" else ops.mean(values, axis=1)
 
-    def anchor_values(self, labels, projection):
-        """One value per anchor, [M], whose mean or sum over the batch is the loss."""
+    def anchor_values(self, labels: Tensor, projection: Tensor) -> Tensor:
+        """One value per anchor, [M], of which the loss is the mean or the sum over the batch."""
         raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
 class SupervisedContrastive(_Contrastive):
-    """`supervised_contrastive` for `compile(loss=...)`: the mean over the anchors that have positives, or the sum.
+    """`supervised_contrastive` as a loss for `compile`: the mean over the anchors that have positives, or the sum.
+
+    Labels are [N] or [N, 1], projections [N, D], or [N, V, D] for V views of each image.
 
     Args:
         temperature: tau, positive.
-        reduction: `sum_over_batch_size` for the mean (Wang), `sum` over anchors (Cusin, CLAF).
-        name: of the loss.
+        reduction: `sum_over_batch_size` for the mean over anchors (Wang), `sum` for the sum (Cusin, CLAF).
+        name: Of the loss.
 
     Raises:
-        InvalidInputError: if the temperature is not positive.
+        InvalidInputError: If the temperature is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> projection = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> round(float(SupervisedContrastive(temperature=0.5)(np.array([0, 0, 1, 1]), projection)), 3)
+        0.24
+
+    References:
+        Khosla et al. 2020, "Supervised contrastive learning".
     """
 
-    def __init__(self, temperature=0.07, reduction="sum_over_batch_size", name="supervised_contrastive"):
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        reduction: str = "sum_over_batch_size",
+        name: str = "supervised_contrastive",
+    ):
         super().__init__(name=name, reduction=reduction, dtype="float32")
         _check_temperature(temperature)
         self.temperature = temperature
 
-    def anchor_values(self, labels, projection):
+    def anchor_values(self, labels: Tensor, projection: Tensor) -> Tensor:
         values = supervised_contrastive(labels, projection, temperature=self.temperature)
         if self.reduction in ("sum", "none", None):
             return values
         share = ops.mean(ops.cast(has_positive(labels), "float32"))
         return ops.divide_no_nan(values, share)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self.temperature}
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
 class MarginContrastive(_Contrastive):
-    """`margin_contrastive` for `compile(loss=...)`: the mean over all anchors, or the sum.
+    """`margin_contrastive` as a loss for `compile`: the mean over all anchors, or the sum.
+
+    Labels are [N] or [N, 1], projections [N, D], or [N, V, D] for V views of each image.
 
     Args:
         positive_margin: m_p, the cosine above which a positive is near enough.
         negative_margin: m_n, the cosine below which a negative is far enough.
-        reduction: `sum_over_batch_size` for the mean (Wang), `sum` over anchors.
-        name: of the loss.
+        reduction: `sum_over_batch_size` for the mean over anchors (Wang), `sum` for the sum.
+        name: Of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> projection = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> round(float(MarginContrastive()(np.array([0, 0, 1]), projection)), 3)
+        0.783
     """
 
     def __init__(
-        self, positive_margin=0.5, negative_margin=0.1, reduction="sum_over_batch_size", name="margin_contrastive"
+        self,
+        positive_margin: float = 0.5,
+        negative_margin: float = 0.1,
+        reduction: str = "sum_over_batch_size",
+        name: str = "margin_contrastive",
     ):
         super().__init__(name=name, reduction=reduction, dtype="float32")
         self.positive_margin = positive_margin
         self.negative_margin = negative_margin
 
-    def anchor_values(self, labels, projection):
+    def anchor_values(self, labels: Tensor, projection: Tensor) -> Tensor:
         return margin_contrastive(
             labels, projection, positive_margin=self.positive_margin, negative_margin=self.negative_margin
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         margins = {"positive_margin": self.positive_margin, "negative_margin": self.negative_margin}
         return {**super().get_config(), **margins}
 
 
-def _similarity(projection):
+def _similarity(projection: Tensor) -> Tensor:
     """z_i . z_a: [M, D] -> float32 [M, M]."""
     if len(projection.shape) != 2:
-        raise InvalidInputError(f"projections of shape {tuple(projection.shape)} are not [M, D]; stack the views first")
+        raise InvalidInputError(f"projections of shape {tuple(projection.shape)} are not [M, D]; hint: stack the views")
     projection = ops.cast(projection, "float32")
     return ops.matmul(projection, ops.transpose(projection))
 
 
-def _same_label(labels):
+def _same_label(labels: Tensor) -> Tensor:
     """bool [M, M]."""
     labels = ops.convert_to_tensor(labels)
     if len(labels.shape) != 1:
-        raise InvalidInputError(f"labels of shape {tuple(labels.shape)} are not [M]; give one integer for each anchor")
+        raise InvalidInputError(f"labels of shape {tuple(labels.shape)} are not [M]; hint: give one integer per anchor")
     return ops.expand_dims(labels, 1) == ops.expand_dims(labels, 0)
 
 
-def _same_anchor(labels):
+def _same_anchor(labels: Tensor) -> Tensor:
     """bool [M, M], the diagonal."""
     index = ops.arange(ops.shape(labels)[0])
     return ops.expand_dims(index, 1) == ops.expand_dims(index, 0)
 
 
-def _positives(labels):
+def _positives(labels: Tensor) -> Tensor:
     """bool [M, M]: row i is P(i)."""
     return _same_label(labels) & ~_same_anchor(labels)
 
 
-def _mean_where(mask, values):
-    """Mean of each row [M, M] over the true entries of `mask`; 0 where there are none."""
+def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
+    """The mean of each row [M, M] over the true entries of the mask; 0 if there are none."""
     count = ops.sum(ops.cast(mask, "float32"), axis=1)
     return ops.divide_no_nan(ops.sum(ops.where(mask, values, 0.0), axis=1), count)
 
 
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise InvalidInputError(f"temperature {temperature} is not positive; the papers use 0.07 and 0.1")
+        raise InvalidInputError(f"temperature {temperature} is not positive; hint: the papers use 0.07 and 0.1")
