@@ -90,7 +90,7 @@ CLAF = Paper(
             protocol=_REPO,
             columns=(_pgd(8, 20), _pgd(8, 40), _pgd(8, 100)),
             rows=(Row(label="Ours", config="clafs", published=(60.12, 60.05, 60.03)),),
-            notes=("The paper gives no epsilon here; that of its Table 1 with 60.4 is taken.",),
+            notes=("The paper does not state epsilon here. The one of its Table 1 with 60.4 is used.",),
         ),
         Table(
             name="Table 4",
@@ -120,7 +120,9 @@ CLAF = Paper(
             ),
             comparisons=(Comparison(row="Reinitialized", against="Continuous"),),
             claims=(
-                Claim.above("Beginning c anew makes ours more robust", _ADVERSARIAL, "Reinitialized", "Continuous"),
+                Claim.above(
+                    "Starting c from scratch makes ours more robust", _ADVERSARIAL, "Reinitialized", "Continuous"
+                ),
                 Claim.above("... and less accurate", ("Nat.",), "Continuous", "Reinitialized"),
             ),
             **_SHARED,
@@ -172,7 +174,7 @@ CLAF = Paper(
     notes=(
         "claf-repo: the published code attacks images normalised by mean and standard deviation, with epsilon and the "
         "clamp to [0, 1] in those units. Its 8/255 is about 1.6/255 of a pixel's range, and its clamp alone "
-        "moves pixels by up to 125/255. So the published numbers are of claf-repo, whatever the paper calls "
-        "them, and do not compare with pixel.",
+        "moves pixels by up to 125/255. The published numbers are therefore numbers of claf-repo and cannot be "
+        "compared with pixel.",
     ),
 )

@@ -43,9 +43,9 @@ CONTRAST = Paper(
                 _above("TRADES with contrast beats both without", "TRADES + SupCon", "AT", "TRADES"),
             ),
             notes=(
-                "A pass is one of an image forward or back, those of the attack included. The rows differ in epochs, "
-                "so that none with contrast has more passes than the one without.",
-                "Weight and temperature of SupCon are Wang's and Khosla et al.'s, beta of TRADES is 6; none was tuned.",
+                "A pass is one forward or backward pass of one image, including those of the attack. The rows differ "
+                "in epochs, so that a row with contrast has at most as many passes as the row without.",
+                "The weight of SupCon is Wang's, its temperature Khosla et al.'s; beta of TRADES is 6. None was tuned.",
             ),
         ),
     ),

@@ -123,8 +123,8 @@ CUSIN = Paper(
                 ),
             ),
             notes=(
-                "The plots of the authors' code probably have the labels of augmentation the wrong way round; "
-                "the numbers here are as it prints them.",
+                "The plots of the authors' code probably swap the labels of augmentation; the numbers here are as "
+                "the code prints them.",
                 "Its certified loss is cross-entropy on the lower bounds of all logits, which certifies nothing; "
                 "certified here is on the worst case, with a ramp of epsilon. certified_contrastive is the "
                 "paper's form.",
@@ -168,9 +168,7 @@ CUSIN = Paper(
                     *_with("Certified contrastive", "Normal", "Adversarial", "Certified"),
                 ),
             ),
-            notes=(
-                "The paper plots these numbers and gives none. PGD-10 and its step, a quarter of epsilon, are ours.",
-            ),
+            notes=("The paper plots these numbers without values. PGD-10 and its step, epsilon / 4, are our choice.",),
         ),
         Table(
             name="Table 1",
@@ -184,10 +182,10 @@ CUSIN = Paper(
             ),
             rows=_rows({label: (counts,) for label, (*_, counts) in _MODELS.items()}),
             notes=(
-                "The paper does not say whether its six are the models with augmentation; they stand beside "
-                "those without.",
-                "Of the first images that the network gets right and that its attack, APGD on two losses, did not "
-                "break. What branching broke is among these and in none of the three counts.",
+                "The paper does not say whether its six models were trained with augmentation; they are shown "
+                "beside those without.",
+                "Counted are the first images that the network classifies correctly and that the attack, APGD on two "
+                "losses, did not break. Images that branch and bound broke are among them, in none of the counts.",
             ),
         ),
     ),
@@ -210,7 +208,7 @@ CUSIN = Paper(
         ),
     ),
     notes=(
-        "cusin-repo: epsilon is of images in [-1, 1], so half of it in pixels, and the last step of PGD never "
-        "counts. What the paper calls {1, 2, 4, 8, 16}/255 is {0.5, 1, 2, 4, 8}/255 of a pixel's range.",
+        "cusin-repo: epsilon is in units of images in [-1, 1], so half of it in pixels, and the last step of PGD "
+        "never counts. What the paper calls {1, 2, 4, 8, 16}/255 is {0.5, 1, 2, 4, 8}/255 of a pixel's range.",
     ),
 )

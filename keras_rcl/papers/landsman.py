@@ -87,10 +87,10 @@ LANDSMAN = Paper(
             ),
             notes=(
                 "The paper states neither epsilon, steps, epochs nor learning rate. 8/255 and ten steps of 2/255 "
-                "are ours.",
+                "are our choice.",
                 "SC - CE and SC - Both are the same row to the last digit, in both tables.",
-                "The paper announces the embedding (SC) attack as an evaluation and shows no number of it; here "
-                "it stands beside.",
+                "The paper announces the embedding (SC) attack as an evaluation but shows no number for it. Here "
+                "it is a column.",
             ),
         ),
         Table(
@@ -103,8 +103,8 @@ LANDSMAN = Paper(
             ),
             notes=(
                 "Every loss lies between 6.21 and 6.91. Cross-entropy of probabilities in place of logits (a "
-                "softmax too many) of 1000 classes lies between 5.909 and 6.909, whatever the network: these "
-                "tell nothing of it, and none is measured here.",
+                "softmax too many) of 1000 classes lies between 5.909 and 6.909 for every network. These values say "
+                "nothing about the network, and none is measured here.",
             ),
         ),
     ),
@@ -128,11 +128,11 @@ LANDSMAN = Paper(
     ),
     notes=(
         "Scale cpu is Cusin's CNN on 20,000 training images of CIFAR-10 in place of a pre-trained ResNet-50 on "
-        "ImageNet-1k; the pre-training is the first phase of each row. The numbers cannot be compared with the "
-        "paper's, the order of rows can.",
+        "ImageNet-1k; the pre-training is the first phase of each row. The order of the rows can be compared with "
+        "the paper, the numbers cannot.",
         "At scale cpu the SC examples of training are stored once, as in the paper, and made with the encoder of "
-        "CLAF's SCL row as the proxy, where the paper has DINOv2-small; at full scale they are crafted for each batch "
-        "on the network's own embedding. The column SC-10 reads that of the network that is attacked.",
-        "PGD examples are crafted for each batch, where the paper stored them once.",
+        "CLAF's SCL row as the proxy; the paper uses DINOv2-small. At full scale they are crafted for each batch "
+        "on the network's own embedding. The column SC-10 uses the embedding of the attacked network.",
+        "PGD examples are crafted for each batch; the paper stored them once.",
     ),
 )

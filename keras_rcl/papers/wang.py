@@ -70,10 +70,10 @@ WANG = Paper(
                 _above("... and than refined SCL", "Margin SCL (fig. 12)", "Refined SCL (fig. 11)"),
             ),
             notes=(
-                "The paper reports no clean accuracy, so that a robust number of its cannot be told from a clean "
-                "one that moved; here it stands beside.",
-                "Figures 10 and 11 give two numbers, 19.7 and 20.2, for the baseline at 0.01. Which baseline "
-                "figures 11 and 12 show is not said; its set-up has no augmentation, so it is taken to be the same.",
+                "The paper does not report clean accuracy, so a change of robust accuracy may be a change of clean "
+                "accuracy. Here both are shown.",
+                "Figures 10 and 11 give two numbers, 19.7 and 20.2, for the baseline at 0.01. The paper does "
+                "not say which baseline figures 11 and 12 show; its set-up has no augmentation, so the same is used.",
                 "The review of the paper speaks of up to 2.5 points; the largest gain that the paper states is 0.7.",
             ),
         ),
@@ -120,8 +120,8 @@ WANG = Paper(
     notes=(
         'wang-minus1to1, wang-meanstd: the paper normalises "to the range [-1, 1] using the mean and standard '
         'deviation", '
-        "which is two things, and does not say in which units epsilon is. An epsilon of 0.01 is 0.005 of a "
-        "pixel's range in the first reading and about 0.0026 in the second.",
+        "which are two different things, and does not state the unit of epsilon. An epsilon of 0.01 is 0.005 of the "
+        "pixel range in the first reading and about 0.0026 in the second.",
         "The text trains for 10 epochs, and 10 more of refinement; the figures show 200. Full scale here is 200.",
         "Its text says that no augmentation is applied, its figures 2 and 6 that it is: two models each.",
         "Figures 4 and 5 are taken to be the first phase of the models of figures 9 and 8.",

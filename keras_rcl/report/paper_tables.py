@@ -284,18 +284,18 @@ def captions(data: Mapping[str, Any]) -> list[str]:
     """What is to be read with a table: how its numbers were made, then its notes."""
     told = [f"Published under: {data['protocol']}."] if data["protocol"] else []
     if data["images"]:
-        told.append(f"Measured: {data['images']} test images, or as many as stand in brackets.")
+        told.append(f"Measured on {data['images']} test images, or on the number in brackets.")
     return [*([" ".join(told)] if told else []), *data["notes"]]
 
 
 DIFFERENCES = (
-    "Differences in points; with several seeds their mean and standard deviation over seeds. One that is smaller than "
-    "its spread is none. Of one seed no spread is known."
+    "Differences in percentage points; with several seeds their mean and standard deviation (spread) over seeds. A "
+    "difference that is smaller than its spread does not count. A single seed has no spread."
 )
 
 CLAIMS = (
-    "A conclusion holds where every row that is said to lie above another does, and by more than the spread of their "
-    "difference; in brackets the least difference, in points."
+    "A conclusion holds if every row that it places above another row is above it, by more than the spread of their "
+    "difference. The smallest difference, in percentage points, is in brackets."
 )
 
 
@@ -321,7 +321,7 @@ def markdown_of(data: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in captions(data))])
 
 
-LEGEND = f"Accuracies in percent; {NOT_MEASURED} is not measured yet."
+LEGEND = f"Accuracies in percent; {NOT_MEASURED} means not measured yet."
 
 
 def _markdown_grid(grid: Grid) -> str:
