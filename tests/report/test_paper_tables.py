@@ -132,7 +132,7 @@ def test_a_table_of_ours_has_no_published_column():
     assert differences_grid(data).rows[0][:2] == ("Ours less AT", "+9.0 ± 1.4")
     assert claims_grid(data).header == ("conclusion", "measured")
     assert claims_grid(data).rows == (("better", "holds (+9.0)"),)
-    assert captions(data) == ["Measured: 1000 test images, or as many as stand in brackets.", "a < b"]
+    assert captions(data) == ["Measured on 1000 test images, or on the number in brackets.", "a < b"]
 
 
 def test_counts_of_several_seeds_are_added():
