@@ -168,7 +168,7 @@ def test_markdown(report):
     assert "| Ours | 90.0 | 72.0 ± 2.0 | 60.4 | 33.0 ± 3.0 | 3 |" in text
     assert "|  | clean: published | clean: here | FGSM: published | FGSM: pixel | seeds |" in text
     assert "| better | holds (+5.2) | holds (+9.0) |" in text
-    assert "- Published under: claf-repo. Measured: 1000 test images" in text
+    assert "- Published under: claf-repo. Measured on 1000 test images" in text
     assert "# new\npython cli.py fit --config new.yaml" in text and "- a < b" in text and "- of all" in text
 
 
