@@ -1,20 +1,52 @@
 """keras_rcl: robust contrastive learning in Keras 3 on TensorFlow.
 
-The public names, imported when they are first asked for, so that `import keras_rcl` costs nothing.
+Public names are imported on first use, so that `import keras_rcl` is fast. Type checkers and editors read
+`__init__.pyi`.
 """
 
 import importlib
+from typing import Any
 
-_HOMES = {
-    "keras_rcl.workflows.attack": ("attack",),
-    "keras_rcl.attacks": ("craft",),
+_MODULES = {
+    "keras_rcl.attacks.craft": ("craft",),
+    "keras_rcl.bounds.worst_case": ("worst_case_margins",),
+    "keras_rcl.config": ("Evaluation", "Experiment"),
+    "keras_rcl.errors": ("InvalidInputError",),
+    "keras_rcl.evaluation.audit": ("Audit", "Subject", "audit"),
+    "keras_rcl.evaluation.certification": ("Certification", "Certifier"),
+    "keras_rcl.evaluation.robustness": ("Evaluator", "Survival"),
+    "keras_rcl.methods": (
+        "AT",
+        "ATSCL",
+        "CLAFS",
+        "MART",
+        "MTLIBP",
+        "PGDCE",
+        "SCCE",
+        "SCL",
+        "TRADES",
+        "TRADESSCL",
+        "VARIANTS",
+        "AdversarialBatch",
+        "AdversarialContrastive",
+        "Baseline",
+        "Certified",
+        "CertifiedContrastive",
+        "FastAT",
+        "MarginSCL",
+        "PGDBoth",
+        "PGDSupCon",
+        "RefinedSCL",
+        "RoCLAT",
+        "SCBoth",
+        "SCSupCon",
+        "SCSupConRetrained",
+        "SingleTraining",
+        "SupConLinear",
+    ),
     "keras_rcl.model_io.classifier": ("Classifier", "load_classifier"),
     "keras_rcl.model_io.encoder": ("Encoder", "load_encoder"),
-    "keras_rcl.config": ("Experiment", "Evaluation"),
-    "keras_rcl.evaluation.robustness": ("Evaluator", "Survival"),
-    "keras_rcl.workflows.fit": ("fit",),
     "keras_rcl.model_io.export": ("export",),
-    "keras_rcl.methods": ("AT", "Baseline", "CLAFS", "VARIANTS"),
     "keras_rcl.networks.two_headed": ("UnitNorm", "build_network"),
     "keras_rcl.objectives.classification": (
         "BoostedCrossEntropy",
@@ -32,40 +64,55 @@ _HOMES = {
         "margin_contrastive",
         "supervised_contrastive",
     ),
-    "keras_rcl.workflows.predict": ("predict",),
     "keras_rcl.vocabulary.attacks": (
         "BIM",
         "FAB",
         "FGSM",
+        "MIFGSM",
         "PGD",
         "AutoAttack",
         "AutoPGD",
         "CarliniWagner",
+        "Embedding",
+        "JointAttack",
         "Noise",
         "RayS",
+        "Refreshed",
         "Square",
+        "Stored",
+        "SupConAttack",
+        "Transfer",
     ),
+    "keras_rcl.vocabulary.claim": ("AuditBudget", "Claim"),
     "keras_rcl.vocabulary.dataset": ("Dataset",),
     "keras_rcl.vocabulary.network": ("Network",),
     "keras_rcl.vocabulary.threat": ("ThreatModel",),
-    "keras_rcl.errors": ("InvalidInputError",),
+    "keras_rcl.workflows.attack": ("attack",),
+    "keras_rcl.workflows.audit": ("audit_model",),
+    "keras_rcl.workflows.craft_dataset": ("craft_dataset",),
+    "keras_rcl.workflows.fit": ("fit",),
+    "keras_rcl.workflows.predict": ("predict",),
+    "keras_rcl.workflows.verify": ("verify_model",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_LIGHT = ("config", "errors", "methods", "vocabulary")
+"""Parts of the package that import no TensorFlow."""
 
-__all__ = sorted(_HOME_OF)
+__all__ = sorted(_MODULE_OF)
 
 
-def __getattr__(name: str):
-    if name not in _HOME_OF:
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'keras_rcl' has no attribute {name!r}")
-    if _HOME_OF[name].split(".")[1] not in ("config", "errors", "methods", "vocabulary"):
+    module = _MODULE_OF[name]
+    if module.split(".")[1] not in _LIGHT:
         from keras_rcl.runtime.tensorflow import start_tensorflow
 
         start_tensorflow()
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
-    globals()[name] = value  # so that a submodule of the same name cannot take its place
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value  # The import may have set a submodule of the same name.
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

@@ -47,18 +47,6 @@ assert not loaded, loaded
     assert answered.stdout
 
 
-def test_the_package_imports_nothing_heavy_and_offers_its_names():
-    code = f"""
-import sys, keras_rcl
-assert not [name for name in {HEAVY!r} if name in sys.modules]
-for name in keras_rcl.__all__:
-    getattr(keras_rcl, name)
-"""
-    imported = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert imported.returncode == 0, imported.stderr
-    assert imported.stderr == "", "starting TensorFlow chatters on the terminal"
-
-
 def test_cli_py_is_the_same_program():
     helped = subprocess.run([sys.executable, "cli.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert helped.returncode == 0
