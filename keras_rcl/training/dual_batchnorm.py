@@ -1,4 +1,4 @@
-"""BatchNorm of their own for the views that are not adversarial."""
+"""A second set of BatchNorm variables, for the views that are not adversarial."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,20 +9,20 @@ from keras_rcl.networks.two_headed import parts
 
 
 class CleanBatchNorm:
-    """Views that are not adversarial pass by their own BatchNorm statistics, gamma and beta, all others as ever.
+    """BatchNorm statistics, gamma and beta for the views that are not adversarial.
 
-    The network's own BatchNorm is that of adversarial views: it is what an attack sees and what is handed on. A pass of
-    this branch reads the other variables in its place (`keras.StatelessScope`), so that no layer has two.
+    The variables of the network itself are those of adversarial views: attacks see them, and they are exported. A pass
+    of the other views reads the second set in their place (`keras.StatelessScope`), so that no layer has two sets.
 
     Args:
-        network: whose BatchNorm layers have a second set of variables here.
+        network: Its BatchNorm layers get a second set of variables.
 
     Attributes:
-        variables: of that set; gamma and beta are trained.
+        variables: Of the second set; gamma and beta are trained.
 
-    Source: Xie et al. 2020, "Adversarial examples improve image recognition", where the clean branch is kept and the
-    adversarial one is auxiliary; with the adversarial one kept, Jiang et al. 2020, "Robust pre-training by adversarial
-    contrastive learning".
+    References:
+        Xie et al. 2020, "Adversarial examples improve image recognition", which keeps the clean set; Jiang et al. 2020,
+        "Robust pre-training by adversarial contrastive learning", which keeps the adversarial set.
     """
 
     def __init__(self, network: keras.Model):
@@ -35,17 +35,20 @@ class CleanBatchNorm:
         ]
 
     def begin(self) -> None:
-        """Start from the network's own."""
+        """Start with copies of the variables of the network."""
         for own, other in zip(self._own, self.variables, strict=True):
             other.assign(own.value)
 
     def __call__(self, call: Callable, x, kinds: Sequence[str]) -> dict:
-        """The outputs of a training pass over stacked views of these kinds, in their order.
+        """Run a training pass over stacked views.
 
         Args:
-            call: images -> outputs, each [rows, ...], in training mode.
+            call: Maps images to named outputs, each [rows, ...], in training mode.
             x: [V * N, H, W, C].
-            kinds: of the V views.
+            kinds: The kind of each of the V views.
+
+        Returns:
+            Named outputs in the order of the views.
         """
         views = ops.split(x, len(kinds), axis=0)
         adversarial = [view for view, kind in zip(views, kinds, strict=True) if kind == "adversarial"]

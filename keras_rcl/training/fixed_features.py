@@ -1,4 +1,4 @@
-"""The embeddings of all training images, computed once while the encoder stands still."""
+"""The embeddings of all training images, computed once while the encoder is frozen."""
 
 import keras
 import tensorflow as tf
@@ -9,14 +9,18 @@ BATCH = 250
 
 
 class FixedFeatures:
-    """What a network's encoder, in inference mode, makes of each image of a part.
+    """The embedding of each image of a split, computed by the encoder in inference mode.
+
+    Args:
+        network: The two-headed network.
+        split: The N images.
 
     Attributes:
-        values: [N, E] float32, once `fill` was called. No state saves them: they follow from the network.
+        values: float32 [N, E], after `fill`. No snapshot stores them: they follow from the network.
     """
 
-    def __init__(self, network: keras.Model, part: Split):
-        self._images, _ = part.tensors
+    def __init__(self, network: keras.Model, split: Split):
+        self._images, _ = split.tensors
         width = network.output["embedding"].shape[-1]
         self.values = tf.Variable(tf.zeros((len(self._images), width)), trainable=False)
         self._filled = False
@@ -28,11 +32,11 @@ class FixedFeatures:
         self._embed = embed
 
     def clear(self) -> None:
-        """The encoder has moved."""
+        """Forget the embeddings: the encoder has changed."""
         self._filled = False
 
     def fill(self) -> None:
-        """Compute them, unless that is done."""
+        """Compute the embeddings, unless they are there."""
         for start in range(0, 0 if self._filled else len(self._images), BATCH):
             batch = slice(start, start + BATCH)
             self.values[batch].assign(self._embed(self._images[batch]))

@@ -1,4 +1,4 @@
-"""Forward passes of a training step, in training mode. Which one a phase needs is chosen when the phase is built."""
+"""Forward passes of a training step in training mode; a phase chooses one when it is built."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Term word -> function over the stacked outputs: what a phase weighs."""
+"""The terms of a loss: functions over the stacked outputs of a batch, which a phase weighs."""
 
 import math
 from collections.abc import Callable
@@ -34,8 +34,11 @@ from keras_rcl.vocabulary.phase import (
 class Batch(NamedTuple):
     """The outputs of one forward pass over V views of N images, stacked view by view.
 
-    labels: [V * N]; outputs: each [V * N, ...]; kinds: the kind of each of the V views. Those of a worst case, which is
-    the last view, are apart: `outputs["worst_case"]`, each [N, ...].
+    Attributes:
+        labels: [V * N].
+        outputs: Named outputs, each [V * N, ...]. The outputs of a worst case, which is the last view, are stored apart
+            in `outputs["worst_case"]`, each [N, ...].
+        kinds: The kind of each of the V views.
     """
 
     labels: object
@@ -43,10 +46,14 @@ class Batch(NamedTuple):
     kinds: tuple[str, ...]
 
     def view(self, name: str, kind: str | None):
-        """The output `name`, or the `labels`, on the views of one kind; on all but the worst case where none is given.
+        """An output, or the labels, on the views of one kind.
+
+        Args:
+            name: Of the output, or `labels`.
+            kind: Of the views. None: all views except for the worst case.
 
         Returns:
-            [number of such views * N, ...].
+            [number of these views * N, ...].
         """
         if name == "labels":
             count = sum(k == kind if kind else k != "worst_case" for k in self.kinds)
@@ -60,7 +67,7 @@ class Batch(NamedTuple):
         return ops.concatenate([v for v, k in zip(views, kinds, strict=True) if k == kind], axis=0)
 
     def images(self, kind: str | None):
-        """Which of the N images each row of `view` is a view of."""
+        """The number of the image, below N, of which each row of `view` is a view."""
         count = ops.shape(self.labels)[0] // len(self.kinds)
         return ops.arange(ops.shape(self.view("labels", kind))[0]) % count
 
@@ -71,7 +78,7 @@ def _cross_entropy(term: CrossEntropy | BoostedCrossEntropy, batch: Batch):
 
 
 def outputs_read(phase: Phase) -> tuple[str, ...]:
-    """The network's outputs that a step looks at: the logits, for its accuracies, and what the terms read."""
+    """The outputs of the network that a step reads: the logits, for its accuracies, and the outputs of the terms."""
     read = {"logits"}
     for term in phase.terms:
         if isinstance(term, SupCon):
@@ -94,7 +101,7 @@ def _supcon(term: SupCon, batch: Batch):
 
 
 def _contrasted(term: SupCon, batch: Batch):
-    """What the term reads of each anchor: [number of views * N, D]."""
+    """The row that the term compares of each anchor: [number of views * N, D]."""
     rows = batch.view(_contrasted_output(term), term.on)
     return unit_norm(rows) if term.reads == "embedding" and term.normalized else rows
 
@@ -136,7 +143,7 @@ TERMS: dict[str, Callable[[Term, Batch], object]] = {
 
 
 def term_names(phase: Phase) -> tuple[str, ...]:
-    """What each term is called in logs: its own name, with the view that it is on; numbered where two are alike."""
+    """The name of each term in logs: its own name with the kind of its views; numbered if two are equal."""
     names = [f"{term.term}_{term.on}" if getattr(term, "on", None) else term.term for term in phase.terms]
     return tuple(
         f"{name}_{names[: index + 1].count(name)}" if names.count(name) > 1 else name
@@ -145,29 +152,35 @@ def term_names(phase: Phase) -> tuple[str, ...]:
 
 
 def evaluate_terms(phase: Phase, batch: Batch) -> dict[str, keras.KerasTensor]:
-    """Each term's value, unweighted, under its name."""
+    """The unweighted value of each term under its name."""
     return {name: TERMS[term.term](term, batch) for name, term in zip(term_names(phase), phase.terms, strict=True)}
 
 
 def weigh(phase: Phase, values: dict, epochs=0):
-    """The total loss after so many epochs of the phase: sum of weight * value."""
+    """The total loss: the sum of weight * value.
+
+    Args:
+        phase: Its terms have the weights.
+        values: Of `evaluate_terms`.
+        epochs: How many epochs of the phase are done, on which the weights may depend.
+    """
     return sum(
         value_at(term.weight, epochs) * values[name] for name, term in zip(term_names(phase), phase.terms, strict=True)
     )
 
 
 def is_contrastive(phase: Phase) -> bool:
-    """Whether any of the terms compares projections."""
+    """Whether a term of the phase compares projections."""
     return any(isinstance(term, (SupCon, MarginContrastive)) for term in phase.terms)
 
 
 def share_without_positives(labels):
-    """The share of anchors that have no positive in the batch."""
+    """The share of anchors that have no positive in the batch; labels are [V * N]."""
     return 1.0 - ops.mean(ops.cast(has_positive(labels), "float32"))
 
 
 def phase_collapse_value(phase: Phase, batch_size: int) -> float:
-    """A SupCon that sits here has collapsed embeddings: ln(V * N - 1), or V * N times that for the sum; else NaN."""
+    """The value of SupCon for collapsed embeddings: ln(V * N - 1), V * N times that for the sum; NaN without SupCon."""
     for term in phase.terms:
         if isinstance(term, SupCon):
             kinds = [view.kind for view in phase.views]

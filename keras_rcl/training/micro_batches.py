@@ -1,12 +1,12 @@
-"""A batch in parts that fit into memory, with the gradient of the whole (GradCache).
+"""Process a batch in micro-batches that fit into memory, with the gradient of the whole batch (GradCache).
 
-What a contrastive loss compares are vectors of a few hundred numbers; what fills the memory is the pass that makes
-them. So the batch passes in parts without a tape, the loss of all outputs is differentiated with respect to them, and
-each part passes again, now taped, to carry its share of that gradient back to the weights:
+A contrastive loss compares vectors of a few hundred numbers; the pass that computes them fills the memory. So all
+micro-batches pass without a tape, the loss of all outputs is differentiated with respect to the outputs, and each
+micro-batch passes again under a tape, which carries its share of that gradient back to the weights:
 
-    dL/dw = sum over parts of (d outputs / dw)^T (dL / d outputs)
+    dL/dw = sum over micro-batches of (d outputs / dw)^T (dL / d outputs)
 
-Source: Gao, Zhang, Han and Callan 2021, "Scaling deep contrastive learning batch size under memory limited setup".
+References: Gao, Zhang, Han and Callan 2021, "Scaling deep contrastive learning batch size under memory limited setup".
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,16 @@ import tensorflow as tf
 
 
 def in_parts(fn: Callable, size: int, *arrays: tf.Tensor, signature):
-    """`fn(*arrays)` for `size` rows at a time, one part after another.
+    """Compute `fn(*arrays)` for `size` rows at a time, one micro-batch after another.
 
     Args:
-        fn: gives a structure of arrays, each row of which comes of the same row of the arguments.
-        size: rows at a time; divides their number.
-        *arrays: of one and the same number of rows.
-        signature: the structure that `fn` gives, of the shapes of one row and the dtypes, as TensorSpec.
+        fn: Returns a structure of arrays, each row of which depends on the same row of the arguments only.
+        size: Rows at a time; divides their number.
+        *arrays: All with the same number of rows.
+        signature: The structure that `fn` returns, as a `tf.TensorSpec` of one row of each array.
+
+    Returns:
+        The structure for all rows.
     """
     part = tf.nest.map_structure(lambda row: tf.TensorSpec([size, *row.shape], row.dtype), signature)
     parts = tuple(tf.reshape(array, [-1, size, *array.shape[1:]]) for array in arrays)
@@ -32,14 +35,17 @@ def in_parts(fn: Callable, size: int, *arrays: tf.Tensor, signature):
 def gradients_in_parts(
     call: Callable, size: int, x: tf.Tensor, cotangents: dict[str, tf.Tensor], variables: Sequence
 ) -> list[tf.Tensor]:
-    """The gradient of sum_rows <cotangents, call(x)> with respect to variables, with `size` rows taped at a time.
+    """Compute the gradient of sum_rows <cotangents, call(x)>, with `size` rows under a tape at a time.
 
     Args:
-        call: x -> named outputs, those of the cotangents among them.
-        size: rows at a time; divides their number.
-        x: the batch.
-        cotangents: by output: dL / d output, of its shape.
-        variables: tf.Variables.
+        call: Maps rows of x to named outputs, among them those of the cotangents.
+        size: Rows at a time; divides their number.
+        x: The batch.
+        cotangents: dL / d output by the name of the output.
+        variables: The gradient is with respect to these.
+
+    Returns:
+        One gradient per variable.
     """
 
     def add(start, sums):

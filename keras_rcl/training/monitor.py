@@ -1,4 +1,4 @@
-"""What is watched while a network trains, and from where on it is called wrong."""
+"""What is measured while a network trains, and the thresholds at which a warning is given."""
 
 import keras
 import numpy as np
@@ -14,19 +14,23 @@ from keras_rcl.vocabulary.phase import Phase
 
 MONITORED_IMAGES = 32
 DEAD = 0.5
-"""The share of zero pixel gradients from which on an attack is called dead."""
+"""An attack is called dead if its share of zero pixel gradients is above this."""
 COLLAPSED = 0.999
-"""The mean cosine between projections from which on they are called collapsed."""
+"""Projections are called collapsed if the mean cosine between them is above this."""
 
 
 def overfits_catastrophically(metrics: dict[str, float], best: float) -> bool:
-    """Whether a single-step attack has been learnt by heart (Wong et al. 2020, "catastrophic overfitting").
+    """Whether the network has overfitted to a single-step attack ("catastrophic overfitting").
 
-    The training's own attack fails more than ever, while the monitored one takes more than half of what it once left.
+    The accuracy under the attack of the training is at least the best accuracy under the monitored attack, and the
+    accuracy under the monitored attack is below half of its best.
 
     Args:
-        metrics: of an epoch.
-        best: the highest accuracy under the monitored attack so far in the phase.
+        metrics: Of an epoch.
+        best: The highest accuracy under the monitored attack so far in the phase.
+
+    References:
+        Wong et al. 2020, "Fast is better than free: revisiting adversarial training".
     """
     return metrics["monitor_adversarial_accuracy"] < best / 2 <= best <= metrics.get("accuracy_adversarial", 0.0)
 
@@ -61,17 +65,28 @@ def epoch_warnings(phase: Phase, metrics: dict[str, float], best: float, similar
 
 
 def mean_cosine(projection: tf.Tensor) -> tf.Tensor:
-    """Of all pairs of two different rows of unit length [N, D]: (|sum of rows|^2 - N) / (N (N - 1)); 0 for one row."""
+    """The mean cosine between two different rows of unit length [N, D]; 0 for one row.
+
+    Formula:
+
+        (|sum of rows|^2 - N) / (N (N - 1))
+    """
     count = projection.shape[0]
     total = tf.reduce_sum(tf.square(tf.reduce_sum(projection, axis=0)))
     return (total - count) / max(1, count * (count - 1))
 
 
 class Monitor:
-    """A fixed batch of training images, attacked once an epoch: the clean and adversarial accuracy that every phase
-    can be compared by, pictures of what the attack does, and the geometry of embeddings.
+    """Attacks a fixed batch of training images once per epoch.
 
-    That is of `POINTS` images, but for the distance to adversarial ones, which is of the batch."""
+    It measures clean and adversarial accuracy, by which all phases can be compared, draws what the attack does, and
+    measures the geometry of the embeddings of `POINTS` images; the distance to adversarial images is that of the batch.
+
+    Args:
+        network: The two-headed network.
+        data: The images are the first ones of its training split.
+        attack: The monitored attack.
+    """
 
     def __init__(self, network: keras.Model, data: ImageData, attack: Attack):
         held = data.train.held
@@ -101,7 +116,12 @@ class Monitor:
         self._attacked = attacked
 
     def __call__(self) -> tuple[dict[str, float], float, object]:
-        """The metrics, the mean cosine of projections, and the grid of clean, adversarial and perturbation."""
+        """Measure the network as it is now.
+
+        Returns:
+            The metrics, the mean cosine between projections, and a picture grid of clean images, adversarial images
+            and perturbations.
+        """
         adversarial, (clean_hits, adversarial_hits), zeros, similarity = self._attacked()
         metrics = {
             "monitor_clean_accuracy": float(clean_hits),
@@ -112,7 +132,7 @@ class Monitor:
         return metrics, float(similarity), picture_grid(self.images.numpy()[:8], adversarial.numpy()[:8])
 
     def geometry(self, adversarial: tf.Tensor) -> dict[str, float]:
-        """`<space>_<measure>` of the embeddings as they are now; what has no pair of images to measure is left out."""
+        """Measure the embeddings: `<space>_<measure>`; a measure without a pair of images is left out."""
         starts = range(0, len(self.shown.labels), MONITORED_IMAGES)
         batches = [self.shown.images[start : start + MONITORED_IMAGES] for start in starts]
         found = [self._embedded(tf.constant(images, tf.float32) / 255) for images in batches]

@@ -5,17 +5,21 @@ import tensorflow as tf
 
 
 class MovingAverage:
-    """average <- d_t * average + (1 - d_t) * network, d_t = min(decay, (1 + t) / (10 + t)) at step t.
+    """An exponential moving average with a smaller decay in the first steps.
 
-    The smaller decay of the first steps, as of `tf.train.ExponentialMovingAverage`, forgets where the network began.
+    Formula:
+
+        average <- d_t * average + (1 - d_t) * network,  d_t = min(decay, (1 + t) / (10 + t)) at step t
+
+    As with `tf.train.ExponentialMovingAverage`, the smaller decay of the first steps forgets where the network began.
 
     Args:
-        network: whose variables are averaged.
-        decay: below 1.
+        network: Its variables are averaged.
+        decay: Below 1.
 
     Attributes:
-        variables: the averages, or the network's own weights while those are put aside.
-        shown: whether they are.
+        variables: The averages; while the average is shown, the weights of the network instead.
+        shown: Whether the network has the averaged weights.
     """
 
     def __init__(self, network: keras.Model, decay: float):
@@ -25,20 +29,24 @@ class MovingAverage:
         self.shown = False
 
     def begin(self) -> None:
-        """Start from the network as it is now."""
+        """Start with the current weights of the network."""
         self.shown = False
         for variable, average in zip(self._variables, self.variables, strict=True):
             average.assign(variable.value)
 
     def update(self, step) -> None:
-        """Take in the network after so many steps; part of the traced step."""
+        """Update the average after a step; part of the traced step.
+
+        Args:
+            step: How many steps are done.
+        """
         step = tf.cast(step, tf.float32)
         rest = 1.0 - tf.minimum(self._decay, (1.0 + step) / (10.0 + step))
         for variable, average in zip(self._variables, self.variables, strict=True):
             average.assign_add(rest * (tf.convert_to_tensor(variable) - average))
 
     def show(self, shown: bool) -> None:
-        """Put the average into the network and the weights aside, or the weights back."""
+        """Exchange the weights of the network and the average, unless the network has the requested ones."""
         if shown == self.shown:
             return
         self.shown = shown

@@ -1,15 +1,23 @@
-"""Numbers that move during a phase, as functions of how many epochs of it are done."""
+"""Numbers that change during a phase, as functions of how many of its epochs are done."""
 
 from keras import ops
 
 from keras_rcl.vocabulary.phase import Ramp
 
 MIDDLE, POWER = 0.25, 4
-"""Where the smooth ramp turns linear, and its power before."""
+"""The share of a smooth ramp after which it is linear, and its power before."""
 
 
 def value_at(number: float | Ramp, epochs):
-    """A number, or a ramp's value after so many epochs (a scalar tensor, fractions included), float32."""
+    """The value of a ramp, or a constant number.
+
+    Args:
+        number: A ramp or a constant.
+        epochs: How many epochs of the phase are done: a scalar tensor, fractions included.
+
+    Returns:
+        A float32 scalar tensor, or the constant.
+    """
     if not isinstance(number, Ramp):
         return number
     done = ops.cast(epochs, "float32") - number.after
@@ -18,7 +26,7 @@ def value_at(number: float | Ramp, epochs):
 
 
 def _smooth(done):
-    """a u^4 up to the middle m, then the line that goes on from there to 1: a = 1 / (4 (1 - m) m^3 + m^4)."""
+    """a u^4 up to the middle m, then the tangent from there to 1: a = 1 / (4 (1 - m) m^3 + m^4)."""
     scale = 1 / (POWER * (1 - MIDDLE) * MIDDLE ** (POWER - 1) + MIDDLE**POWER)
     slope = scale * POWER * MIDDLE ** (POWER - 1)
     return ops.where(done < MIDDLE, scale * done**POWER, 1 - slope * (1 - done))

@@ -1,4 +1,4 @@
-"""Adversarial examples of all training images, made every so many steps and kept in memory until the next time."""
+"""Adversarial examples of all training images, refreshed at regular intervals and kept in memory between them."""
 
 import numpy as np
 import tensorflow as tf
@@ -13,29 +13,29 @@ from keras_rcl.vocabulary.attacks import Refreshed
 class RefreshedExamples:
     """The examples of one `refreshed` attack of a phase.
 
-    An example is a function of the weights that it was made with, of its image and of the seed. So a saved state holds
-    those weights, not the examples, and a run that goes on makes these again.
+    An example depends on the weights with which it was crafted, on its image and on the seed. A snapshot therefore
+    stores those weights instead of the examples, and a run that resumes crafts the examples again.
 
     Args:
-        network: that is attacked.
-        attack: what is made, and how often.
-        kept: the variable uint8 [N, H, W, C] that the batches read.
-        part: the N training images.
-        batch_size: images attacked at once.
-        seed: of the attack.
-        dtype: that it is computed in.
+        network: The attacked network.
+        attack: Which attack, and how often the examples are refreshed.
+        kept: The variable uint8 [N, H, W, C] that the batches read.
+        split: The N training images.
+        batch_size: How many images are attacked at once.
+        seed: Of the attack.
+        dtype: Of the attack.
 
     Attributes:
-        weights: variables, the network's weights as they were at the last making.
-        zero_gradients: the share of zero pixel gradients that the last making met.
+        weights: Variables with the weights of the network at the last refresh.
+        zero_gradients: The share of zero pixel gradients that the last refresh met.
     """
 
     def __init__(
-        self, network, attack: Refreshed, kept: tf.Variable, part: Split, batch_size: int, seed: int, dtype: str
+        self, network, attack: Refreshed, kept: tf.Variable, split: Split, batch_size: int, seed: int, dtype: str
     ):
         self.attack, self.zero_gradients = attack, 0.0
         self.weights = tuple(tf.Variable(weight.value, trainable=False) for weight in network.weights)
-        self._network, self._kept, self._part = network, kept, part
+        self._network, self._kept, self._split = network, kept, split
         self._size, self._seed = batch_size, seed
         self._made_at: int | None = None
 
@@ -47,22 +47,28 @@ class RefreshedExamples:
 
     @property
     def cost(self) -> float:
-        """Forward and backward passes of one making."""
-        return len(self._part.labels) * self.attack.attack.cost
+        """The forward passes that one refresh costs, roughly."""
+        return len(self._split.labels) * self.attack.attack.cost
 
     def steps_left(self, step: int) -> int:
-        """How many steps from this one on read the same examples."""
+        """How many steps, this one included, read the same examples."""
         return self.attack.every - step % self.attack.every
 
     def provide(self, step: int, progress: Progress, label: str) -> bool:
-        """Let the batches from this step of the phase on read the examples that are theirs; whether any were made."""
+        """Provide the examples for a step of the phase and those after it; returns whether they were crafted now.
+
+        Args:
+            step: Of the phase.
+            progress: Shows progress.
+            label: Of the progress bar.
+        """
         due = step - step % self.attack.every
         if self._made_at == due:
             return False
         now = [weight.numpy() for weight in self._network.weights]
         if due == step:
             _assign(self.weights, now)
-        else:  # in a process that goes on from a state
+        else:  # in a process that resumed from a snapshot
             _assign(self._network.weights, [weight.numpy() for weight in self.weights])
         self._make(due // self.attack.every, progress, f"{label}  {self.attack.attack.label} of all images")
         _assign(self._network.weights, now)
@@ -70,7 +76,7 @@ class RefreshedExamples:
         return True
 
     def _make(self, number: int, progress: Progress, label: str) -> None:
-        images, labels = self._part.images, self._part.labels.astype(np.int32)
+        images, labels = self._split.images, self._split.labels.astype(np.int32)
         made, zeros = np.empty_like(images), []
         progress.start(label, len(labels))
         for start in range(0, len(labels), self._size):

@@ -1,4 +1,4 @@
-"""What a run leaves for TensorBoard: scalars, picture grids, texts, hyper-parameters, the embedding projector."""
+"""What a run writes for TensorBoard: scalars, picture grids, texts, hyper-parameters, the embedding projector."""
 
 import contextlib
 import json
@@ -18,11 +18,11 @@ from keras_rcl.storage.atomic import atomic_path
 Scalar = bool | int | float | str
 
 SPRITE_SIDE = 8192
-"""The largest sprite that the projector's WebGL takes, in screen pixels a side."""
+"""The largest side of a sprite, in pixels, that the projector's WebGL takes."""
 
 
 def flatten(config: Mapping) -> dict[str, Scalar]:
-    """A nested configuration as hyper-parameters: dotted names; lists and nulls as JSON.
+    """Flatten a nested configuration to hyper-parameters: names with dots, lists and nulls as JSON.
 
     >>> flatten({"method": {"name": "clafs", "views": [1, 2]}, "seed": 0})
     {'method.name': 'clafs', 'method.views': '[1, 2]', 'seed': 0}
@@ -37,10 +37,10 @@ def flatten(config: Mapping) -> dict[str, Scalar]:
 
 
 class TensorBoardWriter:
-    """Writes a run's event file and projector to `folder/tensorboard`; to be closed, or used in a `with`.
+    """Writes the event file and the projector of a run to `folder/tensorboard`. Close it, or use it in a `with`.
 
     Args:
-        folder: the run's folder.
+        folder: The folder of the run.
     """
 
     def __init__(self, folder: str | Path):
@@ -48,25 +48,25 @@ class TensorBoardWriter:
         self._writer = tf.summary.create_file_writer(str(self.folder), flush_millis=10_000)
 
     def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
-        """One value for each curve `phase/name`."""
+        """Add one value to each curve `phase/name`."""
         with self._writing(step):
             for name, value in values.items():
                 tf.summary.scalar(f"{phase}/{name}", float(value))
 
     def images(self, phase: str, name: str, grid: np.ndarray, step: int) -> None:
-        """A picture `phase/name`: uint8 RGB [h, w, 3]."""
+        """Write a picture `phase/name`: uint8 RGB [h, w, 3]."""
         with self._writing(step):
             tf.summary.image(f"{phase}/{name}", grid[None])
 
     def text(self, name: str, markdown: str) -> None:
-        """A page in the Text tab."""
+        """Write a page of the Text tab."""
         with self._writing(0):
             tf.summary.text(name, markdown)
 
     def hparams(self, hparams: Mapping[str, Scalar], metrics: Mapping[str, float]) -> None:
-        """The run's row in the HParams tab: its hyper-parameters and, as curves `final/name`, its final metrics.
+        """Write the row of the run in the HParams tab: its hyper-parameters and, as curves `final/name`, final metrics.
 
-        No experiment summary is written: TensorBoard takes only one for a whole log folder, and without it shows the
+        No experiment summary is written: TensorBoard reads only one for a whole log folder, and without it shows the
         hyper-parameters of every variant.
         """
         with self._writing(0):
@@ -74,24 +74,24 @@ class TensorBoardWriter:
         self.scalars("final", metrics, step=0)
 
     def geometry(self, geometry: Mapping[str, object] | None) -> None:
-        """A run's final geometry of embeddings, as curves `final/<space>_<measure>` of one point."""
-        spaces = {space: found for space, found in (geometry or {}).items() if isinstance(found, Mapping)}
-        told = {f"{space}_{name}": value for space, found in spaces.items() for name, value in found.items()}
-        self.scalars("final", {name: value for name, value in told.items() if value is not None}, step=0)
+        """Write the final geometry of embeddings as curves `final/<space>_<measure>` of one point."""
+        spaces = {space: measures for space, measures in (geometry or {}).items() if isinstance(measures, Mapping)}
+        values = {f"{space}_{name}": value for space, measures in spaces.items() for name, value in measures.items()}
+        self.scalars("final", {name: value for name, value in values.items() if value is not None}, step=0)
 
     def projector(
         self, embeddings: np.ndarray, labels: np.ndarray, class_names: Sequence[str], images: np.ndarray
     ) -> None:
-        """The Projector tab: points coloured by label and drawn as their images.
+        """Write the Projector tab: points coloured by label and drawn as their images.
 
-        The metadata has the class name, which TensorBoard offers as a colour up to 50 classes, and the class number,
-        which it offers always.
+        The metadata has the class name, which TensorBoard offers as a colour for at most 50 classes, and the number of
+        the class, which it always offers.
 
         Args:
             embeddings: [N, E].
-            labels: integers [N].
-            class_names: name of each class.
-            images: [N, H, W, C] in [0, 1], thinned out where their sprite would be too large to be shown.
+            labels: Integers [N].
+            class_names: The name of each class.
+            images: [N, H, W, C] in [0, 1]; rows and columns are left out if their sprite would be too large.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / "embeddings.tsv") as path:
@@ -112,30 +112,38 @@ class TensorBoardWriter:
         projector.visualize_embeddings(str(self.folder), config)
 
     def flush(self) -> None:
-        """Write what is still held back."""
+        """Write all buffered numbers.
+
+        Raises:
+            InvalidInputError: If they cannot be written.
+        """
         with self._refusing():
             self._writer.flush()
 
     def close(self) -> None:
-        """Write what is still held back, and close the event file."""
+        """Write all buffered numbers, and close the event file.
+
+        Raises:
+            InvalidInputError: If they cannot be written.
+        """
         with self._refusing():
             self._writer.close()
 
     @contextlib.contextmanager
     def _writing(self, step: int):
-        """Summaries of the body go to the event file, under this step."""
+        """Within this context summaries are written to the event file under a step."""
         with self._refusing(), self._writer.as_default(step=step):
             yield
 
     @contextlib.contextmanager
     def _refusing(self):
-        """What TensorFlow says of a write that failed, in one line."""
+        """Within this context a failed write raises an error of one line."""
         try:
             yield
         except tf.errors.OpError as error:
             reason = error.message.splitlines()[0].rpartition("; ")[2].lower()
             raise InvalidInputError(
-                f"cannot write to {self.folder}: {reason}; make room there or choose another folder"
+                f"cannot write to {self.folder}: {reason}; hint: free some space or choose another folder"
             ) from None
 
     def __enter__(self):
@@ -146,7 +154,7 @@ class TensorBoardWriter:
 
 
 def _sprite(images: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Images [N, H, W, C] row by row in a square of squares: uint8 RGB, with the height and width of one of them."""
+    """Arrange images [N, H, W, C] row by row in a square: uint8 RGB, with the height and width of one image."""
     side = int(np.ceil(np.sqrt(len(images))))
     stride = -(-side * max(images.shape[1:3]) // SPRITE_SIDE)
     tiles = to_rgb(images[:, ::stride, ::stride])

@@ -1,4 +1,4 @@
-"""Crafts the adversarial views of a batch and stacks all views: the one room that calls another, `attacks`."""
+"""Craft the adversarial views of a batch, and stack all views."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from keras_rcl.vocabulary.phase import Adversarial, Phase
 
 
 def stack_views(
-    network,
+    network: keras.Model,
     phase: Phase,
     images: tf.Tensor,
     labels: tf.Tensor,
@@ -25,19 +25,19 @@ def stack_views(
     *,
     warm_starts: dict[int, WarmStarts] | None = None,
     compute: ComputeSettings = DEFAULT_COMPUTE,
-):
-    """Turn the pipeline's views into one training batch.
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Craft the adversarial views of a batch, and stack all views.
 
     Args:
-        network: the two-headed network; attacked in inference mode, so that BatchNorm statistics are used, not moved.
-        phase: whose views these are.
-        images: [V, N, H, W, C]; a view that is to be crafted arrives as the images that it starts from.
+        network: The two-headed network; attacked in inference mode, so that BatchNorm statistics are read, not moved.
+        phase: Its views.
+        images: [V, N, H, W, C]; the images of a view that is to be crafted are those at which its attack starts.
         labels: [N].
-        seed: [2], of this step's attacks.
-        indices: [N], of the training images that they are; needed by `warm_starts`.
-        warm_starts: by the place of a view, where its attacks start.
-        compute: of which `micro_batch` says how many images are attacked at once (it divides N; an attack that
-            contrasts images contrasts these), and `attack_dtype` in which dtype.
+        seed: [2], of the attacks of this step.
+        indices: Indices [N] of the images in the training split; needed by `warm_starts`.
+        warm_starts: By the place of a view, where its attacks start.
+        compute: Its `micro_batch` is the number of images that are attacked at once; it divides N, and an attack that
+            contrasts images contrasts those. Its `attack_dtype` is the dtype of the attacks.
 
     Returns:
         images [V * N, H, W, C], labels [V * N], and the share of zero gradients that the attacks met (0 without one).
@@ -62,25 +62,52 @@ def stack_views(
     return tf.concat(views, axis=0), tf.tile(labels, [len(views)]), share
 
 
-def attacked(network, attack: Attack, seed: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, start=None, *, dtype: str):
-    """The images [N, H, W, C] under attack, and the share of zero gradients that each met [N]."""
+def attacked(
+    network: keras.Model,
+    attack: Attack,
+    seed: tf.Tensor,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    start: tf.Tensor | None = None,
+    *,
+    dtype: str,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Attack a network in inference mode.
+
+    Args:
+        network: The two-headed network.
+        attack: Which attack.
+        seed: [2].
+        images: [N, H, W, C].
+        labels: [N].
+        start: Where the attack starts, [N, H, W, C], if not at its own start.
+        dtype: The dtype of the attack.
+
+    Returns:
+        The images under attack [N, H, W, C], and the share of zero gradients that each met [N].
+    """
     crafted = craft_and_count(
-        attack, crafted_on(network, attack.target_output, dtype), images, labels, seed=seed, start=start
+        attack, gradient_fn(network, attack.target_output, dtype), images, labels, seed=seed, start=start
     )
     return crafted.images, crafted.zero_gradients
 
 
-def crafted_on(network: keras.Model, reads: str | tuple[str, ...], dtype: str = "float32") -> Callable:
-    """images -> what an attack looks at: one output of the network at inference, or several.
+def gradient_fn(network: keras.Model, output: str | tuple[str, ...], dtype: str = "float32") -> Callable:
+    """The function that an attack differentiates: images -> one output of the network at inference, or several.
 
-    BatchNorm is folded into convolutions, once a batch, where all is float32 and has a rule; the attack then sees the
-    network to rounding, to that of `dtype`.
+    If the network is float32, one output is computed by the folded network: BatchNorm is folded into convolutions once
+    per batch. It equals the output of the network up to rounding in `dtype`.
+
+    Args:
+        network: The two-headed network.
+        output: The name of an output, or several names.
+        dtype: Of the folded network.
     """
-    if isinstance(reads, str) and network.dtype_policy.compute_dtype == "float32":
-        return at_inference(network, reads, dtype)
+    if isinstance(output, str) and network.dtype_policy.compute_dtype == "float32":
+        return at_inference(network, output, dtype)
 
     def outputs(images):
-        found = network(images, training=False)
-        return found[reads] if isinstance(reads, str) else tuple(found[name] for name in reads)
+        named = network(images, training=False)
+        return named[output] if isinstance(output, str) else tuple(named[name] for name in output)
 
     return outputs

@@ -1,4 +1,4 @@
-"""Where the attacks on each training image start: at what the last one made of it."""
+"""Attacks that start where the last attack on the same training image ended."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,10 +11,15 @@ LEVELS = 127
 
 
 class WarmStarts:
-    """The last perturbation of each training image, a byte a value: a 127th of epsilon is a level.
+    """The last perturbation of each training image, one byte per value: one level is a 127th of epsilon.
+
+    Args:
+        count: How many training images there are.
+        image_shape: (H, W, C).
+        epsilon: The radius of the attacks.
 
     Attributes:
-        variables: what a saved state needs; as large as the training images.
+        variables: What a snapshot stores; as large as the training images.
     """
 
     def __init__(self, count: int, image_shape: tuple[int, ...], epsilon: float):
@@ -23,15 +28,20 @@ class WarmStarts:
         self.warm = tf.Variable(False, trainable=False)
         self.variables = [self.levels, self.warm]
 
-    def __call__(self, attacked: Callable, view: Adversarial, images, labels, indices):
-        """The images [N, H, W, C] under attack, kept for the next time, and the share of zero gradients of each [N].
+    def __call__(
+        self, attacked: Callable, view: Adversarial, images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Attack images from their last perturbation, and keep the new one.
 
         Args:
-            attacked: (attack, images, labels, and where not its own its start) -> both.
-            view: whose attack, and `warm_steps`.
+            attacked: Maps (attack, images, labels) or (attack, images, labels, start) to what this returns.
+            view: Its attack and its `warm_steps`.
             images: [N, H, W, C].
             labels: [N].
-            indices: [N], of the training images that they are.
+            indices: Indices [N] of the images in the training split.
+
+        Returns:
+            The images under attack [N, H, W, C], and the share of zero gradients that each met [N].
         """
         last = tf.cast(tf.gather(self.levels, indices), tf.float32) * (self.epsilon / LEVELS)
         warm = dataclasses.replace(view.attack, num_steps=view.warm_steps)

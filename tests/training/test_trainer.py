@@ -17,7 +17,7 @@ from keras_rcl.runtime.progress import Silent
 from keras_rcl.training import phase_runner
 from keras_rcl.training import views as batch_views
 from keras_rcl.training.optimizers import make_optimizer
-from keras_rcl.training.views import crafted_on, stack_views
+from keras_rcl.training.views import gradient_fn, stack_views
 from keras_rcl.vocabulary.attacks import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import SGD, Adam, Adversarial, Augmented, Clean, CrossEntropy, Phase, SupCon
@@ -261,11 +261,11 @@ def test_what_an_attack_sees_is_the_network_at_inference(reads, precision):
         for variable in (layer.gamma, layer.moving_mean, layer.moving_variance):
             variable.assign(rng.uniform(0.5, 2.0, variable.shape))
     before = network.get_weights()
-    seen, outputs = crafted_on(network, reads)(images), network(images, training=False)
+    seen, outputs = gradient_fn(network, reads)(images), network(images, training=False)
     names, seen = ((reads,), (seen,)) if isinstance(reads, str) else (reads, seen)
     for name, one in zip(names, seen, strict=True):
         np.testing.assert_allclose(one, outputs[name], atol=1e-5)
     for one, other in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    rounded = np.array(crafted_on(network, names[0], "bfloat16")(images))
+    rounded = np.array(gradient_fn(network, names[0], "bfloat16")(images))
     np.testing.assert_allclose(rounded, outputs[names[0]], atol=0.05 * np.abs(outputs[names[0]]).max())
