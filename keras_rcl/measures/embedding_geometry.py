@@ -1,13 +1,13 @@
-"""What a space of embeddings looks like: measures of a bounded number of points, in NumPy and float64.
+"""Measures of a space of embeddings, of a limited number of points, in NumPy and float64.
 
-N points z_i of unit length in D dimensions, with labels. A positive pair is two different points of one label, a
-negative pair two of different labels. A measure without a pair to look at is None.
+There are N points z_i of unit length in D dimensions, with labels. A positive pair is two different points with the
+same label, a negative pair two points with different labels. A measure is None if there is no pair to measure.
 """
 
 import numpy as np
 
 POINTS = 256
-"""How many images are looked at: the cost of all pairs grows with the square of it."""
+"""How many images are measured at most: the cost of all pairs grows with its square."""
 
 MEASURES = (
     "alignment",
@@ -20,27 +20,32 @@ MEASURES = (
 
 
 def alignment(labels: np.ndarray, points: np.ndarray, *, alpha: float = 2.0) -> float | None:
-    """Mean over positive pairs of ||z_i - z_j||^alpha: 0 where each class is one point.
+    """The mean over positive pairs of ||z_i - z_j||^alpha; 0 if each class is one point.
 
     Args:
-        labels: integers [N].
+        labels: Integers [N].
         points: [N, D], of unit length.
-        alpha: positive.
+        alpha: Positive.
 
-    Source: Wang and Isola 2020, section 4.1; positives are those of the labels, as SupCon has them.
+    References:
+        Wang and Isola 2020, "Understanding contrastive representation learning through alignment and uniformity on the
+        hypersphere", section 4.1; here positives have the same label, as in SupCon.
     """
     positive, _ = _pairs(labels)
     return _mean(_squared_distances(points)[positive] ** (alpha / 2))
 
 
 def uniformity(points: np.ndarray, *, t: float = 2.0) -> float | None:
-    """log of the mean over pairs of two different points of exp(-t ||z_i - z_j||^2): the lower, the more spread.
+    """The logarithm of the mean over all pairs of exp(-t ||z_i - z_j||^2).
+
+    The lower it is, the more the points are spread; it is 0 if all points are equal.
 
     Args:
         points: [N, D], of unit length.
-        t: positive.
+        t: Positive.
 
-    Source: Wang and Isola 2020, section 4.1.2. All points in one place have 0.
+    References:
+        Wang and Isola 2020, section 4.1.2.
     """
     pairs = np.triu_indices(len(points), k=1)
     mean = _mean(np.exp(-t * _squared_distances(points)[pairs]))
@@ -50,12 +55,12 @@ def uniformity(points: np.ndarray, *, t: float = 2.0) -> float | None:
 def margin_violations(
     labels: np.ndarray, points: np.ndarray, *, positive_margin: float = 0.5, negative_margin: float = 0.1
 ) -> tuple[float | None, float | None]:
-    """Shares of positive pairs with z_i . z_j < m_p, and of negative pairs with z_i . z_j > m_n.
+    """The share of positive pairs with z_i . z_j < m_p, and that of negative pairs with z_i . z_j > m_n.
 
-    These are the pairs on which the margin contrastive loss has a gradient (Wang eq. 4, with its margins).
+    On these pairs the margin contrastive loss has a gradient (Wang 2024, eq. 4, with its margins).
 
     Args:
-        labels: integers [N].
+        labels: Integers [N].
         points: [N, D], of unit length.
         positive_margin: m_p.
         negative_margin: m_n.
@@ -66,14 +71,17 @@ def margin_violations(
 
 
 def silhouette(labels: np.ndarray, points: np.ndarray) -> float | None:
-    """Mean over points of (b_i - a_i) / max(a_i, b_i), in [-1, 1] (Rousseeuw 1987).
+    """The mean over points of (b_i - a_i) / max(a_i, b_i), in [-1, 1].
 
-    a_i: the mean Euclidean distance to the other points of its label; b_i: the least, over other labels, of the mean
-    distance to their points. A point that is alone with its label has 0.
+    a_i is the mean Euclidean distance to the other points with the same label, and b_i the smallest mean distance to
+    the points of another label. A point that is the only one with its label has the value 0.
 
     Args:
-        labels: integers [N].
+        labels: Integers [N].
         points: [N, D].
+
+    References:
+        Rousseeuw 1987, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis".
     """
     from sklearn.metrics import silhouette_score
 
@@ -83,22 +91,25 @@ def silhouette(labels: np.ndarray, points: np.ndarray) -> float | None:
 
 
 def clean_to_adversarial_distance(clean: np.ndarray, adversarial: np.ndarray) -> float:
-    """Mean of ||z(x_i) - z(x_i')||_2: how far an attack moves an image's point; 2 is the other side of the sphere.
+    """The mean distance ||z(x_i) - z(x_i')||_2 by which an attack moves a point; 2 is the other side of the sphere.
 
     Args:
         clean: [N, D], of the images; brought to unit length here.
-        adversarial: [N, D], of the same images under attack; likewise.
+        adversarial: [N, D], of the same images under attack; brought to unit length here.
     """
     return float(np.linalg.norm(_unit(adversarial) - _unit(clean), axis=1).mean())
 
 
 def geometry(labels: np.ndarray, clean: np.ndarray, adversarial: np.ndarray | None = None) -> dict[str, float | None]:
-    """All measures of one space, by name; all None where a point is not finite.
+    """Compute all measures of one space.
 
     Args:
-        labels: integers [N].
+        labels: Integers [N].
         clean: [N, D]; brought to unit length here.
-        adversarial: [N, D] of the same images under attack, likewise; none where there is no attack.
+        adversarial: [N, D], of the same images under attack; brought to unit length here. None: without an attack.
+
+    Returns:
+        The measures by name, those of `MEASURES`; all of them None if a point is not finite.
     """
     points = _unit(clean)
     if not np.isfinite(points).all():
@@ -119,14 +130,14 @@ def geometry(labels: np.ndarray, clean: np.ndarray, adversarial: np.ndarray | No
 
 
 def _unit(points: np.ndarray) -> np.ndarray:
-    """Each row at unit length, in float64; one of zeros stays."""
+    """Each row at unit length, in float64; a row of zeros stays as it is."""
     points = np.asarray(points, np.float64)
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
     return points / np.where(lengths > 0, lengths, 1.0)
 
 
 def _pairs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """bool [N, N]: the positive and the negative pairs, each once, above the diagonal."""
+    """The positive and the negative pairs, each once above the diagonal: bool [N, N]."""
     labels = np.asarray(labels)
     same, above = labels[:, None] == labels[None, :], np.triu(np.ones((len(labels), len(labels)), bool), k=1)
     return same & above, ~same & above
@@ -138,7 +149,7 @@ def _cosines(points: np.ndarray) -> np.ndarray:
 
 
 def _squared_distances(points: np.ndarray) -> np.ndarray:
-    """||z_i - z_j||^2 = |z_i|^2 + |z_j|^2 - 2 z_i . z_j, cut at 0, which rounding may fall below."""
+    """||z_i - z_j||^2 = |z_i|^2 + |z_j|^2 - 2 z_i . z_j, at least 0 in spite of rounding."""
     cosines = _cosines(points)
     squares = np.diag(cosines)
     return np.maximum(squares[:, None] + squares[None, :] - 2 * cosines, 0.0)

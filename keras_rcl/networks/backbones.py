@@ -1,10 +1,10 @@
-"""Encoders: normalised image [N, H, W, C] -> embedding [N, E]. Two plain CNNs and one residual block with four tables.
+"""Encoders: normalized image [N, H, W, C] -> embedding [N, E]. Plain CNNs and residual networks.
 
-Every stride is taken with a symmetric, explicit padding and every BatchNorm has PyTorch's momentum and epsilon, as in
-the papers' code; `same` padding at stride 2 and Keras' defaults would be other networks.
+Convolutions with a stride have a symmetric, explicit padding, and BatchNorm has PyTorch's momentum and epsilon, as in
+the code of the papers; `same` padding at stride 2 and Keras' defaults would give other networks.
 
-The first convolution is float32 under every policy: it reads the pixels unrounded, and an attack's gradient with
-respect to them is summed in float32, where half precision lets some of the sums cancel to exactly 0 (decision 6).
+The first convolution is float32 under every policy: it reads pixels without rounding, and the gradient of an attack
+with respect to the pixels is summed in float32. In half precision some of these sums cancel to exactly 0 (decision 6).
 """
 
 import zlib
@@ -18,24 +18,26 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.network import Encoder
 
 SMALLEST_IMAGE = 8
-"""Pixels a side below which three halvings leave nothing to convolve."""
+"""The smallest side of an image, in pixels: three halvings of a smaller one leave nothing to convolve."""
 
 LARGEST_CIFAR_IMAGE = 64
-"""Pixels a side up to which a residual network has the CIFAR stem; larger images get ImageNet's."""
+"""The largest side of an image, in pixels, for which a residual network has the CIFAR stem, not ImageNet's."""
 
 
 def layer_seed(seed: int, name: str) -> int:
-    """The seed of one layer's initialisers: depends on the run's seed and the layer's name, and on nothing else."""
+    """The seed of the initializers of one layer: depends on the seed of the run and the name of the layer only."""
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers that every network here is made of, under one dtype policy and one seed.
+    """The layers of all networks here, under one dtype policy and one seed.
 
-    Fields:
-        policy: the dtype policy of every layer, given explicitly; the global policy is neither read nor set.
-        seed: the run's seed; each layer's own is `layer_seed(seed, name)`.
+    Each method takes a symbolic tensor and the name of the layer, and returns the output of the layer.
+
+    Attributes:
+        policy: The dtype policy of every layer, given explicitly; the global policy is neither read nor set.
+        seed: Of the run; each layer has `layer_seed(seed, name)`.
     """
 
     policy: str = "float32"
@@ -46,7 +48,7 @@ class Layers:
         return replace(self, policy="float32")
 
     def conv(self, x, filters: int, kernel: int, stride: int, name: str, *, use_bias: bool = False):
-        """Convolution with symmetric padding of `(kernel - 1) // 2`, He-normal (He et al. 2015)."""
+        """A convolution with a symmetric padding of `(kernel - 1) // 2`, He-normal (He et al. 2015)."""
         padding = "same" if stride == 1 else "valid"
         if stride > 1 and kernel > 1:
             x = keras.layers.ZeroPadding2D((kernel - 1) // 2, dtype=self._policy(), name=f"{name}_pad")(x)
@@ -62,14 +64,14 @@ class Layers:
         )(x)
 
     def norm(self, x, name: str):
-        """BatchNorm with PyTorch's momentum (0.1 of the new, so 0.9 of the old) and epsilon."""
+        """BatchNorm with PyTorch's epsilon and momentum (0.1 of the new value, so 0.9 of the old one)."""
         return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=self._policy(), name=name)(x)
 
     def relu(self, x, name: str):
         return keras.layers.ReLU(dtype=self._policy(), name=name)(x)
 
     def dense(self, x, units: int, name: str):
-        """Fully connected layer, He-normal."""
+        """A fully connected layer, He-normal."""
         return keras.layers.Dense(
             units,
             kernel_initializer=keras.initializers.HeNormal(seed=layer_seed(self.seed, name)),
@@ -81,7 +83,7 @@ class Layers:
         return keras.layers.Add(dtype=self._policy(), name=name)(inputs)
 
     def max_pool(self, x, name: str):
-        """3x3 maximum at stride 2 with symmetric padding (of zeros: its input is not negative after a ReLU)."""
+        """A 3x3 maximum at stride 2 with symmetric padding by zeros; its input is the output of a ReLU."""
         x = keras.layers.ZeroPadding2D(1, dtype=self._policy(), name=f"{name}_pad")(x)
         return keras.layers.MaxPooling2D(3, strides=2, dtype=self._policy(), name=name)(x)
 
@@ -99,10 +101,10 @@ class Layers:
 class Strided:
     """A plain CNN: convolutions of stride 2 in place of pooling, then fully connected layers.
 
-    Fields:
-        convs: filters of each convolution; each is followed by BatchNorm and ReLU.
-        denses: widths of the fully connected layers; ReLU between them, BatchNorm after the last.
-        kernel: pixels a side of the convolutions' kernels.
+    Attributes:
+        convs: The filters of each convolution; each is followed by BatchNorm and ReLU.
+        denses: The widths of the fully connected layers; ReLU between them, BatchNorm after the last.
+        kernel: The side of the kernels of the convolutions, in pixels.
         normalized: False leaves BatchNorm out and puts a ReLU after the last layer.
     """
 
@@ -129,11 +131,11 @@ class Strided:
 class Residual:
     """A residual network: a stem, stages of residual blocks (the first block of a later stage halves), an average.
 
-    Fields:
-        stem: filters of the stem.
-        widths: filters of each stage.
-        depths: blocks of each stage.
-        bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, four times as wide at their end, in place of two 3x3.
+    Attributes:
+        widths: The filters of each stage.
+        depths: The number of blocks of each stage.
+        stem: The filters of the stem.
+        bottleneck: Blocks are 1x1, 3x3, 1x1 convolutions, four times as wide at their end, in place of two 3x3.
         preactivation: BatchNorm and ReLU before each convolution (He et al. 2016b, "Identity mappings"), not after.
     """
 
@@ -160,7 +162,7 @@ class Residual:
         return layers.average(x, "average")
 
     def block(self, layers: Layers, x, filters: int, stride: int, name: str):
-        """shortcut(x) + branch(x), with a 1x1 convolution as the shortcut where the shape changes."""
+        """shortcut(x) + branch(x); the shortcut is a 1x1 convolution if the shape changes."""
         convs = ((filters, 3, stride), (filters, 3, 1))
         if self.bottleneck:
             convs = ((filters, 1, 1), (filters, 3, stride), (4 * filters, 1, 1))
@@ -204,16 +206,24 @@ Zagoruyko and Komodakis 2016, without dropout, 640-d."""
 def build_encoder(
     name: Encoder, input_shape: Sequence[int], *, seed: int = 0, precision: str = "float32"
 ) -> keras.Model:
-    """The functional model `encoder`: normalised image [N, H, W, C] -> embedding [N, E] in the policy's compute dtype.
+    """Build an encoder by name.
 
     Args:
-        name: one of `ENCODERS`.
+        name: One of `ENCODERS`.
         input_shape: (H, W, C).
-        seed: seeds every initialiser; the same seed gives the same weights.
-        precision: the dtype policy of its layers: `float32`, `mixed_float16` or `mixed_bfloat16`.
+        seed: Of every initializer; the same seed gives the same weights.
+        precision: The dtype policy of its layers: `float32`, `mixed_float16` or `mixed_bfloat16`.
+
+    Returns:
+        The functional model `encoder`: normalized image [N, H, W, C] -> embedding [N, E] in the compute dtype of the
+        policy.
 
     Raises:
-        InvalidInputError: if there is no such encoder, or the image has not three dimensions or is too small.
+        InvalidInputError: If the encoder is unknown, or the image does not have three dimensions or is too small.
+
+    Example:
+        >>> build_encoder("small_cnn", (8, 8, 1)).output_shape
+        (None, 64)
     """
     if name not in get_args(Encoder):
         raise InvalidInputError(f"unknown encoder {name!r}; choose from {', '.join(get_args(Encoder))}")

@@ -1,4 +1,4 @@
-"""ResNet-50 of keras.applications, with the weights that it was trained to on ImageNet, as an encoder."""
+"""ResNet-50 of keras.applications with its ImageNet weights, as an encoder."""
 
 import contextlib
 import sys
@@ -11,37 +11,41 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.network import Precision
 
 SMALLEST_IMAGE = 32
-"""Pixels a side below which keras.applications builds no ResNet-50."""
+"""The smallest side of an image, in pixels, for which keras.applications builds a ResNet-50."""
 
 MEAN = tuple(value / 255 for value in (123.68, 116.779, 103.939))
 STD = (1 / 255,) * 3
-"""Of RGB pixels in [0, 1]: the weights read 255 x minus ImageNet's mean, undivided (the "caffe" preprocessing)."""
+"""Mean and standard deviation of RGB pixels in [0, 1]: the weights read 255 x minus the mean of ImageNet, not divided
+(the "caffe" preprocessing)."""
 
 
 def pretrained_resnet50(weights: str, input_shape: Sequence[int], precision: Precision = "float32") -> keras.Model:
-    """The functional model `encoder`: RGB image [N, H, W, 3], normalised by `MEAN` and `STD` -> embedding [N, 2048].
+    """Build ResNet-50 with pretrained weights.
 
-    The weights were trained on BGR images, and so the first convolution's kernel is read backwards: no layer turns the
-    channels round. That convolution is float32 under every policy, as in the other encoders.
+    The weights were trained on BGR images, so the channels of the first kernel are reversed; no layer reverses the
+    channels of the image. The first convolution is float32 under every policy, as in the other encoders.
 
     Args:
         weights: `imagenet`, or an `.h5` file of the weights of `keras.applications.ResNet50(include_top=False)`.
         input_shape: (H, W, 3).
-        precision: the dtype policy of its layers.
+        precision: The dtype policy of its layers.
+
+    Returns:
+        The functional model `encoder`: RGB image [N, H, W, 3], normalized by `MEAN` and `STD` -> embedding [N, 2048].
 
     Raises:
-        InvalidInputError: if the images are not RGB or too small, or the weights cannot be had or are of another
-            network.
+        InvalidInputError: If the images are not RGB or are too small, or the weights cannot be loaded or belong to
+            another network.
     """
     if input_shape[-1] != 3 or min(input_shape[:2]) < SMALLEST_IMAGE:
         least = f"{SMALLEST_IMAGE}x{SMALLEST_IMAGE}"
         raise InvalidInputError(
             f"pretrained weights read RGB images of {least} or more, not {tuple(input_shape)}; "
-            "set dataset.image_size, or leave out network.pretrained"
+            "hint: set dataset.image_size, or leave out network.pretrained"
         )
     if weights != "imagenet" and not Path(weights).expanduser().is_file():
         raise InvalidInputError(
-            f"network.pretrained {weights!r} is no file; give imagenet, or an .h5 file of ResNet50's weights"
+            f"network.pretrained {weights!r} is not a file; hint: give imagenet, or an .h5 file of ResNet50's weights"
         )
     source = weights if weights == "imagenet" else str(Path(weights).expanduser())
     try:
@@ -52,8 +56,8 @@ def pretrained_resnet50(weights: str, input_shape: Sequence[int], precision: Pre
     except Exception as error:  # of the network, the disk, HDF5 or Keras
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InvalidInputError(
-            f"network.pretrained {weights!r} cannot be had: {reason}; download the weights of ResNet50 without its top "
-            "where there is a network, and give the file"
+            f"network.pretrained {weights!r} could not be loaded: {reason}; hint: download the weights of "
+            "ResNet50 without its top on a machine with a network connection, and give the file"
         ) from None
 
     def under_policy(layer):

@@ -1,8 +1,8 @@
-"""image -> normalize -> encoder -> {embedding, projection, logits}: the network that is trained, attacked, served."""
+"""The network that is trained, attacked and served: image -> encoder -> {embedding, projection, logits}."""
 
 import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import keras
 from keras import ops
@@ -13,23 +13,42 @@ from keras_rcl.networks.backbones import Layers, build_encoder, layer_seed
 from keras_rcl.vocabulary.network import Network, Part, Precision
 
 SMALLEST_NORM = 1e-6
-"""Below this length a projection is scaled by its inverse, not brought to unit length: the gradient stays finite."""
+"""A projection shorter than this is divided by this, not by its own length, so that the gradient stays finite."""
 
 
-def unit_norm(z):
-    """z / max(||z||, SMALLEST_NORM) along the last axis: [N, D] of unit Euclidean length."""
+def unit_norm(z: Any) -> Any:
+    """Bring vectors to unit Euclidean length along the last axis: z / max(||z||, SMALLEST_NORM).
+
+    Args:
+        z: [N, D].
+
+    Returns:
+        [N, D].
+    """
     squared = ops.sum(ops.square(z), axis=-1, keepdims=True)
     return z / ops.sqrt(ops.maximum(squared, SMALLEST_NORM**2))
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
 class UnitNorm(keras.layers.Layer):
-    """`unit_norm` as a layer."""
+    """A layer that brings vectors [N, D] to unit Euclidean length.
 
-    def call(self, z):
+    Formula:
+
+        z / max(||z||, 1e-6)
+
+    Example:
+        >>> import numpy as np
+        >>> [round(float(value), 2) for value in UnitNorm()(np.array([[3.0, 4.0]]))[0]]
+        [0.6, 0.8]
+    """
+
+    def call(self, z: Any) -> Any:
+        """The vectors at unit length, [N, D]."""
         return unit_norm(z)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the input."""
         return input_shape
 
 
@@ -43,31 +62,42 @@ def build_network(
     seed: int = 0,
     precision: Precision = "float32",
 ) -> keras.Model:
-    """The functional model `two_headed`: image [N, H, W, C] in [0, 1] -> dict of float32 outputs.
+    """Build the network with two heads: an encoder, a projector and a classifier.
 
-    Outputs: `embedding` [N, E] of the encoder, `unnormalized_projection` [N, D] of the projector, `projection` [N, D]
-    the same at unit length, `logits` [N, K] of the classifier on the embedding. They are float32 under every policy:
-    only the encoder computes in half precision. The weights are the same, so they carry over between policies. The
-    model's own `dtype_policy` is `precision`, by which Keras' `compile` knows to scale the loss under mixed_float16;
-    a `.keras` file keeps the policy of every layer but not this one, so set it anew before training a loaded model on.
+    The outputs are float32 under every policy: only the encoder computes in half precision. The weights are float32
+    too, so they carry over between policies. The `dtype_policy` of the model is `precision`, from which Keras'
+    `compile` knows that it has to scale the loss under mixed_float16. A `.keras` file stores the policy of every layer
+    but not this one; set it again before training a loaded model.
 
     Args:
-        network: which encoder, which projection head, which normalisation.
+        network: The encoder, the projection head and the normalization.
         image_shape: (H, W, C).
         num_classes: K.
-        mean: of the training images per channel, pixels in [0, 1]; read under `normalization="mean_std"` only.
-        std: likewise the standard deviation.
-        seed: seeds every initialiser; the same seed gives the same weights.
-        precision: the dtype policy of the encoder.
+        mean: The mean of the training images per channel, pixels in [0, 1]; read with `normalization="mean_std"` only.
+        std: The standard deviation of the training images per channel; read with `normalization="mean_std"` only.
+        seed: Of every initializer; the same seed gives the same weights.
+        precision: The dtype policy of the encoder.
+
+    Returns:
+        The functional model `two_headed`: image [N, H, W, C] in [0, 1] -> a dict of `embedding` [N, E] of the encoder,
+        `unnormalized_projection` [N, D] of the projector, `projection` [N, D], the same at unit length, and `logits`
+        [N, K] of the classifier on the embedding.
 
     Raises:
-        InvalidInputError: if the image is too small, pretrained weights cannot be had, `mean` or `std` is missing, has
-            another number of channels or is no deviation, there are no two classes, or the policy is unknown.
+        InvalidInputError: If the image is too small, pretrained weights cannot be loaded, `mean` or `std` is missing or
+            has another number of channels, a deviation is not positive, there are fewer than two classes, or the policy
+            is unknown.
+
+    Example:
+        >>> spec = Network(encoder="small_cnn", projection_dim=16, normalization="none")
+        >>> network = build_network(spec, (8, 8, 1), num_classes=10)
+        >>> network.output["projection"].shape
+        (None, 16)
     """
     if precision not in get_args(Precision):
         raise InvalidInputError(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
     if num_classes < 2:
-        raise InvalidInputError(f"num_classes {num_classes} leaves nothing to classify; give at least 2")
+        raise InvalidInputError(f"num_classes {num_classes} leaves nothing to classify; hint: give at least 2")
     if network.pretrained:
         encoder = pretrained.pretrained_resnet50(network.pretrained, image_shape, precision)
     else:
@@ -97,7 +127,7 @@ def build_network(
 
 
 def parts(network: keras.Model) -> dict[Part, keras.Model]:
-    """The parts that phases train and freeze: `encoder`, `projector`, `classifier`."""
+    """The parts that phases train and freeze: `encoder`, `projector` and `classifier`, by name."""
     return {name: network.get_layer(name) for name in get_args(Part)}
 
 
@@ -108,19 +138,19 @@ def batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
 
 
 def synchronize(network: keras.Model) -> None:
-    """Let BatchNorm normalise by the statistics of the whole batch where that is spread over replicas."""
+    """Make BatchNorm normalize by the statistics of the whole batch if the batch is spread over replicas."""
     for layer in batch_norms(network):
         layer.synchronized = True
 
 
 def reinitialize(part: keras.Model, seed: int) -> None:
-    """Draw a part's weights anew, in place; the result equals the part of a network built with this seed.
+    """Reinitialize the weights of a part in place; they then equal those of a network built with this seed.
 
     BatchNorm returns to gamma 1, beta 0 and fresh moving statistics.
 
     Args:
-        part: one of `parts(network)`.
-        seed: seeds the draw.
+        part: One of `parts(network)`.
+        seed: Of the initializers.
     """
     for layer in part.layers:
         for variable in layer.weights:
@@ -132,10 +162,16 @@ def reinitialize(part: keras.Model, seed: int) -> None:
 
 
 def initialize_for_intervals(part: keras.Model, seed: int) -> None:
-    """Draw a part's kernels anew, in place, from N(0, 2 pi / n^2) for n numbers read by each unit.
+    """Reinitialize the kernels of a part in place from N(0, 2 pi / n^2), where each unit reads n numbers.
 
-    Then n E|w| / 2 = 1: behind a ReLU that lets half of it through, an interval is as wide after a layer as before it.
-    Source: Shi et al. 2021, "Fast certified robust training with short warmup", section 3.1.
+    Then n E|w| / 2 = 1: after a ReLU of which half of the units are active, an interval is as wide as before the layer.
+
+    Args:
+        part: One of `parts(network)`.
+        seed: Of the initializers.
+
+    References:
+        Shi et al. 2021, "Fast certified robust training with short warmup", section 3.1.
     """
     for layer in part.layers:
         if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
@@ -146,7 +182,7 @@ def initialize_for_intervals(part: keras.Model, seed: int) -> None:
 
 
 def _projector(network: Network, width: int, seed: int) -> keras.Model:
-    """embedding [N, E] -> unnormalised projection [N, D]; the identity where the network has no projection head."""
+    """embedding [N, E] -> unnormalized projection [N, D]; the identity if the network has no projection head."""
     layers = Layers(seed=seed)
     embedding = keras.Input((width,), dtype="float32", name="embedding")
     x = embedding
@@ -165,21 +201,29 @@ def _classifier(width: int, num_classes: int, seed: int) -> keras.Model:
     return keras.Model(embedding, Layers(seed=seed).dense(embedding, num_classes, "logits"), name="classifier")
 
 
-def _channel_statistics(network, channels: int, mean, std) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel, as the normalisation says; refused where they do not fit the image."""
+def _channel_statistics(
+    network: Network, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[list[float], list[float]]:
+    """The mean and the standard deviation per channel that the normalization uses.
+
+    Raises:
+        InvalidInputError: If they are missing or do not fit the image.
+    """
     if network.pretrained:
         return [*pretrained.MEAN], [*pretrained.STD]
     if network.normalization == "minus1to1":
         return [0.5] * channels, [0.5] * channels
     if mean is None or std is None:
         raise InvalidInputError(
-            "normalization mean_std needs mean and std of the training images; give both, or choose minus1to1"
+            "normalization mean_std needs mean and std of the training images; hint: give both, or choose minus1to1"
         )
     mean, std = [float(value) for value in mean], [float(value) for value in std]
     if len(mean) != channels or len(std) != channels:
         raise InvalidInputError(
-            f"mean {mean} and std {std} do not fit images of {channels} channels; give one value a channel"
+            f"mean {mean} and std {std} do not fit images of {channels} channels; hint: give one value per channel"
         )
     if min(std) <= 0:
-        raise InvalidInputError(f"std {std} has a channel that never varies; drop the channel or choose minus1to1")
+        raise InvalidInputError(
+            f"std {std} has a channel that never varies; hint: drop the channel or choose minus1to1"
+        )
     return mean, std

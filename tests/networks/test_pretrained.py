@@ -36,17 +36,17 @@ def test_its_embedding_is_the_network_of_keras_behind_kerass_preprocessing(rando
     assert policies["conv1_conv"] == "float32" and policies["conv2_block1_1_conv"] == "bfloat16"
 
 
-def test_weights_that_cannot_be_had_are_one_line(tmp_path, monkeypatch):
+def test_weights_that_cannot_be_loaded_give_an_error_of_one_line(tmp_path, monkeypatch):
     def unreachable(**arguments):
         assert arguments["weights"] == "imagenet" and not arguments["include_top"]
         raise Exception("URL fetch failure on https://storage.googleapis.com: [Errno -3] name resolution\nmore")
 
     monkeypatch.setattr(keras.applications, "ResNet50", unreachable)
     with pytest.raises(
-        InvalidInputError, match="'imagenet' cannot be had: URL fetch failure .* resolution; download"
-    ) as told:
+        InvalidInputError, match="'imagenet' could not be loaded: URL fetch failure .* resolution; hint: download"
+    ) as error:
         build_network(Network(encoder="resnet50", pretrained="imagenet"), SHAPE, 10)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -54,17 +54,17 @@ def test_weights_that_cannot_be_had_are_one_line(tmp_path, monkeypatch):
     [
         ((32, 32, 1), "imagenet", "read RGB images"),
         ((8, 8, 3), "imagenet", "of 32x32 or more"),
-        (SHAPE, "nowhere.weights.h5", "is no file"),
-        (SHAPE, "broken.weights.h5", "cannot be had"),
+        (SHAPE, "nowhere.weights.h5", "is not a file"),
+        (SHAPE, "broken.weights.h5", "could not be loaded"),
     ],
 )
-def test_refused(shape, weights, said, tmp_path, monkeypatch):
+def test_invalid_weights_or_images_raise(shape, weights, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.weights.h5").write_bytes(b"no HDF5")
     with pytest.raises(InvalidInputError, match=said):
         module.pretrained_resnet50(weights, shape)
 
 
-def test_other_encoders_have_no_weights():
+def test_other_encoders_have_no_pretrained_weights():
     with pytest.raises(ValueError, match="of encoder resnet50, not of resnet18"):
         Network(encoder="resnet18", pretrained="imagenet")
