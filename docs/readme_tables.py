@@ -1,5 +1,6 @@
 """Tables of README and docs/ that are made from the variants and from the committed records alone."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,15 @@ def _variants(results: Path) -> str:
         for phase in phases:
             inner = "".join(f", before each epoch {r.epochs} of *{r.name}*" for r in phase.refresh)
             parts.append(f"*{phase.name}* {phase.epochs}{inner}")
-        rows.append([f"`{name}`", cls.__doc__.splitlines()[0].rstrip("."), "; ".join(parts)])
+        rows.append([f"`{name}`", _summary(cls.__doc__), "; ".join(parts)])
     return markdown_table(["variant", "what it is", "phases and epochs, as its paper has them"], rows, right=())
+
+
+def _summary(docstring: str) -> str:
+    """The first line of a docstring, with authors and year of its first reference if it names no year itself."""
+    summary = docstring.splitlines()[0].rstrip(".")
+    reference = re.search(r"References:\n\s+([^\n\"(;]*?\d{4})", docstring)
+    return f"{summary} ({reference[1]})" if reference and not re.search(r"\d{4}", summary) else summary
 
 
 def _records(folder: Path, data_set: str) -> dict[str, dict]:
