@@ -101,7 +101,7 @@ def test_kl_moves_both_clean_and_adversarial_logits():
     assert all(np.any(slope) for slope in tape.gradient(value, [clean, adversarial]))
 
 
-def test_logits_of_other_images_are_refused():
+def test_logits_of_other_images_raise():
     with pytest.raises(InvalidInputError, match=r"\(2, 3\) and adversarial logits \(1, 3\)"):
         kl_to_clean(np.zeros((2, 3)), np.zeros((1, 3)))
 

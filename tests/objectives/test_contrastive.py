@@ -33,7 +33,7 @@ def unit(rng, *shape):
 
 @st.composite
 def batches(draw):
-    """Labels [M] and unit projections [M, D]: with one class to one an anchor, and with duplicated rows."""
+    """Labels [M] and unit projections [M, D]: from a single class to one class per anchor, and with equal rows."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     num_anchors = draw(st.integers(1, 14))
     labels = rng.integers(0, draw(st.integers(1, num_anchors)), num_anchors)
@@ -188,14 +188,14 @@ def test_anybodys_model_trains_on_them(precision, loss):
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan")])
-def test_temperature_is_refused(temperature):
+def test_a_temperature_that_is_not_positive_raises(temperature):
     with pytest.raises(InvalidInputError, match=f"temperature {temperature} is not positive"):
         SupervisedContrastive(temperature)
     with pytest.raises(InvalidInputError, match=f"temperature {temperature} is not positive"):
         supervised_contrastive(np.zeros(2, int), np.ones((2, 2)), temperature=temperature)
 
 
-def test_wrong_shapes_are_refused():
+def test_wrong_shapes_raise():
     with pytest.raises(InvalidInputError, match=r"\(2, 3, 4\) are not \[M, D\]"):
         margin_contrastive(np.zeros(2, int), np.ones((2, 3, 4)))
     with pytest.raises(InvalidInputError, match=r"labels of shape \(2, 1\) are not \[M\]"):

@@ -1,6 +1,7 @@
-"""What each process of `test_replicas.py` runs: `replicas_program.py FOLDER [REPLICAS]`, as `TF_CONFIG` says or alone.
+"""The program of each process of `test_replicas.py`: `replicas_program.py FOLDER STAGE [REPLICAS]`.
 
-Writes what came of each stage to `FOLDER/<stage><worker>.npz`; the last is one that not every process survives.
+It runs alone, or among the workers of `TF_CONFIG`. With the stage `step` it runs one step, else all stages. The result
+of each stage is written to `FOLDER/<stage><worker>.npz`; in the last stage a worker is killed.
 """
 
 import os
@@ -33,7 +34,7 @@ SUPCON = Phase(
     optimizer=PLAIN,
     batch_size=BATCH,
 )
-# Adam divides a gradient that is 0 but for rounding by itself: of a bias before BatchNorm nothing could be compared.
+# Adam divides a gradient that is 0 up to rounding by itself, so that a bias before BatchNorm could not be compared.
 METHOD = tiny_clafs(
     optimizer=SGD(learning_rate=0.05),
     inner_optimizer=Adam(learning_rate=0.01, clip_norm=0.1, weight_decay=0.01),
@@ -50,7 +51,7 @@ def network_of(workers: Workers, synchronized: bool = True):
 
 
 def stepped(phase: Phase, workers: Workers, synchronized: bool = True) -> dict[str, np.ndarray]:
-    """The change of each weight in a step, its metrics, and how often the step was traced in two."""
+    """The change of each weight in one step, the metrics, and how often the step was traced in two steps."""
     network = network_of(workers, synchronized)
     before = network.get_weights()
     runner = PhaseRunner(network, phase, image_data(BATCH), epochs=1, seed=(0,), workers=workers)
@@ -58,12 +59,12 @@ def stepped(phase: Phase, workers: Workers, synchronized: bool = True) -> dict[s
     del metrics["images_per_second"]
     changes = {str(number): after - before[number] for number, after in enumerate(network.get_weights())}
     runner.run_epoch(Silent(), "")
-    told = {name: np.array(value) for name, value in {**metrics, "traces": runner.trainer.traces}.items()}
-    return {**changes, **told}
+    numbers = {**metrics, "traces": runner.trainer.traces}
+    return {**changes, **{name: np.array(value) for name, value in numbers.items()}}
 
 
 def trained(folder: Path, workers: Workers, progress=None) -> dict[str, np.ndarray]:
-    """The weights after an epoch of each phase of CLAF, whose chief keeps states in the folder."""
+    """The weights after one epoch of each phase of CLAF; the chief stores snapshots in the folder."""
     network, snapshots = network_of(workers), SnapshotStore(folder, print)
     folder.mkdir(parents=True, exist_ok=True)
     train(
@@ -80,7 +81,7 @@ def trained(folder: Path, workers: Workers, progress=None) -> dict[str, np.ndarr
 
 
 def evaluated(folder: Path, workers: Workers):
-    """The survival table of two attacks, kept in a journal by the chief; twice, so that it is read as well."""
+    """The survival table of two attacks; computed twice, so that the journal of the chief is also read."""
     from keras_rcl.evaluation.robustness import Evaluator
     from keras_rcl.storage.journal import Journal
 
@@ -98,7 +99,7 @@ def evaluated(folder: Path, workers: Workers):
 
 
 class Copies(Silent):
-    """Keeps what the chief's folder holds after so many steps, as if it had been killed there."""
+    """Copies the folder of the chief after some steps, as if the run had been killed there."""
 
     def __init__(self, folder: Path, steps: int):
         self.folder, self.left = folder, steps
@@ -109,23 +110,27 @@ class Copies(Silent):
             shutil.copytree(self.folder, self.folder.with_name("cut"))
 
 
-def main(folder: Path, replicas: int | None) -> None:
+def main(folder: Path, stage: str, replicas: int | None) -> None:
     from keras_rcl.runtime.distributed import start_workers
 
     start_tensorflow()
     workers = start_workers(replicas, heartbeat=30)
 
     def write(**stages: dict[str, np.ndarray]) -> None:
-        for stage, found in stages.items():
-            np.savez(folder / f"{stage}{workers.index}.npz", **found)
+        for name, arrays in stages.items():
+            np.savez(folder / f"{name}{workers.index}.npz", **arrays)
 
+    write(supcon=stepped(SUPCON, workers))
+    if stage == "step":
+        return
     own = folder / f"run{workers.index}"
-    write(supcon=stepped(SUPCON, workers), clafs=trained(own, workers, Copies(own, 4) if workers.chief else None))
+    write(clafs=trained(own, workers, Copies(own, 4) if workers.chief else None))
     if workers.count == 1:
         write(apart=stepped(SUPCON, workers, synchronized=False))
         return
-    told = workers.all_gather(Message(workers.index, {"a": np.arange(workers.index * 5)}))
-    write(told={str(message.value): message.arrays["a"] for message in told}, evaluated=evaluated(folder, workers))
+    messages = workers.all_gather(Message(workers.index, {"a": np.arange(workers.index * 5)}))
+    gathered = {str(message.value): message.arrays["a"] for message in messages}
+    write(gathered=gathered, evaluated=evaluated(folder, workers))
     if not workers.chief:
         os.kill(os.getpid(), 9)
     try:
@@ -135,4 +140,4 @@ def main(folder: Path, replicas: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)

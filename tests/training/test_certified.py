@@ -100,7 +100,7 @@ def test_relu_balance_is_the_papers():
     assert total > 0
 
 
-def test_relus_of_one_kind_count_nothing():
+def test_relu_balance_of_relus_of_one_kind_is_zero():
     ones = np.ones((2, 3), "float32")
     assert float(relu_balance([Interval(ones, 2 * ones)])) == 0
 
@@ -244,8 +244,8 @@ def test_kappa_weighs_the_two_cross_entropies():
     assert worst > clean and metrics["loss"] == pytest.approx(0.25 * clean + 0.75 * worst, rel=1e-5)
 
 
-def test_the_radius_is_a_function_of_the_optimizers_steps():
-    """So that a resumed run goes on where it was: 2 steps an epoch, from 0 to 0.1 over 4 epochs."""
+def test_the_radius_depends_on_the_steps_of_the_optimizer():
+    """A resumed run therefore continues where it was: 2 steps per epoch, from 0 to 0.1 over 4 epochs."""
     phase = phase_of(Ramp(start=0, stop=0.1, epochs=4), CrossEntropy(on="worst_case"))
     run = runner(tiny_network(), phase)
     assert run.batches.steps_per_epoch == 2
@@ -269,7 +269,7 @@ def test_kernels_are_drawn_so_that_intervals_keep_their_width():
     np.testing.assert_array_equal(encoder.get_layer("conv2").kernel, drawn)
 
 
-def test_a_layer_without_bounds_is_refused_before_training():
+def test_a_layer_without_bounds_raises_before_training():
     network = tiny_network()
     encoder = parts(network)["encoder"]
     encoder.get_layer("conv2_relu").negative_slope = 0.1
@@ -286,7 +286,7 @@ def test_a_layer_without_bounds_is_refused_before_training():
         (dict(views=(Clean(),)), "no worst_case view"),
     ],
 )
-def test_phases_that_mean_nothing_are_refused(changes, said):
+def test_phases_without_meaning_raise(changes, said):
     with pytest.raises(ValueError, match=said):
         phase_of(0.1, CrossEntropy(on="worst_case"), **changes)
 

@@ -1,4 +1,4 @@
-"""BatchNorm of their own for views that are not adversarial: what each branch sees, learns and leaves alone."""
+"""A second set of BatchNorm variables for views that are not adversarial: what each set reads and learns."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def norms(network):
 
 
 def by_layer(network, steps):
-    """(layer, its own variables by name, those of the clean branch by name), layer by layer."""
+    """(layer, its own variables by name, those of the second set by name), layer by layer."""
     others = iter(steps.clean_batchnorm.variables)
     return [
         (layer, {v.name: v.numpy() for v in layer.variables}, {v.name: next(others).numpy() for v in layer.variables})
@@ -43,7 +43,7 @@ def by_layer(network, steps):
     ]
 
 
-def test_each_branch_moves_its_statistics_by_its_own_images():
+def test_each_set_moves_its_statistics_by_its_own_images():
     before = tiny_network()
     encoder, normalize = before.get_layer("encoder"), before.get_layer("normalize")
     first = keras.Model(encoder.input, encoder.get_layer("conv1").output)
@@ -64,7 +64,7 @@ def test_each_branch_moves_its_statistics_by_its_own_images():
         assert (own[kind] != clean[kind]).any()
 
 
-def test_at_epsilon_0_both_branches_are_one():
+def test_at_epsilon_0_both_sets_are_equal():
     for _, own, clean in by_layer(*one_step(0.0)):
         for name in own:
             np.testing.assert_allclose(own[name], clean[name], atol=1e-6)

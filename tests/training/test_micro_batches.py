@@ -83,7 +83,7 @@ ATTACKED = (Clean(), Adversarial(attack=PGD(epsilon=8 / 255, num_steps=3)))
     ],
     ids=["supcon", "supcon and cross-entropy", "margin"],
 )
-def test_a_step_is_that_of_the_whole_batch(phase, micro_batch, batch):
+def test_a_step_equals_the_step_of_the_whole_batch(phase, micro_batch, batch):
     whole, metrics = stepped(phase, None, batch)
     apart, metrics_apart = stepped(phase, micro_batch, batch)
     begun = uncoupled_network().get_weights()
@@ -103,7 +103,7 @@ def test_half_precision_scales_the_loss_and_not_the_step(batch):
     assert 0 < np.linalg.norm(changes[1] - changes[0]) < 0.01 * np.linalg.norm(changes[0])
 
 
-def test_statistics_move_once_a_part():
+def test_statistics_move_once_per_micro_batch():
     phase = phase_of(
         Clean(), Clean(), terms=(SupCon(), CrossEntropy()), optimizer=SGD(learning_rate=1e-12, momentum=0.0)
     )
@@ -144,7 +144,7 @@ def test_a_gradient_in_parts_is_the_transposed_product():
     np.testing.assert_array_equal(found[1], [0.0])
 
 
-def test_what_does_not_fit_is_refused():
+def test_a_micro_batch_that_does_not_fit_raises():
     with pytest.raises(
         InvalidInputError, match=r"micro-batches of 5 images do not fill large batches's batches of 16.*-batch 4$"
     ):

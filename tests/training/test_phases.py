@@ -69,7 +69,7 @@ def test_algorithm_1_moves(algorithm_1, name):
     assert not (some & IDLE) or expected == FEATURES
 
 
-def test_only_linear_evaluation_reinitialises_and_only_the_classifier(algorithm_1):
+def test_only_linear_evaluation_reinitializes_and_only_the_classifier(algorithm_1):
     drawn = {name: moved(walked.before, walked.begun)[1] for name, walked in algorithm_1.items()}
     assert drawn.pop("linear evaluation") == CLASSIFIER
     assert not any(drawn.values())
@@ -330,7 +330,7 @@ def test_the_seed_decides_the_training(tmp_path):
     ],
 )
 def test_early_stopping(patience, robust, run, tmp_path, monkeypatch):
-    """After so many epochs in a row that are not better; the best is left, and all that an end leaves is there."""
+    """The phase ends after `patience` epochs that are not better; the best weights and all checkpoints are there."""
     monkeypatch.setattr(engine.PhaseRunner, "run_epoch", lambda *args, **kwargs: {"loss": 0.0})
     values = iter(robust)
     (phase,) = Baseline(epochs=6, batch_size=BATCH).phases()

@@ -1,4 +1,4 @@
-"""Examples that are made every so many steps: of the weights of then, of every image, and read until the next time."""
+"""Refreshed examples are crafted at regular intervals, with the weights of that time, of every image."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ ATTACK = BIM(epsilon=8 / 255, step_size=3 / 255, num_steps=3)
 
 
 class Watch(Silent):
-    """What is kept, and the weights, after each step."""
+    """Records the examples and the weights after each step."""
 
     def __init__(self, network):
         self.network, self.runner, self.seen = network, None, []
@@ -27,7 +27,7 @@ class Watch(Silent):
         self.seen.append((kept.numpy(), self.network.get_weights()))
 
 
-def test_examples_are_of_the_weights_of_every_third_step():
+def test_examples_are_crafted_with_the_weights_of_every_third_step():
     network, data = tiny_network(), image_data()
     (phase,) = AdversarialBatch(batch_size=BATCH, attack=Refreshed(every=3, attack=ATTACK)).phases()
     watch = Watch(network)
@@ -68,13 +68,13 @@ def test_batches_hold_the_examples_of_their_images():
 
 
 @pytest.mark.parametrize("name", [name for name, cls in VARIANTS.items() if "attack" in cls.__dataclass_fields__])
-def test_every_variant_takes_them(name):
+def test_every_variant_with_an_attack_takes_refreshed_examples(name):
     method = VARIANTS[name](attack={"name": "refreshed", "every": 50, "attack": "pgd-5"})
     views = [view for phase in method.phases() for one in (phase, *phase.refresh) for view in one.views]
     assert any(view.kind == "adversarial" and not view.crafted for view in views)
 
 
-def test_as_it_is_written():
+def test_the_attack_is_parsed_and_validated():
     word = parse_attack("refreshed-500:attack=pgd-5")
     assert word == Refreshed(every=500, attack=PGD(num_steps=5)) and word.epsilon == 8 / 255
     assert word.label == "PGD-5 every 500 steps" and word.with_epsilon(4 / 255).attack.epsilon == 4 / 255

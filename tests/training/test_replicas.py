@@ -1,4 +1,4 @@
-"""Two replicas of one process, and two processes, train and attack as one device does."""
+"""Two replicas in one process, and two processes, train and attack like one device."""
 
 import json
 import os
@@ -23,28 +23,33 @@ BOUNDED = (Clean(), WorstCase(epsilon=1 / 255))
 KINDS = ("replicas", "worker 0", "worker 1")
 
 
+def start(folder, stage, *arguments, **environment):
+    """Start the program."""
+    command = [sys.executable, PROGRAM, folder, stage, *arguments]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """Where each kind of process has put what it found."""
+    """The folder with the results of two replicas, and of two workers, after all stages."""
     folder = tmp_path_factory.mktemp("replicas")
     cluster = {"worker": [f"localhost:{port}" for port in _free_ports(2)]}
     started = []
     for kind in KINDS:
         own = folder / kind.split()[0]
         own.mkdir(exist_ok=True)
-        environment, arguments = dict(os.environ), ["2"]
-        if kind != "replicas":
+        if kind == "replicas":
+            started.append(start(own, "all", "2"))
+        else:
             task = {"type": "worker", "index": int(kind[-1])}
-            environment["TF_CONFIG"], arguments = json.dumps({"cluster": cluster, "task": task}), []
-        command = [sys.executable, PROGRAM, own, *arguments]
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        started.append(subprocess.Popen(command, env=environment, **pipes))
-    told = [process.communicate(timeout=1200)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0, -9], "\n".join(told)
+            started.append(start(own, "all", TF_CONFIG=json.dumps({"cluster": cluster, "task": task})))
+    outputs = [process.communicate(timeout=1200)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, -9], "\n".join(outputs)
     return folder
 
 
-def found_by(folder, kind, stage):
+def result_of(folder, kind, stage):
     """The arrays of a stage."""
     name, index = kind.split() if " " in kind else (kind, "0")
     return dict(np.load(folder / name / f"{stage}{index}.npz"))
@@ -52,20 +57,31 @@ def found_by(folder, kind, stage):
 
 @pytest.fixture(scope="module")
 def alone():
-    """The step of one device."""
+    """A step of one device."""
     return stepped(program.SUPCON, ALONE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_that_of_one_device(ended, alone, kind):
-    """Loss, gradient (a step of rate 1), metrics, and BatchNorm's statistics."""
-    expected, found = alone, found_by(ended, kind, "supcon")
+def assert_same_step(expected, found):
+    """Loss, gradient (a step of rate 1), metrics, and the statistics of BatchNorm are equal."""
     assert found.keys() == expected.keys()
     assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-5 * max(1, np.abs(value).max()), err_msg=key)
     assert expected["traces"] == 1
     assert sum(np.abs(value).max() > 1e-3 for key, value in expected.items() if key.isdigit()) > 5
+
+
+def test_a_step_of_two_replicas_equals_the_step_of_one_device(tmp_path, alone):
+    process = start(tmp_path, "step", "2")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert_same_step(alone, dict(np.load(tmp_path / "supcon0.npz")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_equals_the_step_of_one_device(ended, alone, kind):
+    assert_same_step(alone, result_of(ended, kind, "supcon"))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +95,7 @@ def test_a_step_is_that_of_one_device(ended, alone, kind):
         ({"views": BOUNDED, "terms": (CrossEntropy(on="worst_case"),)}, {}, "has bounds, which is for one replica"),
     ],
 )
-def test_what_needs_the_whole_batch_in_one_place_is_refused(phase, settings, said):
+def test_a_phase_that_needs_the_whole_batch_in_one_place_raises(phase, settings, said):
     fields = dict(name="short", epochs=1, views=(Clean(),), terms=(CrossEntropy(),), trains=("encoder",), batch_size=16)
     phase = Phase(**{**fields, **phase})
     with pytest.raises(InvalidInputError, match=said):
@@ -87,8 +103,9 @@ def test_what_needs_the_whole_batch_in_one_place_is_refused(phase, settings, sai
     _check_replicas(2, 16, Phase(**fields), ComputeSettings())
 
 
-def test_replicas_that_normalise_apart_are_another_training(ended, alone):
-    apart = found_by(ended, "replicas", "apart")
+@pytest.mark.slow
+def test_replicas_without_synchronized_batchnorm_train_differently(ended, alone):
+    apart = result_of(ended, "replicas", "apart")
     changes = [np.abs(apart[key] - value).max() for key, value in alone.items() if key.isdigit()]
     assert np.isfinite(changes).all() and max(changes) > 1e-3
 
@@ -98,32 +115,36 @@ def clafs(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("alone"), ALONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_clafs_ends_in_the_weights_of_one_device(ended, clafs, kind):
-    found = found_by(ended, kind, "clafs")
+def test_clafs_ends_with_the_weights_of_one_device(ended, clafs, kind):
+    found = result_of(ended, kind, "clafs")
     assert found.keys() == clafs.keys()
     for number, weight in clafs.items():
         np.testing.assert_allclose(found[number], weight, rtol=0, atol=1e-4)
 
 
-def test_workers_attack_to_the_bits_of_one(ended, tmp_path):
+@pytest.mark.slow
+def test_workers_attack_bit_for_bit_like_one_process(ended, tmp_path):
     expected = program.evaluated(tmp_path, ALONE)
     assert 0 < (expected["predictions"] != expected["clean_predictions"]).mean() < 1
     for kind in KINDS[1:]:
-        found = found_by(ended, kind, "evaluated")
+        found = result_of(ended, kind, "evaluated")
         assert {key: value.tobytes() for key, value in found.items()} == {
             key: np.asarray(value).tobytes() for key, value in expected.items()
         }
 
 
-def test_workers_tell_each_other(ended):
+@pytest.mark.slow
+def test_workers_gather_messages(ended):
     for kind in KINDS[1:]:
-        told = found_by(ended, kind, "told")
-        assert {key: value.tolist() for key, value in told.items()} == {"0": [], "1": [0, 1, 2, 3, 4]}
+        gathered = result_of(ended, kind, "gathered")
+        assert {key: value.tolist() for key, value in gathered.items()} == {"0": [], "1": [0, 1, 2, 3, 4]}
 
 
-def test_a_lost_worker_is_noticed_and_one_process_goes_on(ended, clafs):
-    """The chief does not hang, and what it saved in the second leg is enough for another number of workers."""
+@pytest.mark.slow
+def test_a_lost_worker_is_noticed_and_one_process_resumes(ended, clafs):
+    """The chief does not hang, and its snapshot of the second epoch is enough for another number of workers."""
     assert (ended / "worker/lost").exists()
     assert not (ended / "worker/run1/training").exists()
     cut = ended / "worker/cut"

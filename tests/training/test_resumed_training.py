@@ -1,4 +1,4 @@
-"""A training that is broken off at any step, and resumed, ends in the same bits as one that is not."""
+"""A training that is interrupted at any step and resumed ends bit for bit like one that is not."""
 
 import dataclasses
 import json
@@ -36,11 +36,11 @@ def deterministic():
 
 
 class Killed(BaseException):
-    """Where a process would be killed."""
+    """Raised where a process would be killed."""
 
 
 class Dies(Silent):
-    """Raises after so many steps of this process, or signals it; `lines` is what it was told to say."""
+    """Raises an exception or a signal after some steps of this process; `lines` are the lines that it reported."""
 
     def __init__(self, after: int | None = None, by=Killed):
         self.left, self.by, self.lines = after, by, []
@@ -60,7 +60,7 @@ class Dies(Silent):
 
 
 def train(folder, method, progress, save_every=0.0, reused=None):
-    """Run a method in a folder as `fit` does: the network, the chosen validation."""
+    """Run a method in a folder like `fit`; returns the network and the chosen validation."""
     network, snapshots = tiny_network(), SnapshotStore(folder, progress.say)
 
     def evaluate():
@@ -80,8 +80,8 @@ def train(folder, method, progress, save_every=0.0, reused=None):
     return network, chosen
 
 
-def left(folder, network, chosen):
-    """All that a training leaves, but for times."""
+def outcome(folder, network, chosen):
+    """Everything that a training writes and returns, except for times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(line.pop("images_per_second") > 0 for line in lines)
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
@@ -94,10 +94,10 @@ def left(folder, network, chosen):
     return lines, curves, weights, [value.tobytes() for value in network.get_weights()], chosen
 
 
-# A step in the refresh, the first and the last of an epoch; each counted from where the process before was stopped.
+# Steps of a refresh, the first and the last step of an epoch; each counted from where the process before was stopped.
 CLAFS = tiny_clafs(adversarial_epochs=2, linear_epochs=2)
 AVERAGED = AT(epochs=3, ema=0.8, batch_size=BATCH, attack=FGSM(epsilon=8 / 255))
-# Of two steps an epoch; the making counts as two: killed within an interval, at its end, and after it.
+# Two steps per epoch; a refresh counts as two: killed within an interval, at its end, and after it.
 REFRESHED = AdversarialBatch(
     epochs=3, batch_size=BATCH, attack=Refreshed(every=3, attack=FGSM(epsilon=8 / 255)), separate_batchnorm=True
 )
@@ -106,45 +106,46 @@ REFRESHED = AdversarialBatch(
 @pytest.mark.parametrize(
     ("method", "deaths", "where"),
     [
-        (CLAFS, (2, 3, 4, 6), "3/3 linear evaluation  epoch 1/2, step 1"),
         (AVERAGED, (2, 3), "1/1 adversarial training  epoch 2/3, step 1"),
-        (REFRESHED, (4, 7, 4), "1/1 adversarial training  epoch 3/3, step 0"),
+        pytest.param(CLAFS, (2, 3, 4, 6), "3/3 linear evaluation  epoch 1/2, step 1", marks=pytest.mark.slow),
+        pytest.param(REFRESHED, (4, 7, 4), "1/1 adversarial training  epoch 3/3, step 0", marks=pytest.mark.slow),
     ],
-    ids=["refresh", "average", "refreshed examples, two branches"],
+    ids=["average", "phases with refreshes", "refreshed examples, two BatchNorm sets"],
 )
 def test_killed_and_resumed(tmp_path, method, deaths, where):
-    expected = left(tmp_path / "whole", *train(tmp_path / "whole", method, Dies()))
+    expected = outcome(tmp_path / "whole", *train(tmp_path / "whole", method, Dies()))
     for after in deaths:
         with pytest.raises(Killed):
             train(tmp_path / "cut", method, Dies(after))
         (tmp_path / "cut/tensorboard/events.out.tfevents.of-the-killed").write_bytes(b"torn")
     last = Dies()
-    found = left(tmp_path / "cut", *train(tmp_path / "cut", method, last))
+    found = outcome(tmp_path / "cut", *train(tmp_path / "cut", method, last))
     assert found == expected
     assert last.lines == [f"resuming {where}"]
 
 
+@pytest.mark.slow
 def test_phases_of_another_run_are_not_trained_again(tmp_path):
-    """The end is that of a run which trained them, but for TensorBoard's pictures of them; killed on the way, too."""
+    """A run that reuses them, also when killed, ends like one that trained them, except for TensorBoard's pictures."""
 
     def without_pictures(lines, curves, *others):
         return lines, {tag: curve for tag, curve in curves.items() if "perturbation" not in tag}, *others
 
-    expected = left(tmp_path / "whole", *train(tmp_path / "whole", CLAFS, Dies()))
+    expected = outcome(tmp_path / "whole", *train(tmp_path / "whole", CLAFS, Dies()))
     train(tmp_path / "other", dataclasses.replace(CLAFS, linear_evaluation="adversarial"), Dies())
     reused = (tmp_path / "other", 2)
     with pytest.raises(Killed):
         train(tmp_path / "cut", CLAFS, Dies(3), reused=reused)
     last = Dies()
-    found = left(tmp_path / "cut", *train(tmp_path / "cut", CLAFS, last, reused=reused))
+    found = outcome(tmp_path / "cut", *train(tmp_path / "cut", CLAFS, last, reused=reused))
     assert last.lines == ["resuming 3/3 linear evaluation  epoch 2/2, step 0"]
     assert without_pictures(*found) == without_pictures(*expected)
 
 
-def test_a_signal_lets_the_step_end_and_saves_it(tmp_path):
-    """Nothing is saved on account of time, and yet nothing is lost; with a damaged state one step is."""
+def test_a_signal_lets_the_step_end_and_stores_it(tmp_path):
+    """Without regular snapshots nothing is lost; with a damaged snapshot one step is lost."""
     method = tiny_clafs(warmup_epochs=0, adversarial_epochs=0, linear_epochs=2)
-    expected = left(tmp_path / "whole", *train(tmp_path / "whole", method, Dies(), save_every=1e9))
+    expected = outcome(tmp_path / "whole", *train(tmp_path / "whole", method, Dies(), save_every=1e9))
     before = signal.getsignal(signal.SIGTERM)
     for by, raised, said in ((signal.SIGTERM, Terminated, None), (signal.SIGINT, KeyboardInterrupt, "1/2, step 1")):
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -156,22 +157,23 @@ def test_a_signal_lets_the_step_end_and_saves_it(tmp_path):
     latest = max((tmp_path / "cut/training").glob("*.state"))
     latest.write_bytes(latest.read_bytes()[:-1])
     last = Dies()
-    assert left(tmp_path / "cut", *train(tmp_path / "cut", method, last)) == expected
+    assert outcome(tmp_path / "cut", *train(tmp_path / "cut", method, last)) == expected
     assert "is damaged" in last.lines[0] and last.lines[1].startswith("resuming 3/3 linear evaluation")
 
 
-def test_after_the_last_epoch_only_the_end_is_left(tmp_path):
+@pytest.mark.slow
+def test_a_run_killed_after_its_last_epoch_is_finished(tmp_path):
     method = tiny_clafs(warmup_epochs=0, adversarial_epochs=0, linear_epochs=2)
-    expected = left(tmp_path, *train(tmp_path, method, Dies()))
+    expected = outcome(tmp_path, *train(tmp_path, method, Dies()))
     last = Dies(1)
-    assert left(tmp_path, *train(tmp_path, method, last)) == expected
+    assert outcome(tmp_path, *train(tmp_path, method, last)) == expected
     assert last.lines == ["resuming after the last epoch"]
 
 
 # Guards
 
 
-def test_a_loss_that_is_no_number_stops_at_its_step(tmp_path):
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
     """At a learning rate of 1e30 the first step is finite and the second is not."""
     method = AT(epochs=2, batch_size=BATCH, attack=FGSM(), optimizer=SGD(learning_rate=1e30, momentum=0.0))
     with pytest.raises(InvalidInputError) as refusal:
@@ -183,7 +185,7 @@ def test_a_loss_that_is_no_number_stops_at_its_step(tmp_path):
     assert len(named) == 8 and all(0 <= int(index) < 2 * BATCH for index in named)
 
 
-def test_the_images_that_are_named_are_those_of_the_step():
+def test_the_reported_images_are_those_of_the_step():
     batches = runner(tiny_network(), AVERAGED.phases()[0]).batches
     batches.start_epoch(3)
     for step, (_, labels, _) in enumerate(batches.dataset):
@@ -193,7 +195,7 @@ def test_the_images_that_are_named_are_those_of_the_step():
     np.testing.assert_array_equal([labels.numpy() for _, labels, _ in batches.dataset], everything[1:])
 
 
-def test_memory_that_does_not_suffice_is_told(tmp_path, monkeypatch):
+def test_insufficient_memory_raises_with_a_hint(tmp_path, monkeypatch):
     def exhausted(*args, **kwargs):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 
@@ -208,7 +210,7 @@ def test_memory_that_does_not_suffice_is_told(tmp_path, monkeypatch):
     ("shares", "similarity", "named"),
     [({"zero_gradients": 0.6}, 0.0, "dead attack"), ({}, 0.9995, "collapsed embeddings"), ({}, 0.99, None)],
 )
-def test_a_warning_is_given_once_a_phase(tmp_path, shares, similarity, named):
+def test_a_warning_is_given_once_per_phase(tmp_path, shares, similarity, named):
     progress = Dies()
     contrast, _, _ = CLAFS.phases()
     context = RunContext(tmp_path, None, progress=progress)

@@ -105,7 +105,7 @@ def test_metrics_of_an_epoch_are_those_of_its_images(monkeypatch):
     assert metrics == pytest.approx(expected, rel=1e-4)
 
 
-def test_metrics_start_anew_each_epoch():
+def test_metrics_are_reset_each_epoch():
     steps = runner(tiny_network(), phase_of(Clean()), epochs=2)
     first, second = (steps.run_epoch(Silent(), "")["cross_entropy"] for _ in range(2))
     assert second == pytest.approx(first, rel=1e-4)  # nothing moves: the same images in another order
@@ -232,7 +232,7 @@ def test_the_schedule_spans_the_phase(precision):
     assert rates == pytest.approx([0.025, 0.0], abs=1e-7)
 
 
-def test_a_training_crafts_in_the_precision_that_it_is_told(monkeypatch):
+def test_attacks_of_a_training_have_the_requested_dtype(monkeypatch):
     """What its attacks see is the folded network in bfloat16; what it learns from is the network in float32."""
     asked, images = [], image_data().train.images[:5].astype("float32") / 255
 

@@ -48,7 +48,7 @@ def head_phase(**changes):
     return Phase(name="head", epochs=2, trains=("classifier",), views=(VIEW,), terms=(CrossEntropy(),), **changes)
 
 
-def test_a_run_of_the_phase_begins_cold_and_goes_on_warm():
+def test_the_first_epoch_starts_cold_and_the_next_ones_warm():
     """Every image is attacked; in the second epoch fewer passes are made, and the examples are still in the ball."""
     data = image_data()
     steps = runner(tiny_network(), head_phase(batch_size=BATCH), data)
@@ -62,7 +62,7 @@ def test_a_run_of_the_phase_begins_cold_and_goes_on_warm():
     steps.run_epoch(Silent(), "")
     second = starts.levels.numpy().astype(int)
     assert np.abs(second).max() == 127 and (second != first).any()
-    # Two steps of epsilon / 4 move no value farther than half of epsilon: it did not start anew.
+    # Two steps of epsilon / 4 move no value farther than half of epsilon: the attack did not start at the image.
     assert np.abs(second - first).max() <= 2 * 127 / 4 + 2
     steps.begin()
     assert not starts.warm.numpy()
@@ -86,7 +86,7 @@ def test_claf_warms_its_inner_epochs_or_its_positives():
         (lambda: tiny_clafs(warm_steps=1, head="online", positive_of="crop").phases(), "not crops"),
     ],
 )
-def test_what_cannot_start_warm_is_refused(make, named):
+def test_an_attack_that_cannot_start_warm_raises(make, named):
     with pytest.raises(ValueError, match=named):
         make()
 
