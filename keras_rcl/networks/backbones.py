@@ -163,7 +163,7 @@ class Residual:
 
     def block(self, layers: Layers, x, filters: int, stride: int, name: str):
         """shortcut(x) + branch(x); the shortcut is a 1x1 convolution if the shape changes."""
-        convs = ((filters, 3, stride), (filters, 3, 1))
+        convs: tuple[tuple[int, int, int], ...] = ((filters, 3, stride), (filters, 3, 1))
         if self.bottleneck:
             convs = ((filters, 1, 1), (filters, 3, stride), (4 * filters, 1, 1))
         width = convs[-1][0]
