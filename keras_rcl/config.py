@@ -1,6 +1,8 @@
 """YAML, `--variant` and `--set` -> one validated `Experiment`; and back to YAML."""
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,23 +24,25 @@ from keras_rcl.vocabulary.spec import spec
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "digits.yaml"
 LONGEST_CHAIN = 8
-"""Of files that extend one another."""
+"""The longest chain of files that extend one another."""
 TAGS = {"name", "term"}
-"""The fields that say which of several words a value is."""
+"""The fields that say which of several specs a value is."""
+RENAMED = {"craft_dtype": "attack_dtype"}
+"""Old key of an experiment -> its current key."""
 
 
 @spec
 class Evaluation:
     """How a trained classifier is measured.
 
-    Fields:
-        attacks: run on the test part at the end.
-        limit: at most so many test images, with the class balance kept; all where not given.
-        batch_size: images attacked at once; changes speed, never results.
-        validation_attack: its robust accuracy on the validation part, after each epoch of the last phase, chooses the
-            best checkpoint.
-        validation_limit: at most so many validation images for that.
-        patience: early stopping: the last phase ends after so many epochs in a row without a higher one.
+    Attributes:
+        attacks: the attacks on the test split at the end.
+        limit: use at most N test images, with the class balance kept; None uses all.
+        batch_size: images that are attacked at once; it changes speed, never results.
+        validation_attack: the attack on the validation split after each epoch of the last phase. The checkpoint with
+            the highest robust accuracy under it is the best one.
+        validation_limit: use at most N validation images for it.
+        patience: early stopping: the last phase ends after N epochs in a row without a higher robust accuracy.
     """
 
     attacks: tuple[Attack, ...] = (FGSM(), PGD(num_steps=40))
@@ -52,26 +56,30 @@ class Evaluation:
         attack = self.validation_attack
         if attack.target_output != "logits" or attack.proxy or attack.training_only:
             raise ValueError(
-                f"validation_attack {attack.label} does not look at the network's own logits; "
-                "choose one that does, such as pgd"
+                f"validation_attack {attack.label} does not attack the network's own logits; choose one that does, "
+                "such as pgd"
             )
 
 
 @spec
 class Experiment:
-    """Everything that a run is, in one value; it is written beside every checkpoint and result.
+    """All settings of a run in one value, which is written beside every checkpoint and result.
 
-    Fields:
-        seed: of weights, batches, augmentations and attacks.
+    Attributes:
+        method: the training method: one of `VARIANTS`, with its hyper-parameters.
+        seed: the seed of the weights, the batches, the augmentations and the attacks.
+        dataset: the data set and its splits.
+        network: the encoder and its heads.
+        evaluation: how the trained classifier is measured.
         precision: the dtype policy of training; evaluation and export are float32.
-        attack_dtype: what attacks of training, on one output of the network, are computed in; under a mixed precision
-            it is that one's.
-        jit: compile steps with XLA (pays on a GPU; several times slower on a CPU).
-        micro_batch: at most so many images pass through the network at once in training; the losses, contrastive ones
-            too, remain those of the whole batch (Gao et al. 2021), for another forward pass.
-        synchronized: on several replicas BatchNorm normalises by the statistics of the whole batch; if not, each
-            replica's by those of its own part, which is faster.
-        compare: variants trained and attacked beside this one, for the table that `fit` prints.
+        attack_dtype: the dtype that attacks of training on one output of the network are computed in; under a mixed
+            precision they are computed in that precision.
+        jit: compile steps with XLA, which is faster on a GPU and several times slower on a CPU.
+        micro_batch: at most N images pass through the network at once in training. The losses, also contrastive ones,
+            remain those of the whole batch (Gao et al. 2021), at the cost of one more forward pass.
+        synchronized: on several replicas, BatchNorm normalizes by the statistics of the whole batch; if False, by those
+            of each replica's own images, which is faster.
+        compare: variants that `fit` also trains and attacks, for the table that it prints.
     """
 
     method: Method
@@ -99,16 +107,16 @@ class Experiment:
                 raise ValueError(f"compare: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
         if self.evaluation.patience and not self.dataset.validation_fraction:
             raise ValueError(
-                f"evaluation.patience {self.evaluation.patience} waits for robust accuracy on validation images, and "
-                "there are none; set dataset.validation_fraction"
+                f"evaluation.patience {self.evaluation.patience} needs validation images, and there are none; set "
+                "dataset.validation_fraction"
             )
         if self.precision != "float32" and self.attack_dtype != "float32":
-            raise ValueError(f"precision {self.precision} also is that of attacks; leave out attack_dtype")
+            raise ValueError(f"attacks are computed in precision {self.precision} too; leave out attack_dtype")
         for attack in training_attacks(self.method.phases()):
             if attack.proxy:
                 raise ValueError(
-                    f"method {self.method.name} trains on {attack.label}; what is made through another model does "
-                    "not change while this one trains: make it once by `craft-dataset` and train on the stored examples"
+                    f"method {self.method.name} trains on {attack.label}; images that are crafted on another model do "
+                    "not change while this one trains; make them once by `craft-dataset` and train on the stored ones"
                 )
 
 
@@ -125,21 +133,26 @@ _EXPERIMENT = TypeAdapter(Experiment)
 def load(
     path: Path | None = None, variant: str | None = None, settings: Iterable[str] = (), scale: str | None = None
 ) -> Experiment:
-    """Resolve an experiment: the file at its scale, then the variant, then the settings; one order, one place.
+    """Resolve an experiment: first the file at its scale, then the variant, then the settings.
 
     Args:
-        path: a YAML file in `configs/` form; `configs/digits.yaml` where not given. Besides the fields of
-            `Experiment` it may hold `variant`, its default; `methods`, settings for each variant; `extends`, the file
-            that it differs from, beside it; `scales`, what differs at each scale, which may extend a file too; and
-            `search`, see `load_search`.
+        path: a YAML file in the form of those in `configs/`; None reads `configs/digits.yaml`. A path that begins with
+            `configs/` and is not in the working directory is one of the package. Besides the fields of `Experiment`
+            a file may hold `variant`, the default variant; `methods`, settings per variant; `extends`, the name of a
+            file beside it whose settings it changes; `scales`, the changes at each scale, which may extend a file too;
+            and `search`, see `load_search`.
         variant: a name of `VARIANTS`, in place of the file's.
         settings: `a.b=value` texts; values are read as YAML.
-        scale: one of those that the file, or one that it extends, names under `scales`; the first where not given.
+        scale: a scale that the file, or a file that it extends, names under `scales`; None takes the first.
+
+    Returns:
+        The experiment. A deprecated key is noted on stderr.
 
     Raises:
-        InvalidInputError: in one line that names every offending key and value.
+        InvalidInputError: if a file cannot be read or a setting is not valid; the message names every such key and
+            value.
     """
-    source = Path(path or DEFAULT_CONFIG)
+    source = _find(path)
     raw = _at_scale(source, scale)
     raw.pop("search", None)
     methods, default = raw.pop("methods", None) or {}, raw.pop("variant", None)
@@ -158,7 +171,7 @@ def load(
         _set(raw, setting)
     if not isinstance(raw["method"], dict):
         raise InvalidInputError(
-            f"method {raw['method']!r} is no mapping; choose it by --variant, its fields by --set method.a=b"
+            f"method {raw['method']!r} is not a mapping; choose it by --variant, its fields by --set method.a=b"
         )
     if raw["method"].get("name") is None:
         raise InvalidInputError(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
@@ -166,12 +179,12 @@ def load(
 
 
 def load_search(path: Path | None, variant: str, scale: str | None = None) -> dict[str, Range]:
-    """Where `tune` looks for a variant's settings, as the file says: its `search` maps variants to settings and ranges.
+    """The settings that `tune` varies, and their ranges, as the file's `search` gives them for a variant.
 
     Raises:
-        InvalidInputError: if it is something else, or a range is none.
+        InvalidInputError: if `search` is not a mapping from variants to settings and ranges.
     """
-    source = Path(path or DEFAULT_CONFIG)
+    source = _find(path)
     found = _at_scale(source, scale).get("search") or {}
     if not isinstance(found, dict) or not all(isinstance(ranges or {}, dict) for ranges in found.values()):
         raise InvalidInputError(f"{source}: search must map variants to settings and their ranges, not {found!r}")
@@ -182,11 +195,11 @@ def load_search(path: Path | None, variant: str, scale: str | None = None) -> di
 
 
 def parse(raw: dict[str, Any], source: str) -> Experiment:
-    """Validate a mapping into an `Experiment`; `source` is named in the refusal."""
+    """Validate a mapping into an `Experiment`; a message names `source`. Old keys are read as their current ones."""
     try:
-        return _EXPERIMENT.validate_python(raw)
+        return _EXPERIMENT.validate_python(_with_current_keys(raw))
     except ValidationError as error:
-        raise InvalidInputError(f"{source}: {format_error(error)}{_cure(error)}") from None
+        raise InvalidInputError(f"{source}: {format_error(error)}{_hint(error)}") from None
 
 
 def with_variant(experiment: Experiment, path: Path | None, variant: str, scale: str | None = None) -> Experiment:
@@ -195,10 +208,11 @@ def with_variant(experiment: Experiment, path: Path | None, variant: str, scale:
 
 
 def training_of(experiment: Experiment) -> Experiment:
-    """What its training depends on, but for the seed: of two runs with the same, one repeats the other.
+    """The part of an experiment that its training depends on, except the seed.
 
-    Where the data lies, how it is measured in the end and what only changes speed are left at their defaults; so is
-    the choice of the best checkpoint where no images are held out for it.
+    Two runs with the same seed and the same such part are the same training. The folder of the data, the evaluation at
+    the end and settings that only change speed are left at their defaults. If no images are held out for validation, so
+    is the choice of the best checkpoint.
     """
     held_out = experiment.dataset.validation_fraction > 0
     chosen = ("validation_attack", "validation_limit", "patience")
@@ -222,26 +236,26 @@ def to_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(to_dict(experiment), sort_keys=False, width=110)
 
 
-def _cure(error: ValidationError) -> str:
-    """What unknown keys may have been meant to be, or where the known ones are printed."""
+def _hint(error: ValidationError) -> str:
+    """A hint for unknown keys: the known keys that are close to them, or the command that prints the known keys."""
     unknown = [item["loc"] for item in error.errors() if item["type"] == "unexpected_keyword_argument"]
     meant = dict.fromkeys(did_you_mean(key, _fields(path)) for *path, key in unknown)
     return "".join(meant) or (f"; `{program_name()} show` prints the fields" if unknown else "")
 
 
 def _fields(path: Iterable[str | int]) -> Iterable[str]:
-    """The fields of the word at a path into the experiment, which is of field names, tags and positions."""
+    """The fields of the spec at a path into the experiment; a path consists of field names, tags and positions."""
     schema = _EXPERIMENT.json_schema()
-    words = {f"#/$defs/{name}": word for name, word in schema["$defs"].items()}
+    specs = {f"#/$defs/{name}": found for name, found in schema["$defs"].items()}
     for step in path:
         tags = schema.get("discriminator", {}).get("mapping", {})
         schema = tags.get(step) or schema.get("properties", {}).get(step) or schema.get("items", {})
-        schema = words.get(schema if isinstance(schema, str) else schema.get("$ref"), schema)
+        schema = specs.get(schema if isinstance(schema, str) else schema.get("$ref"), schema)
     return schema.get("properties", ())
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, without aliases, by which a small file becomes a very large value, and repeated keys."""
+    """YAML's safe loader without aliases, by which a small file can become a very large value, and repeated keys."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
@@ -269,7 +283,7 @@ def parse_value(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        ValueError: if it is not YAML, or more than a configuration needs: aliases, repeated keys, very deep nesting.
+        ValueError: if it is not YAML, or has what no configuration needs: aliases, repeated keys, very deep nesting.
     """
     try:
         return yaml.load(text, _Loader)
@@ -279,7 +293,28 @@ def parse_value(text: str) -> Any:
         raise ValueError(str(error)) from None
 
 
+def _find(path: Path | None) -> Path:
+    """The file, or the package's own if `configs/...` is not in the working directory; by default `digits.yaml`."""
+    if path is None:
+        return DEFAULT_CONFIG
+    path = Path(path)
+    packaged = CONFIGS.joinpath(*path.parts[1:])
+    return packaged if path.parts[:1] == ("configs",) and not path.exists() and packaged.is_file() else path
+
+
+def _with_current_keys(raw: Any) -> Any:
+    """The mapping with deprecated keys renamed; anything else as it is."""
+    return {RENAMED.get(key, key): value for key, value in raw.items()} if isinstance(raw, dict) else raw
+
+
+@functools.cache
+def _note_deprecated(key: str, source: str) -> None:
+    """Note a deprecated key on stderr, once per source."""
+    print(f"note: {source}: {key} is deprecated; use {RENAMED[key]}", file=sys.stderr)
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """The mapping that a file holds, with deprecated keys renamed."""
     try:
         raw = parse_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -290,12 +325,17 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidInputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise InvalidInputError(f"{path} holds no mapping of settings; see configs/digits.yaml")
+        raise InvalidInputError(f"{path} does not hold a mapping of settings; see configs/digits.yaml")
+    scales = raw.get("scales")
+    for layer in (raw, *(scales.values() if isinstance(scales, dict) else ())):
+        for key in RENAMED.keys() & (layer.keys() if isinstance(layer, dict) else ()):
+            _note_deprecated(key, str(path))
+            layer.setdefault(RENAMED[key], layer.pop(key))
     return raw
 
 
 def _at_scale(source: Path, scale: str | None) -> dict[str, Any]:
-    """What a file and those that it extends hold at a scale."""
+    """The settings of a file, and of the files that it extends, at a scale."""
     raw, scales = _resolve(source, scale)
     if scale is not None and scale not in scales:
         known = f"it has {', '.join(scales)}" if scales else "it has no scales; leave out --scale"
@@ -304,13 +344,13 @@ def _at_scale(source: Path, scale: str | None) -> dict[str, Any]:
 
 
 def _resolve(path: Path, scale: str | None, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, None]]:
-    """What a file holds over what it extends, at a scale; and the scales that are named, in order."""
+    """The settings of a file over those that it extends, at a scale; and the names of all scales, in order."""
     if len(above) == LONGEST_CHAIN:
         raise InvalidInputError(f"{above[0]} extends {len(above)} files and comes to {path}; one may extend itself")
     raw = _read(path)
     scales = raw.pop("scales", None) or {}
     if not isinstance(scales, dict) or not all(isinstance(fields or {}, dict) for fields in scales.values()):
-        raise InvalidInputError(f"{path}: scales must map scales to what differs there, not {scales!r}")
+        raise InvalidInputError(f"{path}: scales must map scales to settings, not {scales!r}")
     chosen = scales.get(next(iter(scales), None) if scale is None else scale) or {}
     merged, named = {}, dict.fromkeys(scales)
     for layer in (raw, chosen):
@@ -324,7 +364,7 @@ def _resolve(path: Path, scale: str | None, above: tuple[Path, ...] = ()) -> tup
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The base with the changes, mapping by mapping; a value of another name or term takes the place of the whole."""
+    """The base with the changes, mapping by mapping; a value with another name or term replaces the whole mapping."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -336,7 +376,7 @@ def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _default_at(raw: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
-    """The fields at a path of what `raw` resolves to, where they are of a tagged value; else none."""
+    """The fields of the tagged value at a path of the experiment that `raw` resolves to; empty if there is none."""
     try:
         found = to_dict(parse(raw, ""))
     except InvalidInputError:
@@ -347,9 +387,12 @@ def _default_at(raw: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
 
 
 def _set(raw: dict[str, Any], setting: str) -> None:
-    """Apply `a.b=value` in place; a tagged value that `raw` does not give, such as an attack, is its default's."""
+    """Apply `a.b=value` in place. A tagged value that `raw` does not hold, such as an attack, starts as its default."""
     path, equals, text = setting.partition("=")
     *parents, last = path.strip().split(".")
+    if not parents and last in RENAMED:
+        _note_deprecated(last, "--set")
+        last = RENAMED[last]
     if not equals or not all([*parents, last]):
         raise InvalidInputError(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -208,8 +209,8 @@ def test_a_file_without_scales():
         ("extends: own.yaml\n", "extends 8 files and comes to"),
         ("extends: nowhere.yaml\n", "no configuration file"),
         ("extends: [a, b]\n", "extends must be the name of a file beside it, not ['a', 'b']"),
-        ("variant: at\nscales: [cpu]\n", "scales must map scales to what differs there, not ['cpu']"),
-        ("variant: at\nscales: {cpu: 3}\n", "scales must map scales to what differs there"),
+        ("variant: at\nscales: [cpu]\n", "scales must map scales to settings, not ['cpu']"),
+        ("variant: at\nscales: {cpu: 3}\n", "scales must map scales to settings"),
     ],
 )
 def test_a_wrong_base_or_scale_is_named(files, text, said):
@@ -281,7 +282,7 @@ def refusal(*arguments) -> str:
         ("method.inner_start=anew", ["inner_start", "'continued' or 'reinitialized'", "(got 'anew')"]),
         ("method.temperature=.nan", ["method.clafs.temperature", "finite number"]),
         ("compare=[att]", ["unknown variant 'att'", "did you mean 'at'?"]),
-        ("method=at", ["method 'at' is no mapping", "--variant"]),
+        ("method=at", ["method 'at' is not a mapping", "--variant"]),
         ("seed", ["--set 'seed' is not key=value, such as"]),
         ("=3", ["--set '=3' is not key=value, such as"]),
         ("method..epochs=3", ["--set 'method..epochs=3' is not key=value"]),
@@ -289,14 +290,14 @@ def refusal(*arguments) -> str:
         ("evaluation.attacks.0.epsilon=0", ["'attacks' has no fields"]),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_cure(setting, said):
+def test_a_wrong_setting_is_named_with_a_hint(setting, said):
     message = refusal(None, "clafs", [setting])
     assert all(part in message for part in said), message
 
 
 def test_attacks_have_one_precision():
     both = refusal(None, "at", ["precision=mixed_bfloat16", "attack_dtype=bfloat16"])
-    assert "precision mixed_bfloat16 also is that of attacks; leave out attack_dtype" in both
+    assert "attacks are computed in precision mixed_bfloat16 too; leave out attack_dtype" in both
 
 
 def test_all_that_is_wrong_is_said_at_once(file):
@@ -313,20 +314,20 @@ def test_an_unknown_variant(name, meant):
     ("text", "said"),
     [
         ("a: [", "is not YAML: "),
-        ("- a\n- b\n", "holds no mapping of settings; see configs/digits.yaml"),
-        ("", "holds no mapping of settings"),
+        ("- a\n- b\n", "does not hold a mapping of settings; see configs/digits.yaml"),
+        ("", "does not hold a mapping of settings"),
         ("seed: 1\n", f"names no variant; give --variant, one of {', '.join(VARIANTS)}"),
         ("variant: [at]\n", "unknown variant ['at']"),
         ("variant: at\nmethods: {att: {}}\n", "unknown variant 'att'; did you mean 'at'?"),
         ("variant: at\nmethods: {at: 3}\n", "methods must map variants to their settings, not {'at': 3}"),
         ("variant: at\nmethods: [at]\n", "methods must map variants to their settings, not ['at']"),
-        ("method: at\n", "method 'at' is no mapping; choose it by --variant"),
-        ("variant: at\nmethod:\n", "method None is no mapping"),
+        ("method: at\n", "method 'at' is not a mapping; choose it by --variant"),
+        ("variant: at\nmethod:\n", "method None is not a mapping"),
         ("variant: at\n1: 2\n", "1: Keys should be strings"),
         ("variant: at\ndataset:\n", "dataset: "),
     ],
 )
-def test_a_wrong_file_is_named_with_its_cure(file, text, said):
+def test_a_wrong_file_is_named_with_a_hint(file, text, said):
     assert said in refusal(file(text))
 
 
@@ -337,6 +338,47 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "cannot read the configuration" in refusal(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
     assert "cannot read the configuration" in refusal(tmp_path / "latin.yaml")
+
+
+# Deprecated keys, packaged files
+
+
+def test_a_deprecated_key_of_a_file_is_noted_once(file, capsys):
+    text = "variant: at\ncraft_dtype: bfloat16\nscales: {full: {}, cpu: {craft_dtype: float32}}\n"
+    path = file(text)
+    assert load(path).attack_dtype == "bfloat16" and load(path, scale="cpu").attack_dtype == "float32"
+    assert capsys.readouterr().err == f"note: {path}: craft_dtype is deprecated; use attack_dtype\n"
+
+
+def test_a_deprecated_key_of_a_setting_is_noted(file, capsys):
+    config._note_deprecated.cache_clear()
+    assert load(file("variant: at\n"), settings=["craft_dtype=bfloat16"]).attack_dtype == "bfloat16"
+    assert capsys.readouterr().err == "note: --set: craft_dtype is deprecated; use attack_dtype\n"
+
+
+def test_a_record_with_a_deprecated_key_is_read_silently(capsys):
+    stored = to_dict(Experiment(method=CLAFS(), attack_dtype="bfloat16"))
+    stored["craft_dtype"] = stored.pop("attack_dtype")
+    assert config.parse(stored, "").attack_dtype == "bfloat16" and "craft_dtype" in stored
+    assert capsys.readouterr().err == ""
+
+
+def test_packaged_files_are_found_outside_a_checkout(tmp_path, monkeypatch):
+    here, row = load("configs/digits.yaml", "at"), load("configs/papers/claf/at.yaml", scale="cpu")
+    monkeypatch.chdir(tmp_path)
+    assert load("configs/digits.yaml", "at") == here and load("configs/papers/claf/at.yaml", scale="cpu") == row
+    assert "no configuration file 'configs/digit.yaml'" in refusal("configs/digit.yaml")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/digits.yaml").write_text("variant: at\nseed: 7\n", encoding="utf-8")
+    assert load("configs/digits.yaml").seed == 7
+
+
+def test_configs_of_the_checkout_are_those_of_the_package():
+    checkout = Path(__file__).parent.parent / "configs"
+    assert len(SHIPPED) > 20
+    for packaged in SHIPPED:
+        assert packaged.samefile(checkout / packaged.relative_to(CONFIGS))
+    assert sorted(checkout.rglob("*.yaml")) == [checkout / path.relative_to(CONFIGS) for path in SHIPPED]
 
 
 # There and back

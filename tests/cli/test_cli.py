@@ -453,7 +453,7 @@ class TestBadInput:
 
     def test_training_through_another_model(self, empty):
         message = refused("fit", "--variant", "at", "--set", "method.attack={name: embedding, source: proxy}")
-        assert "through proxy" in message and "make it once by `craft-dataset`" in message
+        assert "through proxy" in message and "make them once by `craft-dataset`" in message
         message = refused("fit", "--variant", "at", "--set", "evaluation.validation_attack={name: supcon}")
         assert "validation_attack SupCon-10" in message
 
