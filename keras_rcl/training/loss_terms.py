@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -27,7 +27,6 @@ from keras_rcl.vocabulary.phase import (
     Phase,
     ReLUBalance,
     SupCon,
-    Term,
 )
 
 
@@ -77,17 +76,6 @@ def _cross_entropy(term: CrossEntropy | BoostedCrossEntropy, batch: Batch):
     return ops.mean(values(batch.view("labels", term.on), batch.view("logits", term.on)))
 
 
-def outputs_read(phase: Phase) -> tuple[str, ...]:
-    """The outputs of the network that a step reads: the logits, for its accuracies, and the outputs of the terms."""
-    read = {"logits"}
-    for term in phase.terms:
-        if isinstance(term, SupCon):
-            read.add(_contrasted_output(term))
-        elif isinstance(term, MarginContrastive):
-            read.add("projection")
-    return tuple(sorted(read))
-
-
 def _contrasted_output(term: SupCon) -> str:
     if term.reads == "embedding":
         return "embedding"
@@ -130,16 +118,31 @@ def _regularizer(term: IntervalTightness | ReLUBalance, batch: Batch):
     return batch.outputs["worst_case"][term.term]
 
 
-TERMS: dict[str, Callable[[Term, Batch], object]] = {
-    "cross_entropy": _cross_entropy,
-    "boosted_cross_entropy": _cross_entropy,
-    "supcon": _supcon,
-    "margin_contrastive": _margin_contrastive,
-    "kl_to_clean": _kl_to_clean,
-    "misclassified_kl": _misclassified_kl,
-    "interval_tightness": _regularizer,
-    "relu_balance": _regularizer,
+class TermRule(NamedTuple):
+    """How one kind of term is computed.
+
+    Attributes:
+        value: Computes the unweighted scalar from a term and a batch.
+        output: The output of the network that the term reads.
+        contrastive: Whether the term compares projections or embeddings.
+    """
+
+    value: Callable[[Any, Batch], Any]
+    output: Callable[[Any], str] = lambda term: "logits"
+    contrastive: bool = False
+
+
+TERMS: dict[str, TermRule] = {
+    "cross_entropy": TermRule(_cross_entropy),
+    "boosted_cross_entropy": TermRule(_cross_entropy),
+    "supcon": TermRule(_supcon, output=_contrasted_output, contrastive=True),
+    "margin_contrastive": TermRule(_margin_contrastive, output=lambda term: "projection", contrastive=True),
+    "kl_to_clean": TermRule(_kl_to_clean),
+    "misclassified_kl": TermRule(_misclassified_kl),
+    "interval_tightness": TermRule(_regularizer),
+    "relu_balance": TermRule(_regularizer),
 }
+"""The rule of each kind of term by its name; one row per class of the union `Term`."""
 
 
 def term_names(phase: Phase) -> tuple[str, ...]:
@@ -153,7 +156,9 @@ def term_names(phase: Phase) -> tuple[str, ...]:
 
 def evaluate_terms(phase: Phase, batch: Batch) -> dict[str, keras.KerasTensor]:
     """The unweighted value of each term under its name."""
-    return {name: TERMS[term.term](term, batch) for name, term in zip(term_names(phase), phase.terms, strict=True)}
+    return {
+        name: TERMS[term.term].value(term, batch) for name, term in zip(term_names(phase), phase.terms, strict=True)
+    }
 
 
 def weigh(phase: Phase, values: dict, epochs=0):
@@ -170,8 +175,13 @@ def weigh(phase: Phase, values: dict, epochs=0):
 
 
 def is_contrastive(phase: Phase) -> bool:
-    """Whether a term of the phase compares projections."""
-    return any(isinstance(term, (SupCon, MarginContrastive)) for term in phase.terms)
+    """Whether a term of the phase compares projections or embeddings."""
+    return any(TERMS[term.term].contrastive for term in phase.terms)
+
+
+def outputs_read(phase: Phase) -> tuple[str, ...]:
+    """The outputs of the network that a step reads: the logits, for its accuracies, and the outputs of the terms."""
+    return tuple(sorted({"logits", *(TERMS[term.term].output(term) for term in phase.terms)}))
 
 
 def share_without_positives(labels):

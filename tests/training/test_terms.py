@@ -1,6 +1,7 @@
 """Each term on stacked views against the papers' equations as loops."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from keras_rcl.vocabulary.phase import (
     Phase,
     Ramp,
     SupCon,
+    Term,
     WorstCase,
 )
 
@@ -164,7 +166,9 @@ def test_two_terms_of_a_kind_are_kept_apart():
     assert float(weigh(phase, values)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_term_word_has_its_function():
+def test_every_term_has_a_rule():
+    classes = get_args(get_args(Term)[0])
+    assert set(TERMS) == {term.__dataclass_fields__["term"].default for term in classes}
     assert set(TERMS) == {
         "cross_entropy",
         "boosted_cross_entropy",
