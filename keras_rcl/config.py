@@ -239,7 +239,7 @@ def to_yaml(experiment: Experiment) -> str:
 def _hint(error: ValidationError) -> str:
     """A hint for unknown keys: the known keys that are close to them, or the command that prints the known keys."""
     unknown = [item["loc"] for item in error.errors() if item["type"] == "unexpected_keyword_argument"]
-    meant = dict.fromkeys(did_you_mean(key, _fields(path)) for *path, key in unknown)
+    meant = dict.fromkeys(did_you_mean(str(key), _fields(path)) for *path, key in unknown)
     return "".join(meant) or (f"; `{program_name()} show` prints the fields" if unknown else "")
 
 
@@ -352,7 +352,8 @@ def _resolve(path: Path, scale: str | None, above: tuple[Path, ...] = ()) -> tup
     if not isinstance(scales, dict) or not all(isinstance(fields or {}, dict) for fields in scales.values()):
         raise InvalidInputError(f"{path}: scales must map scales to settings, not {scales!r}")
     chosen = scales.get(next(iter(scales), None) if scale is None else scale) or {}
-    merged, named = {}, dict.fromkeys(scales)
+    merged: dict[str, Any] = {}
+    named = dict.fromkeys(scales)
     for layer in (raw, chosen):
         base = layer.pop("extends", None)
         if base is not None:
@@ -378,7 +379,7 @@ def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _default_at(raw: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
     """The fields of the tagged value at a path of the experiment that `raw` resolves to; empty if there is none."""
     try:
-        found = to_dict(parse(raw, ""))
+        found: Any = to_dict(parse(raw, ""))
     except InvalidInputError:
         return {}
     for key in path:

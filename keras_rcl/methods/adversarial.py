@@ -14,7 +14,23 @@ from keras_rcl.vocabulary.spec import spec
 class AdversarialBatch:
     """Cross-entropy on the images and their PGD examples in one batch (Cusin 2026, section 4).
 
-    The paper gives the radius; steps, epochs and batch (64 images and their 64 examples) are the authors' code's.
+    The paper gives the radius; steps, epochs and batch (64 images and their 64 examples) are from the authors' code.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step, before their adversarial examples are added.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary before they are attacked, such as "crop_flip".
+        separate_batchnorm: give clean images BatchNorm of their own.
+        attack: the attack that makes the examples.
+
+    Example:
+        >>> import keras_rcl
+        >>> [view.kind for view in keras_rcl.AdversarialBatch().phases()[0].views]
+        ['clean', 'adversarial']
+
+    References:
+        Cusin 2026, section 4.
     """
 
     name: Literal["adversarial"] = "adversarial"

@@ -1,6 +1,6 @@
 """Contrastive training with clean images and their adversarial examples in one batch."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -14,9 +14,29 @@ from keras_rcl.vocabulary.spec import spec
 class AdversarialContrastive:
     """SupCon on the images and the examples that maximise it, then a linear classifier (Cusin 2026, section 4).
 
-    The contrastive loss, and the attack on it, are of the encoder's output. Each example is pushed away from the clean
-    images of its class; in the authors' code from their examples, all of which move at once. The classifier learns
-    from images and PGD examples, as there.
+    The contrastive loss and the attack on it use the encoder's output. Each example is moved away from the clean
+    images of its class; in the authors' code from their examples, which all move at once. The classifier is trained on
+    images and PGD examples, as there.
+
+    Attributes:
+        encoder_epochs: passes over the training images of the first stage.
+        linear_epochs: passes of the second stage.
+        batch_size: images per step, before their adversarial examples are added.
+        temperature: of the contrastive loss.
+        optimizer: of the first stage.
+        linear_optimizer: of the second stage.
+        augmentation: how images vary before they are attacked, such as "crop_flip".
+        separate_batchnorm: in the first stage, give clean images BatchNorm of their own.
+        attack: the attack of the first stage.
+        linear_attack: the attack of the second stage.
+
+    Example:
+        >>> import keras_rcl
+        >>> [phase.name for phase in keras_rcl.AdversarialContrastive().phases()]
+        ['adversarial contrastive training', 'linear classifier']
+
+    References:
+        Cusin 2026, section 4.
     """
 
     name: Literal["adversarial_contrastive"] = "adversarial_contrastive"
@@ -32,7 +52,7 @@ class AdversarialContrastive:
     linear_attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 
     def phases(self) -> tuple[Phase, ...]:
-        batch = dict(batch_size=self.batch_size, augmentation=self.augmentation)
+        batch: dict[str, Any] = dict(batch_size=self.batch_size, augmentation=self.augmentation)
         return (
             Phase(
                 name="adversarial contrastive training",

@@ -9,7 +9,7 @@ from keras_rcl.vocabulary.spec import spec
 
 @spec
 class AT(AveragedSchedule):
-    """Adversarial training: cross-entropy on PGD examples only.
+    """Adversarial training (Madry et al. 2018): cross-entropy on PGD examples only.
 
     Attributes:
         epochs: passes over the training images.

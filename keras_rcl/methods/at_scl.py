@@ -47,7 +47,7 @@ class _WithContrast(PairedSchedule):
 
 @spec
 class ATSCL(_WithContrast):
-    """Adversarial training with a contrastive loss: CE(adversarial) + contrast(clean, augmented, adversarial).
+    """Adversarial training with a contrastive loss (ours): CE(adversarial) + contrast of three views.
 
     An image costs 29 passes forward or backward, 20 for the attack and 3 per view; with the same attack `AT` costs 23:
     79 epochs are at most the passes of 100 epochs of `AT`.
@@ -78,7 +78,7 @@ class ATSCL(_WithContrast):
 
 @spec
 class TRADESSCL(_WithContrast):
-    """TRADES with a contrastive loss: CE(clean) + beta * KL(p(clean) || p(adversarial)) + contrast of all views.
+    """TRADES with a contrastive loss (ours): CE(clean) + beta * KL(p(clean) || p(adversarial)) + contrast of views.
 
     An image costs 30 passes forward or backward, 21 for the attack and 3 per view; with the same attack `TRADES` costs
     27: 90 epochs are the passes of 100 epochs of `TRADES`.

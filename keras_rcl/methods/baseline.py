@@ -11,7 +11,22 @@ from keras_rcl.vocabulary.spec import spec
 
 @spec
 class Baseline:
-    """Cross-entropy on clean or augmented images (Wang 2024: Adam 1e-3, batch 128, 10 epochs)."""
+    """Plain training: cross-entropy on clean or augmented images (Wang 2024).
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary, such as "crop_flip"; "none" by default.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.Baseline(epochs=3, augmentation="crop_flip").phases()[0].epochs
+        3
+
+    References:
+        Wang 2024, for the defaults.
+    """
 
     name: Literal["baseline"] = "baseline"
     epochs: NonNegativeInt = 10

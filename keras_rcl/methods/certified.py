@@ -1,6 +1,6 @@
 """Certified training: the worst case over a ball, by bounds, in the place of an attack."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -28,17 +28,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @spec
 class _Scheduled:
-    """What certified training by bounds shares.
+    """The fields and phases of certified training by bounds."""
 
-    Fields:
-        bound: `ibp`, the tighter and dearer `crown-ibp`, or `crown-ibp-fused` between them; see `WorstCase`.
-        epsilon: what the ramp ends with.
-        epochs: all of them.
-        start_epochs, ramp_epochs: epsilon is 0 for the first and then grows, smoothly, for the second.
-        regularization: lambda of Shi et al., which falls to 0 as epsilon grows; 0 leaves their regularisers out.
-        interval_initialization: theirs; False keeps the network's own.
-    """
-
+    name: str
     bound: Literal["ibp", "crown-ibp", "crown-ibp-fused"] = "ibp"
     epsilon: Pixels = 2 / 255
     epochs: NonNegativeInt = 160
@@ -78,12 +70,36 @@ class _Scheduled:
 
 @spec
 class Certified(_Scheduled):
-    """kappa * CE(clean) + (1 - kappa) * CE(worst-case logits), epsilon on a ramp (Gowal et al. 2018; Cusin 2026).
+    """Certified training: kappa * CE(clean) + (1 - kappa) * CE(worst-case logits) (Gowal et al. 2018).
 
-    Schedule, initialisation and regularisers are those of Shi et al. 2021 ("Fast certified robust training with short
-    warmup") for CIFAR-10, who have kappa = 0; Gowal et al. let it fall from 1 to 0.5, Zhang et al. 2020 to 0.
-    `bound=crown-ibp` is CROWN-IBP, with its beta at 1. Cusin's radius is 2/255; Cusin's own loss is of the lower bounds
-    of all logits, which is not the worst case: see `certified_contrastive`'s `form`.
+    Schedule, initialisation and regularisers are those of Shi et al. 2021 for CIFAR-10, who have kappa = 0; Gowal et
+    al. let it fall from 1 to 0.5, Zhang et al. 2020 to 0. `bound="crown-ibp"` is CROWN-IBP with its beta at 1. Cusin's
+    radius is 2/255. Cusin's own loss uses the lower bounds of all logits, which are not the worst case: see `form` of
+    `CertifiedContrastive`.
+
+    Attributes:
+        bound: `ibp`; the tighter and more expensive `crown-ibp`; or `crown-ibp-fused`, between the two.
+        epsilon: the L-inf radius at the end of the ramp, in pixel units.
+        epochs: passes over the training images, start and ramp included.
+        start_epochs: epochs at epsilon 0.
+        ramp_epochs: epochs in which epsilon grows, after those.
+        regularization: lambda of Shi et al., which falls to 0 as epsilon grows; 0 leaves the regularisers out.
+        interval_initialization: initialise kernels as Shi et al. do.
+        batch_size: images per step.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary, such as "crop_flip".
+        initial_kappa: kappa at the start of the ramp, in [0, 1].
+        final_kappa: kappa at the end of the ramp, in [0, 1].
+
+    Example:
+        >>> import keras_rcl
+        >>> [view.kind for view in keras_rcl.Certified(epsilon="2/255").phases()[0].views]
+        ['clean', 'worst_case']
+
+    References:
+        Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models";
+        Zhang et al. 2020, "Towards stable and efficient training of verifiably robust neural networks"; Shi et al.
+        2021, "Fast certified robust training with short warmup"; Cusin 2026.
     """
 
     name: Literal["certified"] = "certified"
@@ -101,12 +117,34 @@ class Certified(_Scheduled):
 
 @spec
 class MTLIBP(_Scheduled):
-    """alpha * CE(IBP worst case) + (1 - alpha) * CE(adversarial) (De Palma et al. 2024, "Expressive losses", MTL-IBP).
+    """MTL-IBP: alpha * CE(IBP worst case) + (1 - alpha) * CE(adversarial) (De Palma et al. 2024).
 
-    A small alpha gives up what intervals alone certify for accuracy that tighter bounds and branching then certify. It
-    is the published code's for CIFAR-10 at 2/255, and so is the attack, which goes 2.1 times as far as the ball. There
-    it grows with the ball, and the kernels' L1 norm is weighed with 3e-6; here it has its whole radius from the start,
-    and there is no such term.
+    A small alpha lowers what intervals alone certify and raises accuracy that tighter bounds and branching certify. It
+    is the published code's for CIFAR-10 at 2/255, and so is the attack, whose radius is 2.1 times that of the ball. In
+    that code it grows with the ball, and the kernels' L1 norm has weight 3e-6; here it has its whole radius from the
+    start, and there is no such term.
+
+    Attributes:
+        bound: `ibp`; the tighter and more expensive `crown-ibp`; or `crown-ibp-fused`, between the two.
+        epsilon: the L-inf radius at the end of the ramp, in pixel units.
+        epochs: passes over the training images, start and ramp included.
+        start_epochs: epochs at epsilon 0.
+        ramp_epochs: epochs in which epsilon grows, after those.
+        regularization: lambda of Shi et al., which falls to 0 as epsilon grows; 0 leaves the regularisers out.
+        interval_initialization: initialise kernels as Shi et al. do.
+        batch_size: images per step.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary, such as "crop_flip".
+        alpha: weight of the worst case, in [0, 1].
+        attack: the attack that makes the adversarial examples.
+
+    Example:
+        >>> import keras_rcl
+        >>> [view.kind for view in keras_rcl.MTLIBP().phases()[0].views]
+        ['adversarial', 'worst_case']
+
+    References:
+        De Palma et al. 2024, "Expressive losses for verified robustness via convex combinations".
     """
 
     name: Literal["mtl_ibp"] = "mtl_ibp"
@@ -125,12 +163,31 @@ class MTLIBP(_Scheduled):
 class CertifiedContrastive:
     """SupCon over bounded embeddings, then the classifier on bounds (Cusin 2026); or a sound form of it.
 
-    Fields:
+    Attributes:
         form: `paper` contrasts the lower bounds of the embedding, and then trains the classifier on the lower bounds of
-            the logits, as the authors' code does: no image need have such an embedding or such logits, and a small
-            loss certifies nothing. `sound` is one phase of cross-entropy on the worst-case logits and alpha * SupCon on
-            the embeddings of the images.
+            the logits, as the authors' code does. There may be no image with such an embedding or such logits, and a
+            small loss certifies nothing. `sound` is one phase of cross-entropy on the worst-case logits and
+            alpha * SupCon on the embeddings of the images.
+        bound: `ibp`, or the tighter and more expensive `crown-ibp`.
+        epsilon: the L-inf radius in pixel units.
+        epochs: passes over the training images of the first phase.
+        linear_epochs: passes that train the classifier, in the paper's form.
+        start_epochs: epochs at epsilon 0, in the sound form.
+        ramp_epochs: epochs in which epsilon grows, after those.
         alpha: weight of SupCon in the sound form.
+        temperature: of the contrastive loss.
+        batch_size: images per step.
+        optimizer: of the first phase.
+        linear_optimizer: of the classifier's phase.
+        augmentation: how images vary, such as "crop_flip".
+
+    Example:
+        >>> import keras_rcl
+        >>> [phase.name for phase in keras_rcl.CertifiedContrastive(form="sound").phases()]
+        ['certified contrastive training']
+
+    References:
+        Cusin 2026.
     """
 
     name: Literal["certified_contrastive"] = "certified_contrastive"
@@ -149,8 +206,8 @@ class CertifiedContrastive:
     augmentation: Policy = NoAugmentation()
 
     def phases(self) -> tuple[Phase, ...]:
-        shared = dict(batch_size=self.batch_size, augmentation=self.augmentation)
-        contrast = dict(temperature=self.temperature, reads="embedding")
+        shared: dict[str, Any] = dict(batch_size=self.batch_size, augmentation=self.augmentation)
+        contrast: dict[str, Any] = dict(temperature=self.temperature, reads="embedding")
         if self.form == "sound":
             ramp = Ramp(start=0, stop=self.epsilon, epochs=self.ramp_epochs, after=self.start_epochs, shape="smooth")
             return (

@@ -1,7 +1,7 @@
 """CLAF, supervised: adversarial examples as positives of the supervised contrastive loss."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -24,32 +24,43 @@ from keras_rcl.vocabulary.spec import spec
 class CLAFS:
     """Contrastive Learning with Adversarial Features (Rahamim and Naeh 2022, arXiv:2203.08959, Algorithm 1).
 
-    Fields under the paper's hyper-parameters:
-        warmup_epochs, adversarial_epochs, linear_epochs: the three stages, 60 + 140 + 100.
-        inner_epochs: N of Algorithm 1, the classifier's epochs before each epoch of the second stage.
-        temperature: tau of eq. 2 (the value is the authors' code's).
+    The defaults are the paper's Algorithm 1. Four fields are its ablations, five are differences between the text and
+    the authors' published code, and three are ours. Parts: encoder f, projector g, classifier c.
+
+    Attributes:
+        warmup_epochs: passes over the training images of the first stage, contrast of two crops (60).
+        adversarial_epochs: passes of the second stage, with an adversarial positive (140).
+        inner_epochs: N of Algorithm 1: passes that train c before each epoch of the second stage.
+        linear_epochs: passes of the third stage, which trains the final c (100).
+        batch_size: images per step, before their views are made.
+        temperature: tau of eq. 2; the value is from the authors' code.
+        augmentation: how crops vary.
         attack: how the adversarial positive is crafted, through c(f(x)).
-        optimizer, inner_optimizer, linear_optimizer: of f and g; of c in the second stage; of the final c.
-
-    The paper's ablations, one switch each (the defaults are its Algorithm 1):
-        inner_classifier: c learns from `adversarial` or `natural` images (Table 2).
-        linear_evaluation: the final c learns from `natural` or `adversarial` images (Table 4).
-        inner_start: each epoch c is `continued` or `reinitialized` (Table 5).
+        optimizer: of f and g.
+        inner_optimizer: of c in the second stage.
+        linear_optimizer: of the final c.
+        inner_classifier: c is trained on `adversarial` or `natural` images (Table 2).
+        linear_evaluation: the final c is trained on `natural` or `adversarial` images (Table 4).
+        inner_start: before each epoch c is `continued` or `reinitialized` (Table 5).
         final_start: the final c is `reinitialized` or `continued` from the inner one (Table 6).
+        projection_normalized: False contrasts projections of the first stage that are not normalised (code).
+        positive_of: the adversarial positive starts from the `clean` image or from a third random `crop` (code).
+        batchnorm_statistics: of the frozen encoder: `frozen`, or `moving` while a classifier trains (code).
+        inner_optimizer_state: `kept` from epoch to epoch, or `anew`: reset at each (code).
+        reduction: of the contrastive loss over anchors: `mean`, or `sum` as in eq. 2 (code).
+        head: `inner_epochs` is Algorithm 1; `online` trains c in the same step as f and g, behind a stop-gradient, and
+            has no inner epochs (ours).
+        warm_steps: if not 0, attacks of the inner epochs after the first start where the last attack on their image
+            ended, and take this number of steps; with an online head those of the positive do (ours).
+        separate_batchnorm: in the second stage, give crops BatchNorm of their own; c always uses the other (ours).
 
-    Where the authors' published code leaves the text, one option each:
-        projection_normalized: False feeds the first stage un-normalised projections.
-        positive_of: the adversarial positive starts from the `clean` image or from a third random `crop`.
-        batchnorm_statistics: of the frozen encoder, `frozen` or `moving` while a classifier trains.
-        inner_optimizer_state: `kept` from epoch to epoch, or `anew`.
-        reduction: of the contrastive loss over anchors, `mean`, or `sum` as eq. 2 has it.
+    Example:
+        >>> import keras_rcl
+        >>> [(phase.name, phase.epochs) for phase in keras_rcl.CLAFS(warmup_epochs=30).phases()]
+        [('warm-up', 30), ('adversarial positives', 140), ('linear evaluation', 100)]
 
-    Ours:
-        head: `inner_epochs` is Algorithm 1; `online` trains c in the same step as f and g, behind a stop-gradient,
-            and drops the inner epochs.
-        warm_steps: where not 0, attacks of the inner epochs but the first start where the last one on their image
-            ended, and take so many steps; under an online head those of the positive do.
-        separate_batchnorm: in the second stage crops have BatchNorm of their own; c, early and late, sees the other.
+    References:
+        Rahamim and Naeh 2022, "Contrastive Learning with Adversarial Features", arXiv:2203.08959.
     """
 
     name: Literal["clafs"] = "clafs"
@@ -89,8 +100,8 @@ class CLAFS:
         if self.positive_of == "crop":
             positive = dataclasses.replace(positive, of=crop)
         contrast = SupCon(temperature=self.temperature, reduction=self.reduction)
-        features = dict(batch_size=self.batch_size, optimizer=self.optimizer)
-        head = dict(
+        features: dict[str, Any] = dict(batch_size=self.batch_size, optimizer=self.optimizer)
+        head: dict[str, Any] = dict(
             trains=("classifier",),
             terms=(CrossEntropy(),),
             batch_size=self.batch_size,

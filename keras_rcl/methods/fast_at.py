@@ -12,7 +12,7 @@ from keras_rcl.vocabulary.spec import spec
 
 @spec
 class FastAT(AdversarialSchedule):
-    """Fast adversarial training: FGSM with a random start and a step of 1.25 epsilon.
+    """Fast adversarial training: FGSM with a random start and a step of 1.25 epsilon (Wong et al. 2020).
 
     15 epochs of batch 128 and weight decay 5e-4 are the paper's. In place of its cyclic learning rate up to 0.2 there
     is a cosine from 0.1. Single-step training can collapse: the network resists the training attack, and PGD succeeds

@@ -11,7 +11,7 @@ from keras_rcl.vocabulary.spec import spec
 
 @spec
 class MART(PairedSchedule):
-    """Misclassification-aware adversarial training.
+    """Misclassification-aware adversarial training, MART (Wang et al. 2020).
 
     BCE(adversarial) + beta * KL(p(clean) || p(adversarial)) * (1 - p_y(clean)); the attack maximises cross-entropy.
     beta = 5 is the paper's lambda for ResNet-18. Schedule, attack and the joint forward pass are those of `TRADES`.

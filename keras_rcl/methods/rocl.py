@@ -21,12 +21,33 @@ from keras_rcl.vocabulary.spec import spec
 
 @spec
 class RoCLAT:
-    """RoCL (Kim et al. 2020, arXiv:2006.07589): contrastive training without labels, then adversarial training.
+    """RoCL (Kim et al. 2020): contrastive training without labels, then adversarial training.
 
-    The positives of an image are its other views: two crops, and one that an attack made unlike itself. Then
-    adversarial training of all parts, by the field's schedule as for `at` but for its epochs. Where we leave the
-    paper and its code: SGD without LARS and warm-up; the attacked crop is a third one and is pushed away from itself,
-    in the paper the first away from the second; and the term of weight 1/256 that contrasts it once more is left out.
+    The positives of an image are its other views: two crops, and one crop that an attack made dissimilar. Then
+    adversarial training of all parts, with the schedule of `AT` except for its epochs. Differences from the paper and
+    its code: SGD without LARS and warm-up; the attacked crop is a third one and is moved away from itself, in the
+    paper the first away from the second; the term of weight 1/256 that contrasts it once more is left out.
+
+    Attributes:
+        pretraining_epochs: passes over the training images of the first stage.
+        finetuning_epochs: passes of the second stage.
+        batch_size: images per step, before their views are made.
+        temperature: of the contrastive loss.
+        pretraining_augmentation: how the views of the first stage vary.
+        augmentation: how images vary in the second stage.
+        separate_batchnorm: in the first stage, give clean views BatchNorm of their own.
+        pretraining_optimizer: of the first stage.
+        optimizer: of the second stage.
+        pretraining_attack: the attack of the first stage, without labels.
+        attack: the attack of the second stage.
+
+    Example:
+        >>> import keras_rcl
+        >>> [phase.name for phase in keras_rcl.RoCLAT().phases()]
+        ['contrastive pre-training', 'adversarial training']
+
+    References:
+        Kim, Tack and Hwang 2020, "Adversarial self-supervised contrastive learning", arXiv:2006.07589.
     """
 
     name: Literal["rocl_at"] = "rocl_at"

@@ -19,10 +19,27 @@ from keras_rcl.vocabulary.spec import spec
 
 @spec
 class SCL:
-    """Supervised contrastive loss and cross-entropy together from scratch (Wang 2024, eq. 3, figs. 6 and 7).
+    """Supervised contrastive loss and cross-entropy from scratch, alpha * SupCon + beta * CE (Wang 2024, eq. 3).
 
-    alpha * SupCon + beta * CE on one view of each image, through a projection head of two layers and 64 dimensions
-    (`network`). The paper gives no temperature; this one is Khosla et al.'s.
+    One view of each image, and a projection head of two layers and 64 dimensions (`Network`). The paper gives no
+    temperature; this one is Khosla et al.'s.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        alpha: weight of the contrastive loss.
+        beta: weight of the cross-entropy.
+        temperature: of the contrastive loss.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary, such as "crop_flip".
+
+    Example:
+        >>> import keras_rcl
+        >>> [term.term for term in keras_rcl.SCL(alpha=0.3, beta=0.7).phases()[0].terms]
+        ['supcon', 'cross_entropy']
+
+    References:
+        Wang 2024, eq. 3, figs. 6 and 7; Khosla et al. 2020, "Supervised contrastive learning".
     """
 
     name: Literal["scl"] = "scl"
@@ -40,7 +57,26 @@ class SCL:
 
 @spec
 class RefinedSCL:
-    """The baseline, then supervised contrastive loss and cross-entropy together (Wang 2024, eq. 3, fig. 8)."""
+    """The baseline, then supervised contrastive loss and cross-entropy together (Wang 2024, eq. 3).
+
+    Attributes:
+        baseline_epochs: passes with cross-entropy only.
+        epochs: passes with both losses.
+        batch_size: images per step.
+        alpha: weight of the contrastive loss.
+        beta: weight of the cross-entropy.
+        temperature: of the contrastive loss.
+        optimizer: of both phases.
+        augmentation: how images vary, such as "crop_flip".
+
+    Example:
+        >>> import keras_rcl
+        >>> [phase.name for phase in keras_rcl.RefinedSCL().phases()]
+        ['baseline', 'refinement']
+
+    References:
+        Wang 2024, eq. 3, fig. 8.
+    """
 
     name: Literal["refined_scl"] = "refined_scl"
     baseline_epochs: NonNegativeInt = 10
@@ -59,7 +95,27 @@ class RefinedSCL:
 
 @spec
 class MarginSCL:
-    """The baseline, then margin contrastive loss and cross-entropy together (Wang 2024, eqs. 4 and 5, fig. 9)."""
+    """The baseline, then margin contrastive loss and cross-entropy together (Wang 2024, eqs. 4 and 5).
+
+    Attributes:
+        baseline_epochs: passes with cross-entropy only.
+        epochs: passes with both losses.
+        batch_size: images per step.
+        alpha: weight of the contrastive loss.
+        beta: weight of the cross-entropy.
+        positive_margin: cosine similarity above which a pair of one class has no loss.
+        negative_margin: cosine similarity below which a pair of two classes has no loss.
+        optimizer: of both phases.
+        augmentation: how images vary, such as "crop_flip".
+
+    Example:
+        >>> import keras_rcl
+        >>> [phase.name for phase in keras_rcl.MarginSCL().phases()]
+        ['baseline', 'margin refinement']
+
+    References:
+        Wang 2024, eqs. 4 and 5, fig. 9.
+    """
 
     name: Literal["margin_scl"] = "margin_scl"
     baseline_epochs: NonNegativeInt = 10

@@ -11,10 +11,26 @@ from keras_rcl.vocabulary.spec import spec
 
 @spec
 class SingleTraining:
-    """Single training: alpha * SupCon + (1 - alpha) * CE, encoder and classifier at once (Cusin, section 2.4).
+    """Single training: alpha * SupCon + (1 - alpha) * CE, encoder and classifier at once (Cusin 2026).
 
-    The contrastive loss is on the encoder's output, one view of each image. The paper leaves alpha to be tuned; this
-    one is the authors' code's.
+    The contrastive loss is on the encoder's output, with one view of each image. The paper leaves alpha to be tuned;
+    this value is from the authors' code.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        alpha: weight of the contrastive loss, in [0, 1].
+        temperature: of the contrastive loss.
+        optimizer: `SGD` or `Adam` with their schedule.
+        augmentation: how images vary, such as "crop_flip".
+
+    Example:
+        >>> import keras_rcl
+        >>> [term.weight for term in keras_rcl.SingleTraining(alpha=0.25).phases()[0].terms]
+        [0.25, 0.75]
+
+    References:
+        Cusin 2026, section 2.4.
     """
 
     name: Literal["single_training"] = "single_training"

@@ -11,11 +11,31 @@ from keras_rcl.vocabulary.spec import spec
 
 @spec
 class SupConLinear:
-    """Supervised contrastive learning of f and g, then a linear classifier on the frozen f (Khosla et al. 2020).
+    """Supervised contrastive learning of encoder and projector, then a linear classifier (Khosla et al. 2020).
 
-    "SCL" of CLAF's Table 1, which gives no setting for it: the defaults are those of `clafs` (200 + 100 epochs).
-    Cusin's double training (section 2.4) is the same without g: `reads=embedding`, one view, 20 + 10 epochs of
-    Adam 1e-3, batch 128, both stages on the same augmentation.
+    "SCL" of CLAF's Table 1, which gives no setting for it: the defaults are those of `CLAFS` (200 + 100 epochs).
+    Cusin's double training (section 2.4) is the same without a projector: `reads="embedding"`, one view, 20 + 10 epochs
+    of Adam 1e-3, batch 128, both stages with the same augmentation.
+
+    Attributes:
+        encoder_epochs: passes over the training images of the first stage.
+        linear_epochs: passes of the second stage.
+        batch_size: images per step, before their views are made.
+        temperature: of the contrastive loss.
+        num_views: views of each image in the first stage.
+        reads: contrast the head's `projection` or the encoder's `embedding`.
+        augmentation: how the views vary, such as "simclr".
+        linear_augmentation: how images vary in the second stage.
+        optimizer: of the first stage.
+        linear_optimizer: of the second stage.
+
+    Example:
+        >>> import keras_rcl
+        >>> [phase.trains for phase in keras_rcl.SupConLinear().phases()]
+        [('encoder', 'projector'), ('classifier',)]
+
+    References:
+        Khosla et al. 2020, "Supervised contrastive learning".
     """
 
     name: Literal["supcon_linear"] = "supcon_linear"

@@ -12,7 +12,7 @@ from keras_rcl.vocabulary.spec import spec
 
 @spec
 class TRADES(PairedSchedule):
-    """TRADES: cross-entropy on clean images + beta * KL(p(clean) || p(adversarial)).
+    """TRADES (Zhang et al. 2019): cross-entropy on clean images + beta * KL(p(clean) || p(adversarial)).
 
     The attack maximises the same KL. Defaults are the paper's for CIFAR-10 (beta = 6, PGD-10 at 8/255 with steps of
     2/255) with the schedule of `AT`. Clean and adversarial images pass through the network together, so BatchNorm

@@ -1,7 +1,7 @@
 """Which images, and how they are varied: data sets and augmentation policies as values."""
 
 import dataclasses
-from typing import Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
@@ -56,9 +56,14 @@ def _by_name(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
-Policy = Annotated[
-    Union[NoAugmentation, CropFlip, SimCLR, LayerAugmentation], Field(discriminator="name"), BeforeValidator(_by_name)
-]
+if TYPE_CHECKING:
+    Policy = Any  # A field that a user sets by a name, a mapping or a policy, and that is read as a policy.
+else:
+    Policy = Annotated[
+        Union[NoAugmentation, CropFlip, SimCLR, LayerAugmentation],
+        Field(discriminator="name"),
+        BeforeValidator(_by_name),
+    ]
 """An augmentation policy: a name, or a mapping with the name and its arguments."""
 
 

@@ -84,6 +84,7 @@ def parse_range(text: str) -> Range:
     found = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text) if isinstance(text, str) else None
     if not found:
         raise InvalidInputError(f"{text!r} is no range; {example}")
+    name: Any
     name, inner = found.groups()
     if name not in RANGES:
         raise InvalidInputError(f"{text!r}: no range is called {name!r}{did_you_mean(name, RANGES)}; {example}")

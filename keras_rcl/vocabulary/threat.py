@@ -2,7 +2,7 @@
 
 import math
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
@@ -15,7 +15,7 @@ Protocol = Literal["pixel", "claf-repo", "cusin-repo", "wang-minus1to1", "wang-m
 """The coordinates in which an attack runs; `PROTOCOLS` says what each one is."""
 
 
-def parse_pixels(value: object) -> float:
+def parse_pixels(value: Any) -> float:
     """A distance in [0, 1] pixel units, written as the field writes it.
 
     >>> parse_pixels("8/255") == 8 / 255
@@ -41,11 +41,14 @@ def format_pixels(value: float) -> str:
     return text if parse_pixels(text) == value else repr(value)
 
 
-Pixels = Annotated[
-    float,
-    BeforeValidator(parse_pixels),
-    PlainSerializer(format_pixels, return_type=str, when_used="json"),
-]
+if TYPE_CHECKING:
+    Pixels = Any  # A field that a user sets by a number or a text, and that is read as a float.
+else:
+    Pixels = Annotated[
+        float,
+        BeforeValidator(parse_pixels),
+        PlainSerializer(format_pixels, return_type=str, when_used="json"),
+    ]
 """A distance in pixel units, [0, 1]: accepts `8/255`, `"8/255"` and `0.031`, and prints as `8/255`."""
 
 
@@ -106,9 +109,9 @@ class Coordinates:
     last_step_counts: bool = True
 
 
-_CIFAR10 = dict(shift=(0.4914, 0.4822, 0.4465), scale=(0.2023, 0.1994, 0.2010))
-_CIFAR100 = dict(shift=(0.5071, 0.4867, 0.4408), scale=(0.2675, 0.2565, 0.2761))
-_MINUS1TO1 = dict(shift=(0.5, 0.5, 0.5), scale=(0.5, 0.5, 0.5))
+_CIFAR10: dict[str, Any] = dict(shift=(0.4914, 0.4822, 0.4465), scale=(0.2023, 0.1994, 0.2010))
+_CIFAR100: dict[str, Any] = dict(shift=(0.5071, 0.4867, 0.4408), scale=(0.2675, 0.2565, 0.2761))
+_MINUS1TO1: dict[str, Any] = dict(shift=(0.5, 0.5, 0.5), scale=(0.5, 0.5, 0.5))
 
 PROTOCOLS: dict[str, Coordinates] = {
     "pixel": Coordinates(),

@@ -2,7 +2,7 @@
 
 from keras_rcl.vocabulary.attacks.black_box import Noise, RayS, Square
 from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
-from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD, Surrogate
+from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD, GradientAscent, Surrogate
 from keras_rcl.vocabulary.attacks.minimal import FAB, CarliniWagner
 from keras_rcl.vocabulary.attacks.parsing import ALIASES, ATTACKS, Attack, describe, parse_attack, to_cli
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
@@ -21,6 +21,7 @@ __all__ = [
     "AutoPGD",
     "CarliniWagner",
     "Embedding",
+    "GradientAscent",
     "JointAttack",
     "Noise",
     "RayS",

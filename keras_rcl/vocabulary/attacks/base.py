@@ -134,7 +134,7 @@ class AttackBase(DataclassInstance):
 
 def has_protocol(cls: type) -> bool:
     """Whether a class of attacks has the field `protocol`."""
-    return "protocol" in {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return "protocol" in {field.name for field in dataclasses.fields(cls)}
 
 
 def times(num_restarts: int) -> str:

@@ -85,10 +85,10 @@ def parse_attack(text: str) -> Attack:
 
 def to_cli(attack: Attack) -> str:
     """An attack as `parse_attack` reads it, with the fields that differ from the defaults: `pgd:epsilon=16/255`."""
-    default, given = type(attack)(), TypeAdapter(Attack).dump_python(attack, mode="json")
+    given = TypeAdapter(Attack).dump_python(attack, mode="json")
     fields = [
         f"{field.name}={given[field.name]}"
         for field in dataclasses.fields(attack)
-        if getattr(attack, field.name) != getattr(default, field.name)
+        if getattr(attack, field.name) != field.default
     ]
     return ":".join([attack.name, *([",".join(fields)] if fields else [])])
