@@ -368,7 +368,7 @@ def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The base with the changes, mapping by mapping; a value with another name or term replaces the whole mapping."""
     merged = dict(base)
     for key, value in changes.items():
-        old = merged.get(key)
+        old: Any = merged.get(key)
         inner = isinstance(old, dict) and isinstance(value, dict)
         if inner and all(value.get(tag, old.get(tag)) == old.get(tag) for tag in TAGS):
             value = _over(old, value)
