@@ -1,35 +1,30 @@
-"""An HTML page that needs nothing beside it: the style that reports share."""
+"""HTML pages from the templates in `templates/`; every value is escaped."""
 
 import base64
-from html import escape
+from functools import cache
 from pathlib import Path
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; vertical-align: top; padding: .4rem .6rem; }
-tr { border-bottom: 1px solid #ddd; } img { max-width: 100%; } code { background: #f3f3f3; padding: 0 .2rem; }
-figure { margin: 1.5rem 0; } figcaption, .note { color: #555; font-size: .9rem; }
-"""
+import jinja2
 
 
-def document(title: str, body: str, style: str = "") -> str:
-    """A page; `body` is HTML, `style` what it needs besides the shared one."""
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>
-{body}
-</body></html>
-"""
+@cache
+def _environment() -> jinja2.Environment:
+    """The templates of this package."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("keras_rcl.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
 
 
-def picture(source: str, caption: str) -> str:
-    """A figure with its caption; `source` is a file beside the page, or the picture itself, see `inline`."""
-    text = escape(caption)
-    return f'<figure><img src="{escape(source)}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+def render(template: str, **values) -> str:
+    """The page that a template makes of the values."""
+    return _environment().get_template(template).render(**values)
 
 
 def inline(path: Path) -> str:
-    """A PNG as a source that holds it."""
+    """The `src` of a picture that holds the PNG itself."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
