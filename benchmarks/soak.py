@@ -31,7 +31,7 @@ from keras_rcl.runtime.progress import Silent  # noqa: E402
 from keras_rcl.training.robust_trainer import RobustTrainer  # noqa: E402
 from keras_rcl.vocabulary.attacks import parse_attack  # noqa: E402
 from keras_rcl.workflows.attack import attack  # noqa: E402
-from keras_rcl.workflows.fit import fit  # noqa: E402
+from keras_rcl.workflows.fit import FitOptions, fit, fit_all  # noqa: E402
 
 SMALL = ("method.batch_size=64", "dataset.limit=640", "evaluation.limit=100", "evaluation.validation_limit=50")
 ENDLESS = "method.adversarial_epochs=20000"
@@ -92,11 +92,8 @@ def soak_fit(minutes: float, every: float) -> dict:
 
     RobustTrainer.__init__ = noted
     with Watch(minutes, every) as watch:
-        fit(
-            config.load(variant="clafs", settings=[*SMALL, ENDLESS, "method.warmup_epochs=1"]),
-            save_every=10,
-            progress=watch,
-        )
+        experiment = config.load(variant="clafs", settings=[*SMALL, ENDLESS, "method.warmup_epochs=1"])
+        fit_all([experiment], FitOptions(save_every=10), progress=watch)
     return {**watch.result(), "most_traces_of_a_trainer": max(trainer.traces for trainer in trainers)}
 
 

@@ -53,12 +53,12 @@ def fit(choice, compare, no_compare, replicas, workers, as_json, **options):
         if name != experiment.method.name
     ]
     workers = join_workers(workers, replicas)
-    from keras_rcl.workflows.fit import fit_all
+    from keras_rcl.workflows.fit import FitOptions, fit_all
 
     if workers.chief:
         print_advice(experiment.precision, experiment.jit, experiment.attack_dtype)
     with progress_of(workers) as progress:
-        fitted = fit_all([experiment, *others], progress=progress, workers=workers, **options)
+        fitted = fit_all([experiment, *others], FitOptions(**options), progress=progress, workers=workers)
     if not workers.chief:
         return
     if as_json:

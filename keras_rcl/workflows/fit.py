@@ -1,4 +1,4 @@
-"""The composition of a training: an `Experiment` becomes network, data, phases, evaluation, record and export."""
+"""The `fit` command: an experiment becomes data, networks, a training, its evaluation, record and export."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
-from keras_rcl.evaluation.robustness import Evaluator
+from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.folding import at_inference
 from keras_rcl.model_io.export import export as write_export
 from keras_rcl.model_io.export import model_hash
@@ -39,7 +39,7 @@ from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
 from keras_rcl.storage.output_folder import check_name, check_replaceable, free_name
 from keras_rcl.storage.run_folder import RunFolder
-from keras_rcl.storage.snapshots import SnapshotStore
+from keras_rcl.storage.snapshots import Snapshot, SnapshotStore
 from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import checkpoint_name, run_phases
@@ -51,8 +51,40 @@ PROJECTED_IMAGES = 500
 
 
 @dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """Where a run is stored, and how it is carried out.
+
+    Attributes:
+        name: Of the first run and of its export. None: `<data set>-<variant>`, numbered if that is taken.
+        runs: The folder of runs; receives `<name>/` with the resolved config, environment, metrics, checkpoints,
+            TensorBoard and the record.
+        saved_models: The folder of exports; receives `<name>/`.
+        overwrite: Replace a run and an export of that name, and an unfinished run with another fingerprint.
+        deterministic: Every operation gives the same bits each time.
+        reuse: A run, or a folder of runs. First phases that are there, with the same seed, data, network and versions,
+            are copied from it instead of trained again.
+        save_every: Seconds of training between two snapshots, from which an interrupted run resumes.
+    """
+
+    name: str | None = None
+    runs: Path = Path("runs")
+    saved_models: Path = Path("saved_models")
+    overwrite: bool = False
+    deterministic: bool = False
+    reuse: Path | None = None
+    save_every: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What `fit` leaves: the record of the test part under attack, and where everything lies; with the chief alone."""
+    """A finished run.
+
+    Attributes:
+        experiment: What was trained.
+        record: The evaluation on the test split; empty except on the chief.
+        run: The folder of the run.
+        saved_model: The folder of the export.
+    """
 
     experiment: Experiment
     record: dict[str, Any]
@@ -60,100 +92,286 @@ class Fitted:
     saved_model: Path
 
 
-def fit(experiment: Experiment, **options) -> Fitted:
-    """Train a variant, attack it on the test part, export it: `fit_all` of one."""
-    return fit_all([experiment], **options)[0]
+def fit(
+    experiment: Experiment,
+    *,
+    name: str | None = None,
+    runs: Path = FitOptions.runs,
+    saved_models: Path = FitOptions.saved_models,
+    overwrite: bool = False,
+    deterministic: bool = False,
+    reuse: Path | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train a variant, attack it on the test split, and export it.
+
+    The same call, made again after an interruption at any instant, resumes the run and ends in the same results.
+
+    Args:
+        experiment: What to train and how to evaluate it, see `keras_rcl.config.load`.
+        name: See `FitOptions`, as for the following arguments.
+        runs: The folder of runs.
+        saved_models: The folder of exports.
+        overwrite: Replace a run and an export of that name.
+        deterministic: Every operation gives the same bits each time.
+        reuse: A run, or a folder of runs, whose first phases are not trained again.
+        progress: Shows progress. None: nothing is shown.
+
+    Returns:
+        The finished run: its record and folders.
+
+    Raises:
+        InvalidInputError: If the data is missing, the name is taken, a folder cannot be written, or `reuse` is a run
+            without a first phase of the experiment.
+        KeyboardInterrupt: With a message that the same command resumes.
+    """
+    options = FitOptions(name, runs, saved_models, overwrite, deterministic, reuse)
+    return fit_all([experiment], options, progress=progress)[0]
 
 
 def fit_all(
     experiments: Sequence[Experiment],
+    options: FitOptions = FitOptions(),
     *,
-    name: str | None = None,
-    runs: Path = Path("runs"),
-    saved_models: Path = Path("saved_models"),
-    overwrite: bool = False,
-    deterministic: bool = False,
-    reuse: Path | None = None,
-    save_every: float = 60.0,
     progress: Progress | None = None,
     workers: Workers = ALONE,
 ) -> list[Fitted]:
-    """Train variants one after another; attack each on the test part, and export it.
-
-    The same call, made again after it was broken off at any instant, goes on from there and ends in the same results.
+    """Train variants one after another; attack each on the test split, and export it. See `fit`.
 
     Args:
-        experiments: what to do.
-        name: of the first run and of its export; `<data set>-<variant>`, numbered where that is taken, if not given.
-        runs: the folder of runs: receives `<name>/` with the resolved config, environment, metrics, checkpoints,
-            TensorBoard and the record.
-        saved_models: the folder of exports: receives `<name>/`.
-        overwrite: replace a run and an export of that name, and an unfinished run of something else.
-        deterministic: let every operation give the same bits each time.
-        reuse: a run, or a folder of runs: first phases that are there, of the same seed, data, network and versions,
-            are taken from it, and not trained again.
-        save_every: seconds of training between two states, from which a killed run goes on.
-        progress: where progress is shown.
-        workers: all of which call this with the same; only the chief keeps anything.
+        experiments: What to train.
+        options: See `FitOptions`. Its name is that of the first run; the other runs have default names.
+        progress: Shows progress. None: nothing is shown.
+        workers: The processes that train together. All of them call this function with the same arguments; only the
+            chief stores anything.
+
+    Returns:
+        The finished runs, in order.
 
     Raises:
-        InvalidInputError: if the data is missing, the name is taken, a folder cannot be written, or `reuse` is a run
-            that has no first phase of an experiment.
-        KeyboardInterrupt: with the word that the same command resumes.
+        InvalidInputError: As `fit`.
+        KeyboardInterrupt: As `fit`.
     """
-    start_tensorflow(deterministic=deterministic)
-    fitted, folders = [], []
-    with contextlib.ExitStack() as all_runs:
-        for number, experiment in enumerate(experiments):
-            data = with_stored(sources.load(experiment.dataset), config.training_attacks(experiment.method.phases()))
-
-            settings = {"deterministic": deterministic}
-            if deterministic or not experiment.synchronized:
-                settings["replicas"] = workers.replicas
-            fingerprint = fingerprint_of(experiment, data, **settings)
-            reused = _alike(experiment, fingerprint, reuse, workers) if reuse else None
-
-            def claim(
-                experiment=experiment, fingerprint=fingerprint, chosen=None if number else name
-            ) -> RunFolder | _Scratch:
-                workers.assert_same_inputs(fingerprint.to_json())
-                if not workers.chief:
-                    return _Scratch(Path(all_runs.enter_context(tempfile.TemporaryDirectory())))
-                folder = _run_folder(experiment, fingerprint, chosen, runs, saved_models, overwrite)
-                folders.append(all_runs.enter_context(folder))
-                return folder
-
-            settings = dict(overwrite=overwrite, save_every=save_every, progress=progress or Silent(), workers=workers)
-            fitted.append(_fit(experiment, data, claim, saved_models, reused=reused, **settings))
+    start_tensorflow(deterministic=options.deterministic)
+    load, folders, fitted = _DataLoader(), [], []
+    with contextlib.ExitStack() as stack:
+        for experiment in experiments:
+            run = Run(experiment, *load(experiment), options, progress or Silent(), workers)
+            run.prepare(stack)
+            fitted.append(run.fit())
+            folders += [run.folder] if run.folder else []
+            options = dataclasses.replace(options, name=None)
+        # Not before, so that the same call finds all runs of an interrupted one, also those that have their record.
         with held_signals(forget=True):
-            for folder in folders:  # only now, so that the same call finds those that are done
+            for folder in folders:
                 folder.finish()
     return fitted
 
 
-class _Scratch(NamedTuple):
-    """What a worker that is not the chief has for a run's folder; deleted at the end."""
+class _DataLoader:
+    """Loads and hashes each data set once."""
 
-    path: Path
-    resumed = False
+    def __init__(self):
+        self._load = functools.cache(sources.load)
+        self._hashes: dict[Any, str] = {}
 
-    @property
-    def record(self) -> Path:
-        return self.path / "record.json"
+    def __call__(self, experiment: Experiment) -> tuple[sources.ImageData, str]:
+        """Return an experiment's data, with the stored examples that it trains on, and its hash."""
+        attacks = config.training_attacks(experiment.method.phases())
+        data = with_stored(self._load(experiment.dataset), attacks)
+        key = experiment.dataset, tuple(attack for attack in attacks if attack.name == "stored")
+        if key not in self._hashes:
+            self._hashes[key] = hash_data(data)
+        return data, self._hashes[key]
 
 
-def fingerprint_of(experiment: Experiment, data: sources.ImageData, **settings: Any) -> Fingerprint:
-    """What a run's results depend on: the experiment, all images and labels, the versions, and further settings."""
-    experiment_settings = config.to_dict(experiment)
-    del experiment_settings["compare"]
+def hash_data(data: sources.ImageData) -> str:
+    """Return a hash of all images, labels and stored examples of a data set, and of its names."""
     digest = hashlib.sha256(repr((data.name, data.class_names)).encode())
-    for part in (data.train, data.validation, data.test):
-        digest.update(getattr(part, "identity", "").encode())
-        part = part.held
-        for array in (part.images, part.labels, part.indices, *part.stored.values()):
+    for split in (data.train, data.validation, data.test):
+        digest.update(getattr(split, "identity", "").encode())
+        split = split.held
+        for array in (split.images, split.labels, split.indices, *split.stored.values()):
             digest.update(np.ascontiguousarray(array))
-    stored = {**experiment_settings, **settings, "images": digest.hexdigest(), "versions": versions()}
-    return Fingerprint.from_json(stored)
+    return digest.hexdigest()
+
+
+def fingerprint_of(experiment: Experiment, images_hash: str, **settings: Any) -> Fingerprint:
+    """Return what a run's results depend on.
+
+    Args:
+        experiment: What is trained.
+        images_hash: What `hash_data` returned for its data.
+        **settings: Whatever else the results depend on.
+    """
+    stored = config.to_dict(experiment)
+    del stored["compare"]
+    return Fingerprint.from_json({**stored, **settings, "images": images_hash, "versions": versions()})
+
+
+class Run:
+    """One training in its folder: claimed, trained, evaluated, exported, recorded.
+
+    All workers make the same calls; a worker that is not the chief has a temporary folder.
+
+    Args:
+        experiment: What is trained.
+        data: What it is trained on.
+        images_hash: What `hash_data` returned for the data.
+        options: See `FitOptions`.
+        progress: Shows progress.
+        workers: The processes that train together.
+
+    Attributes:
+        folder: The run folder, once it is claimed; None on a worker that is not the chief.
+        path: Where it is.
+        export_path: The folder of the export.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: sources.ImageData,
+        images_hash: str,
+        options: FitOptions,
+        progress: Progress,
+        workers: Workers,
+    ):
+        self.experiment, self.data, self.options = experiment, data, options
+        self.progress, self.workers = progress, workers
+        settings: dict[str, Any] = {"deterministic": options.deterministic}
+        if options.deterministic or not experiment.synchronized:
+            settings["replicas"] = workers.replicas
+        self.fingerprint = fingerprint_of(experiment, images_hash, **settings)
+        self._reused = find_reusable(experiment, self.fingerprint, options.reuse, workers) if options.reuse else None
+
+    def prepare(self, stack: contextlib.ExitStack) -> None:
+        """Build the networks, and claim the folder, once nothing can be refused any more, until the stack is closed."""
+        self._network, self._served = networks(self.experiment, self.data, self.workers)
+        self._output = functools.partial(output_of, self._served)
+        self._outputs, self._sources = outputs_of(self.experiment.evaluation.attacks, self._output, self.data)
+        self.workers.assert_same_inputs(self.fingerprint.to_json())
+        self.folder: RunFolder | None = None
+        if self.workers.chief:
+            self.folder = stack.enter_context(_run_folder(self.experiment, self.fingerprint, self.options))
+            self.path = self.folder.path
+        else:
+            self.path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self.export_path = self.options.saved_models / self.path.name
+
+    def fit(self) -> Fitted:
+        """Train, evaluate, export and record; a run that has its record already is only read."""
+        record = self._stored_record()
+        if record is None:
+            self._snapshots = SnapshotStore(self.path, self.progress.say)
+            resumed = self._snapshots.rewind()
+            with TensorBoardWriter(self.path) as writer:
+                validation = self.train(writer, resumed)
+                survival, test = self.evaluate()
+                if not self.workers.chief:
+                    return Fitted(self.experiment, {}, self.path, self.export_path)
+                record = self.make_record(survival, test, validation)
+                self._log(writer, record)
+            self.export(record)
+            write_json(self.folder.record, record)
+            self._snapshots.discard()
+        return Fitted(self.experiment, record, self.path, self.export_path)
+
+    def train(self, writer: TensorBoardWriter, resumed: Snapshot | None) -> dict[str, float]:
+        """Train by all phases, or resume from a snapshot; returns the validation metrics of the chosen weights."""
+        if self._reused and self._reused[0].resolve() == self.path.resolve():
+            self._reused = None  # the run's own snapshots hold what it has trained
+        context = RunContext(
+            self.path,
+            writer,
+            snapshots=self._snapshots if self.workers.chief else None,
+            resumed=resumed,
+            reused=self._reused,
+            save_every=self.options.save_every,
+            progress=self.progress,
+            workers=self.workers,
+        )
+        validation = train(self.experiment, self.data, (self._network, self._served), context)
+        if self.workers.count > 1:  # only the chief has the chosen weights
+            weights = {str(number): weight for number, weight in enumerate(self._served.get_weights())}
+            weights = self.workers.broadcast(Message(arrays=weights)).arrays
+            self._served.set_weights([weights[str(number)] for number in range(len(weights))])
+        self._seconds = self._snapshots.seconds
+        return validation
+
+    def evaluate(self) -> tuple[Survival, sources.Split]:
+        """Attack the test split; returns the outcome and the images' split."""
+        evaluation, experiment = self.experiment.evaluation, self.experiment
+        test = self.data.test.limited(evaluation.limit)
+        evaluator = Evaluator(
+            self._output("logits"),
+            evaluation.attacks,
+            batch_size=evaluation.batch_size,
+            seed=experiment.seed,
+            jit=experiment.jit,
+            outputs=self._outputs,
+            support=support_of(evaluation.attacks, self._outputs, self.data),
+            crafted_on=at_inference(self._served),
+        )
+        images = pixels(test.images)
+        with contextlib.ExitStack() as stack:
+            journal = None
+            if self.workers.chief:
+                fingerprint = dataclasses.replace(
+                    evaluator.fingerprint(images, test.labels), model=model_hash(self._served), sources=self._sources
+                )
+                journal = Journal(self.folder.evaluation, fingerprint, discard_existing=True)
+                stack.callback(journal.close)
+                stack.enter_context(journal)
+            survival = evaluator(images, test.labels, progress=self.progress, journal=journal, workers=self.workers)
+        return survival, test
+
+    def make_record(self, survival: Survival, test: sources.Split, validation: dict[str, float]) -> dict[str, Any]:
+        """Return the record of an evaluation, with the losses and the geometry of the embeddings."""
+        experiment = self.experiment
+        record = make_record(
+            survival,
+            model={
+                "name": self.path.name,
+                "variant": experiment.method.name,
+                "training_seconds": round(self._seconds, 1),
+                "hash": model_hash(self._served),
+            },
+            data={"name": self.data.name, "part": "test", "indices": test.indices},
+            seed=experiment.seed,
+            sources=self._sources,
+        )
+        record["config"] = config.to_dict(experiment)
+        record["validation"] = validation
+        record["geometry"] = geometry_of(self._output, test, experiment.evaluation.attacks, experiment.seed)
+        record["losses"] = _losses(self.path / "metrics.jsonl", experiment.method.phases())
+        return record
+
+    def export(self, record: dict[str, Any]) -> None:
+        """Export the network, unless an interrupted process of this run did."""
+        if self.folder.resumed and _exported_hash(self.export_path) == record["model"]["hash"]:
+            return
+        sweep(self.export_path.parent, re.escape(self.export_path.name))
+        about = contract(self.experiment, self.data, record)
+        write_export(self._served, self.export_path, about, overwrite=self.options.overwrite)
+
+    def _stored_record(self) -> dict[str, Any] | None:
+        """The record of a run that was interrupted after it was written; the same on all workers."""
+        record = None
+        if self.folder is not None and self.folder.record.is_file():
+            read_record(self.folder.record)  # refused if it was edited
+            record = read_json(self.folder.record)
+        return self.workers.broadcast(Message(record)).value
+
+    def _log(self, writer: TensorBoardWriter, record: dict[str, Any]) -> None:
+        """Show geometry, hyper-parameters with their results, and embeddings on TensorBoard."""
+        robust = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
+        writer.geometry(record["geometry"])
+        hparams = flatten(config.to_dict(self.experiment))
+        writer.hparams(hparams, {"clean accuracy": record["clean_accuracy"], **robust})
+        shown = self.data.test.limited(PROJECTED_IMAGES)
+        embeddings = self._served.predict(pixels(shown.images), verbose=0)["embedding"]
+        writer.projector(embeddings, shown.labels, self.data.class_names, pixels(shown.images))
 
 
 def _given(experiment: Experiment, fingerprint: Fingerprint) -> dict[str, Any]:
@@ -162,18 +380,25 @@ def _given(experiment: Experiment, fingerprint: Fingerprint) -> dict[str, Any]:
     return {key: stored[key] for key in stored.keys() - config.to_dict(experiment).keys()}
 
 
-def _alike(experiment: Experiment, fingerprint: Fingerprint, reuse: Path, workers: Workers) -> tuple[Path, int] | None:
-    """The run that has ended the most of an experiment's first phases, and how many; never all of them.
+def find_reusable(
+    experiment: Experiment, fingerprint: Fingerprint, reuse: Path, workers: Workers
+) -> tuple[Path, int] | None:
+    """Find the run that shares the most completed leading phases with an experiment.
+
+    Returns:
+        The run and the number of phases, at most all but the last; None if no run shares any.
 
     Raises:
-        InvalidInputError: if `reuse` is itself a run, and has none.
+        InvalidInputError: If `reuse` is itself a run and shares none, or if there are several workers.
     """
     if workers.count > 1:
-        raise InvalidInputError(f"--reuse is for one process, and there are {workers.count} workers; leave out either")
-    one = (reuse / "config.yaml").is_file()
+        raise InvalidInputError(
+            f"--reuse needs a single process, and there are {workers.count} workers; leave out one of the two options"
+        )
+    is_run = (reuse / "config.yaml").is_file()
     wanted = config.training_of(experiment), experiment.seed, _given(experiment, fingerprint)
     found = (reuse, 0)
-    for run in [reuse] if one else sorted(path.parent for path in reuse.glob("*/config.yaml")):
+    for run in [reuse] if is_run else sorted(path.parent for path in reuse.glob("*/config.yaml")):
         try:
             other = config.load(run / "config.yaml")
             given = read_json(run / "environment.json").get("given")
@@ -181,18 +406,21 @@ def _alike(experiment: Experiment, fingerprint: Fingerprint, reuse: Path, worker
             continue
         same = dataclasses.replace(config.training_of(other), method=experiment.method)
         if (same, other.seed, given) == wanted:
-            found = max(found, (run, _phases_alike(experiment, other, run)), key=lambda pair: pair[1])
+            found = max(found, (run, shared_phases(experiment, other, run)), key=lambda pair: pair[1])
     if found[1]:
         return found
-    if one:
+    if is_run:
         raise InvalidInputError(
             f"{reuse} has no first phase of this training at seed {experiment.seed}; leave out --reuse"
         )
     return None
 
 
-def _phases_alike(experiment: Experiment, other: Experiment, run: Path) -> int:
-    """How many first phases two experiments share, all but the last, as far as a run of the other has ended them."""
+def shared_phases(experiment: Experiment, other: Experiment, run: Path) -> int:
+    """Count the leading phases that two experiments share and that a run of the other one has completed.
+
+    The last phase does not count.
+    """
     names, count = Checkpoints(run / "checkpoints").names(), 0
     pairs = zip(experiment.method.phases()[:-1], other.method.phases(), strict=False)
     for number, (phase, one) in enumerate(pairs, start=1):
@@ -202,21 +430,15 @@ def _phases_alike(experiment: Experiment, other: Experiment, run: Path) -> int:
     return count
 
 
-def _run_folder(
-    experiment: Experiment,
-    fingerprint: Fingerprint,
-    name: str | None,
-    runs: Path,
-    saved_models: Path,
-    overwrite: bool,
-) -> RunFolder:
-    """The folder of the run: without a name that of an unfinished run with the same fingerprint, or else a free one."""
+def _run_folder(experiment: Experiment, fingerprint: Fingerprint, options: FitOptions) -> RunFolder:
+    """Claim the run's folder: without a name that of an unfinished run with the same fingerprint, else a free one."""
 
     def begin(folder: Path) -> None:
         given = {"given": _given(experiment, fingerprint)}
         write_json(folder / "environment.json", {**environment(experiment), **given})
         _write_text(folder / "config.yaml", config.to_yaml(experiment))
 
+    name, runs, saved_models, overwrite = options.name, options.runs, options.saved_models, options.overwrite
     default = f"{experiment.dataset.name}-{experiment.method.name}"
     check_writable(runs)
     check_writable(saved_models)
@@ -235,102 +457,8 @@ def _run_folder(
     return RunFolder(runs / name, fingerprint, begin, overwrite=overwrite)
 
 
-def _fit(
-    experiment: Experiment,
-    data: sources.ImageData,
-    claim: Callable[[], RunFolder | _Scratch],
-    saved_models: Path,
-    *,
-    reused: tuple[Path, int] | None,
-    overwrite: bool,
-    save_every: float,
-    progress: Progress,
-    workers: Workers,
-) -> Fitted:
-    """One run, from where it is to its record; its folder is claimed once nothing can be refused any more."""
-    network, served = networks(experiment, data, workers)
-    own, attacks = functools.partial(output_of, served), experiment.evaluation.attacks
-    outputs, hashes = outputs_of(attacks, own, data)
-    run = claim()
-    export_to = saved_models / run.path.name
-    if run.record.is_file():
-        read_record(run.record)  # refused where it was edited
-    finished = workers.broadcast(Message(read_json(run.record) if run.record.is_file() else None)).value
-    if finished:
-        return Fitted(experiment, finished, run.path, export_to)
-    if reused and reused[0].resolve() == run.path.resolve():
-        reused = None  # what this run has itself is in its states
-    evaluation, states = experiment.evaluation, SnapshotStore(run.path, progress.say)
-    resumed = states.rewind()
-    with TensorBoardWriter(run.path) as writer:
-        context = RunContext(
-            run.path,
-            writer,
-            snapshots=states if workers.chief else None,
-            resumed=resumed,
-            reused=reused,
-            save_every=save_every,
-            progress=progress,
-            workers=workers,
-        )
-        validation = train(experiment, data, (network, served), context)
-        if workers.count > 1:  # only the chief has the chosen weights
-            weights = {str(number): weight for number, weight in enumerate(served.get_weights())}
-            weights = workers.broadcast(Message(arrays=weights)).arrays
-            served.set_weights([weights[str(number)] for number in range(len(weights))])
-        seconds = states.seconds
-        test = data.test.limited(evaluation.limit)
-        evaluator = Evaluator(
-            own("logits"),
-            attacks,
-            batch_size=evaluation.batch_size,
-            seed=experiment.seed,
-            jit=experiment.jit,
-            outputs=outputs,
-            support=support_of(attacks, outputs, data),
-            crafted_on=at_inference(served),
-        )
-        images = pixels(test.images)
-        fingerprint = dataclasses.replace(
-            evaluator.fingerprint(images, test.labels), model=model_hash(served), sources=hashes
-        )
-        with (
-            Journal(run.evaluation, fingerprint, discard_existing=True)
-            if workers.chief
-            else contextlib.nullcontext() as journal
-        ):
-            survival = evaluator(images, test.labels, progress=progress, journal=journal, workers=workers)
-        if not workers.chief:
-            return Fitted(experiment, {}, run.path, export_to)
-        journal.close()
-        record = make_record(
-            survival,
-            model={"name": run.path.name, "variant": experiment.method.name, "training_seconds": round(seconds, 1)},
-            data={"name": data.name, "part": "test", "indices": test.indices},
-            seed=experiment.seed,
-            sources=hashes,
-        )
-        record["config"] = config.to_dict(experiment)
-        record["validation"] = validation
-        record["geometry"] = geometry_of(own, test, attacks, experiment.seed)
-        record["losses"] = _losses(run.path / "metrics.jsonl", experiment.method.phases())
-        final = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
-        writer.geometry(record["geometry"])
-        writer.hparams(flatten(config.to_dict(experiment)), {"clean accuracy": survival.clean_accuracy, **final})
-        shown = data.test.limited(PROJECTED_IMAGES)
-        embeddings = served.predict(pixels(shown.images), verbose=0)["embedding"]
-        writer.projector(embeddings, shown.labels, data.class_names, pixels(shown.images))
-    record["model"]["hash"] = model_hash(served)
-    if not (run.resumed and _exported_hash(export_to) == record["model"]["hash"]):
-        sweep(export_to.parent, re.escape(export_to.name))
-        write_export(served, export_to, contract(experiment, data, record), overwrite=overwrite)
-    write_json(run.record, record)
-    states.discard()
-    return Fitted(experiment, record, run.path, export_to)
-
-
 def _losses(metrics: Path, phases: Sequence[Phase]) -> list[dict[str, Any]]:
-    """Of each epoch, the refreshes' too: `phase`, `epoch`, and the `loss` and its terms, means over the batches."""
+    """The losses of each epoch, refreshes included: `phase`, `epoch`, `loss` and its terms, means over batches."""
     names = {"phase", "epoch", "loss"}
     for phase in phases:
         names.update(name for step in (*phase.refresh, phase) for name in term_names(step))
@@ -340,7 +468,7 @@ def _losses(metrics: Path, phases: Sequence[Phase]) -> list[dict[str, Any]]:
 
 
 def _exported_hash(folder: Path) -> str | None:
-    """Of the model that is exported there, if one is."""
+    """The hash of the model that is exported in a folder; None if there is none."""
     try:
         return json.loads((folder / "model.json").read_text(encoding="utf-8"))["model_hash"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -350,9 +478,9 @@ def _exported_hash(folder: Path) -> str | None:
 def networks(
     experiment: Experiment, data: sources.ImageData, workers: Workers = ALONE
 ) -> tuple[keras.Model, keras.Model]:
-    """The network that trains, and the one that is measured and served: the same in float32, on one device.
+    """Return the network that is trained, and the one that is evaluated and exported: in float32, on one device.
 
-    In float32 and with one replica they are one and the same.
+    If the training itself is in float32 and on one replica, both are the same object.
     """
     with workers.scope():
         network = build(experiment, data)
@@ -371,17 +499,17 @@ def train(
     """Train by all phases of the experiment's method; both networks end with the chosen weights.
 
     Args:
-        experiment: what to do.
-        data: what it is done on.
-        pair: what `networks` gave.
-        context: where the training runs.
+        experiment: What is trained.
+        data: What it is trained on.
+        pair: The two networks that `networks` returned.
+        context: Where the training runs.
 
     Returns:
-        The validation metrics of the chosen weights; none where nothing is held out.
+        The validation metrics of the chosen weights; empty if nothing is held out.
     """
     network, served = pair
 
-    def sync():
+    def sync() -> None:
         if served is not network:
             served.set_weights(network.get_weights())
 
@@ -405,7 +533,7 @@ def train(
 
 
 def build(experiment: Experiment, data: sources.ImageData, precision: str | None = None) -> keras.Model:
-    """The experiment's network for its data, freshly initialised from the seed."""
+    """Return the experiment's network for its data, initialised from the seed."""
     mean, std = data.mean_std()
     return build_network(
         experiment.network,
@@ -419,7 +547,7 @@ def build(experiment: Experiment, data: sources.ImageData, precision: str | None
 
 
 def contract(experiment: Experiment, data: sources.ImageData, record: dict[str, Any]) -> dict[str, Any]:
-    """What `model.json` says of an export, besides what the export works out itself."""
+    """Return what `model.json` says about an export, except for what the export adds itself."""
     attacks = [view.attack for phase in experiment.method.phases() for view in phase.views if hasattr(view, "attack")]
     trained_for = {"norm": attacks[-1].norm, "epsilon": attacks[-1].epsilon} if attacks else None
     if attacks and attacks[-1].protocol != "pixel":
@@ -450,7 +578,7 @@ def export_run(
     """Export a run's checkpoint (`best`, `last`, or a phase's) as a SavedModel.
 
     Raises:
-        InvalidInputError: if `run` is no run, or holds no such checkpoint.
+        InvalidInputError: If `run` is not the folder of a run, or has no such checkpoint.
     """
     run = Path(run)
     if not (run / "config.yaml").is_file():
@@ -477,7 +605,7 @@ def export_run(
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:
-    """Where and from what a run was made."""
+    """Return the command, commit, machine and versions of a run."""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
@@ -495,8 +623,10 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _validator(served, sync, data: sources.ImageData, experiment: Experiment, workers: Workers):
-    """Clean and robust accuracy on the held-out part; none where nothing is held out."""
+def _validator(
+    served: keras.Model, sync: Callable[[], None], data: sources.ImageData, experiment: Experiment, workers: Workers
+) -> Callable[[], dict[str, float]] | None:
+    """Return a function that measures clean and robust accuracy on held-out images; None if none are held out."""
     evaluation = experiment.evaluation
     held_out = data.validation.limited(evaluation.validation_limit)
     if not len(held_out.labels):
@@ -522,6 +652,7 @@ def _validator(served, sync, data: sources.ImageData, experiment: Experiment, wo
 
 
 def output_of(network: keras.Model, name: str) -> Callable:
+    """Return a function from images to one of the network's outputs, in inference mode."""
     return lambda x: network(x, training=False)[name]
 
 

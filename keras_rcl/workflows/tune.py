@@ -29,7 +29,7 @@ from keras_rcl.training.run_context import RunContext
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.search import Range
-from keras_rcl.workflows.fit import fingerprint_of, networks, output_of, train
+from keras_rcl.workflows.fit import fingerprint_of, hash_data, networks, output_of, train
 from keras_rcl.workflows.inputs import pixels
 from keras_rcl.workflows.trial_table import BEST, Study, lock_folder
 
@@ -105,7 +105,7 @@ def tune(
         "objective": objective,
         "attack": TypeAdapter(Attack).dump_python(attack, mode="json"),
     }
-    training = fingerprint_of(experiment, data)
+    training = fingerprint_of(experiment, hash_data(data))
     fingerprint = dataclasses.replace(training, settings={**training.settings, **search})
     del data
     if workers > 1:

@@ -23,7 +23,7 @@ from keras_rcl.methods import PGDBoth, PGDSupCon
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.threat import PROTOCOLS
-from keras_rcl.workflows.fit import _phases_alike
+from keras_rcl.workflows.fit import shared_phases
 
 SMALL = ["--limit", "120", "--no-compare", "--set", "method.epochs=1"]
 
@@ -395,11 +395,11 @@ def test_phases_are_alike_as_far_as_all_of_their_words_and_checkpoints_are(tmp_p
     folder.mkdir()
     for done, name in enumerate(("", "1-pre-training", "2-SupCon")):
         (folder / f"{name}.weights.h5").touch()
-        assert _phases_alike(both, supcon, tmp_path) == done
-    assert _phases_alike(supcon, both, tmp_path) == 1, "the last phase is always trained"
+        assert shared_phases(both, supcon, tmp_path) == done
+    assert shared_phases(supcon, both, tmp_path) == 1, "the last phase is always trained"
     longer = Experiment(method=PGDBoth(supcon_epochs=11))
-    assert _phases_alike(longer, supcon, tmp_path) == 1
-    assert _phases_alike(Experiment(method=PGDBoth(pretraining_epochs=1)), supcon, tmp_path) == 0
+    assert shared_phases(longer, supcon, tmp_path) == 1
+    assert shared_phases(Experiment(method=PGDBoth(pretraining_epochs=1)), supcon, tmp_path) == 0
 
 
 def test_a_taken_name_is_refused_or_numbered(here):
