@@ -34,7 +34,6 @@ from keras_rcl import config  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.model_io.classifier import load_classifier  # noqa: E402
-from keras_rcl.model_io.loading import read_layers  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
 from keras_rcl.vocabulary.attacks import FAB, AutoPGD, Square  # noqa: E402
 from keras_rcl.vocabulary.threat import parse_pixels  # noqa: E402
@@ -122,7 +121,7 @@ def main() -> None:
     dataset = config.parse(classifier.contract["config"], str(arguments.model)).dataset
     part = sources.load(dataset).test.limited(arguments.limit)
     images, labels = part.images.astype(np.float32) / 255, part.labels
-    twin, theirs_in = TorchNetwork(read_layers(arguments.model)).eval(), channels_first(images)
+    twin, theirs_in = TorchNetwork(classifier.model.layers).eval(), channels_first(images)
     check_twin(twin, images, classifier.logits(images))
 
     record = {

@@ -25,8 +25,7 @@ import tensorflow as tf  # noqa: E402
 from benchmarks.side_by_side import alternate, installed, operations_per_image, options, rows_of, tell  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
-from keras_rcl.model_io.classifier import folded_logits, load_classifier  # noqa: E402
-from keras_rcl.model_io.loading import read_layers  # noqa: E402
+from keras_rcl.model_io.classifier import load_classifier  # noqa: E402
 from keras_rcl.vocabulary.attacks import PGD, AutoAttack  # noqa: E402
 from keras_rcl.workflows.inputs import dataset_of, pixels  # noqa: E402
 
@@ -46,9 +45,9 @@ class Ours:
     """Our evaluation, as `attack` runs it, and how many passes of one image it took, forward or back to the image."""
 
     def __init__(self, classifier, images, labels, attack, dtype="float32"):
-        crafted_on = folded_logits(classifier, images[:32], dtype)
+        gradient_fn = classifier.gradient_fn(images[:32], dtype)
         size = min(BATCH, len(labels))
-        self.evaluator = Evaluator(classifier.logits, [attack], batch_size=size, crafted_on=crafted_on)
+        self.evaluator = Evaluator(classifier.logits, [attack], batch_size=size, gradient_fn=gradient_fn)
         self.images, self.labels, self.passes = images, labels, 0
 
     def __call__(self) -> float:
@@ -174,7 +173,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--protocol", choices=["pgd", "autoattack"], default="pgd")
     arguments = parser.parse_args()
-    classifier, network = load_classifier(arguments.model), read_layers(arguments.model)
+    classifier = load_classifier(arguments.model)
+    network = classifier.model.layers
     part = sources.load(dataset_of(classifier, {})).test.limited(arguments.images)
     images, labels = pixels(part.images), part.labels
     task = images, labels

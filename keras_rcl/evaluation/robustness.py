@@ -1,7 +1,8 @@
-"""How a classifier stands under attack: the survival table, and everything reported as a reduction of it."""
+"""The robustness of a classifier under attack: the survival table, and the measures that are reductions of it."""
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,16 +18,31 @@ from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.vocabulary.threat import ThreatModel
 
+SAMPLES = 16
+"""The number of broken and of robust images per attack whose adversarial images are kept for pictures."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Survival:
     """Which images survived which attacks.
 
-    attacks: A attacks. labels, clean_predictions: [N]. predictions: [A, N], on the adversarial images; an image that is
-    wrong before the attack counts as fallen and is not attacked. distances: [A, N], from each image to the last that
-    was crafted of it, in pixels and in the attack's norm; NaN where none was. zero_gradients: [A], the share of zero
-    pixel gradients met. forwards, backwards: [A], passes of single images. seconds: [A], of all workers together.
-    stages: for each attack its members, each with the robust accuracy after it. adversarial: [A, N, H, W, C] or None.
+    An image that is misclassified before the attack counts as broken and is not attacked.
+
+    Attributes:
+        attacks: A attacks.
+        labels: [N].
+        clean_predictions: [N], the classes before any attack.
+        predictions: [A, N], the classes of the adversarial images.
+        distances: [A, N], from each image to the last adversarial one, in pixels and in the attack's norm; NaN if it
+            was not attacked.
+        zero_gradients: [A], the share of zero pixel gradients.
+        forwards: [A], forward passes of single images.
+        backwards: [A], backward passes of single images.
+        seconds: [A], of all workers together.
+        stages: For each attack its members, each with the robust accuracy after it.
+        adversarial: [A, N, H, W, C], or None if they were not kept.
+        samples: For each attack, position -> adversarial image [H, W, C] of the first `SAMPLES` broken and the first
+            `SAMPLES` robust images, as far as this process computed them.
     """
 
     attacks: tuple[Attack, ...]
@@ -40,15 +56,16 @@ class Survival:
     seconds: np.ndarray
     stages: tuple[tuple[tuple[str, float], ...], ...] = ()
     adversarial: np.ndarray | None = None
+    samples: tuple[dict[int, np.ndarray], ...] = ()
 
     @property
     def clean(self) -> np.ndarray:
-        """[N] bool: right before any attack."""
+        """[N] bool: classified correctly before any attack."""
         return self.clean_predictions == self.labels
 
     @property
     def survived(self) -> np.ndarray:
-        """[A, N] bool: right before and after the attack."""
+        """[A, N] bool: classified correctly before and after the attack."""
         return self.clean & (self.predictions == self.labels)
 
     @property
@@ -56,7 +73,7 @@ class Survival:
         return float(self.clean.mean())
 
     def rows(self) -> list[dict]:
-        """One row an attack, then one for the per-image worst case of each threat model with several attacks."""
+        """Return one row per attack, then the per-image worst case of each threat model with several attacks."""
         rows = [
             {
                 "attack": describe(attack),
@@ -80,14 +97,18 @@ class Survival:
 
 
 def measures(clean: np.ndarray, survived: np.ndarray) -> dict[str, float]:
-    """The field's measures of one attack.
+    """Return the usual measures of one attack.
 
-    clean, survived: [N] bool. ASR is over the images that were right before the attack, AFR = 1 - ASR, robust accuracy
-    RA = accuracy * AFR (Cusin). Adversarial accuracy counts an image that was wrong before the attack as wrong, which
-    makes it equal to RA.
+    The attack success rate ASR is over the images that are classified correctly before the attack, AFR = 1 - ASR, and
+    robust accuracy RA = accuracy * AFR (Cusin). Adversarial accuracy counts an image that is misclassified before the
+    attack as wrong, so it equals RA.
+
+    Args:
+        clean: [N] bool, classified correctly before the attack.
+        survived: [N] bool, classified correctly before and after it.
     """
-    right = int(clean.sum())
-    success = 1.0 - survived.sum() / right if right else 0.0
+    correct = int(clean.sum())
+    success = 1.0 - survived.sum() / correct if correct else 0.0
     return {
         "clean_accuracy": float(clean.mean()),
         "adversarial_accuracy": float(survived.mean()),
@@ -101,12 +122,12 @@ def _threat(threat_model: ThreatModel) -> dict:
     return {"norm": threat_model.norm, "epsilon": threat_model.epsilon, "protocol": threat_model.protocol}
 
 
-def _distances(distances: np.ndarray, fell: np.ndarray) -> dict[str, float | None]:
-    """How far the attack went in pixels: the largest distance of all images attacked, the median of those that fell."""
+def _distances(distances: np.ndarray, broken: np.ndarray) -> dict[str, float | None]:
+    """The largest distance in pixels of all attacked images, and the median of the broken ones."""
     attacked = distances[~np.isnan(distances)]
     return {
         "largest_distance": float(attacked.max()) if len(attacked) else None,
-        "median_distance_fallen": float(np.median(distances[fell])) if fell.any() else None,
+        "median_distance_fallen": float(np.median(distances[broken])) if broken.any() else None,
     }
 
 
@@ -114,15 +135,14 @@ class Evaluator:
     """Attacks a classifier on many images; compiled once, so that it can be called after every epoch.
 
     Args:
-        logits_fn: images [N, H, W, C] in [0, 1] -> logits [N, K], in inference mode.
-        attacks: run one after another, each on the images that are right before it.
-        batch_size: images attacked at once; changes speed, and no result.
-        seed: of the attacks' random numbers.
-        jit: compile with XLA.
-        outputs: attack -> the function that it looks at, images -> [N, D], for those that read other than these logits.
-        support: labels [M] and projections [M, D] that the SupCon attack contrasts with.
-        crafted_on: the function that attacks on logits see, `logits_fn` where not given. Outcomes are always of
-            `logits_fn`.
+        logits_fn: Images [N, H, W, C] in [0, 1] -> logits [N, K], in inference mode. It decides all outcomes.
+        attacks: Run one after another, each on the images that are classified correctly.
+        batch_size: Images attacked at once; it changes the speed, and no result.
+        seed: The seed of the attacks' random numbers.
+        jit: Compile with XLA.
+        outputs: Attack -> the function of images [N, D] that it reads, for attacks that read other outputs.
+        support: Labels [M] and projections [M, D] that the SupCon attack contrasts with.
+        gradient_fn: The function that attacks on the logits read; `logits_fn` if not given.
     """
 
     def __init__(
@@ -135,7 +155,7 @@ class Evaluator:
         jit: bool = False,
         outputs: Callable[[Attack], Callable] | None = None,
         support: tuple | None = None,
-        crafted_on: Callable | None = None,
+        gradient_fn: Callable | None = None,
     ):
         self.attacks, self.batch_size = tuple(attacks), batch_size
         self._seed, self._support = seed, support
@@ -144,7 +164,7 @@ class Evaluator:
             return tf.argmax(logits_fn(x), axis=1, output_type=tf.int32)
 
         def compiled(function, image_shape, *others):
-            """With XLA for batches of one size, which it would compile anew for each; else for batches of any."""
+            """For batches of one size with XLA, which would compile again for each size; otherwise for any size."""
             count = batch_size if jit else None
             images = tf.TensorSpec([count, *image_shape], tf.float32)
             signature = [images, *(tf.TensorSpec([count] * rank, tf.int32) for rank in others)]
@@ -152,7 +172,7 @@ class Evaluator:
 
         def step_of(member, image_shape):
             own_logits = member.target_output == "logits" and member.proxy is None
-            read = crafted_on if crafted_on and own_logits else logits_fn if outputs is None else outputs(member)
+            read = gradient_fn if gradient_fn and own_logits else logits_fn if outputs is None else outputs(member)
 
             def step(x, labels, round):
                 targets = tf.argmin(logits_fn(x), axis=1, output_type=tf.int32) if member.targeted else labels
@@ -188,17 +208,23 @@ class Evaluator:
         journal: Journal | None = None,
         workers: Workers = ALONE,
     ) -> Survival:
-        """Attack images [N, H, W, C] in [0, 1] with labels [N]; `keep_images` keeps what was crafted.
+        """Attack images and return the survival table.
 
-        With a `journal` of this `fingerprint`, batches that it holds are read from it, and all others written to it.
-        With `workers`, all of which call this with the same, each attacks some of the batches, and all get the whole.
+        Misclassified images are not attacked, and an image that one round broke is not attacked again: each round of an
+        attack, and each member of an ensemble, runs on the survivors of the rounds before. A targeted attack aims at
+        each image's least likely class; it succeeds, like any attack, if the image is misclassified at the end.
 
-        Each round of an attack, and each member of an ensemble, runs on what survived the rounds before, in batches of
-        their own. A targeted attack aims at each image's least likely class; it succeeds, as any, where the image
-        ends wrong.
+        Args:
+            images: Float [N, H, W, C] in [0, 1].
+            labels: [N].
+            keep_images: Keep all adversarial images.
+            progress: Where progress is shown.
+            journal: With this `fingerprint`. Batches that it holds are read from it, and all others are written to it.
+            workers: All of them call this with the same arguments. Each attacks some of the batches, and all return
+                the whole table.
 
         Raises:
-            InvalidInputError: if the images are no batch of floats in [0, 1], no gradient reaches them, or an attack
+            InvalidInputError: If the images are not a batch of floats in [0, 1], no gradient reaches them, or an attack
                 is not defined for so few classes.
         """
         check_images(images)
@@ -226,12 +252,13 @@ class Evaluator:
             seconds=column("seconds"),
             stages=tuple(outcome.stages for outcome in outcomes),
             adversarial=column("adversarial").reshape(len(outcomes), *images.shape) if keep_images else None,
+            samples=tuple(outcome.samples for outcome in outcomes),
         )
 
     def _attack(
         self, number: int, images, labels, clean, keep_images: bool, progress: Progress, pieces: Pieces
     ) -> "_Outcome":
-        """Run every round of an attack's members on what survives; a batch is a piece of the journal."""
+        """Run every round of an attack's members on the survivors; the results of a batch are stored in the journal."""
         attack = self.attacks[number]
         survivors = np.flatnonzero(clean == labels)
         outcome = _Outcome(clean.copy(), np.full(len(images), np.nan), images.copy() if keep_images else None)
@@ -243,21 +270,16 @@ class Evaluator:
                 name = describe(attack) if len(members) == 1 else f"{describe(attack)}: {member.label}"
                 rounds = f", round {round + 1}/{member.num_rounds}" if member.num_rounds > 1 else ""
                 progress.start(name + rounds, len(survivors), work=sum(member.num_passes))
-                done, batches = 0, _batches(survivors, self.batch_size)
-                wanted = [
+                done, batches, crafted = 0, _batches(survivors, self.batch_size), {}
+                tasks = [
                     (
                         f"{number} {index} {round} {describe(attack)} ".encode() + chosen.tobytes(),
-                        functools.partial(self._run, member, round, images, labels, chosen, keep_images),
+                        functools.partial(self._run, member, round, images, labels, chosen, keep_images, crafted),
                     )
                     for chosen in batches
                 ]
-                for chosen, found in zip(batches, pieces(wanted), strict=True):
-                    outcome.predictions[chosen] = found["predictions"]
-                    outcome.distances[chosen] = found["distances"]
-                    outcome.zero_gradients += float(np.sum(found["zero_gradients"]))
-                    outcome.seconds += float(found["seconds"])
-                    if keep_images:
-                        outcome.adversarial[chosen] = found["images"]
+                for chosen, found in zip(batches, pieces(tasks), strict=True):
+                    outcome.add(chosen, found, labels, crafted.pop(chosen.tobytes(), None))
                     done += len(chosen)
                     progress.update(done)
                 attempts += done
@@ -269,23 +291,43 @@ class Evaluator:
         outcome.zero_gradients /= max(1, attempts)
         return outcome
 
-    def _run(self, member: Attack, round: int, images, labels, chosen, keep_images: bool) -> Result:
-        """What one round makes of the images chosen."""
+    def _run(
+        self, member: Attack, round: int, images, labels, chosen, keep_images: bool, crafted: dict[bytes, np.ndarray]
+    ) -> Result:
+        """Run one round on the chosen images; the adversarial images are put into `crafted`."""
         started = time.perf_counter()
         filled = self._filled(chosen)
         step = self._step_of(member, images.shape[1:])
         x_adv, predicted, distances, zeros = step(images[filled], labels[filled], tf.constant(round))
-        made = {"predictions": predicted, "distances": distances, "zero_gradients": zeros}
+        tensors = {"predictions": predicted, "distances": distances, "zero_gradients": zeros}
+        arrays = {name: tensor.numpy()[: len(chosen)] for name, tensor in tensors.items()}
+        crafted[chosen.tobytes()] = adversarial = x_adv.numpy()[: len(chosen)]
         if keep_images:
-            made["images"] = x_adv
-        arrays = {name: tensor.numpy()[: len(chosen)] for name, tensor in made.items()}
+            arrays["images"] = adversarial
         return {**arrays, "seconds": np.array(time.perf_counter() - started)}
 
-    def craft(self, number: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """What attack `number` makes of images [N, H, W, C]; per example, so the same as within an evaluation."""
-        labels = np.asarray(labels, np.int32)
-        outcome = self._attack(number, images, labels, self.predict(images), True, Silent(), Pieces(ALONE))
-        return outcome.adversarial
+    def adversarial_images(
+        self, survival: Survival, number: int, positions: np.ndarray, images: np.ndarray
+    ) -> np.ndarray:
+        """Return adversarial images [M, H, W, C] of one attack; those that the evaluation did not keep are crafted.
+
+        Args:
+            survival: A table of this evaluator.
+            number: The number of the attack.
+            positions: [M], of the images.
+            images: The evaluated images [N, H, W, C].
+        """
+        if survival.adversarial is not None:
+            return survival.adversarial[number][positions]
+        kept = dict(survival.samples[number])
+        missing = np.array([position for position in positions if position not in kept], int)
+        if len(missing):
+            labels = survival.labels[missing]
+            clean, silent = survival.clean_predictions[missing], Silent()
+            outcome = self._attack(number, images[missing], labels, clean, True, silent, Pieces(ALONE))
+            assert outcome.adversarial is not None
+            kept.update(zip(missing.tolist(), outcome.adversarial, strict=True))
+        return np.stack([kept[position] for position in positions.tolist()])
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The classes [N] of images [N, H, W, C]."""
@@ -301,7 +343,7 @@ class Evaluator:
 
 @dataclasses.dataclass
 class _Outcome:
-    """One attack's part of a `Survival`, while it is made."""
+    """One attack's part of a `Survival`, while it is computed."""
 
     predictions: np.ndarray
     distances: np.ndarray
@@ -311,8 +353,27 @@ class _Outcome:
     backwards: int = 0
     seconds: float = 0.0
     stages: tuple[tuple[str, float], ...] = ()
+    samples: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def add(self, chosen: np.ndarray, found: Result, labels: np.ndarray, crafted: np.ndarray | None) -> None:
+        """Add the results of a batch; `crafted` are its adversarial images, None if another process computed them."""
+        self.predictions[chosen] = found["predictions"]
+        self.distances[chosen] = found["distances"]
+        self.zero_gradients += float(np.sum(found["zero_gradients"]))
+        self.seconds += float(found["seconds"])
+        if self.adversarial is not None:
+            self.adversarial[chosen] = found["images"]
+            return
+        if crafted is None:
+            for position in chosen.tolist():
+                self.samples.pop(position, None)
+            return
+        self.samples.update(zip(chosen.tolist(), crafted, strict=True))
+        robust = {position: bool(self.predictions[position] == labels[position]) for position in self.samples}
+        first = [[p for p in sorted(robust) if robust[p] is kind][:SAMPLES] for kind in (False, True)]
+        self.samples = {position: self.samples[position].copy() for position in itertools.chain(*first)}
 
 
 def _batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
-    """The indices in as few batches as hold `size` at most, all about as large: a small one takes longer an image."""
+    """The indices in the fewest batches of at most `size`, all about as large: a small batch is slower per image."""
     return np.array_split(indices, -(-len(indices) // size)) if len(indices) else []

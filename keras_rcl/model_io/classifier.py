@@ -1,8 +1,9 @@
-"""Any classifier on disk as one thing: images in [0, 1] -> logits. Ours, another's SavedModel, or a `.keras` file."""
+"""Any classifier on disk as one function, images in [0, 1] -> logits: an export, any SavedModel, or a `.keras` file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -10,19 +11,17 @@ import tensorflow as tf
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding import folded
 from keras_rcl.model_io.loading import (
-    brief,
-    choose,
-    hash_of,
-    in_batches,
-    probe,
+    LoadedModel,
+    any_batch_size,
+    error_line,
+    hash_model,
     read_contract,
-    read_inner,
-    read_layers,
-    read_model,
+    sample_images,
+    select_output,
 )
 
 INPUT_RANGES = {"0..1": (1.0, 0.0), "0..255": (255.0, 0.0), "-1..1": (2.0, -1.0)}
-"""Scale and offset from pixels in [0, 1] to what the model reads."""
+"""Scale and offset from pixels in [0, 1] to the pixels that the model reads."""
 
 OUTPUTS = ("logits", "probabilities")
 
@@ -31,19 +30,19 @@ OUTPUTS = ("logits", "probabilities")
 class Classifier:
     """A classifier read from disk.
 
-    Fields:
+    Attributes:
         logits: float32 images [N, H, W, C] in [0, 1] -> float32 logits [N, K], in inference mode, eagerly or within a
-            graph; differentiable with respect to the images where the model is. Log-probabilities are logits too.
-        outputs: `logits`, `embedding` or `projection` -> the function of images that gives it [N, D], likewise; None
-            where the model does not tell it.
-        image_shape: (H, W, C), with None where the model takes any.
+            graph; differentiable with respect to the images if the model is. Log-probabilities are logits too.
+        outputs: `logits`, `embedding` or `projection` -> the function of images that returns it [N, D]; None if the
+            model does not expose it.
+        image_shape: (H, W, C), with None if the model takes any.
         num_classes: K.
-        class_names: K names; the numbers 0 to K - 1 where the model has none.
-        contract: `model.json` of a model exported here, else empty.
-        path: where it was read.
-        model_hash: SHA-256 of the weights of a model exported here, else of the files.
-        gives_probabilities: whether `logits` are the logarithm of what the model gives.
-        note: what was assumed and not told, in one line; else empty.
+        class_names: K names; the numbers 0 to K - 1 if the model has none.
+        contract: `model.json` of a model exported here, or an empty dict.
+        model: The files that it was read from.
+        model_hash: SHA-256 of the weights of a model exported here, or of the files.
+        gives_probabilities: Whether `logits` are the logarithm of the model's output.
+        note: What was assumed without being given, in one line; otherwise empty.
     """
 
     logits: Callable
@@ -52,14 +51,58 @@ class Classifier:
     num_classes: int
     class_names: tuple[str, ...]
     contract: dict
-    path: Path
+    model: LoadedModel
     model_hash: str
     gives_probabilities: bool = False
     note: str = ""
 
+    @property
+    def path(self) -> Path:
+        """Where it was read from."""
+        return self.model.path
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a record says of the model: its name, its variant and its hash."""
+        return {
+            "name": self.contract.get("name", self.path.stem),
+            "variant": self.contract.get("variant"),
+            "hash": self.model_hash,
+        }
+
+    def gradient_fn(self, images: np.ndarray, dtype: str = "float32") -> Callable:
+        """Return the logits for attacks to read: BatchNorm is folded into convolutions, which is faster.
+
+        Outcomes are still to be read from `logits`, as rounding differs. If the layers are not known, cannot be
+        folded, or give other logits on the sample, `logits` itself is returned.
+
+        Args:
+            images: float32 [N, H, W, C] in [0, 1], a sample.
+            dtype: `float32` or `bfloat16`, in which the folded network is computed.
+
+        Raises:
+            InvalidInputError: If it is `logits` itself, and the dtype is not float32.
+        """
+        try:
+            run, served = folded(self.model.layers), self.logits(images)
+            difference = np.abs(run(tf.constant(images)) - served).max()
+            same = difference <= SAME_LOGITS * max(1.0, np.abs(served).max())
+        except (InvalidInputError, ValueError, tf.errors.InvalidArgumentError):
+            same = False
+        if same:
+            return run if dtype == "float32" else folded(self.model.layers, dtype=dtype)
+        if dtype != "float32":
+            raise InvalidInputError(
+                f"{self.path} has no layers that can be computed in {dtype}; leave out --attack-dtype {dtype}"
+            )
+        return self.logits
+
+
+SAME_LOGITS = 1e-4
+"""The rounding error that folding may cause, relative to the largest logit."""
+
 
 def load_classifier(
-    path: str | Path,
+    path: str | Path | LoadedModel,
     *,
     input_range: str = "0..1",
     output: str | None = None,
@@ -69,126 +112,117 @@ def load_classifier(
     """Read a classifier.
 
     Args:
-        path: a folder made by `keras_rcl.export`, any other SavedModel folder, or a `.keras` file (read in safe mode).
-        input_range: the pixels that the model reads: `0..1`, `0..255` or `-1..1`.
-        output: whether the model gives `logits` or `probabilities`; found out on random images when not given.
-        endpoint: the SavedModel's signature; `serve`, `serving_default` or the only one when not given.
-        trust: load it without looking for what could do harm.
+        path: A folder made by `keras_rcl.export`, any other SavedModel folder, or a `.keras` file (read in safe mode);
+            or one of these that was loaded before.
+        input_range: The range of the pixels that the model reads: `0..1`, `0..255` or `-1..1`.
+        output: Whether the model's output is `logits` or `probabilities`; detected on random images if not given.
+        endpoint: The SavedModel's signature; `serve`, `serving_default` or the only one if not given.
+        trust: Skip the search for what could do harm. Not read if `path` was loaded before.
+
+    Returns:
+        The classifier.
 
     Raises:
-        InvalidInputError: if there is no such model, it is damaged or not known to be harmless, or does not map one
-            batch of float images [N, H, W, C] to one row of K >= 2 numbers an image.
+        InvalidInputError: If there is no such model, it is damaged or not known to be harmless, or does not map one
+            batch of float images [N, H, W, C] to one row of K >= 2 numbers per image.
     """
-    path = Path(path)
     if input_range not in INPUT_RANGES:
         raise InvalidInputError(f"unknown input range {input_range!r}; choose from {', '.join(INPUT_RANGES)}")
     if output not in (None, *OUTPUTS):
         raise InvalidInputError(f"unknown output {output!r}; choose from {', '.join(OUTPUTS)}")
-    contract = read_contract(path)
+    model = path if isinstance(path, LoadedModel) else LoadedModel(path, trust=trust)
+    contract = read_contract(model.path)
     if contract and input_range != "0..1":
         raise InvalidInputError(
-            f"{path} was exported here and reads pixels in 0..1; leave out --input-range {input_range}"
+            f"{model.path} was exported here and reads pixels in 0..1; leave out --input-range {input_range}"
         )
-    call, spec = read_model(path, endpoint, trust=trust)
-    scale, offset = INPUT_RANGES[input_range]
-
-    def outputs_of(images):
-        return call(tf.cast(scale * images + offset, spec.dtype))
-
-    image_shape = tuple(spec.shape[1:])
-    sample = probe(image_shape, spec.shape[0])
-    try:
-        outputs = outputs_of(sample)
-    except Exception as error:
+    files = _Files(model, input_range, output, endpoint)
+    class_names = tuple(contract.get("class_names", map(str, range(files.num_classes))))
+    if len(class_names) != files.num_classes:
         raise InvalidInputError(
-            f"{path} fails on images {list(sample.shape)}: {brief(error)}; choose another endpoint"
-        ) from None
-
-    def choice(outputs):
-        return choose(path, outputs, OUTPUTS if output is None else (output,), "choose another --endpoint")
-
-    name, values = choice(outputs)
-    if values.shape.rank != 2 or values.shape[1] < 2 or not values.dtype.is_floating:
-        raise InvalidInputError(
-            f"{path} maps images {list(sample.shape)} to {values.dtype.name} {list(values.shape)}; "
-            "a classifier gives a row of 2 or more logits or probabilities an image"
+            f"{model.path} gives {files.num_classes} classes, and its model.json names {len(class_names)}; "
+            "export it again"
         )
-    num_classes = values.shape[1]
-    class_names = tuple(contract.get("class_names", map(str, range(num_classes))))
-    if len(class_names) != num_classes:
-        raise InvalidInputError(
-            f"{path} gives {num_classes} classes, and its model.json names {len(class_names)}; export it again"
-        )
-    told = output == "probabilities" or (output is None and name == "probabilities")
-    detected = output is None and not told and _are_probabilities(values)
+    return Classifier(
+        logits=files.logits,
+        outputs=files.output_fn,
+        image_shape=tuple(files.spec.shape[1:]),
+        num_classes=files.num_classes,
+        class_names=class_names,
+        contract=contract,
+        model=model,
+        model_hash=hash_model(model.path, contract),
+        gives_probabilities=files.probabilities,
+        note="its rows are non-negative and sum to 1, so its output is taken for probabilities"
+        if files.detected
+        else "",
+    )
 
-    def logits_of(images):
-        _, values = choice(outputs_of(images))
+
+class _Files:
+    """The functions of images in [0, 1] that a model's files hold.
+
+    Attributes:
+        spec: The TensorSpec of the images that the model reads.
+        num_classes: K.
+        probabilities: Whether the model's output is probabilities.
+        detected: Whether this was detected and not given.
+        logits: images [N, H, W, C] -> float32 [N, K].
+    """
+
+    def __init__(self, model: LoadedModel, input_range: str, output: str | None, endpoint: str | None):
+        self._model, self._wanted = model, OUTPUTS if output is None else (output,)
+        self._scale, self._offset = INPUT_RANGES[input_range]
+        self._call, self.spec = model.function(endpoint)
+        self._sample = sample_images(self.spec.shape[1:], self.spec.shape[0])
+        try:
+            outputs = self._call(self._scaled(self._sample))
+        except Exception as error:
+            raise InvalidInputError(
+                f"{model.path} fails on images {list(self._sample.shape)}: {error_line(error)}; choose another endpoint"
+            ) from None
+        name, values = self._select(outputs)
+        if values.shape.rank != 2 or values.shape[1] < 2 or not values.dtype.is_floating:
+            raise InvalidInputError(
+                f"{model.path} maps images {list(self._sample.shape)} to {values.dtype.name} {list(values.shape)}; "
+                "a classifier gives a row of 2 or more logits or probabilities per image"
+            )
+        self.num_classes = int(values.shape[1])
+        named = output == "probabilities" or (output is None and name == "probabilities")
+        self.detected = output is None and not named and _are_probabilities(values)
+        self.probabilities = named or self.detected
+        self.logits = self._for_any_batch(self._logits_of, self.num_classes)
+
+    def _scaled(self, images):
+        """Images in the range and dtype that the model reads."""
+        return tf.cast(self._scale * images + self._offset, self.spec.dtype)
+
+    def _select(self, outputs) -> tuple[str | None, tf.Tensor]:
+        return select_output(self._model.path, outputs, self._wanted, "choose another --endpoint")
+
+    def _logits_of(self, images):
+        _, values = self._select(self._call(self._scaled(images)))
         values = tf.cast(values, tf.float32)
-        if told or detected:
+        if self.probabilities:
             values = tf.math.log(tf.maximum(values, np.finfo(np.float32).tiny))
-        return tf.ensure_shape(values, [None, num_classes])
+        return tf.ensure_shape(values, [None, self.num_classes])
 
-    def of_any(rows_of, width):
-        batched = in_batches(rows_of, spec.shape[0], width)
+    def _for_any_batch(self, rows_of: Callable, width: int) -> Callable:
+        batched = any_batch_size(rows_of, self.spec.shape[0], width)
         return lambda images: batched(tf.convert_to_tensor(images, tf.float32))
 
-    def inner(name):
+    def output_fn(self, name: str) -> Callable | None:
+        """Return images -> `logits`, `embedding` or `projection`; None if the model does not expose it."""
         if name == "logits":
-            return logits
-        call = read_inner(path, name, trust=trust)
+            return self.logits
+        call = self._model.inner_output(name)
         if call is None:
             return None
 
         def rows_of(images):
-            return tf.cast(call(tf.cast(scale * images + offset, spec.dtype)), tf.float32)
+            return tf.cast(call(self._scaled(images)), tf.float32)
 
-        return of_any(rows_of, rows_of(sample).shape[1])
-
-    logits = of_any(logits_of, num_classes)
-    return Classifier(
-        logits=logits,
-        outputs=inner,
-        image_shape=image_shape,
-        num_classes=num_classes,
-        class_names=class_names,
-        contract=contract,
-        path=path,
-        model_hash=hash_of(path, contract),
-        gives_probabilities=told or detected,
-        note="its rows are non-negative and sum to 1, so its output is taken for probabilities" if detected else "",
-    )
-
-
-def folded_logits(
-    classifier: Classifier, images: np.ndarray, dtype: str = "float32", *, trust: bool = False
-) -> Callable:
-    """The same logits for attacks to be crafted on, BatchNorm folded into convolutions, which is faster.
-
-    Outcomes are still to be read off `classifier.logits`: rounding differs. Where the layers are not known or cannot be
-    folded, or give other logits on `images`, a sample [N, H, W, C] in [0, 1], it is `classifier.logits` itself.
-
-    Raises:
-        InvalidInputError: if it is `classifier.logits` itself, and the dtype is to be another than float32.
-    """
-    try:
-        network = read_layers(classifier.path, trust=trust)
-        run, served = folded(network), classifier.logits(images)
-        apart = np.abs(run(tf.constant(images)) - served).max()
-        same = apart <= SAME_LOGITS * max(1.0, np.abs(served).max())
-    except (InvalidInputError, ValueError, tf.errors.InvalidArgumentError):
-        same = False
-    if same:
-        return run if dtype == "float32" else folded(network, dtype=dtype)
-    if dtype != "float32":
-        raise InvalidInputError(
-            f"{classifier.path} has no layers that can be computed in {dtype}; leave out --attack-dtype {dtype}"
-        )
-    return classifier.logits
-
-
-SAME_LOGITS = 1e-4
-"""Relative to the largest: what folding may change by rounding."""
+        return self._for_any_batch(rows_of, rows_of(self._sample).shape[1])
 
 
 def _are_probabilities(values: tf.Tensor) -> bool:

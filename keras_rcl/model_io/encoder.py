@@ -10,7 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.model_io.loading import brief, choose, hash_of, in_batches, probe, read_contract, read_model, resizing
+from keras_rcl.model_io.loading import (
+    LoadedModel,
+    any_batch_size,
+    error_line,
+    hash_model,
+    read_contract,
+    resize_function,
+    sample_images,
+    select_output,
+)
 
 KERASHUB = "kerashub:"
 """What a source begins with that is a preset of KerasHub, and no path."""
@@ -52,26 +61,26 @@ def load_encoder(source: str | Path, image_shape: Sequence[int], *, trust: bool 
         call, spec, model_hash = _read_kerashub(str(source))
     else:
         path = Path(source)
-        call, spec = read_model(path, usual=("embed", "serve", "serving_default"), trust=trust)
-        model_hash = hash_of(path, read_contract(path))
-    resize, shape = resizing(source, spec.shape[1:], image_shape)
+        call, spec = LoadedModel(path, trust=trust).function(defaults=("embed", "serve", "serving_default"))
+        model_hash = hash_model(path, read_contract(path))
+    resize, shape = resize_function(source, spec.shape[1:], image_shape)
 
     def rows_of(images):
-        _, values = choose(
+        _, values = select_output(
             source, call(tf.cast(images, spec.dtype)), ("embedding",), "name the one that is an embedding so"
         )
         return tf.reshape(tf.cast(values, tf.float32), [tf.shape(values)[0], np.prod(values.shape[1:], dtype=int)])
 
-    sample = probe(shape, spec.shape[0])
+    sample = sample_images(shape, spec.shape[0])
     try:
         width = rows_of(sample).shape[1]
     except InvalidInputError:
         raise
     except Exception as error:
         raise InvalidInputError(
-            f"{source} fails on images {list(sample.shape)}: {brief(error)}; give another source"
+            f"{source} fails on images {list(sample.shape)}: {error_line(error)}; give another source"
         ) from None
-    batched = in_batches(rows_of, spec.shape[0], width)
+    batched = any_batch_size(rows_of, spec.shape[0], width)
     return Encoder(lambda images: batched(resize(tf.convert_to_tensor(images, tf.float32))), model_hash)
 
 
@@ -90,7 +99,7 @@ def _read_kerashub(source: str) -> tuple[Callable, tf.TensorSpec, str]:
         converter = keras_hub.layers.ImageConverter.from_preset(preset)
     except Exception as error:
         raise InvalidInputError(
-            f"{source} cannot be had: {brief(error)}; a preset needs the network and Kaggle, "
+            f"{source} cannot be had: {error_line(error)}; a preset needs the network and Kaggle, "
             f"or give {KERASHUB}FOLDER of one that was fetched before"
         ) from None
     return _from_backbone(source, backbone, converter)

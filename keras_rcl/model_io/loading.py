@@ -1,10 +1,12 @@
-"""Models on disk as functions of images: SavedModel folders and `.keras` files, ours and others'."""
+"""Models on disk as functions of images: SavedModel folders and `.keras` files, exported here or elsewhere."""
 
+import functools
 import hashlib
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -28,105 +30,126 @@ _CONTRACT: dict[str, Callable] = {
 """What is read of `model.json`: whether a value can be one of an export's."""
 
 
-def read_model(
-    path: Path,
-    endpoint: str | None = None,
-    *,
-    usual: Sequence[str] = ("serve", "serving_default"),
-    trust: bool = False,
-) -> tuple[Callable, tf.TensorSpec]:
-    """images -> what a model gives of them, and the TensorSpec of the images that it reads.
+class LoadedModel:
+    """A model on disk, whose files are read and checked for safety at most once, when they are first needed.
 
     Args:
-        path: a SavedModel folder, or a `.keras` file (read in safe mode).
-        endpoint: the SavedModel's signature; the first of the `usual` ones, or the only one, when not given.
-        usual: names of signatures.
-        trust: load it without looking for what could do harm.
-
-    Raises:
-        InvalidInputError: if there is no such model, it is damaged or not known to be harmless, or does not read float
-            images [N, H, W, C].
+        path: A SavedModel folder, or a `.keras` file (read in safe mode).
+        trust: Skip the search for what could do harm.
     """
-    if path.is_file():
-        if endpoint is not None:
+
+    def __init__(self, path: str | Path, *, trust: bool = False):
+        self.path, self._trust = Path(path), trust
+
+    @functools.cached_property
+    def saved_model(self) -> Any:
+        """The SavedModel in the folder.
+
+        Raises:
+            InvalidInputError: If there is none, or it is damaged or not known to be harmless.
+        """
+        return _load_saved_model(self.path, self._trust)
+
+    @functools.cached_property
+    def layers(self) -> keras.Model:
+        """The Keras model of a `.keras` file, or of the `model.keras` in an exported SavedModel.
+
+        Raises:
+            InvalidInputError: If there is no such file, or it is damaged or carries code.
+        """
+        file = self.path if self.path.is_file() else self.path / "model.keras"
+        if self.path.is_dir() and not file.is_file():
             raise InvalidInputError(
-                f"--endpoint {endpoint} names a signature, and {path} is a .keras file, which has none; leave it out"
+                f"{self.path} holds no model.keras, and a SavedModel by itself has no layers; give the .keras file"
             )
-        model = _load_keras(path, trust)
-        return _checked(path, lambda images: model(images, training=False), _spec_of(model))
-    model = _load_saved_model(path, trust)
+        if not self.path.exists():
+            raise InvalidInputError(f"there is no model at {self.path}; give a SavedModel folder or a .keras file")
+        return _load_keras(file, self._trust)
+
+    def function(
+        self, endpoint: str | None = None, *, defaults: Sequence[str] = ("serve", "serving_default")
+    ) -> tuple[Callable, tf.TensorSpec]:
+        """Return the model's function of images, and the TensorSpec of the images that it reads.
+
+        Args:
+            endpoint: The SavedModel's signature. None: the first of `defaults` that it has, or the only signature.
+            defaults: Names of signatures.
+
+        Raises:
+            InvalidInputError: If there is no such model or signature, the model is damaged or not known to be harmless,
+                or it does not read float images [N, H, W, C].
+        """
+        path = self.path
+        if path.is_file():
+            if endpoint is not None:
+                raise InvalidInputError(
+                    f"--endpoint {endpoint} names a signature, and {path} is a .keras file without signatures; leave it out"
+                )
+            model = self.layers
+            _check_reads_images(path, spec := tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype))
+            return lambda images: model(images, training=False), spec
+        model = self.saved_model
+        endpoint = _chosen_endpoint(path, model, endpoint, defaults)
+        inputs = model.signatures[endpoint].structured_input_signature[1]
+        if len(inputs) != 1:
+            raise InvalidInputError(
+                f"endpoint {endpoint!r} of {path} reads {', '.join(inputs) or 'nothing'}; it must read images only"
+            )
+        ((name, spec),) = inputs.items()
+        _check_reads_images(path, spec)
+        # Through `model`, as the signature by itself does not keep its variables alive.
+        return lambda images: model.signatures[endpoint](**{name: images}), spec
+
+    def inner_output(self, output: str) -> Callable | None:
+        """Return images -> the classifier's own `embedding` or `projection` [N, D]; None if the model has none.
+
+        An exported SavedModel gives both at its endpoint `embed`, an exported `.keras` file by name. In any other
+        `.keras` file the embedding is the input of the last layer with weights.
+        """
+        if not self.path.is_file():
+            if output not in getattr(self.saved_model.signatures.get("embed"), "structured_outputs", {}):
+                return None
+            call, _ = self.function("embed")
+            return lambda images: call(images)[output]
+        model = self.layers
+        outputs = getattr(model, "output", None)
+        if isinstance(outputs, dict) and output in outputs:
+            return lambda images: model(images, training=False)[output]
+        last = next((layer for layer in reversed(model.layers) if layer.weights), None)
+        # The `input` of a model within a model is its own, and not the tensor that reaches it here.
+        entered = None if isinstance(last, keras.Model) else getattr(last, "input", None)
+        if output != "embedding" or not isinstance(entered, keras.KerasTensor) or len(entered.shape) != 2:
+            return None
+        inner = keras.Model(model.inputs, entered)
+        return lambda images: inner([images], training=False)
+
+
+def _chosen_endpoint(path: Path, model, endpoint: str | None, defaults: Sequence[str]) -> str:
+    """The signature `endpoint`, or the first of the defaults, or the only one."""
     signatures = dict(model.signatures)
     known = ", ".join(signatures) or "none"
     if endpoint is None:
         only = list(signatures) if len(signatures) == 1 else []
-        candidates = [name for name in (*usual, *only) if name in signatures]
+        candidates = [name for name in (*defaults, *only) if name in signatures]
         if not candidates:
-            raise InvalidInputError(f"SavedModel {path} has the endpoints {known}; say which with --endpoint")
-        endpoint = candidates[0]
+            raise InvalidInputError(f"SavedModel {path} has the endpoints {known}; choose one with --endpoint")
+        return candidates[0]
     if endpoint not in signatures:
         raise InvalidInputError(
             f"SavedModel {path} has no endpoint {endpoint!r}; it has {known}{did_you_mean(endpoint, signatures)}"
         )
-    inputs = signatures[endpoint].structured_input_signature[1]
-    if len(inputs) != 1:
-        raise InvalidInputError(
-            f"endpoint {endpoint!r} of {path} reads {', '.join(inputs) or 'nothing'}; it must read images only"
-        )
-    ((name, spec),) = inputs.items()
-    # Through `model`, as the signature by itself does not keep its variables alive.
-    return _checked(path, lambda images: model.signatures[endpoint](**{name: images}), spec)
-
-
-def read_inner(path: Path, output: str, *, trust: bool = False) -> Callable | None:
-    """images -> a classifier's own `embedding` or `projection` [N, D]; None where the model does not tell it.
-
-    A SavedModel made here gives both at its endpoint `embed`, a `.keras` file of ours by name. Of another's `.keras`
-    file the embedding is what its last layer with weights reads.
-    """
-    if not path.is_file():
-        model = _load_saved_model(path, trust)
-        if output not in getattr(model.signatures.get("embed"), "structured_outputs", {}):
-            return None
-        call, _ = read_model(path, "embed", trust=trust)
-        return lambda images: call(images)[output]
-    model = _load_keras(path, trust)
-    outputs = getattr(model, "output", None)
-    if isinstance(outputs, dict) and output in outputs:
-        return lambda images: model(images, training=False)[output]
-    last = next((layer for layer in reversed(model.layers) if layer.weights), None)
-    # The `input` of a model within a model is its own, and not the tensor that reaches it here.
-    entered = None if isinstance(last, keras.Model) else getattr(last, "input", None)
-    if output != "embedding" or not isinstance(entered, keras.KerasTensor) or len(entered.shape) != 2:
-        return None
-    inner = keras.Model(model.inputs, entered)
-    return lambda images: inner([images], training=False)
-
-
-def read_layers(path: Path, *, trust: bool = False) -> keras.Model:
-    """The Keras model of a `.keras` file, or the one that lies in a SavedModel exported here.
-
-    Raises:
-        InvalidInputError: if there are no layers to be read, or the file is damaged or carries code.
-    """
-    file = path if path.is_file() else path / "model.keras"
-    if path.is_dir() and not file.is_file():
-        raise InvalidInputError(
-            f"{path} holds no model.keras, and a SavedModel by itself has no layers; give the .keras file"
-        )
-    if not path.exists():
-        raise InvalidInputError(f"there is no model at {path}; give a SavedModel folder or a .keras file")
-    return _load_keras(file, trust)
+    return endpoint
 
 
 def read_contract(path: Path) -> dict:
-    """`model.json` of a model exported here; empty for any other model."""
+    """Return the `model.json` of a model exported here; an empty dict for any other model."""
     file = path / "model.json"
     if not file.is_file():
         return {}
     try:
         contract = read_json(file)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{file} cannot be read: {brief(error)}; export the model again") from None
+        raise InvalidInputError(f"{file} cannot be read: {error_line(error)}; export the model again") from None
     if not isinstance(contract, dict) or "model_hash" not in contract:
         return {}
     if contract.get("format") != _FORMAT:
@@ -135,12 +158,12 @@ def read_contract(path: Path) -> dict:
         )
     wrong = [key for key, sound in _CONTRACT.items() if key in contract and not sound(contract[key])]
     if wrong:
-        raise InvalidInputError(f"{file}: {wrong[0]} is not what an export writes there; export the model again")
+        raise InvalidInputError(f"{file}: {wrong[0]} has a value that an export does not write; export the model again")
     return contract
 
 
-def hash_of(path: Path, contract: dict) -> str:
-    """SHA-256 of the weights of a model exported here, as its contract has it, else of the files and their names."""
+def hash_model(path: Path, contract: dict) -> str:
+    """Return the SHA-256 of the weights, which an export's contract holds, or of the files and their names."""
     if contract:
         return contract["model_hash"]
     digest = hashlib.sha256()
@@ -151,8 +174,8 @@ def hash_of(path: Path, contract: dict) -> str:
     return digest.hexdigest()
 
 
-def choose(name: str | Path, outputs, wanted: Sequence[str], cure: str) -> tuple[str | None, tf.Tensor]:
-    """The first output that is `wanted`, or the only one; with its name where it has one."""
+def select_output(name: str | Path, outputs, wanted: Sequence[str], hint: str) -> tuple[str | None, tf.Tensor]:
+    """Return the first output that is `wanted`, or the only one, with its name if it has one."""
     if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
         outputs = outputs[0]
     if tf.is_tensor(outputs):
@@ -166,15 +189,15 @@ def choose(name: str | Path, outputs, wanted: Sequence[str], cure: str) -> tuple
             return output, outputs[output]
     if len(outputs) == 1:
         return next(iter(outputs.items()))
-    raise InvalidInputError(f"{name} gives {', '.join(sorted(outputs))}, none of them {' or '.join(wanted)}; {cure}")
+    raise InvalidInputError(f"{name} gives {', '.join(sorted(outputs))}, none of them {' or '.join(wanted)}; {hint}")
 
 
-def resizing(
+def resize_function(
     name: str | Path, wanted: Sequence[int | None], given: Sequence[int]
 ) -> tuple[Callable, tuple[int, int, int]]:
-    """images [N, *given] -> [N, *wanted], differentiable; and `wanted`, of which None takes any.
+    """Return a differentiable function images [N, *given] -> [N, *wanted], and `wanted` with its None sizes filled in.
 
-    Sizes are brought to it bilinearly, antialiased where one shrinks; a grey image becomes three equal channels.
+    Images are resized bilinearly, with antialiasing if a side shrinks; a grey image becomes three equal channels.
 
     Raises:
         InvalidInputError: if `name` reads channels that these images cannot become.
@@ -195,14 +218,14 @@ def resizing(
     return resized, wanted
 
 
-def probe(image_shape: Sequence[int | None], count: int | None) -> tf.Tensor:
-    """Random images [count, H, W, C] in [0, 1], always the same."""
+def sample_images(image_shape: Sequence[int | None], count: int | None) -> tf.Tensor:
+    """Return random images [count, H, W, C] in [0, 1], the same on every call."""
     shape = [size or default for size, default in zip(image_shape, (_UNKNOWN_SIZE, _UNKNOWN_SIZE, 3), strict=True)]
     return tf.constant(np.random.default_rng(0).random((count or 4, *shape), np.float32))
 
 
-def in_batches(fn: Callable, size: int | None, width: int) -> Callable:
-    """`fn`, which takes exactly `size` images [size, H, W, C] -> [size, width], for any number of images."""
+def any_batch_size(fn: Callable, size: int | None, width: int) -> Callable:
+    """Return a function of any number of images from `fn`: exactly `size` images [size, H, W, C] -> [size, width]."""
     if size is None:
         return fn
 
@@ -216,8 +239,8 @@ def in_batches(fn: Callable, size: int | None, width: int) -> Callable:
     return run
 
 
-def brief(error: Exception) -> str:
-    """The first line of an error, or of what Keras says was behind it, not longer than a line."""
+def error_line(error: Exception) -> str:
+    """Return the first line of an error, or of its cause as Keras reports it, cut to 160 characters."""
     said = str(error).rpartition("Exception encountered: ")[2].strip() or type(error).__name__
     text = said.splitlines()[0].rstrip(".")
     return text if len(text) <= 160 else f"{text[:160]}..."
@@ -237,7 +260,7 @@ def _load_saved_model(path: Path, trust: bool):
     except InvalidInputError:
         raise
     except Exception as error:
-        raise InvalidInputError(f"SavedModel {path} is damaged: {brief(error)}; export it again") from None
+        raise InvalidInputError(f"SavedModel {path} is damaged: {error_line(error)}; export it again") from None
     return model
 
 
@@ -246,7 +269,7 @@ def _load_keras(path: Path, trust: bool) -> keras.Model:
     if path.suffix != ".keras":
         raise InvalidInputError(f"{path} is neither a SavedModel folder nor a .keras file; give one of the two")
     if not zipfile.is_zipfile(path):
-        raise InvalidInputError(f"{path} is no .keras archive, or is cut short; save the model again")
+        raise InvalidInputError(f"{path} is not a valid .keras archive, or is truncated; save the model again")
     try:
         if not trust:
             check_keras(path)
@@ -263,19 +286,15 @@ def _load_keras(path: Path, trust: bool) -> keras.Model:
             raise InvalidInputError(
                 f"{path} has a layer of its own that is not known here; give a SavedModel"
             ) from None
-        raise InvalidInputError(f"{path} is damaged: {brief(error)}; save the model again") from None
+        raise InvalidInputError(f"{path} is damaged: {error_line(error)}; save the model again") from None
     inputs = getattr(model, "inputs", None) or []
     if len(inputs) != 1:
         raise InvalidInputError(f"{path} has {len(inputs)} declared inputs; it must have one, the images")
     return model
 
 
-def _spec_of(model: keras.Model) -> tf.TensorSpec:
-    return tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype)
-
-
-def _checked(path: Path, call: Callable, spec: tf.TensorSpec) -> tuple[Callable, tf.TensorSpec]:
-    """Both as they are; refused where the model reads no batch of float images [N, H, W, C]."""
+def _check_reads_images(path: Path, spec: tf.TensorSpec) -> None:
+    """Raise InvalidInputError if the model does not read a batch of float images [N, H, W, C]."""
     if not spec.dtype.is_floating:
         raise InvalidInputError(
             f"{path} reads {spec.dtype.name}, which no gradient reaches; choose a float --endpoint, or export one"
@@ -286,4 +305,3 @@ def _checked(path: Path, call: Callable, spec: tf.TensorSpec) -> tuple[Callable,
         raise InvalidInputError(
             f"{path} reads the shape {spec.shape}, channels first; export it for images [N, H, W, C]"
         )
-    return call, spec

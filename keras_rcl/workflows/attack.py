@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from keras_rcl.evaluation.record import make_record, versions
-from keras_rcl.evaluation.robustness import Evaluator, Survival
-from keras_rcl.model_io.classifier import folded_logits, load_classifier
+from keras_rcl.evaluation.robustness import SAMPLES, Evaluator, Survival
+from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
@@ -19,8 +19,6 @@ from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, pixels, split_of, support_of
-
-PICTURED_IMAGES = 16
 
 
 def attack(
@@ -78,7 +76,7 @@ def attack(
         seed=seed,
         outputs=outputs,
         support=support_of(attacks, outputs, data),
-        crafted_on=folded_logits(classifier, images[:32], attack_dtype, trust=trust),
+        gradient_fn=classifier.gradient_fn(images[:32], attack_dtype),
     )
     evaluation = evaluator.fingerprint(images, chosen.labels, keep_images=save_images)
     fingerprint = dataclasses.replace(
@@ -98,12 +96,7 @@ def attack(
         survival = evaluator(images, chosen.labels, **told)
     record = make_record(
         survival,
-        model={
-            "name": classifier.contract.get("name", path.stem),
-            "variant": classifier.contract.get("variant"),
-            "hash": classifier.model_hash,
-            "note": classifier.note,
-        },
+        model={**classifier.identity(), "note": classifier.note},
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
         sources=hashes,
@@ -150,13 +143,13 @@ def _draw(
                 curves.setdefault(curve, start).append((row["epsilon"], row["robust_accuracy"]))
         accuracy_epsilon_plot(curves, folder / f"accuracy_epsilon_{norm}.png", norm=norm, title=title)
     strongest = int(np.argmin(survival.survived.mean(axis=1)))
-    fell = np.flatnonzero(survival.clean & ~survival.survived[strongest])
-    stood = np.flatnonzero(survival.survived[strongest])
-    chosen = np.concatenate([fell, stood])[:PICTURED_IMAGES]
+    broken = np.flatnonzero(survival.clean & ~survival.survived[strongest])
+    robust = np.flatnonzero(survival.survived[strongest])
+    chosen = np.concatenate([broken, robust])[:SAMPLES]
     if len(chosen):
         attack_pictures(
             images[chosen],
-            evaluator.craft(strongest, images[chosen], survival.labels[chosen]),
+            evaluator.adversarial_images(survival, strongest, chosen, images),
             survival.labels[chosen],
             survival.clean_predictions[chosen],
             survival.predictions[strongest][chosen],

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.audit import CHECKS, Audit, Evidence, Subject, audit
+from keras_rcl.evaluation.audit import Audit, Evidence, Subject, audit
+from keras_rcl.evaluation.checks import CHECKS
 from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.report.audit_page import audit_page

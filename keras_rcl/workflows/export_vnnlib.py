@@ -11,7 +11,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.model_io.classifier import load_classifier
-from keras_rcl.model_io.loading import read_layers
+from keras_rcl.model_io.loading import LoadedModel
 from keras_rcl.model_io.vnnlib import RESULTS, STATUSES, Instance, onnx_network, read_results, write_instances
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, check_writable, read_json, write_json
@@ -61,7 +61,8 @@ def interchange(
     Raises:
         InvalidInputError: if model or data cannot be read, a layer cannot be written, or no image is left.
     """
-    network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
+    loaded = LoadedModel(path, trust=trust)
+    network, classifier = loaded.layers, load_classifier(loaded)
     data = data_for(classifier, dataset or {})
     chosen = split_of(data, part)
     output_dir = output_dir or Path("interchange") / free_name(path.stem, (Path("interchange"),), overwrite)
@@ -88,11 +89,7 @@ def interchange(
     told = {
         "format": 1,
         "command": command_line(),
-        "model": {
-            "name": classifier.contract.get("name", path.stem),
-            "variant": classifier.contract.get("variant"),
-            "hash": classifier.model_hash,
-        },
+        "model": classifier.identity(),
         "data": {"name": data.name, "part": part},
         "attacks": [describe(word) for word in attacks],
         "timeout": timeout,

@@ -311,7 +311,7 @@ class Run:
             jit=experiment.jit,
             outputs=self._outputs,
             support=support_of(evaluation.attacks, self._outputs, self.data),
-            crafted_on=at_inference(self._served),
+            gradient_fn=at_inference(self._served),
         )
         images = pixels(test.images)
         with contextlib.ExitStack() as stack:

@@ -13,7 +13,7 @@ from keras_rcl.evaluation.embeddings import embedding_geometry
 from keras_rcl.measures.embedding_geometry import POINTS
 from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.model_io.encoder import load_encoder
-from keras_rcl.model_io.loading import resizing
+from keras_rcl.model_io.loading import resize_function
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.dataset import Dataset
 
@@ -117,7 +117,7 @@ def logits_through(source: str, data: sources.ImageData, trust: bool = False) ->
             f"{source} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
             "give a source of the same classes"
         )
-    resize, _ = resizing(source, classifier.image_shape, data.image_shape)
+    resize, _ = resize_function(source, classifier.image_shape, data.image_shape)
     return lambda images: classifier.logits(resize(images)), classifier.model_hash
 
 

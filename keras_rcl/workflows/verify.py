@@ -13,7 +13,7 @@ from keras_rcl.evaluation.record import make_verification, versions
 from keras_rcl.folding import fold
 from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.model_io.classifier import load_classifier
-from keras_rcl.model_io.loading import read_layers
+from keras_rcl.model_io.loading import LoadedModel
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal
@@ -68,7 +68,8 @@ def verify_model(
     Raises:
         InvalidInputError: if model or data cannot be read or do not fit one another, or a layer has no bounds.
     """
-    network, classifier = read_layers(path, trust=trust), load_classifier(path, trust=trust)
+    model = LoadedModel(path, trust=trust)
+    network, classifier = model.layers, load_classifier(model)
     if classifier.gives_probabilities:
         raise InvalidInputError(
             f"{path} gives probabilities, and margins are of logits; save it without its last softmax"
@@ -101,11 +102,7 @@ def verify_model(
         found = certifier(images, chosen.labels, progress=progress, journal=journal)
     record = make_verification(
         found,
-        model={
-            "name": classifier.contract.get("name", path.stem),
-            "variant": classifier.contract.get("variant"),
-            "hash": classifier.model_hash,
-        },
+        model=classifier.identity(),
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
         attacks=[describe(attack) for attack in attacks],

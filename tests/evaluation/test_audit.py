@@ -6,6 +6,8 @@ exact everywhere, and what is planted is the only fault.
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,7 +16,8 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from keras_rcl.evaluation.audit import CHECKS, Evidence, Subject, audit
+from keras_rcl.evaluation.audit import Evidence, Subject, audit
+from keras_rcl.evaluation.checks import CHECKS
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Square
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
@@ -235,6 +238,13 @@ def test_a_success_counted_before_the_last_step():
     evidence = Evidence(clean=before.clean, survived=counted, attacked=((after.adversarial[0], counted),))
     result, raised = found(sound, float(counted.mean()), evidence=evidence)
     assert "record" in raised and result.verdict == "falls"
+
+
+def test_every_check_is_a_row_of_the_documentation():
+    text = (Path(__file__).parents[2] / "docs/auditing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z0-9 ]+?)( \*)? \| .+ \|$", text.partition("## Checks")[2], re.MULTILINE)
+    documented = {name: bool(star) for name, star in rows if name != "check"}
+    assert documented == {name: check.blocks for name, check in CHECKS.items()}
 
 
 def test_the_verifier_by_default_is_autoattack():

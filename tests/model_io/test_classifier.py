@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.craft import craft
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.model_io.classifier import folded_logits, load_classifier
+from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.export import export
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.attacks import MIFGSM, PGD, AutoPGD
@@ -75,28 +75,28 @@ def test_an_attack_on_it_is_the_attack_on_the_network(network, folder, images, f
     assert np.mean(np.abs(found - expected) < 1e-6) > 0.99
 
 
-def test_folded_logits_are_the_same_ones_or_the_served(network, folder, images, tmp_path):
+def test_attacks_read_the_folded_network_if_its_logits_are_the_served_ones(network, folder, images, tmp_path):
     """Of our export another function that gives the same; of a model without layers, or with other ones, the served."""
     classifier = load_classifier(folder)
-    fast = folded_logits(classifier, images)
+    fast = classifier.gradient_fn(images)
     assert fast is not classifier.logits
     served = classifier.logits(images).numpy()
     np.testing.assert_allclose(fast(images), served, rtol=1e-4, atol=1e-5)
-    rounded = folded_logits(classifier, images, "bfloat16")(images)
+    rounded = classifier.gradient_fn(images, "bfloat16")(images)
     np.testing.assert_allclose(rounded, served, atol=0.03 * np.abs(served).max())
     assert np.abs(rounded - served).max() > 1e-4 * np.abs(served).max()
     model = Linear()
     other = load_classifier(model.save(tmp_path / "other", model.logits))
-    assert folded_logits(other, images) is other.logits
+    assert other.gradient_fn(images) is other.logits
     with pytest.raises(InvalidInputError, match="no layers that can be computed in bfloat16; leave out --attack-dtype"):
-        folded_logits(other, images, "bfloat16")
+        other.gradient_fn(images, "bfloat16")
     false = shutil.copytree(folder, tmp_path / "false")
     strange = build_network(
         Network(projection_hidden=16, projection_dim=8), (8, 8, 1), 3, mean=[0.1], std=[0.2], seed=1
     )
     strange.save(false / "model.keras")
     classifier = load_classifier(false)
-    assert folded_logits(classifier, images) is classifier.logits
+    assert classifier.gradient_fn(images) is classifier.logits
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -214,7 +214,7 @@ def test_the_endpoint_may_be_said(tmp_path, images):
     tf.saved_model.save(linear, str(tmp_path / "model"), signatures=signatures)
     found = load_classifier(tmp_path / "model", endpoint="pixels").logits(images)
     np.testing.assert_allclose(found, linear.logits(images / 2), rtol=0, atol=1e-5)
-    with pytest.raises(InvalidInputError, match="classify, pixels; say which with --endpoint"):
+    with pytest.raises(InvalidInputError, match="classify, pixels; choose one with --endpoint"):
         load_classifier(tmp_path / "model")
     with pytest.raises(InvalidInputError, match="no endpoint 'pixel'; it has .*did you mean 'pixels'"):
         load_classifier(tmp_path / "model", endpoint="pixel")

@@ -1,0 +1,149 @@
+"""The checks of an audit, one row each.
+
+To add a check: write `def check(context: Context) -> Result` in one of the modules beside this one, add a row to
+`CHECKS`, and describe the check in `docs/auditing.md`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from keras_rcl.evaluation.checks import claim, comparison, model
+from keras_rcl.evaluation.checks.context import Context, Evidence, Finding, Result, Status, Subject
+
+__all__ = ["CHECKS", "Check", "Context", "Evidence", "Finding", "Result", "Status", "Subject", "run_checks"]
+
+
+class Check(NamedTuple):
+    """One check.
+
+    Attributes:
+        run: Measures the model.
+        meaning: What it means if the check is raised.
+        remedy: What to do then.
+        blocks: Whether a claim does not stand while the check is raised.
+    """
+
+    run: Callable[[Context], Result]
+    meaning: str
+    remedy: str
+    blocks: bool = True
+
+
+CHECKS: dict[str, Check] = {
+    "logits": Check(
+        model.logits,
+        "The output is already a softmax. Cross-entropy applies another softmax, whose gradient almost vanishes: the "
+        "attack is weak, and the defence is not shown to be strong.",
+        "Attack the logits, or the logarithm of the probabilities, as this audit does.",
+        blocks=False,
+    ),
+    "deterministic": Check(
+        model.deterministic,
+        "The model's output for the same image differs from call to call: the model is random or changes with use. "
+        "One gradient is then only a sample, and an attack that follows it follows noise.",
+        "Average gradients over draws (AutoAttack's version `rand`) and report the accuracy expected over draws.",
+    ),
+    "per image": Check(
+        model.per_image,
+        "The output for an image depends on the other images of its batch, as with BatchNormalization in training "
+        "mode.",
+        "Serve and attack the model in inference mode.",
+    ),
+    "gradients": Check(
+        model.gradients,
+        "Gradients of the logit margin are zero, not finite or absent on many images: they are masked, as by rounding, "
+        "JPEG or a clipped input, and gradient attacks do not move.",
+        "Attack through a differentiable replacement of the layer (BPDA), and rely on black-box attacks first.",
+    ),
+    "saturation": Check(
+        model.saturation,
+        "The cross-entropy of many images is so small that its gradient vanishes in float32, though the logits have "
+        "one: they are scaled so high that attacks on the cross-entropy are blind.",
+        "Attack a loss without a scale, the logit margin or DLR, as AutoAttack does.",
+        blocks=False,
+    ),
+    "loss surface": Check(
+        model.loss_surface,
+        "On many images a random step raises the margin more than a step along the gradient: the loss is shattered, "
+        "and its gradient does not lead to adversarial images.",
+        "Rely on black-box attacks; look for rounding, random or discontinuous layers.",
+    ),
+    "epsilon 0": Check(
+        comparison.epsilon_0,
+        "With epsilon 0 the attack's outcome is not the clean one: images are changed on the way, or the model is not "
+        "a function.",
+        "Make attack and model see the same pixels in [0, 1], with all preprocessing inside the model.",
+    ),
+    "ball and box": Check(
+        claim.ball_and_box,
+        "Adversarial images lie outside the ball or outside [0, 1]: another threat model was measured than is claimed.",
+        "Project on the ball and then on the box, in pixels; count the images again.",
+    ),
+    "monotone": Check(
+        comparison.monotone,
+        "A larger epsilon breaks fewer images, though its ball contains the smaller one: the attack fails for reasons "
+        "of its own.",
+        "Tune step size and restarts until robust accuracy falls with epsilon.",
+    ),
+    "large epsilon": Check(
+        comparison.large_epsilon,
+        "Images survive an epsilon at which every image may become any other: the attack is stuck, which is a sign of "
+        "masked gradients.",
+        "Find what stops the attack before relying on a result at any smaller epsilon.",
+    ),
+    "iterative": Check(
+        comparison.iterative,
+        "A single step breaks images that survive many: the loss is not smooth enough for the steps to add up.",
+        "Rely on neither attack; use black-box attacks and smaller steps.",
+    ),
+    "converged": Check(
+        comparison.converged,
+        "Twice the steps, or restarts, break further images: the attack had not converged.",
+        "Raise steps and restarts until nothing changes.",
+    ),
+    "black box": Check(
+        comparison.black_box,
+        "An attack without gradients breaks images that survive all with gradients: gradients are masked.",
+        "Take the black-box attack's number as an upper bound, and look for what masks the gradients.",
+    ),
+    "noise": Check(
+        comparison.noise,
+        "Random noise breaks images that survive all gradient attacks, which should be far stronger.",
+        "The gradient attacks do not work on this model; find out why.",
+    ),
+    "transfer": Check(
+        comparison.transfer,
+        "Images crafted on another model break this one where attacks on itself do not: its own gradients mislead.",
+        "Report the worst case over both, and look for what masks the gradients.",
+    ),
+    "embedding": Check(
+        comparison.embedding,
+        "An attack on the embedding, which does not use the classifier, breaks images that attacks through the "
+        "classifier do not: the head that passes the gradient is stale, or masks it.",
+        "Retrain the head on the encoder that is served, and attack the two together.",
+    ),
+    "record": Check(
+        claim.record,
+        "The record does not fit the model: outcomes recomputed from its images differ from those that it counts, as "
+        "when success is tested before the last step.",
+        "Count an image as robust only if the image that the attack returns is classified correctly.",
+    ),
+    "protocol": Check(
+        claim.protocol,
+        "The claim was measured in other coordinates than pixels, as on normalised images: its epsilon is "
+        "smaller in pixels, or its images were clamped elsewhere.",
+        "State epsilon in [0, 1] pixels and attack with the normalisation inside the model.",
+    ),
+    "claimed number": Check(
+        claim.claimed_number,
+        "Fewer images survive the verifier than are claimed to be robust.",
+        "Report the measured number; the images that were broken are stored beside this audit.",
+        blocks=False,  # it is the verdict `falls` by itself
+    ),
+}
+"""Every check by name, in the order in which checks run and are reported."""
+
+
+def run_checks(context: Context) -> tuple[Finding, ...]:
+    """Run all checks, and return one finding per check."""
+    return tuple(Finding(name, *check.run(context)) for name, check in CHECKS.items())
