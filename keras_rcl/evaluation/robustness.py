@@ -306,6 +306,13 @@ class Evaluator:
             arrays["images"] = adversarial
         return {**arrays, "seconds": np.array(time.perf_counter() - started)}
 
+    def craft(self, number: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return what attack `number` makes of images [N, H, W, C]: per image the same as within an evaluation."""
+        labels = np.asarray(labels, np.int32)
+        outcome = self._attack(number, images, labels, self.predict(images), True, Silent(), Pieces(ALONE))
+        assert outcome.adversarial is not None
+        return outcome.adversarial
+
     def adversarial_images(
         self, survival: Survival, number: int, positions: np.ndarray, images: np.ndarray
     ) -> np.ndarray:
@@ -322,22 +329,19 @@ class Evaluator:
         kept = dict(survival.samples[number])
         missing = np.array([position for position in positions if position not in kept], int)
         if len(missing):
-            labels = survival.labels[missing]
-            clean, silent = survival.clean_predictions[missing], Silent()
-            outcome = self._attack(number, images[missing], labels, clean, True, silent, Pieces(ALONE))
-            assert outcome.adversarial is not None
-            kept.update(zip(missing.tolist(), outcome.adversarial, strict=True))
+            crafted = self.craft(number, images[missing], survival.labels[missing])
+            kept.update(zip(missing.tolist(), crafted, strict=True))
         return np.stack([kept[position] for position in positions.tolist()])
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """The classes [N] of images [N, H, W, C]."""
+        """Return the classes [N] of images [N, H, W, C]."""
         predictions, predict = np.zeros(len(images), np.int32), self._predict_of(images.shape[1:])
         for chosen in _batches(np.arange(len(images)), self.batch_size):
             predictions[chosen] = predict(images[self._filled(chosen)]).numpy()[: len(chosen)]
         return predictions
 
     def _filled(self, chosen: np.ndarray) -> np.ndarray:
-        """Indices of as many images as a compiled function takes at least: those chosen, then the first of them."""
+        """The chosen indices, filled up with the first of them to the batch size that a compiled function takes."""
         return np.concatenate([chosen, np.full(max(0, self._width - len(chosen)), chosen[0])])
 
 

@@ -83,7 +83,7 @@ class LoadedModel:
         if path.is_file():
             if endpoint is not None:
                 raise InvalidInputError(
-                    f"--endpoint {endpoint} names a signature, and {path} is a .keras file without signatures; leave it out"
+                    f"--endpoint {endpoint} names a signature, and the .keras file {path} has none; leave it out"
                 )
             model = self.layers
             _check_reads_images(path, spec := tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype))

@@ -194,6 +194,26 @@ def test_batch_size_does_not_matter_and_craft_makes_the_same_again():
         np.testing.assert_array_equal(seen.argmax(axis=1), first.predictions[number])
 
 
+@pytest.mark.parametrize(
+    "attack", [ATTACKS[0], PGD(epsilon=0.3, num_steps=5, num_restarts=3), AutoPGD(epsilon=0.2, num_steps=5)]
+)
+def test_the_first_broken_and_robust_images_are_kept(attack, monkeypatch):
+    """They are those of an evaluation that keeps all; images that another process attacked are crafted."""
+    monkeypatch.setattr("keras_rcl.evaluation.robustness.SAMPLES", 3)
+    evaluator = Evaluator(linear, [attack], batch_size=4, seed=3)
+    whole, survival = evaluator(IMAGES, LABELS, keep_images=True), evaluator(IMAGES, LABELS)
+    broken, robust = np.flatnonzero(survival.clean & ~survival.survived[0]), np.flatnonzero(survival.survived[0])
+    first = np.concatenate([broken[:3], robust[:3]])
+    assert len(first) > 3 and set(first.tolist()) == set(survival.samples[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator, "craft", None)
+        kept = evaluator.adversarial_images(survival, 0, first, IMAGES)
+    np.testing.assert_array_equal(kept, whole.adversarial[0, first])
+    np.testing.assert_array_equal(evaluator.adversarial_images(whole, 0, RIGHT, IMAGES), whole.adversarial[0, RIGHT])
+    crafted = evaluator.adversarial_images(survival, 0, RIGHT, IMAGES)
+    np.testing.assert_allclose(crafted, whole.adversarial[0, RIGHT], rtol=0, atol=1e-6)
+
+
 def test_it_is_the_attack_with_its_seed():
     evaluator = Evaluator(linear, ATTACKS[:2], batch_size=5, seed=3)
     for number in range(2):
