@@ -43,6 +43,12 @@ class Evaluation:
             the highest robust accuracy under it is the best one.
         validation_limit: use at most N validation images for it.
         patience: early stopping: the last phase ends after N epochs in a row without a higher robust accuracy.
+
+    Example:
+        >>> import keras_rcl
+        >>> evaluation = keras_rcl.Evaluation(attacks=(keras_rcl.AutoAttack(),), limit=1000)
+        >>> evaluation.validation_attack.label
+        'PGD-10'
     """
 
     attacks: tuple[Attack, ...] = (FGSM(), PGD(num_steps=40))
@@ -80,6 +86,12 @@ class Experiment:
         synchronized: on several replicas, BatchNorm normalizes by the statistics of the whole batch; if False, by those
             of each replica's own images, which is faster.
         compare: variants that `fit` also trains and attacks, for the table that it prints.
+
+    Example:
+        >>> import keras_rcl
+        >>> experiment = keras_rcl.Experiment(method=keras_rcl.AT(epochs=3), seed=1)
+        >>> experiment.dataset.name, experiment.network.encoder
+        ('digits', 'small_cnn')
     """
 
     method: Method

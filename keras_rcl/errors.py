@@ -11,6 +11,14 @@ class InvalidInputError(ValueError):
 
     The message is one line: the value that was given, why it cannot be used, and a hint. The command line prints it
     and exits with status 2.
+
+    Example:
+        >>> import keras_rcl
+        >>> try:
+        ...     keras_rcl.Square().with_protocol("claf-repo")
+        ... except keras_rcl.InvalidInputError as error:
+        ...     print(str(error).partition(";")[0])
+        Square-5000 runs in pixels only, not under claf-repo
     """
 
 

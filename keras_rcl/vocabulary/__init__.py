@@ -1,1 +1,1 @@
-"""The words: what a paper *says*, as frozen, validated values. Nothing here imports Keras or TensorFlow."""
+"""Settings as frozen, validated values. Nothing here imports Keras or TensorFlow."""

@@ -14,7 +14,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @spec
 class Claim:
-    """What is said of a model: that so large a share of images stays right whatever is done within the ball."""
+    """A claimed robust accuracy: the share of images that no perturbation within the ball misclassifies.
+
+    Attributes:
+        robust_accuracy: the claimed share, in [0, 1].
+        norm: the ball, `linf` or `l2`.
+        epsilon: radius of the ball in pixel units, such as "8/255".
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.Claim(robust_accuracy=0.6, epsilon="8/255").norm
+        'linf'
+    """
 
     robust_accuracy: Share
     norm: Norm = "linf"
@@ -28,16 +39,22 @@ class Claim:
 class AuditBudget:
     """How much an audit spends.
 
-    Fields:
-        num_images: the checks' images, the first of those that AutoAttack is run on.
-        num_steps: of the PGD that is checked for convergence; it is run with twice as many steps, and with restarts.
-        num_restarts: of that last one.
-        num_queries: of the black-box check.
-        num_draws: of each noise control.
-        verifier: the attack that the claimed number is held against, at the claim's epsilon; AutoAttack by default, its
-            version `rand` where the model is random.
-        tolerance: the share of images by which two measures may differ before anything is raised.
-        claim_tolerance: the share by which a claim on the same images may exceed what is measured.
+    Attributes:
+        num_images: images of the checks, the first ones of those that the verifier attacks.
+        num_steps: steps of the PGD that is checked for convergence; it also runs with twice as many steps and with
+            restarts.
+        num_restarts: restarts of the PGD with restarts.
+        num_queries: queries per image of the black-box check.
+        num_draws: draws per image of each noise control.
+        verifier: the attack that measures robust accuracy at the claim's epsilon; AutoAttack if not given, in version
+            `rand` if the model is random.
+        tolerance: the share of images by which two measurements may differ before a check raises a finding.
+        claim_tolerance: the share by which a claim on the same images may exceed the measured robust accuracy.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.AuditBudget(num_images=50).num_steps
+        20
     """
 
     num_images: PositiveInt = 100
@@ -53,12 +70,12 @@ class AuditBudget:
         """The verifier, in the claim's ball.
 
         Raises:
-            InvalidInputError: if it is of another norm.
+            InvalidInputError: if the verifier has another norm than the claim.
         """
         if self.verifier is not None:
             if self.verifier.norm != claim.norm:
                 raise InvalidInputError(
-                    f"verifier {self.verifier.label} is of {self.verifier.norm}, the claim of {claim.norm}"
+                    f"verifier {self.verifier.label} has norm {self.verifier.norm}, the claim {claim.norm}; use one norm"
                 )
             return self.verifier.with_epsilon(claim.epsilon)
         return AutoAttack(norm=claim.norm, epsilon=claim.epsilon, version="rand" if randomised else "standard")

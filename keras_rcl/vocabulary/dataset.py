@@ -1,4 +1,4 @@
-"""Which images, and how they are varied: data sets and augmentation policies as values."""
+"""Data sets and augmentation policies as values."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -8,19 +8,19 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 from keras_rcl.vocabulary.spec import spec
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""Of random numbers: what NumPy, Keras and TensorFlow all take."""
+"""A seed that NumPy, Keras and TensorFlow accept."""
 
 
 @spec
 class NoAugmentation:
-    """The image as it is."""
+    """No augmentation."""
 
     name: Literal["none"] = "none"
 
 
 @spec
 class CropFlip:
-    """Pad by `padding` zeros, crop back to size at a random place, flip left-right half of the time."""
+    """Pad by `padding` zeros, crop to the original size at a random position, flip left-right with probability 1/2."""
 
     name: Literal["crop_flip"] = "crop_flip"
     padding: NonNegativeInt = 4
@@ -69,24 +69,30 @@ else:
 
 @spec
 class Dataset:
-    """A labelled image data set and its fixed, seeded, stratified parts.
+    """A labelled image data set and its fixed, seeded, stratified splits.
 
-    Fields:
+    Attributes:
         name: `digits` (ships with scikit-learn), any TFDS image-classification data set, or `folder`.
-        folder: for `folder`: a folder of images, one sub-folder a class.
-        data_dir: where TFDS finds or puts prepared data sets; `TFDS_DATA_DIR` when not given.
-        image_size: height and width to which images are resized; needed where their sizes differ.
+        folder: for `folder`: the path of a folder of images with one sub-folder per class.
+        data_dir: where TFDS reads and writes prepared data sets; `TFDS_DATA_DIR` if not given.
+        image_size: height and width, in pixels, to which images are resized; needed if their sizes differ.
         validation_fraction: the share of the training images held out to choose checkpoints and settings
             (0.2 is Cusin's 80/20 split; 0 holds nothing out).
-        test_fraction: the share held out as the test part, where the data set has no test part of its own.
-        limit: at most so many images in each part, with the class balance kept.
-        split_seed: the seed of the parts, apart from the run's own seed, so that runs with other seeds share them.
+        test_fraction: the share held out as the test split, if the data set has no test split of its own.
+        limit: at most this number of images in each split, with the class balance kept.
+        split_seed: the seed of the splits, independent of the run's seed, so that runs with other seeds share them.
         balanced_batches: draw every class equally often in each training batch.
-        streamed: of a data set of TFDS that is larger than memory: training images are read from their files as they
-            are needed, the shorter side brought to 8/7 of `image_size` and the middle cut out. The validation part is
-            then the end of the train split, whatever `split_seed` is.
-        held_images: where streamed: at most so many images in the validation and in the test part, class balance kept.
-        shuffle_buffer: where streamed: records among which the next one is drawn, after the files were shuffled.
+        streamed: for a TFDS data set that is larger than memory: training images are read from their files when they
+            are needed, resized so that the shorter side is 8/7 of `image_size`, and cropped to the centre. The
+            validation split is then the end of the train split, whatever `split_seed` is.
+        held_images: if streamed: at most this number of images in the validation and in the test split, with the class
+            balance kept.
+        shuffle_buffer: if streamed: records among which the next one is drawn, after the files were shuffled.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.Dataset(name="cifar10", validation_fraction=0.1).test_fraction
+        0.2
     """
 
     name: Annotated[str, Field(pattern=r"^\w+(/[\w.+-]+)?(:[\d.*]+)?$")] = "digits"
@@ -104,6 +110,6 @@ class Dataset:
 
     def __post_init__(self):
         if self.streamed and self.name in ("digits", "folder"):
-            raise ValueError(f"streamed is for data sets of TFDS, not for {self.name}; leave it out")
+            raise ValueError(f"streamed is for TFDS data sets, not for {self.name}; leave it out")
         if self.streamed and (self.image_size is None or self.balanced_batches):
             raise ValueError("streamed needs image_size, such as 224, and no balanced_batches")

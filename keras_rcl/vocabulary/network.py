@@ -18,15 +18,20 @@ AttackDtype = Literal["float32", "bfloat16"]
 class Network:
     """The two-headed network: image -> normalize -> encoder -> {embedding, projection, logits}.
 
-    Fields:
+    Attributes:
         encoder: one of `keras_rcl.networks.backbones`.
-        projection_hidden: width of the projection head's hidden layer; none makes the head one linear layer.
-        projection_dim: D, the length of the projection; none leaves the head out, so that the projection is the
+        projection_hidden: width of the projection head's hidden layer; None makes the head one linear layer.
+        projection_dim: D, the length of the projection; None leaves the head out, so that the projection is the
             normalised embedding (Cusin).
-        pretrained: weights that `resnet50` starts from, in the architecture of keras.applications: `imagenet`, which
-            Keras downloads (94 MB), or an `.h5` file of that network's, without its top. They read RGB images, which
-            are then normalised as they were for them, whatever `normalization` says.
+        pretrained: initial weights of `resnet50`, in the architecture of keras.applications: `imagenet`, which Keras
+            downloads (94 MB), or an `.h5` file of that network without its top. The weights take RGB images, which are
+            then normalised as for these weights; `normalization` is ignored.
         normalization: `mean_std` of the training images per channel, `minus1to1` for 2x - 1, or `none`.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.Network(encoder="resnet18", projection_dim=64).projection_hidden
+        512
     """
 
     encoder: Encoder = "small_cnn"
@@ -38,5 +43,5 @@ class Network:
     def __post_init__(self):
         if self.pretrained and self.encoder != "resnet50":
             raise ValueError(
-                f"pretrained weights are of encoder resnet50, not of {self.encoder}; leave one of them out"
+                f"pretrained weights are available for encoder resnet50, not for {self.encoder}; leave one of them out"
             )

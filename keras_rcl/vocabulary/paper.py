@@ -1,4 +1,4 @@
-"""A paper's tables and figures as values: what it published, and what of ours stands beside it."""
+"""A paper's tables and figures as values: the published numbers and our measurements that correspond to them."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, Union
@@ -12,7 +12,7 @@ from keras_rcl.vocabulary.threat import Pixels
 
 @spec
 class Clean:
-    """Accuracy on the images as they are, in percent."""
+    """Accuracy on clean images, in percent."""
 
     kind: Literal["clean"] = "clean"
 
@@ -21,8 +21,8 @@ class Clean:
 class Robust:
     """Robust accuracy under an attack, in percent.
 
-    Fields:
-        limit: at most so many test images, where the attack is too dear for all of them.
+    Attributes:
+        limit: at most this number of test images, if the attack is too expensive for all of them.
     """
 
     kind: Literal["robust"] = "robust"
@@ -32,7 +32,7 @@ class Robust:
 
 @spec
 class Verified:
-    """How many images are `timeout / safe / safe-incomplete` at a radius, of the first that stood the attack."""
+    """Number of images that are `timeout / safe / safe-incomplete` at a radius, of the first robust ones."""
 
     kind: Literal["verified"] = "verified"
     epsilon: Pixels
@@ -40,12 +40,12 @@ class Verified:
 
 Measure = Annotated[Union[Clean, Robust, Verified], Field(discriminator="kind")]
 Published = float | str | None
-"""Percent, or a text as the paper has it; none where it gives nothing."""
+"""Percent, or a text as in the paper; None if the paper gives nothing."""
 
 
 @spec
 class Column:
-    """One number of the paper, and the measures of ours that stand beside it, one a protocol."""
+    """One number of the paper and our measures of it, one per protocol."""
 
     title: str
     measures: tuple[Measure, ...] = ()
@@ -55,10 +55,10 @@ class Column:
 class Row:
     """A system of the table.
 
-    Fields:
-        label: as the paper calls it.
+    Attributes:
+        label: the name in the paper.
         config: the file below `configs/papers/<paper>/` that trains it.
-        published: a value a column; none given is nothing published.
+        published: one value per column; empty if nothing is published.
     """
 
     label: str
@@ -76,12 +76,12 @@ class Comparison:
 
 @spec
 class Claim:
-    """A conclusion: that some rows lie above others, each of them in each of some columns.
+    """A conclusion: some rows lie above others in each of some columns.
 
-    Fields:
+    Attributes:
         text: in our words.
         columns: by title; their measures are of the same protocols.
-        pairs: a `row` that is said to lie above its `against`.
+        pairs: each `row` lies above its `against`.
     """
 
     text: str
@@ -90,7 +90,7 @@ class Claim:
 
     @classmethod
     def above(cls, text: str, columns: tuple[str, ...], row: str, *others: str) -> "Claim":
-        """That one row lies above others."""
+        """A claim that one row lies above others."""
         return cls(text=text, columns=columns, pairs=tuple(Comparison(row=row, against=other) for other in others))
 
 
@@ -98,11 +98,11 @@ class Claim:
 class Table:
     """A table of the paper, or the numbers of one of its figures.
 
-    Fields:
+    Attributes:
         protocol: of the published numbers, where there are any.
-        comparisons: whose differences are told.
-        claims: what is concluded from it, or asked of it.
-        notes: what contradicts what, and what is done here.
+        comparisons: pairs of rows whose differences are reported.
+        claims: conclusions that are drawn from the table or tested on it.
+        notes: contradictions in the paper, and how they are resolved here.
     """
 
     name: str
@@ -139,17 +139,17 @@ class Table:
 
 @spec
 class LossCurves:
-    """The loss of each epoch, a panel a training, or a phase of one."""
+    """The loss of each epoch, one panel per training or per phase of one."""
 
     kind: Literal["loss_curves"] = "loss_curves"
     title: str
     panels: tuple[tuple[str, str, str | None], ...]
-    """(title, config, phase), the phase none where all are shown."""
+    """(title, config, phase); the phase is None if all are shown."""
 
 
 @spec
 class RobustCurves:
-    """Robust accuracy against epsilon, a line a row of a table, a picture a protocol."""
+    """Robust accuracy against epsilon, one line per row of a table, one picture per protocol."""
 
     kind: Literal["robust_curves"] = "robust_curves"
     title: str
@@ -159,7 +159,7 @@ class RobustCurves:
 
 @spec
 class Bars:
-    """What a table has under its first column, measured and published, a pair of bars a row."""
+    """The first column of a table, measured and published, one pair of bars per row."""
 
     kind: Literal["bars"] = "bars"
     title: str
@@ -168,7 +168,7 @@ class Bars:
 
 @spec
 class Embeddings:
-    """Embeddings of test images in the plane, a panel a (title, config)."""
+    """Embeddings of test images in the plane, one panel per (title, config)."""
 
     kind: Literal["embeddings"] = "embeddings"
     title: str
@@ -178,7 +178,7 @@ class Embeddings:
 
 @spec
 class Pictures:
-    """What an attack does to some images, a picture a (title, config)."""
+    """Images under an attack, one picture per (title, config)."""
 
     kind: Literal["pictures"] = "pictures"
     title: str
@@ -191,10 +191,10 @@ Figure = Annotated[Union[LossCurves, RobustCurves, Bars, Embeddings, Pictures], 
 
 @spec
 class StoredExamples:
-    """Adversarial examples of the training images, made once, that rows of a paper train on.
+    """Adversarial examples of the training images, crafted once, that rows of a paper train on.
 
-    Fields:
-        folder: as the `stored` attacks of those rows name it.
+    Attributes:
+        folder: the name in the `stored` attacks of those rows.
         proxy: `<paper>/<row>` of the network that is attacked, at seed 0.
     """
 
@@ -207,7 +207,7 @@ class StoredExamples:
 class Paper:
     """A paper: its tables, as published, and its figures.
 
-    Fields:
+    Attributes:
         name: of its folder in `configs/papers/`.
         notes: what holds for all of its tables.
         stored: what is to be made before rows that train on it.

@@ -1,4 +1,4 @@
-"""A method is a list of phases: each says which parts train, which views are in the batch, which losses are weighed."""
+"""A method is a list of phases. A phase names the parts that train, the views in a batch and the weighted losses."""
 
 from typing import Annotated, Literal, Union
 
@@ -15,11 +15,11 @@ from keras_rcl.vocabulary.threat import Pixels, check_epsilon
 class Ramp:
     """A number that moves from `start` to `stop` over some epochs of a phase.
 
-    Fields:
-        start: its value until then.
-        stop: its value from then on.
-        epochs: how long it moves; 0 jumps.
-        after: how many epochs it waits before.
+    Attributes:
+        start: the value before the ramp.
+        stop: the value after it.
+        epochs: length of the ramp in epochs; 0 is a jump.
+        after: epochs before the ramp.
         shape: `linear`; or `smooth`, which grows as the fourth power for the first quarter and then at the slope
             reached there (Shi et al. 2021).
     """
@@ -36,7 +36,7 @@ class Ramp:
 
 Weight = NonNegativeFloat | Ramp
 Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a moving average: the share of it that a step leaves."""
+"""The decay of a moving average: the share of the average that remains after a step."""
 Kind = Literal["clean", "augmented", "adversarial", "worst_case"]
 
 
@@ -49,7 +49,7 @@ class Clean:
 
 @spec
 class Augmented:
-    """A random variation of each image, drawn anew for each view."""
+    """A random variation of each image, drawn independently for each view."""
 
     kind: Literal["augmented"] = "augmented"
     policy: Policy
@@ -59,13 +59,15 @@ class Augmented:
 class Adversarial:
     """The images of another view, attacked through the classifier with the network in inference mode.
 
-    Under the attacks `stored` and `refreshed` they are not crafted for the batch: the view is made of the examples
-    that are kept as `of` is of the images.
+    With the attacks `stored` and `refreshed` they are not crafted for the batch: the view is made of the stored
+    examples, as `of` is made of the images.
 
-    Fields:
-        warm_steps: from the second epoch of each run of the phase on, an image's attack starts where its last one
-            ended and takes so many steps (as in ATTA, Zheng et al. 2020, which keeps perturbations from epoch to
-            epoch); 0 attacks anew each time.
+    Attributes:
+        attack: the attack.
+        of: the view that is attacked.
+        warm_steps: from the second epoch of each run of the phase, an image's attack starts where its last attack
+            ended and takes this number of steps (as in ATTA, Zheng et al. 2020, which keeps perturbations from epoch
+            to epoch); with 0 each attack starts from its own start.
     """
 
     kind: Literal["adversarial"] = "adversarial"
@@ -75,27 +77,27 @@ class Adversarial:
 
     def __post_init__(self):
         if self.warm_steps and (self.attack.name not in ("bim", "pgd") or self.attack.num_restarts > 1):
-            raise ValueError(f"{self.attack.label} has no last image to start from; warm_steps are for bim and pgd")
+            raise ValueError(f"{self.attack.label} cannot start from its last image; use warm_steps with bim or pgd")
         if self.warm_steps and isinstance(self.of, Augmented):
             raise ValueError("warm_steps need images that stay the same from epoch to epoch, not crops of them")
 
     @property
     def crafted(self) -> bool:
-        """Whether each batch crafts it."""
+        """Whether the view is crafted for each batch."""
         return self.attack.name not in ("stored", "refreshed")
 
 
 @spec
 class WorstCase:
-    """All images within epsilon (L-inf, in the pixel box) at once: its outputs come from bounds, not from an image.
+    """All images within epsilon (L-inf, in the pixel box) at once: the outputs are bounds, not those of an image.
 
-    Fields:
-        bound: how they are bounded; see `keras_rcl.bounds`. `crown-ibp-fused` bounds the cross-entropy itself instead
-            of each margin (loss fusion, Xu et al. 2020): looser, and at a fraction of the cost.
+    Attributes:
+        bound: the bound; see `keras_rcl.bounds`. `crown-ibp-fused` bounds the cross-entropy itself instead of each
+            margin (loss fusion, Xu et al. 2020): looser, at a fraction of the cost.
         epsilon: the radius; a `Ramp` in training.
         outputs: `margins` gives worst-case logits, whose cross-entropy is not below that of any image in the ball.
             `lower_bounds` gives the lower bound of each logit and of each value of the embedding (Cusin's published
-            code): no image need have such outputs, and a small loss on them certifies nothing.
+            code): there may be no image with such outputs, and a small loss on them certifies nothing.
     """
 
     kind: Literal["worst_case"] = "worst_case"
@@ -106,11 +108,11 @@ class WorstCase:
     def __post_init__(self):
         check_epsilon(self.radius, "linf")
         if self.bound == "crown-ibp-fused" and self.outputs == "lower_bounds":
-            raise ValueError("crown-ibp-fused bounds a cross-entropy and no output by itself; take crown-ibp")
+            raise ValueError("crown-ibp-fused bounds a cross-entropy, not each output; use crown-ibp")
 
     @property
     def radius(self) -> float:
-        """The epsilon that the phase ends with."""
+        """The epsilon at the end of the phase."""
         return self.epsilon.stop if isinstance(self.epsilon, Ramp) else self.epsilon
 
 
@@ -118,13 +120,13 @@ View = Annotated[Union[Clean, Augmented, Adversarial, WorstCase], Field(discrimi
 
 
 def view_of(policy: Policy) -> Clean | Augmented:
-    """The view that a policy makes: `none` is the clean image."""
+    """The view of a policy; `none` gives the clean image."""
     return Clean() if isinstance(policy, NoAugmentation) else Augmented(policy=policy)
 
 
 @spec
 class CrossEntropy:
-    """Cross-entropy of the logits, on the views of one kind, or on all."""
+    """Cross-entropy of the logits, on the views of one kind or on all views."""
 
     term: Literal["cross_entropy"] = "cross_entropy"
     weight: Weight = 1.0
@@ -133,7 +135,7 @@ class CrossEntropy:
 
 @spec
 class BoostedCrossEntropy:
-    """Cross-entropy and a margin on the likeliest wrong class (MART), on the views of one kind, or on all."""
+    """Cross-entropy and a margin to the top wrong class (MART), on the views of one kind or on all views."""
 
     term: Literal["boosted_cross_entropy"] = "boosted_cross_entropy"
     weight: Weight = 1.0
@@ -144,13 +146,13 @@ class BoostedCrossEntropy:
 class SupCon:
     """Supervised contrastive loss over all views (Khosla et al. 2020; CLAF eq. 2).
 
-    Fields:
-        reads: the head's `projection`, or the encoder's `embedding` where a paper has no head (Landsman, Cusin).
-        normalized: False takes it before it is brought to unit length, as CLAF's published code does in its first
-            stage.
-        positives: of an anchor: all of its `class`, or the other views of its `image` alone, which needs no label
+    Attributes:
+        reads: the head's `projection`, or the encoder's `embedding` if a paper has no head (Landsman, Cusin).
+        normalized: False uses the output before it is scaled to unit length, as CLAF's published code does in its
+            first stage.
+        positives: of an anchor: all rows of its `class`, or only the other views of its `image`, which needs no label
             (Chen et al. 2020).
-        on: the views of one kind; all but the worst case where not given.
+        on: the views of one kind; all views except the worst case if not given.
     """
 
     term: Literal["supcon"] = "supcon"
@@ -221,17 +223,17 @@ Term = Annotated[
 
 
 Contrast = Annotated[Union[SupCon, MarginContrastive], Field(discriminator="term")]
-"""Either of the losses that compare what a network makes of several images."""
+"""A contrastive loss."""
 
 
 @spec
 class Adam:
     """Adam (Kingma and Ba 2015).
 
-    Fields:
+    Attributes:
         schedule: `cosine` decays the learning rate to 0 over the phase; `steps` divides it by 5 after 5/7 and again
             after 6/7 of the phase (Shi et al. 2021, epochs 50 and 60 of 70).
-        clip_norm: the gradient of all weights together is scaled down to this length where it is longer.
+        clip_norm: the gradient of all weights together is scaled to this length if it is longer.
     """
 
     name: Literal["adam"] = "adam"
@@ -243,7 +245,7 @@ class Adam:
 
 @spec
 class SGD:
-    """Stochastic gradient descent, with momentum where asked for."""
+    """Stochastic gradient descent, with momentum."""
 
     name: Literal["sgd"] = "sgd"
     learning_rate: PositiveFloat = 0.1
@@ -257,12 +259,12 @@ Optimizer = Annotated[Union[Adam, SGD], Field(discriminator="name")]
 
 @spec
 class WeightPerturbation:
-    """Adversarial weight perturbation (Wu, Xia and Wang 2020): a step's gradient is taken at worse weights.
+    """Adversarial weight perturbation (Wu, Xia and Wang 2020): a step's gradient is computed at perturbed weights.
 
-    Fields:
-        gamma: length of a kernel's perturbation relative to the kernel's own; 0 for none. The authors' values are
-            0.01 for adversarial training and 0.005 for TRADES.
-        warmup_epochs: of the phase, without a perturbation (the authors': 10 of 200 for TRADES).
+    Attributes:
+        gamma: length of a kernel's perturbation relative to the length of the kernel; 0 for none. The authors' values
+            are 0.01 for adversarial training and 0.005 for TRADES.
+        warmup_epochs: epochs of the phase without a perturbation (the authors': 10 of 200 for TRADES).
     """
 
     gamma: NonNegativeFloat = 0.0
@@ -273,27 +275,27 @@ class WeightPerturbation:
 class Phase:
     """One stage of a method.
 
-    Fields:
-        name: what progress bars and TensorBoard call it.
+    Attributes:
+        name: the name in progress bars and TensorBoard.
         epochs: passes over the training images.
-        trains: the parts that move; all else is frozen, BatchNorm statistics included.
-        views: what a batch is made of, V views of each image.
+        trains: the parts that train; all others are frozen, with their BatchNorm statistics.
+        views: the V views of each image in a batch.
         terms: the weighted losses, summed.
-        augmentation: varies each image once, before its views are made of it: they share the crop.
+        augmentation: varies each image once, before its views are made: they share the crop.
         refresh: phases run before each epoch of this one (CLAF's inner classifier epochs).
-        reinitialize: parts drawn anew before the phase starts; as a refresh, before each of its runs.
-        interval_initialization: the kernels of the parts that train are drawn before the phase starts so that
+        reinitialize: parts that are initialised again before the phase starts; for a refresh, before each of its runs.
+        interval_initialization: the kernels of the parts that train are initialised before the phase so that
             intervals keep their width from layer to layer (Shi et al. 2021, section 3.1).
-        fresh_optimizer: for a refresh: start its optimizer anew at each run, as CLAF's published code does.
+        fresh_optimizer: for a refresh: reset its optimizer at each run, as CLAF's published code does.
         detach_classifier: the classifier trains, but its gradient stops at the embedding (an online head).
         ema: decay of an exponential moving average of the network over the phase's steps; 0 keeps none. The average is
-            what is monitored, validated, saved and handed on; the steps, and their attacks, are of the weights.
-        awp: adversarial weight perturbation of what trains, by the whole loss; metrics of a step are at the worse
-            weights. It costs each view another pass forward and back.
+            monitored, validated, saved and exported; steps and their attacks use the weights.
+        awp: adversarial weight perturbation of the parts that train, by the whole loss; metrics of a step are those
+            at the perturbed weights. It costs one more forward and backward pass per view.
         separate_batchnorm: views that are not adversarial have BatchNorm statistics, gamma and beta of their own (Xie
-            et al. 2020), which begin as copies and end with the phase: the network that is attacked, validated and
-            handed on is that of the adversarial views.
-        frozen_statistics: False lets a frozen encoder's BatchNorm statistics move, as CLAF's published code does.
+            et al. 2020), which start as copies and end with the phase: the network that is attacked, validated
+            and exported is that of the adversarial views.
+        frozen_statistics: False updates a frozen encoder's BatchNorm statistics, as CLAF's published code does.
     """
 
     name: str
@@ -316,7 +318,7 @@ class Phase:
 
     def __post_init__(self):
         if self.ema and self.refresh:
-            raise ValueError(f"phase {self.name!r}: its refreshes would train the average; leave out one of the two")
+            raise ValueError(f"phase {self.name!r}: its refreshes would train the average; leave out ema or refresh")
         kinds = [view.kind for view in self.views]
         if self.warm_views and not isinstance(self.augmentation, NoAugmentation):
             raise ValueError(f"phase {self.name!r}: warm_steps need images that stay the same; leave augmentation out")
@@ -339,7 +341,7 @@ class Phase:
                 raise ValueError(f"phase {self.name!r}: no {on} view for its {term.term}; it has {kinds}")
 
     def _check_branches(self, kinds: list[Kind]) -> None:
-        """Whether there are two branches to separate, of an encoder that trains, at the weights as they are."""
+        """Check that there are two branches to separate, of an encoder that trains without perturbed weights."""
         where = f"phase {self.name!r}: separate_batchnorm"
         if "adversarial" not in kinds or len(set(kinds)) == 1:
             raise ValueError(f"{where} needs adversarial views and others; it has {kinds}")
@@ -348,12 +350,12 @@ class Phase:
 
     @property
     def worst_case(self) -> WorstCase | None:
-        """Its view of all images in a ball, if it has one."""
+        """The view of all images in a ball, if there is one."""
         return self.views[-1] if isinstance(self.views[-1], WorstCase) else None
 
     @property
     def of_whole_batch(self) -> tuple[str, ...]:
-        """What it has that needs a whole batch in one place."""
+        """The settings that need a whole batch on one replica."""
         found = {
             "bounds": self.worst_case,
             "awp": self.awp.gamma,
@@ -363,29 +365,29 @@ class Phase:
 
     @property
     def warm_views(self) -> tuple[int, ...]:
-        """The places of the views whose attacks start where the last ones ended."""
+        """The positions of the views whose attacks start where the last ones ended."""
         return tuple(place for place, view in enumerate(self.views) if getattr(view, "warm_steps", 0))
 
     @property
     def reads_fixed_features(self) -> bool:
-        """Whether it sees nothing but what an encoder that stands still makes of images that stay the same."""
-        stands = self.trains == ("classifier",) and self.frozen_statistics and not self.awp.gamma
+        """Whether the phase reads only the features that a frozen encoder computes from constant images."""
+        frozen = self.trains == ("classifier",) and self.frozen_statistics and not self.awp.gamma
         same = isinstance(self.augmentation, NoAugmentation) and all(isinstance(view, Clean) for view in self.views)
-        return stands and same and all(isinstance(term, (CrossEntropy, BoostedCrossEntropy)) for term in self.terms)
+        return frozen and same and all(isinstance(term, (CrossEntropy, BoostedCrossEntropy)) for term in self.terms)
 
     @property
     def cost(self) -> float:
-        """Forward passes that an image costs in an epoch, roughly: two for a backward, two for an attack's step."""
+        """Forward passes per image and epoch, roughly: a backward pass counts as two, a step of an attack as two."""
         learned = (3 if "encoder" in self.trains else 1) * (2 if self.awp.gamma else 1)
         attacked = sum(view.attack.cost for view in self.views if isinstance(view, Adversarial))
         return len(self.views) * learned + attacked
 
     @property
     def total_cost(self) -> float:
-        """`cost` of all epochs, those of the refreshes included."""
+        """`cost` of all epochs, with those of the refreshes."""
         return self.epochs * (self.cost + sum(inner.total_cost for inner in self.refresh))
 
     @property
     def total_epochs(self) -> int:
-        """Passes over the training images, those of the refreshes included."""
+        """Passes over the training images, with those of the refreshes."""
         return self.epochs * (1 + sum(inner.total_epochs for inner in self.refresh))

@@ -1,4 +1,4 @@
-"""Where a setting may lie: the ranges of a search for hyper-parameters, and those that a method has by default."""
+"""Ranges of a hyper-parameter search, and the default ranges of a method."""
 
 import re
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ class Interval:
         if not self.low < self.high:
             raise ValueError(f"{self} is empty; give the lower end first")
         if self.name == "log" and self.low <= 0:
-            raise ValueError(f"{self} reaches {self.low:g}, which has no logarithm; begin above 0")
+            raise ValueError(f"{self} starts at {self.low:g}, which has no logarithm; start above 0")
         if self.name == "int" and not (self.low.is_integer() and self.high.is_integer()):
-            raise ValueError(f"{self} does not begin and end at whole numbers")
+            raise ValueError(f"{self} needs whole numbers as ends; round them")
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -78,16 +78,16 @@ def parse_range(text: str) -> Range:
     Numbers may be fractions, such as 8/255.
 
     Raises:
-        InvalidInputError: if it is none, naming it.
+        InvalidInputError: if the text is not a range; the message names it.
     """
     example = "write log(1e-4, 1e-2), uniform(0, 1), int(2, 20) or choice(64, 128)"
     found = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text) if isinstance(text, str) else None
     if not found:
-        raise InvalidInputError(f"{text!r} is no range; {example}")
+        raise InvalidInputError(f"{text!r} is not a range; {example}")
     name: Any
     name, inner = found.groups()
     if name not in RANGES:
-        raise InvalidInputError(f"{text!r}: no range is called {name!r}{did_you_mean(name, RANGES)}; {example}")
+        raise InvalidInputError(f"{text!r}: there is no range {name!r}{did_you_mean(name, RANGES)}; {example}")
     values = tuple(value.strip() for value in _split(inner))
     try:
         if name == "choice":

@@ -1,4 +1,4 @@
-"""Distances in pixels: the unit of every epsilon and step size in this package."""
+"""Distances in pixel units, in which every epsilon and step size of this package is given."""
 
 import math
 from fractions import Fraction
@@ -22,7 +22,7 @@ def parse_pixels(value: Any) -> float:
     True
 
     Raises:
-        ValueError: if the value is no number or fraction, is negative, or is not finite.
+        ValueError: if the value is not a number or fraction, is negative, or is not finite.
     """
     try:
         number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
@@ -53,7 +53,7 @@ else:
 
 
 def check_epsilon(epsilon: float, norm: Norm) -> None:
-    """Refuse an L-inf radius above the whole pixel range: the classic 0-255 mistake.
+    """Reject an L-inf radius above the whole pixel range: epsilon was probably given in 0-255.
 
     Raises:
         ValueError: if `norm` is `linf` and `epsilon` is larger than 1.
@@ -65,7 +65,7 @@ def check_epsilon(epsilon: float, norm: Norm) -> None:
 
 
 def check_step_size(step_size: float | None, norm: Norm) -> None:
-    """Refuse a step that never moves, or an L-inf step above the whole pixel range; none given is fine.
+    """Reject a step of length 0 and an L-inf step above the whole pixel range; None is valid.
 
     Raises:
         ValueError: if `step_size` is 0, or `norm` is `linf` and it is larger than 1.
@@ -80,9 +80,17 @@ def check_step_size(step_size: float | None, norm: Norm) -> None:
 
 @spec
 class ThreatModel:
-    """What an attacker may do: move an image by at most `epsilon` in `norm`, staying in the pixel box [0, 1].
+    """What an attacker may do: move an image by at most `epsilon` in `norm`, within the pixel box [0, 1].
 
-    Under another `protocol` than `pixel` both ball and box are those of its own coordinates.
+    Attributes:
+        norm: the ball, `linf` or `l2`.
+        epsilon: radius of the ball, such as "8/255", in pixel units if `protocol` is `pixel`.
+        protocol: the coordinates in which ball and box are given.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.ThreatModel(epsilon="8/255") == keras_rcl.PGD(epsilon=8 / 255).threat_model
+        True
     """
 
     norm: Norm = "linf"
@@ -95,12 +103,13 @@ class ThreatModel:
 
 @spec
 class Coordinates:
-    """Where a protocol measures: u = (x - shift) / scale, one number a channel, for pixels x in [0, 1].
+    """The coordinates of a protocol: u = (x - shift) / scale, one number per channel, for pixels x in [0, 1].
 
-    Fields:
-        shift, scale: of the red, green and blue channel.
-        box: what u is clamped to, the same in every channel; where not given, the image of the pixel box.
-        last_step_counts: False where success is recorded before each step, so that what the last one reaches is lost.
+    Attributes:
+        shift: of the red, green and blue channel.
+        scale: of the red, green and blue channel.
+        box: what u is clamped to, the same in every channel; if not given, the image of the pixel box.
+        last_step_counts: False if success is recorded before each step, so that the result of the last one is lost.
     """
 
     shift: tuple[float, ...] = (0.0, 0.0, 0.0)

@@ -141,7 +141,7 @@ def test_what_is_read_from_memory_is_refused(prepared):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (dict(name="digits"), "data sets of TFDS, not for digits"),
+        (dict(name="digits"), "TFDS data sets, not for digits"),
         (dict(image_size=None), "streamed needs image_size"),
         (dict(balanced_batches=True), "no balanced_batches"),
     ],

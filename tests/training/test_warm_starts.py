@@ -79,8 +79,8 @@ def test_claf_warms_its_inner_epochs_or_its_positives():
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Adversarial(attack=FGSM(), warm_steps=1), "FGSM has no last image"),
-        (lambda: Adversarial(attack=PGD(num_restarts=2), warm_steps=1), "PGD-10.* has no last image"),
+        (lambda: Adversarial(attack=FGSM(), warm_steps=1), "FGSM cannot start from its last image"),
+        (lambda: Adversarial(attack=PGD(num_restarts=2), warm_steps=1), "PGD-10.* cannot start from its last image"),
         (lambda: Adversarial(attack=PGD(), of=Augmented(policy=CropFlip()), warm_steps=1), "not crops"),
         (lambda: head_phase(augmentation=CropFlip()), "leave augmentation out"),
         (lambda: tiny_clafs(warm_steps=1, head="online", positive_of="crop").phases(), "not crops"),

@@ -175,9 +175,9 @@ def test_steps_in_pixels():
         PGD().with_epsilon(8)
 
 
-@pytest.mark.parametrize(("step_size", "cure"), [("2", "2/255"), ("0", "a quarter of epsilon")])
-def test_a_step_in_bytes_or_of_nothing_is_refused(step_size, cure):
-    with pytest.raises(ValueError, match=f"step_size {step_size} .*{cure}"):
+@pytest.mark.parametrize(("step_size", "hint"), [("2", "2/255"), ("0", "a quarter of epsilon")])
+def test_a_step_in_bytes_or_of_nothing_is_rejected(step_size, hint):
+    with pytest.raises(ValueError, match=f"step_size {step_size} .*{hint}"):
         PGD(step_size=step_size)
 
 

@@ -29,7 +29,7 @@ def test_whole_numbers_stay_whole():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("3", "'3' is no range"),
+        ("3", "'3' is not a range"),
         ("lgo(1, 2)", "did you mean 'log'"),
         ("log(0, 1)", "no logarithm"),
         ("log(1)", "has 1 ends"),

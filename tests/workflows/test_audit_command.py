@@ -153,7 +153,7 @@ def test_edited_outcomes_are_seen(here):
         (("--claim", "60%", "--epsilon", "8"), "did you mean 8/255?"),
         (("--claim", "60%", "--epsilon", "eight"), "--epsilon eight"),
         (("--claim", "60%", "--verifier", "pdg"), "unknown attack 'pdg'"),
-        (("--claim", "60%", "--verifier", "fab:norm=l2"), "is of l2, the claim of linf"),
+        (("--claim", "60%", "--verifier", "fab:norm=l2"), "has norm l2, the claim linf"),
         (("--record", "absent.json"), "absent.json cannot be read as a record"),
         (("--record", "strong/record.json", "--norm", "l2"), "holds linf 32/255"),
         (("--claim", "60%", "--transfer-from", "absent"), "absent"),

@@ -143,7 +143,7 @@ def test_an_attack_that_met_no_gradient_makes_a_robust_accuracy_worth_nothing(tm
     [
         (("--search", "method.temperatur=log(0.1, 1)"), "no such field"),
         (("--search", "method.optimizer.learning_rate=uniform(-1, 1)"), "at -1.0: "),
-        (("--search", "method.optimizer.learning_rate=around(1)"), "no range is called 'around'"),
+        (("--search", "method.optimizer.learning_rate=around(1)"), "there is no range 'around'"),
         (("--search", "learning_rate"), "SETTING=RANGE"),
         (("--set", "dataset.validation_fraction=0"), "trials are compared on validation images"),
         (("--attack", "embedding"), "does not look at the network's own logits"),
