@@ -75,7 +75,7 @@ class AuditBudget:
         if self.verifier is not None:
             if self.verifier.norm != claim.norm:
                 raise InvalidInputError(
-                    f"verifier {self.verifier.label} has norm {self.verifier.norm}, the claim {claim.norm}; use one norm"
+                    f"verifier {self.verifier.label} has norm {self.verifier.norm}, the claim {claim.norm}; use one"
                 )
             return self.verifier.with_epsilon(claim.epsilon)
         return AutoAttack(norm=claim.norm, epsilon=claim.epsilon, version="rand" if randomised else "standard")
