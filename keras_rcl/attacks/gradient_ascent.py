@@ -1,7 +1,7 @@
 """One loop for FGSM, BIM, MI-FGSM, PGD and the attacks on embeddings: start, step, project."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -9,8 +9,11 @@ import tensorflow as tf
 from keras_rcl.attacks.norms import PIXEL_BOX, choose, projection, random_start, steepest_step
 from keras_rcl.attacks.surrogates import embedding_distance, supervised_contrastive, surrogate_of, unit_gradient
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attacks import Attack
+from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.threat import PROTOCOLS, Protocol
+
+Ascent = FGSM | BIM | MIFGSM | PGD | Embedding | SupConAttack | JointAttack
+"""The attacks that `ascend` runs."""
 
 
 class Crafted(NamedTuple):
@@ -49,13 +52,15 @@ class Round(NamedTuple):
         support: labels [M] and projections [M, D] that the SupCon attack contrasts with; None for those of the batch.
     """
 
-    seeds: tf.Tensor | None = None
+    seeds: Any = None
     number: tf.Tensor | int = 0
     start: tf.Tensor | None = None
     support: tuple[tf.Tensor, tf.Tensor] | None = None
 
 
-def gradient_attack(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, round: Round) -> Crafted:
+def gradient_attack(
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FGSM | BIM | MIFGSM | PGD, round: Round
+) -> Crafted:
     """One round of FGSM, BIM, MI-FGSM or PGD: `ascend` on the surrogate that `attack.loss` names.
 
     Args:
@@ -88,7 +93,9 @@ def gradient_attack(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack
     return ascend(loss_fn, x, attack, round.seeds, fooled_fn, round.start)
 
 
-def embedding_attack(embedding_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, round: Round) -> Crafted:
+def embedding_attack(
+    embedding_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Embedding, round: Round
+) -> Crafted:
     """One round of the embedding attack, which maximises the mean squared distance to the clean image's embedding.
 
         L(x') = mean_i (h_i(x') - h_i(x))^2
@@ -113,7 +120,9 @@ def embedding_attack(embedding_fn: Callable, x: tf.Tensor, labels: tf.Tensor, at
     return ascend(lambda images: embedding_distance(clean, embedding_fn(images)), x, attack, round.seeds)
 
 
-def supcon_attack(projection_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, round: Round) -> Crafted:
+def supcon_attack(
+    projection_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: SupConAttack, round: Round
+) -> Crafted:
     """One round of the SupCon attack, which maximises `supervised_contrastive` of each image against fixed samples.
 
     Args:
@@ -153,7 +162,7 @@ def supcon_attack(projection_fn: Callable, x: tf.Tensor, labels: tf.Tensor, atta
     return ascend(loss_fn, x, attack, round.seeds)
 
 
-def joint_attack(outputs_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Attack, round: Round) -> Crafted:
+def joint_attack(outputs_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: JointAttack, round: Round) -> Crafted:
     """One round of the joint attack, which maximises a surrogate of the logits plus SupCon against the clean batch.
 
         L(x') = surrogate(logits(x')) + weight * supervised_contrastive(projection(x'))
@@ -188,7 +197,7 @@ def joint_attack(outputs_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: 
 def ascend(
     loss_fn: Callable,
     x: tf.Tensor,
-    attack: Attack,
+    attack: Ascent,
     seeds: tf.Tensor,
     fooled_fn: Callable | None = None,
     start: tf.Tensor | None = None,

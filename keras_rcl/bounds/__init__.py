@@ -5,8 +5,6 @@ from keras_rcl.bounds.interval import Interval
 from keras_rcl.bounds.worst_case import (
     Method,
     output_bounds,
-    verified,
-    worst_case_logits,
     worst_case_margins,
     worst_case_outputs,
 )
@@ -21,8 +19,6 @@ __all__ = [
     "folded",
     "output_bounds",
     "training_pass",
-    "verified",
-    "worst_case_logits",
     "worst_case_margins",
     "worst_case_outputs",
 ]

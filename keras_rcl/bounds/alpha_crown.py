@@ -1,4 +1,4 @@
-"""alpha-CROWN: the slopes of the lines below each ReLU, chosen so that the bound is as high as it gets."""
+"""alpha-CROWN: the slopes of the lines below each ReLU, chosen to maximise the bound."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,21 +20,27 @@ def optimized_lower_bounds(
     learning_rate: float = 0.5,
     decay: float = 0.98,
 ):
-    """`lower_bounds` with slopes of its own for each row, found by projected gradient ascent.
+    """`lower_bounds` with separate slopes per row, found by projected gradient ascent.
 
-    Any slopes in [0, 1] give a sound bound, so the best of all iterations is taken for each row; the first one has
-    CROWN's slopes.
+        max over slopes in [0, 1] of lower_bounds(slopes)
+
+    Any slopes in [0, 1] give a sound bound. So the best of all iterations is taken for each row; the first iteration
+    has CROWN's slopes.
 
     Args:
-        steps: as of `lower_bounds`.
-        rows: likewise.
-        intervals: likewise.
-        iterations: how many slopes are tried; each costs about three times what `lower_bounds` does.
+        steps: a folded network, as for `lower_bounds`.
+        rows: functions of the last step's values, as for `lower_bounds`.
+        intervals: as for `lower_bounds`.
+        iterations: number of slopes that are tried; each costs about three times as much as `lower_bounds`.
         learning_rate: of Adam.
-        decay: what it is multiplied by after each iteration.
+        decay: factor of the learning rate after each iteration.
 
-    Source: Xu et al. 2021, "Fast and complete: enabling complete verification with rapid and massively parallel
-    incomplete verifiers"; numbers of their published code.
+    Returns:
+        [R], none below that of `lower_bounds`.
+
+    References:
+        Xu et al. 2021, "Fast and complete: enabling complete verification with rapid and massively parallel incomplete
+        verifiers"; the hyper-parameters are those of their published code.
     """
     arriving = {}
     best = lower_bounds(steps, rows, intervals, arriving=arriving)
@@ -55,16 +61,19 @@ def optimized_lower_bounds(
 def ascend(
     bound: Callable, best, variables: Sequence, limits: Sequence[float], *, iterations: int, learning_rate, decay: float
 ):
-    """The largest values [R] of a bound that Adam meets, each row for itself, and the variables at the end.
+    """Maximise a bound by Adam, each row separately.
 
     Args:
         bound: variables -> [R].
-        best: [R], a value of each row that is known.
-        variables: tensors; they are kept between 0 and their `limits`.
-        limits: one a tensor.
-        iterations: steps.
+        best: [R], the best known value of each row.
+        variables: tensors; they are clipped to [0, limit].
+        limits: one limit per tensor.
+        iterations: number of steps.
         learning_rate: of the first step.
-        decay: what it is multiplied by after each.
+        decay: factor of the learning rate after each step.
+
+    Returns:
+        The largest value of each row that was found, [R], and the variables at the end.
     """
 
     def climb(iteration, best, variables, mean, square):

@@ -10,16 +10,16 @@ from keras_rcl.folding.graph_walk import propagate
 def training_pass(network: keras.Model, images) -> tuple[dict, dict]:
     """Run a two-headed network in training mode, once.
 
-    Bounds of an image's ball are taken with the statistics of the batch's own images, which the gradient sees through,
-    as Shi et al. 2021 do: the ball has none of its own.
+    Bounds of an image's ball use the statistics of the batch's clean images, and gradients pass through them, as in
+    Shi et al. 2021: a ball has no statistics of its own.
 
     Args:
-        network: `networks.build_network`'s, with layers of `bounds.fold.LAYERS` on the way to its logits.
+        network: from `networks.build_network`, with layers of `folding.fold.LAYERS` on the way to its logits.
         images: [N, H, W, C].
 
     Returns:
-        Its outputs, and path of a BatchNorm -> mean [C] and variance [C] of what it normalised by; those that are
-        frozen are left out.
+        A dict of its outputs; and a dict from the path of each BatchNorm that is not frozen to the mean [C] and the
+        variance [C] that it used.
 
     Raises:
         InvalidInputError: if a layer has no bounds.

@@ -5,8 +5,8 @@ from the signs: such a ReLU is linear, and for any beta >= 0
 
     min { f(x) : s_k z_k(x) >= 0 for all k }  >=  min_x  f(x) - sum_k beta_k s_k z_k(x),
 
-beta being ascended together with the slopes. A domain whose bound is not positive is split at the ReLU that promises
-most: of those at which the lines are furthest from the ReLU a few are tried.
+where beta is maximised together with the slopes. A domain whose bound is not positive is split at the most promising
+ReLU: a few are tried of those at which the lines are furthest from the ReLU.
 
 Sources: Wang et al. 2021, "Beta-CROWN: efficient bound propagation with per-neuron split constraints"; De Palma et al.
 2021, "Improved branch and bound for neural network verification via Lagrangian decomposition" (filtered smart
@@ -30,25 +30,25 @@ from keras_rcl.bounds.interval import Interval, past_scaling, pixel_ball
 from keras_rcl.folding.fold import Max, ReLU, fold
 
 CANDIDATES = 3
-"""How many ReLUs are tried for a split."""
+"""Number of ReLUs that are tried for a split."""
 
 _NEXT_TO_NOTHING = 1e-6
-"""Of a gap that no line makes, so that every undecided ReLU is split in the end."""
+"""The least gap of an undecided ReLU, so that every one is split in the end."""
 
 DESCENTS, DESCENT_STEPS = 4, 10
-"""From how many domains' worst images a gradient descent goes on, and for how long."""
+"""Number of domains whose worst images are improved by gradient descent, and the number of its steps."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What branch and bound found.
+    """The result of branch and bound.
 
-    Fields:
+    Attributes:
         safe: True if no class can overtake, False if one does, None if time ran out.
-        lower: below all margins in question.
-        counterexample: [H, W, C] where not safe.
-        domains: how many were bounded.
-        seconds: that it took, without tracing.
+        lower: a lower bound of all margins in question.
+        counterexample: an adversarial image [H, W, C] if `safe` is False, otherwise None.
+        domains: number of domains that were bounded.
+        seconds: run time, without tracing.
     """
 
     safe: bool | None
@@ -71,18 +71,21 @@ class _Domain:
 
 
 class BranchAndBound:
-    """Verifies one image at a time; traced once.
+    """beta-CROWN with branch and bound: verifies one image at a time; traced once.
 
     Args:
         network: functional, images [N, H, W, C] in [0, 1] -> logits [N, K] or a dict with `logits`.
         dtype: of the bounds.
-        batch_size: domains split at once.
-        iterations: of the ascent of slopes and multipliers, a domain.
+        batch_size: number of domains that are split at once.
+        iterations: steps of the ascent of slopes and multipliers per domain.
         root_iterations: the same for the whole ball.
         learning_rate: of the ascent.
 
     Raises:
         InvalidInputError: if a layer has no bounds.
+
+    References:
+        Wang et al. 2021; De Palma et al. 2021; Bunel et al. 2020 (see the module).
     """
 
     def __init__(
@@ -132,18 +135,21 @@ class BranchAndBound:
         seconds: float,
         check: Callable[[np.ndarray], np.ndarray | None],
     ) -> Outcome:
-        """Decide whether any of some classes overtakes the label's within epsilon of an image.
+        """Decide whether one of the given classes overtakes the label within epsilon of an image.
 
         Args:
             image: [H, W, C] in [0, 1].
             label: its class.
             epsilon: radius in pixels.
             wrong: the classes in question.
-            seconds: after which it gives up.
-            check: a supposed counter-example [H, W, C] -> a true one, or None.
+            seconds: time limit.
+            check: a candidate counter-example [H, W, C] -> a confirmed one, or None.
+
+        Returns:
+            The outcome; `safe` is None if the time limit was reached.
         """
         for function in (self._root, self._descend, *([self._split] if self._relus else [])):
-            function.get_concrete_function()  # traced now, so that it costs no image its time
+            function.get_concrete_function()  # traced now, so that tracing does not count in an image's time
         started = time.monotonic()
         unit = np.eye(self._steps[-1].shape[0], dtype=self._dtype)
         differences = unit[label] - unit
@@ -187,7 +193,7 @@ class BranchAndBound:
             state = [np.asarray(values)[active] for values in state]
 
     def _counterexample(self, images, functions, box, check) -> np.ndarray | None:
-        """A true counter-example at or near the worst images [B, H, W, C] of some domains."""
+        """A confirmed counter-example at or near the worst images [B, H, W, C] of some domains, or None."""
         adversarial, margins = (np.asarray(values) for values in self._descend(images, functions, *box))
         for index in np.flatnonzero(margins < 0):
             if (true := check(adversarial[index])) is not None:
@@ -197,7 +203,7 @@ class BranchAndBound:
     # In the graph. Signs, slopes and multipliers of domains are [B, T], of all ReLUs side by side.
 
     def _root_bounds(self, image, epsilon, functions):
-        """Of the whole ball: bounds [B], signs, slopes, multipliers, worst images, input_bounds of what is read."""
+        """For the whole ball: bounds [B], signs, slopes, multipliers, worst images, and input bounds."""
         box = pixel_ball(image, epsilon)
         rest, scaled = past_scaling(self._steps, box)
         intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled)
@@ -246,7 +252,7 @@ class BranchAndBound:
         return bounds, signs, slopes, multipliers, worst, active
 
     def _ascended(self, input_bounds, functions, signs, slopes, multipliers, iterations: int):
-        """Bounds [B], slopes and multipliers after the ascent, and the images at which the last bounds are attained."""
+        """Bounds [B], slopes and multipliers after the ascent, and the images that attain the last bounds."""
         arriving = {}
 
         def bound(variables):
@@ -269,7 +275,7 @@ class BranchAndBound:
     def _lower(self, input_bounds, functions, signs, slopes, multipliers, arriving: dict | None = None):
         """[B], the bound of each domain's function."""
         intervals = dict(zip([0, *self._read], (Interval(*end) for end in input_bounds), strict=True))
-        # A ReLU reads its interval by its input's number, and two may read one: the halves are laid over it in turn.
+        # A ReLU finds its interval by its input's number, and two ReLUs may read one step: each takes its half in turn.
         for number, sign in zip(self._relus, self._split_by_relu(signs), strict=True):
             read = self._steps[number].inputs[0]
             intervals[read] = _half(intervals[read], sign)
@@ -278,7 +284,7 @@ class BranchAndBound:
         return lower_bounds(self._steps, LinearForms(functions), intervals, slopes, multipliers, arriving)
 
     def _gaps(self, input_bounds, signs, arriving: dict):
-        """[B, T], how much the line above each ReLU can cost; next to nothing where none is used, 0 where decided."""
+        """[B, T], how much the line above each ReLU can cost; nearly 0 where no line is used, 0 where it is decided."""
         gaps = []
         for number, sign, end in zip(
             self._relus, self._split_by_relu(signs), self._relu_input_bounds(input_bounds), strict=True
@@ -312,7 +318,7 @@ class BranchAndBound:
         return best, reached
 
     def _relu_input_bounds(self, input_bounds) -> list:
-        """Those of what each ReLU reads."""
+        """The bounds of each ReLU's input."""
         return [input_bounds[1 + self._read.index(self._steps[number].inputs[0])] for number in self._relus]
 
     def _split_by_relu(self, values) -> list:
@@ -322,6 +328,6 @@ class BranchAndBound:
 
 
 def _half(x: Interval, signs) -> Interval:
-    """The interval without what lies on the other side of 0 than the sign; all of it where that is 0."""
+    """The half of an interval on the side of 0 that the sign gives; the whole interval where the sign is 0."""
     lower = tf.where(signs > 0, tf.maximum(x.lower, 0.0), x.lower)
     return Interval(lower, tf.where(signs < 0, tf.minimum(x.upper, 0.0), x.upper))

@@ -1,15 +1,15 @@
 """CROWN: bounds that are linear in the image, found by substituting backward from the rows of a linear map.
 
-A row is a linear function <a, z> of one step's values z, of one example. Going backward, z is replaced by what it is
-computed from, a linear step by itself and a ReLU by a line below it where a >= 0 and a line above it where a < 0, so
-that what is left at the image is below <a, z> over the whole box, and least at a corner. Upper bounds are the lower
-bounds of -a.
+A row is a linear function <a, z> of one step's values z for one example. Going backward, z is replaced by the
+computation that gives it: a linear step by itself, a ReLU by a line below it where a >= 0 and by a line above it where
+a < 0. The function that remains at the image is below <a, z> over the whole box, and its minimum is at a corner. Upper
+bounds are the negated lower bounds of -a.
 
     relu(x) >= slope x,  slope 1 where u > -l, else 0     relu(x) <= u (x - l) / (u - l)      for l < 0 < u
 
-A row that starts at one pixel depends on a window of what was before: its coefficients are kept for that window alone,
-which saves most of the work of convolutional layers. And a bound before a ReLU is sought only where the interval
-contains 0: elsewhere the ReLU is linear, and knowing its input better changes nothing.
+A row that starts at one pixel depends on a window of the step before. Its coefficients are kept for that window alone,
+which saves most of the work of convolutional layers. A bound before a ReLU is computed only where the interval contains
+0: elsewhere the ReLU is linear, and a tighter bound of its input changes nothing.
 
 Sources: Zhang et al. 2018, "Efficient neural network robustness certification with general activation functions"
 (CROWN); Zhang et al. 2020, "Towards stable and efficient training of verifiably robust neural networks" (CROWN-IBP);
@@ -29,12 +29,12 @@ from keras_rcl.bounds.interval import LOWEST, Interval, competitors, step_interv
 from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
 
 LARGEST_CHUNK = 2**22
-"""How many coefficients of rows are held at a time while bounds of inner steps are computed."""
+"""Number of coefficients that are held at a time while bounds of inner steps are computed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Where the windows of rows lie: row r's top left pixel is (stride * start[r] + offset), maybe out of the image."""
+    """Where windows are: row r's top left pixel is stride * start[r] + offset, maybe outside the image."""
 
     start: Any
     stride: tuple[int, int] = (1, 1)
@@ -47,12 +47,12 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class LinearForms:
-    """Linear functions of one step's values, one a row.
+    """Linear functions of one step's values, one per row.
 
-    Fields:
+    Attributes:
         coefficients: [R, *shape] of the step, or [R, h, w, C] of a window of it.
-        example: int [R], of which example; if None, as many rows an example, in the examples' order.
-        window: of the windows; None for whole shapes.
+        example: int [R], the example of each row; if None, every example has the same number of rows, in their order.
+        window: where the windows are; None for whole shapes.
     """
 
     coefficients: Any
@@ -60,7 +60,7 @@ class LinearForms:
     window: Window | None = None
 
     def gather(self, values):
-        """What stands where the coefficients do: values [N, *shape] -> [R, ...]; 0 outside the image."""
+        """The values at the places of the coefficients: [N, *shape] -> [R, ...]; 0 outside the image."""
         if self.window is not None:
             return windows(values, self.example, self.window.origin(), self.coefficients.shape[1:3])
         if self.example is not None:
@@ -68,14 +68,14 @@ class LinearForms:
         return ops.repeat(values, ops.shape(self.coefficients)[0] // ops.shape(values)[0], axis=0)
 
     def times(self, a, values):
-        """a `gather(values)`, for a [R, ...] in the window of the coefficients."""
+        """a * gather(values), for a [R, ...] of the shape of the coefficients."""
         if self.window is not None or self.example is not None:
             return a * self.gather(values)
         apart = ops.reshape(a, (ops.shape(values)[0], -1, *a.shape[1:]))
         return ops.reshape(apart * values[:, None], ops.shape(a))
 
     def dot(self, a, values):
-        """[R], <a, gather(values)>, likewise."""
+        """<a, gather(values)>, [R], for a [R, ...] of the shape of the coefficients."""
         if self.window is not None or self.example is not None:
             return _sum(a * self.gather(values))
         size = math.prod(a.shape[1:])
@@ -96,7 +96,7 @@ class LinearForms:
         return replace(self, coefficients=windows(self.coefficients, number, -self.window.origin(), shape), window=None)
 
     def add(self, other: "LinearForms", shape: Sequence[int]) -> "LinearForms":
-        """The sum of two functions of the same step, a row each."""
+        """The sum of two sets of functions of the same step, row by row."""
         if self.window is None or other.window is None:
             coefficients = self.densify(shape).coefficients + other.densify(shape).coefficients
             return LinearForms(coefficients, self.example)
@@ -150,17 +150,27 @@ def lower_bounds(
     multipliers: dict | None = None,
     arriving: dict | None = None,
 ):
-    """[R], numbers that are nowhere in the box above what each row of the last of some steps gives.
+    """Lower bounds over the box of linear functions of the last step's values, by CROWN.
+
+        min over x in the box of <a, z(x)>  >=  min over x in the box of <a', x> + c
+
+    where a' and c follow from a by substituting backward.
 
     Args:
         steps: a folded network, up to the step that the rows are functions of.
         rows: functions of the last step's values.
-        intervals: of the image, the first, and of what every ReLU and maximum reads; the others are not looked at.
+        intervals: of the image, the first, and of the inputs of every ReLU and maximum; the others are not used.
         slopes: number of a ReLU step -> its lower lines' slopes in [0, 1] where its interval contains 0, shaped as the
             coefficients that arrive there; CROWN's for those that are missing.
         multipliers: number of a ReLU step -> coefficients [R, *shape] of what it reads, added to those that leave it.
             Where m z <= 0 for all z in question, a bound of <a, relu(z)> + m z is one of <a, relu(z)>.
         arriving: filled with the rows that arrive at each ReLU step and, by number 0, at the image.
+
+    Returns:
+        [R].
+
+    References:
+        Zhang et al. 2018 and 2020; Xu et al. 2020 (see the module).
     """
     waiting, total = {len(steps) - 1: rows}, 0.0
     for number in range(len(steps) - 1, 0, -1):
@@ -201,7 +211,7 @@ def _conv(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     constant = ops.sum(ops.tensordot(a, step.operation.bias, axes=1), axis=(1, 2))
     a = ops.conv_transpose(a, kernel, strides=strides, padding="valid")
     if rows.window is None:
-        # Pixels past the last window are not read; a stride above the kernel's size adds some that are not there.
+        # Pixels past the last window are not read; a stride larger than the kernel adds pixels that do not exist.
         height, width = inputs[0].shape[:2]
         rest = [(0, max(n - m, 0)) for n, m in zip((height, width), a.shape[1:3], strict=True)]
         return replace(rows, coefficients=_cut(ops.pad(a, [(0, 0), *rest, (0, 0)]), 0, 0, height, width)), constant
@@ -218,7 +228,7 @@ def _cut(a, top: int, left: int, height: int, width: int):
 
 
 def _narrow(rows: LinearForms, shape: Sequence[int]) -> LinearForms:
-    """Without windows, once they hold as many pixels as the image."""
+    """The same functions, without windows if these hold as many pixels as the image."""
     height, width = rows.coefficients.shape[1:3]
     return rows.densify(shape) if height * width >= shape[0] * shape[1] else rows
 
@@ -293,7 +303,7 @@ def _max(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
 
 
 def choice(x: Interval):
-    """Of [N, H, W, k, C], bool: which of k has the largest lower bound; and, [N, H, W, C], if no other exceeds it."""
+    """Bool [N, H, W, k, C], which of k has the largest lower bound; bool [N, H, W, C], whether no other exceeds it."""
     largest = ops.argmax(x.lower, axis=-2)
     chosen = ops.moveaxis(ops.one_hot(largest, x.lower.shape[-2], dtype="bool"), -1, -2)
     others = ops.max(ops.where(chosen, ops.cast(LOWEST, x.upper.dtype), x.upper), axis=-2)
@@ -315,12 +325,15 @@ RULES: dict[type, Callable] = {
 
 
 def crown_intervals(steps: Sequence[Step], box: Interval, bound: Callable = lower_bounds) -> list[Interval]:
-    """The bounds of every step, those that a ReLU or maximum reads by CROWN where intervals leave it undecided.
+    """The bounds of every step; by CROWN for inputs of a ReLU or maximum that intervals leave undecided.
 
     Args:
         steps: a folded network.
-        box: of the image.
-        bound: `lower_bounds`, or something of its first three arguments that is tighter.
+        box: bounds of the image.
+        bound: `lower_bounds`, or a tighter function of its first three arguments.
+
+    Returns:
+        One interval [N, *shape] per step.
     """
     found = [box]
     for number, step in enumerate(steps[1:], 1):

@@ -39,7 +39,7 @@ def pixel_ball(images, epsilon) -> Interval:
 
 
 def past_scaling(steps: Sequence[Step], box: Interval) -> tuple[list[Step], Interval]:
-    """The same network without the leading steps that move each pixel by itself, and the box of what it then reads."""
+    """The same network without the leading steps that act on single pixels, and the box of its first remaining step."""
     first = 0
     while (
         first + 2 < len(steps)
@@ -120,7 +120,7 @@ def _max(step: Step, x: Interval) -> Interval:
 
 
 def competitors(step: Step, values):
-    """What a `Max` step chooses from, [N, H, W, k C] -> [N, H, W, k, C]; those that do not count are `LOWEST`."""
+    """What a `Max` step chooses from, [N, H, W, k C] -> [N, H, W, k, C]; those that are not valid are `LOWEST`."""
     height, width, channels = step.shape
     apart = ops.reshape(values, (-1, height, width, step.operation.valid.shape[-1], channels))
     return ops.where(step.operation.valid[..., None], apart, ops.cast(LOWEST, values.dtype))

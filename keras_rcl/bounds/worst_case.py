@@ -1,4 +1,4 @@
-"""The worst that can happen to a network's logits within an L-inf ball in the pixel box."""
+"""Lower bounds of a network's margins and bounds of its outputs within an L-inf ball in the pixel box."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +15,11 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding.fold import Dense, Image, ReLU, Step, fold
 
 Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown"]
-"""From loose and cheap to tight and dear.
+"""From loose and cheap to tight and expensive.
 
-- `ibp`: intervals, the last dense layer taken together with the difference of its rows.
+- `ibp`: intervals; the last dense layer is combined with the difference of its rows.
 - `crown-ibp`: bounds that are linear in the image, intervals before each ReLU.
-- `crown`: linear bounds before each ReLU too.
+- `crown`: linear bounds before each ReLU as well.
 - `alpha-crown`: `crown` with the slopes of the last rows' lower lines optimised.
 """
 
@@ -36,11 +36,13 @@ def worst_case_margins(
 ):
     """Lower bounds of logit_y - logit_j over all images within epsilon, in L-inf and in the pixel box.
 
-    The network is taken at inference, with BatchNorm's moving statistics. Works in a `tf.function`, which is several
-    times faster; `ibp` and `crown-ibp` are meant to be differentiated with respect to the network's variables.
+        margins_j  <=  min over x' with |x' - x|_inf <= epsilon, 0 <= x' <= 1 of logit_y(x') - logit_j(x')
+
+    The network is bounded in inference mode, with BatchNorm's moving statistics. The function works in a `tf.function`,
+    which is several times faster. `ibp` and `crown-ibp` can be differentiated with respect to the network's variables.
 
     Args:
-        network: functional, images -> logits [N, K] or a dict with `logits`; layers of `bounds.fold.LAYERS`.
+        network: functional, images -> logits [N, K] or a dict with `logits`; layers of `folding.fold.LAYERS`.
         images: [N, H, W, C] in [0, 1]; float64 images are bounded in float64.
         labels: int [N], each y.
         epsilon: radius in pixels, a number or a scalar tensor.
@@ -49,11 +51,27 @@ def worst_case_margins(
         inner_iterations: of `alpha-crown`, for each bound before a ReLU; with 0 they are those of `crown`.
 
     Returns:
-        [N, K], 0 at j = y. Where all others are positive, every image of the ball is classified as y: up to the
+        [N, K], 0 at j = y. Where all others are positive, every image of the ball is classified as y, up to the
         rounding of the floats, which is not bounded.
 
     Raises:
         InvalidInputError: if the method is unknown, or a layer has no bounds.
+
+    References:
+        Gowal et al. 2018 (`ibp`); Zhang et al. 2020 (`crown-ibp`); Zhang et al. 2018 (`crown`); Xu et al. 2021
+        (`alpha-crown`).
+
+    Example:
+        One pixel x = 0.5 within 0.25, and logits (0, x): the margin of class 1 over class 0 is x, at least 0.25.
+
+        >>> import keras, numpy as np
+        >>> image = keras.Input((1, 1, 1))
+        >>> logits = keras.layers.Dense(2)(keras.layers.Flatten()(image))
+        >>> network = keras.Model(image, logits)
+        >>> network.set_weights([np.array([[0.0, 1.0]]), np.zeros(2)])
+        >>> margins = worst_case_margins(network, np.full((1, 1, 1, 1), 0.5, "float32"), [1], 0.25)
+        >>> keras.ops.convert_to_numpy(margins).tolist()
+        [[0.25, 0.0]]
     """
     images, steps = _images_and_steps(network, images, "logits")
     differences = _differences(labels, steps, images.dtype)
@@ -61,30 +79,32 @@ def worst_case_margins(
     return _with_label(_least(steps, box, differences, method, iterations, inner_iterations), labels)
 
 
-def worst_case_logits(network: keras.Model, images, labels, epsilon, method: Method = "crown-ibp"):
-    """Logits whose cross-entropy is not below that of any image in the ball: [N, K], 0 at the label.
-
-    They are the upper bounds of logit_j - logit_y (Wong and Kolter 2018). Arguments as of `worst_case_margins`.
-    """
-    return -worst_case_margins(network, images, labels, epsilon, method)
-
-
 def worst_case_outputs(
     network: keras.Model, images, labels, epsilon, bound: Method = "ibp", statistics: Mapping | None = None
 ) -> dict:
-    """What certified training weighs, to be differentiated with respect to the network's variables.
+    """The terms of certified training, differentiable with respect to the network's variables.
+
+        logits_j  >=  max over the ball of logit_j(x') - logit_y(x')
+
+    so that the cross-entropy of these logits is at least that of any image in the ball (Wong and Kolter 2018).
 
     Args:
-        network: as of `worst_case_margins`.
-        images: likewise.
-        labels: likewise.
-        epsilon: likewise.
-        bound: `ibp`, `crown-ibp` or `crown-ibp-fused`.
-        statistics: of `fold`.
+        network: functional, images -> logits [N, K] or a dict with `logits`; layers of `folding.fold.LAYERS`.
+        images: [N, H, W, C] in [0, 1].
+        labels: int [N], each y.
+        epsilon: radius in pixels, a number or a scalar tensor.
+        bound: `ibp`, `crown-ibp` or `crown-ibp-fused` (loss fusion).
+        statistics: as of `fold`.
 
     Returns:
-        `logits` [N, K] of `worst_case_logits`, or of loss fusion; `interval_tightness` and `relu_balance`, each a
-        number.
+        A dict of `logits` [N, K], 0 at the label, and of the scalars `interval_tightness` and `relu_balance`.
+
+    Raises:
+        InvalidInputError: if a layer has no bounds.
+
+    References:
+        Wong and Kolter 2018, "Provable defenses via the convex outer adversarial polytope"; Zhang et al. 2020; Xu et
+        al. 2020 (loss fusion); Shi et al. 2021 (the two scalars).
     """
     images, steps = _images_and_steps(network, images, "logits", statistics)
     steps, box = past_scaling(steps, pixel_ball(images, epsilon))
@@ -109,16 +129,17 @@ def worst_case_outputs(
 
 
 def _fused(steps: Sequence[Step], differences, intervals: Sequence[Interval]):
-    """Of the other classes, [N, K - 1], logits whose cross-entropy bounds that of the whole ball: by one row an image.
+    """Logits [N, K - 1] of the other classes whose cross-entropy bounds that of the whole ball, by one row per image.
 
     With d_j = logit_j - logit_y within l_j <= d_j <= u_j by intervals, exp lies below its chord there, and so
 
         sum_j exp(d_j) <= sum_j (s_j d_j + exp(l_j) - s_j l_j),    s_j = (exp(u_j) - exp(l_j)) / (u_j - l_j)
 
     which is linear in the logits: CROWN bounds it at the cost of one row, where the margins are K - 1. The logarithm
-    stands at the class of the largest u_j, and next to nothing at the others: where it is below 0, all d_j are.
+    is put at the class of the largest u_j, and a very small logit at the others: if it is below 0, all d_j are.
 
-    Source: Xu et al. 2020, "Automatic perturbation analysis", section 3.3 (loss fusion).
+    References:
+        Xu et al. 2020, "Automatic perturbation analysis", section 3.3 (loss fusion).
     """
     others, classes = differences.shape[1:]
 
@@ -140,7 +161,7 @@ def _fused(steps: Sequence[Step], differences, intervals: Sequence[Interval]):
 
 
 TOLERANCE = 0.5
-"""tau of Shi et al. 2021: what the ratios that they regularise may fall to for free."""
+"""tau of Shi et al. 2021: ratios above it are not penalised."""
 
 _SMALL = 1e-12
 
@@ -154,9 +175,13 @@ def interval_tightness(width, read: Sequence[Interval]):
 
     Args:
         width: the mean radius of the box of images.
-        read: what each ReLU reads.
+        read: bounds of the input of each ReLU.
 
-    Source: Shi et al. 2021, "Fast certified robust training with short warmup", section 3.3.
+    Returns:
+        A scalar.
+
+    References:
+        Shi et al. 2021, "Fast certified robust training with short warmup", section 3.3.
     """
     ratios = [width / ops.maximum(ops.mean(x.radius), _SMALL) for x in read]
     return sum(ops.relu(TOLERANCE - ratio) for ratio in ratios) / (TOLERANCE * len(read))
@@ -165,9 +190,18 @@ def interval_tightness(width, read: Sequence[Interval]):
 def relu_balance(read: Sequence[Interval]):
     """mean over ReLUs of (max(0, tau - min(m, 1/m)) + max(0, tau - min(v, 1/v))) / tau.
 
-    m: the sum of the centers of active neurons (lower > 0) over that of the inactive ones (upper < 0), without its
-    sign; v: likewise of the squared distances of the centers from their mean. Where one of the two sets is empty the
-    ReLU counts nothing. Source: as of `interval_tightness`.
+    m is the absolute ratio of the sum of the centers of active neurons (lower > 0) to that of inactive ones
+    (upper < 0); v is the same ratio of the squared distances of the centers from their mean. A ReLU where one of the
+    two sets is empty counts as 0.
+
+    Args:
+        read: bounds of the input of each ReLU.
+
+    Returns:
+        A scalar.
+
+    References:
+        As of `interval_tightness`.
     """
     total = 0.0
     for x in read:
@@ -182,12 +216,6 @@ def relu_balance(read: Sequence[Interval]):
     return total / (TOLERANCE * len(read))
 
 
-def verified(margins, labels):
-    """Bool [N]: True where the margins [N, K] of `worst_case_margins` leave no other class than the label."""
-    own = ops.one_hot(labels, margins.shape[1], dtype="bool")
-    return ops.all(ops.logical_or(own, margins > 0), axis=1)
-
-
 def output_bounds(
     network: keras.Model,
     images,
@@ -199,9 +227,39 @@ def output_bounds(
     inner_iterations: int = 0,
     statistics: Mapping | None = None,
 ) -> Interval:
-    """Bounds of each value of an output, [N, K] for logits; arguments as of `worst_case_margins` and `fold`.
+    """Bounds of each value of an output over an L-inf ball in the pixel box.
 
-    Each is for itself: bounds of margins are tighter than the difference of these.
+        lower_k  <=  output_k(x')  <=  upper_k   for all x' with |x' - x|_inf <= epsilon, 0 <= x' <= 1
+
+    Bounds of margins by `worst_case_margins` are tighter than differences of these.
+
+    Args:
+        network: functional, images -> the output or a dict with it; layers of `folding.fold.LAYERS`.
+        images: [N, H, W, C] in [0, 1]; float64 images are bounded in float64.
+        epsilon: radius in pixels, a number or a scalar tensor.
+        method: as of `worst_case_margins`.
+        output: the name of the output in a dict.
+        iterations: as of `worst_case_margins`.
+        inner_iterations: as of `worst_case_margins`.
+        statistics: as of `fold`.
+
+    Returns:
+        An interval of two tensors [N, *shape], [N, K] for logits.
+
+    Raises:
+        InvalidInputError: if the method is unknown, there is no such output, or a layer has no bounds.
+
+    References:
+        As of `worst_case_margins`.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> image = keras.Input((1, 1, 1))
+        >>> network = keras.Model(image, keras.layers.Dense(1)(keras.layers.Flatten()(image)))
+        >>> network.set_weights([np.array([[2.0]]), np.zeros(1)])
+        >>> bounds = output_bounds(network, np.full((1, 1, 1, 1), 0.5, "float32"), 0.25)
+        >>> float(bounds.lower[0, 0]), float(bounds.upper[0, 0])
+        (0.5, 1.5)
     """
     images, steps = _images_and_steps(network, images, output, statistics)
     shape = steps[-1].shape

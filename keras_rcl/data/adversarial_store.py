@@ -1,4 +1,4 @@
-"""Adversarial examples on disk: made once from one part of a data set, trained on as they are."""
+"""Adversarial examples on disk: made once from one split of a data set, trained on as they are."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
 
 FORMAT = 1
 RECORD = "examples.json"
-"""What the folder holds, beside its shards: the attack, the model, the data set and its part."""
+"""The record of the folder, beside its shards: the attack, the model, the data set and its split."""
 ROUNDING = 1e-4
-"""In grey levels: by less than this, rounding of float32 pixels may take a change for smaller than it is."""
+"""In grey levels: rounding of float32 pixels makes a change appear smaller by less than this."""
 
 _FEATURES = {
     "image": tf.io.FixedLenFeature([], tf.string),
@@ -47,13 +47,13 @@ def whole_levels(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
     return (clean + np.sign(change) * np.floor(np.abs(change) + ROUNDING)).astype(np.uint8)
 
 
-def write_shard(path: Path, examples: Split, part: str) -> None:
-    """One TFRecord file of images and what they are of: `image` (its bytes), `label`, `index`, `part`.
+def write_shard(path: Path, examples: Split, split: str) -> None:
+    """Write a TFRecord file of examples with the features `image` (its bytes), `label`, `index` and `part`.
 
     Args:
         path: of the file.
-        examples: adversarial images, with the labels and indices of the images that they were made of.
-        part: `train`, `validation` or `test`: where those are from.
+        examples: adversarial images, with the labels and indices of the images that they were made from.
+        split: `train`, `validation` or `test`, where those images are from; stored as `part`.
     """
     with tf.io.TFRecordWriter(str(path)) as writer:
         for image, label, index in zip(examples.images, examples.labels, examples.indices, strict=True):
@@ -61,7 +61,7 @@ def write_shard(path: Path, examples: Split, part: str) -> None:
                 "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()])),
                 "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
                 "index": tf.train.Feature(int64_list=tf.train.Int64List(value=[index])),
-                "part": tf.train.Feature(bytes_list=tf.train.BytesList(value=[part.encode()])),
+                "part": tf.train.Feature(bytes_list=tf.train.BytesList(value=[split.encode()])),
             }
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
 
@@ -71,11 +71,11 @@ def shard_name(number: int, count: int) -> str:
 
 
 def with_stored(data: ImageData, attacks: Iterable[Attack]) -> ImageData:
-    """The same data, its training part with the stored examples that these attacks name.
+    """The same data, with the stored examples that these attacks name in its training split.
 
     Raises:
-        InvalidInputError: if a folder holds none, or they are of another part than training, another data set, other
-            images or another ball, or lack some of the training images.
+        InvalidInputError: if a folder holds no examples; if they are from another split, another data set, other images
+            or another ball; or if some training images have none.
     """
     attacks = [attack for attack in attacks if attack.name == "stored"]
     if attacks and isinstance(data.train, StreamedSplit):
@@ -90,9 +90,9 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
     """The stored example of each training image, uint8 [N, H, W, C], in their order."""
     folder = Path(attack.folder).expanduser()
     record = _record(folder)
-    part, source = record["data"]["part"], record["data"]["name"]
-    if part != "train":
-        raise _leak(folder, part)
+    split, source = record["data"]["part"], record["data"]["name"]
+    if split != "train":
+        raise _leak(folder, split)
     if source != data.name:
         raise InvalidInputError(
             f"{folder} holds examples of {source}, and the training is on {data.name}; craft them of that"
@@ -116,43 +116,43 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
     if (found.labels[chosen] != clean.labels).any() or _distance(images, clean.images, norm) > 255 * epsilon + ROUNDING:
         raise InvalidInputError(
             f"{folder} holds examples that are not within {norm} {format_pixels(epsilon)} of the training images, or "
-            "labelled otherwise; craft them anew"
+            "labelled otherwise; craft them again"
         )
     return images
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    cure = f"make them with `{program_name()} craft-dataset MODEL --output-dir FOLDER`"
+    hint = f"make them with `{program_name()} craft-dataset MODEL --output-dir FOLDER`"
     try:
         record = read_json(folder / RECORD)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{folder} holds no adversarial examples ({RECORD}: {error}); {cure}") from None
+        raise InvalidInputError(f"{folder} holds no adversarial examples ({RECORD}: {error}); {hint}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT or not {"attack", "data", "shards"} <= {*record}:
-        raise InvalidInputError(f"{folder / RECORD} is no record of adversarial examples of format {FORMAT}; {cure}")
+        raise InvalidInputError(f"{folder / RECORD} is not a record of adversarial examples of format {FORMAT}; {hint}")
     return record
 
 
 def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> Split:
-    """All examples of the shards, none of which is of another part than training."""
+    """All examples of the shards; raises InvalidInputError if one is from another split than training."""
     images, labels, indices = [], [], []
     files = [str(folder / name) for name in shards]
     try:
         for batch in tf.data.TFRecordDataset(files).batch(1024).with_options(untuned()):
             read = tf.io.parse_example(batch, _FEATURES)
-            for part in np.unique(read["part"].numpy()):
-                if part != b"train":
-                    raise _leak(folder, part.decode())
+            for split in np.unique(read["part"].numpy()):
+                if split != b"train":
+                    raise _leak(folder, split.decode())
             images.append(tf.reshape(tf.io.decode_raw(read["image"], tf.uint8), [-1, *shape]).numpy())
             labels.append(read["label"].numpy())
             indices.append(read["index"].numpy())
     except tf.errors.OpError as error:
-        raise InvalidInputError(f"{folder}: {error.message.splitlines()[0]}; craft the examples anew") from None
+        raise InvalidInputError(f"{folder}: {error.message.splitlines()[0]}; craft the examples again") from None
     return Split(*map(np.concatenate, (images, labels, indices)))
 
 
-def _leak(folder: Path, part: str) -> InvalidInputError:
+def _leak(folder: Path, split: str) -> InvalidInputError:
     return InvalidInputError(
-        f"{folder} holds examples of the {part} part; training on them would leak it: craft those of --split train"
+        f"{folder} holds examples of the {split} split; training on them would leak it; craft those of --split train"
     )
 
 

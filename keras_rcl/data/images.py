@@ -1,6 +1,6 @@
 """Images from files and arrays, as float32 [N, H, W, C] in [0, 1].
 
-Pixels are the unit everywhere: what is not plainly 8-bit or already in [0, 1] is refused, never guessed.
+Pixels are the unit everywhere: images that are neither 8-bit nor in [0, 1] are refused, never guessed.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ARRAY_SUFFIXES = (".npy", ".npz")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 Image.init()  # registers all of them; Pillow knows only some before it has met its first unknown file
-_DEEP = ("has more than 8 bits a channel", "save it as 8-bit")
+_DEEP = ("has more than 8 bits per channel", "save it as 8-bit")
 _GREYSCALE_MODES = ("1", "L", "LA")
 
 
@@ -35,7 +35,7 @@ def read_images(
         Images float32 [N, H, W, C] in [0, 1], and N names: the path, with `[i]` behind it for arrays.
 
     Raises:
-        InvalidInputError: a missing, empty, corrupt, animated or 16-bit file, or an image of another size.
+        InvalidInputError: if a file is missing, empty, corrupt, animated or 16-bit, or an image has another size.
     """
     images, names = [], []
     for path in _expand(paths):
@@ -47,12 +47,12 @@ def read_images(
             names.append(str(path))
         images.append(found)
     if not images:
-        raise InvalidInputError("no images given: name image files, folders of them, or .npy / .npz arrays")
+        raise InvalidInputError("no images given; name image files, folders of them, or .npy / .npz arrays")
     return np.concatenate(images), names
 
 
 def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = None) -> np.ndarray:
-    """Refuse what is not a batch of images, and bring the rest to one type.
+    """Check that an array is a batch of images, and convert it to float32.
 
     Args:
         images: [N, H, W, C], uint8, or floating point in [0, 1].
@@ -62,30 +62,30 @@ def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = 
         The images, float32 [N, H, W, C] in [0, 1].
 
     Raises:
-        InvalidInputError: another rank, shape, type or range, or a value that is not finite.
+        InvalidInputError: if the rank, shape, type or range is another one, or a value is not finite.
     """
     images = np.asarray(images)
     if images.ndim != 4:
-        raise InvalidInputError(f"images have shape {list(images.shape)}: give [N, H, W, C]")
+        raise InvalidInputError(f"images have shape {list(images.shape)}; give [N, H, W, C]")
     if not images.size:
-        raise InvalidInputError(f"images have shape {list(images.shape)}, which is empty: give at least one image")
+        raise InvalidInputError(f"images have shape {list(images.shape)}, which is empty; give at least one image")
     if image_shape is not None and images.shape[1:] != tuple(image_shape):
-        raise InvalidInputError(f"images are {_by(images.shape[1:])}, expected {_by(image_shape)}: resize them first")
+        raise InvalidInputError(f"images are {_by(images.shape[1:])}, expected {_by(image_shape)}; resize them first")
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
     if not np.issubdtype(images.dtype, np.floating):
-        raise InvalidInputError(f"images are {images.dtype}: give floats in [0, 1] or uint8")
+        raise InvalidInputError(f"images are {images.dtype}; give floats in [0, 1] or uint8")
     if not np.isfinite(images).all():
         raise InvalidInputError(
-            "images have values that are not finite (NaN or infinity): images are floats in [0, 1] or uint8"
+            "images have values that are not finite (NaN or infinity); give finite floats in [0, 1] or uint8"
         )
     lowest, highest = float(images.min()), float(images.max())
     if highest > 1:
-        cure = "divide by 255" if lowest >= 0 else "give pixels before any mean/std normalisation"
-        raise InvalidInputError(f"images have values up to {highest:g}; images are floats in [0, 1] or uint8: {cure}")
+        hint = "divide by 255" if lowest >= 0 else "give pixels before any mean/std normalisation"
+        raise InvalidInputError(f"images have values up to {highest:g}; images are floats in [0, 1] or uint8; {hint}")
     if lowest < 0:
         raise InvalidInputError(
-            f"images have values down to {lowest:g}; images are floats in [0, 1] or uint8: "
+            f"images have values down to {lowest:g}; images are floats in [0, 1] or uint8; "
             "give pixels before any mean/std normalisation"
         )
     return images.astype(np.float32)
@@ -93,7 +93,7 @@ def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What Pillow and NumPy warn of in broken files is refused or harmless; a picture of absurd size is an error."""
+    """Ignore warnings of Pillow and NumPy about broken files, except that a picture of absurd size is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -101,14 +101,14 @@ def _quiet() -> Iterator[None]:
 
 
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-"""What Pillow raises of a broken file."""
+"""The exceptions that Pillow raises for a broken file."""
 
 
 def open_image(path: Path) -> Image.Image:
     """Open an image file, of which only the header has been read.
 
     Raises:
-        InvalidInputError: a file that is missing, no image, animated, or of more than 8 bits a channel.
+        InvalidInputError: if the file is missing, not an image, animated, or of more than 8 bits per channel.
     """
     try:
         with _quiet():
@@ -118,12 +118,12 @@ def open_image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise InvalidInputError(f"{path} does not exist") from None
     except _BROKEN:
-        raise InvalidInputError(f"{path} is not a readable PNG, JPEG, BMP or WebP image: repair or remove it") from None
+        raise InvalidInputError(f"{path} is not a readable PNG, JPEG, BMP or WebP image; repair or remove it") from None
     deep = image.mode[0] in "IF" or any(";16" in str(tile) for tile in image.tile)
     if frames > 1 or deep:
         image.close()
-        wrong, cure = (f"is animated ({frames} frames)", "give one image") if frames > 1 else _DEEP
-        raise InvalidInputError(f"{path} {wrong}: {cure}")
+        wrong, hint = (f"is animated ({frames} frames)", "give one image") if frames > 1 else _DEEP
+        raise InvalidInputError(f"{path} {wrong}; {hint}")
     return image
 
 
@@ -136,14 +136,14 @@ def decode(image: Image.Image, path: Path, channels: int) -> np.ndarray:
     """Decode an opened image to uint8 [H, W, C], C = 1 greyscale or 3 RGB; transparency is dropped.
 
     Raises:
-        InvalidInputError: a truncated or corrupt file, named by `path`.
+        InvalidInputError: if the file is truncated or corrupt; the message names `path`.
     """
     try:
         with image, _quiet():
             converted = image.convert("RGBA") if image.mode == "P" else image
             pixels = np.asarray(converted.convert("L" if channels == 1 else "RGB"))
     except _BROKEN:
-        raise InvalidInputError(f"{path} is truncated or corrupt: repair or remove it") from None
+        raise InvalidInputError(f"{path} is truncated or corrupt; repair or remove it") from None
     return pixels[..., None] if channels == 1 else pixels
 
 
@@ -163,7 +163,7 @@ def _expand(paths: list[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES + ARRAY_SUFFIXES)
             if not inside:
-                raise InvalidInputError(f"{path} holds no PNG, JPEG, BMP, WebP, .npy or .npz file: name another folder")
+                raise InvalidInputError(f"{path} holds no PNG, JPEG, BMP, WebP, .npy or .npz file; name another folder")
             files += inside
         else:
             files.append(path)
@@ -176,7 +176,7 @@ def _read_one(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np
     image = open_image(path)
     if not resize and image.size != (width, height):
         image.close()
-        raise InvalidInputError(f"{path} is {_by(image.size[::-1])}, expected {_by((height, width))}: resize it first")
+        raise InvalidInputError(f"{path} is {_by(image.size[::-1])}, expected {_by((height, width))}; resize it first")
     return resized(decode(image, path, channels), height, width)
 
 
@@ -189,7 +189,7 @@ def _read_array(path: Path) -> np.ndarray:
                 return loaded
             key = loaded.files[0] if len(loaded.files) == 1 else "images"
             if key not in loaded.files:
-                raise InvalidInputError(f"{path} holds the arrays {loaded.files}: name the images `images`")
+                raise InvalidInputError(f"{path} holds the arrays {loaded.files}; name the images `images`")
             return loaded[key]
     except FileNotFoundError:
         raise InvalidInputError(f"{path} does not exist") from None
@@ -200,7 +200,7 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _named(path: Path, function, *arguments):
-    """Call a function, and put the path before what it refuses."""
+    """Call a function, and put the path before the message of an InvalidInputError."""
     try:
         return function(*arguments)
     except InvalidInputError as refused:

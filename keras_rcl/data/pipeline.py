@@ -1,4 +1,4 @@
-"""Views asked for by a phase -> batches, as a pure function of (seed, epoch, step)."""
+"""Batches of the views that a phase requests, as a pure function of (seed, epoch, step)."""
 
 import numpy as np
 import tensorflow as tf
@@ -16,22 +16,22 @@ fold_in, split = tf.random.experimental.stateless_fold_in, tf.random.experimenta
 
 
 class Batches:
-    """Batches of views for one phase: built and traced once; each epoch differs, by nothing but its number.
+    """Batches of views for one phase, built and traced once; an epoch depends on the seed and its number alone.
 
     Attributes:
         batch_size: N, at most the number of images.
-        steps_per_epoch: batches an epoch; the remainder of each epoch's permutation is dropped.
-        dataset: one epoch an iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
+        steps_per_epoch: batches per epoch; the remainder of each epoch's permutation is dropped.
+        dataset: one epoch per iteration, of elements (images float32 [V, N, H, W, C] in [0, 1], labels int32 [N],
             seed int32 [2]); of a share, N / n images. An adversarial view holds the images at which its attack starts,
             or the examples that are kept, varied as the images are; `seed` is for the attacks. If `indexed`, a fourth:
-            which images of the part they are, int32 [N].
+            their numbers in the split, int32 [N].
         refreshed: of each `refreshed` attack: the variable, uint8 [images, H, W, C], that its examples are read from;
             the images themselves until somebody assigns it.
     """
 
     def __init__(
         self,
-        part: Split | StreamedSplit,
+        data: Split | StreamedSplit,
         views: tuple[View, ...],
         batch_size: int,
         seed: int | tuple[int, ...],
@@ -44,23 +44,23 @@ class Batches:
         """Build the dataset.
 
         Args:
-            part: the images to draw from.
+            data: the images to draw from.
             views: the V views of each image, in order; none where images are looked up by their indices.
             batch_size: N.
             seed: one or more non-negative integers.
-            augmentation: drawn once for each image; all of its views are made of what it gives.
-            indexed: say which images they are.
-            balanced: every class of the part equally often in every batch (up to rounding), cycling through its images.
-            share: (i, n): of each batch only the i-th of n equal parts, counted from 0; n divides N.
+            augmentation: drawn once per image; all of its views are made from the result.
+            indexed: add the numbers of the images to each element.
+            balanced: every class equally often in every batch (up to rounding), cycling through its images.
+            share: (i, n): of each batch only the i-th of n equal shares, counted from 0; n divides N.
 
         Raises:
-            InvalidInputError: the part is empty.
+            InvalidInputError: if the split is empty.
         """
-        self._part, streamed = part, isinstance(part, StreamedSplit)
-        count = part.count if streamed else len(part.labels)
+        self._data, streamed = data, isinstance(data, StreamedSplit)
+        count = data.count if streamed else len(data.labels)
         if not count:
             raise InvalidInputError(
-                "no images to make batches of: lower dataset.validation_fraction, or raise dataset.limit"
+                "no images to make batches of; lower dataset.validation_fraction, or raise dataset.limit"
             )
         self.batch_size = min(batch_size, count)
         self.steps_per_epoch = count // self.batch_size
@@ -69,7 +69,7 @@ class Batches:
         self._rows = Rows(share[0] * count, count, self.batch_size)
         self._order = self._balanced_order if balanced else self._shuffled_order
         self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
-        self._images, self._labels = (None, None) if streamed else part.tensors
+        self._images, self._labels = (None, None) if streamed else data.tensors
         kept = {view.attack for view in views if isinstance(view, Adversarial) and not view.crafted}
         if streamed and kept:
             raise InvalidInputError(
@@ -78,9 +78,9 @@ class Batches:
             )
         with tf.device("CPU"):
             self.refreshed = {
-                attack: tf.Variable(part.images, trainable=False) for attack in kept if attack.name == "refreshed"
+                attack: tf.Variable(data.images, trainable=False) for attack in kept if attack.name == "refreshed"
             }
-            stored = {attack: tf.constant(part.stored[attack.folder]) for attack in kept if attack.name == "stored"}
+            stored = {attack: tf.constant(data.stored[attack.folder]) for attack in kept if attack.name == "stored"}
             self._kept = {**self.refreshed, **stored}
             self._epoch = tf.Variable(0, trainable=False, name="epoch")
             self._first = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_step")
@@ -99,7 +99,7 @@ class Batches:
         self._first.assign(step)
 
     def indices(self, step: int) -> np.ndarray:
-        """Which images of the part are in a step of the epoch: int [N]; none where they are streamed."""
+        """The numbers of the images in a step of the epoch, int [N]; empty if the split is streamed."""
         if self._images is None:
             return np.empty(0, int)
         order_seed, _ = self._epoch_seeds()
@@ -129,18 +129,18 @@ class Batches:
     def _streamed_steps(self, _) -> tf.data.Dataset:
         """The images uint8 [N, H, W, C], labels int32 [N] and seed int32 [2] of each step that is to be run.
 
-        What comes before the first of them is read again, and not decoded.
+        Records before the first step are read again, but not decoded.
         """
         order_seed, steps_seed = self._epoch_seeds()
         size, first = self.batch_size, self._first.read_value()
         return (
-            self._part.records(order_seed)
+            self._data.records(order_seed)
             .skip(first * size)
             .take((self.steps_per_epoch - first) * size)
             .batch(size, drop_remainder=True)
             .map(self._rows.select)  # so that only these are decoded
             .unbatch()
-            .map(self._part.decode, num_parallel_calls=PARALLEL, deterministic=True)
+            .map(self._data.decode, num_parallel_calls=PARALLEL, deterministic=True)
             .batch(self._rows.count, drop_remainder=True)
             .enumerate(first)
             .map(lambda step, batch: (*batch, fold_in(steps_seed, tf.cast(step, tf.int32))))
@@ -174,7 +174,7 @@ class Batches:
 
     @tf.autograph.experimental.do_not_convert
     def _streamed_batch(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor):
-        """Likewise of the images themselves."""
+        """The element of one step of a streamed split, from its images; see `_batch`."""
         return self._viewed(images, labels, seed, {})
 
     def _viewed(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, kept: dict[Attack, tf.Tensor]):

@@ -1,4 +1,4 @@
-"""Where images come from: the digits of scikit-learn, TensorFlow Datasets, or a folder. Parts are fixed by one seed."""
+"""Sources of images: the digits of scikit-learn, TensorFlow Datasets, or a folder. One seed fixes the splits."""
 
 import contextlib
 import logging
@@ -22,14 +22,14 @@ def load(dataset: Dataset) -> ImageData:
     """Load a data set and divide it.
 
     Args:
-        dataset: its name, place, size and parts.
+        dataset: its name, place, size and splits.
 
     Returns:
-        The three parts; `validation` is empty where `validation_fraction` is 0.
+        The three splits; `validation` is empty where `validation_fraction` is 0.
 
     Raises:
-        InvalidInputError: no such data set, not to be had without a network, not of images with labels, or a corrupt
-            image.
+        InvalidInputError: if there is no such data set, it cannot be downloaded, it has no images with labels, or an
+            image is corrupt.
     """
     source = {"digits": _digits, "folder": _folder}.get(dataset.name, tfds_splits)
     with _quiet_logs():
@@ -39,12 +39,12 @@ def load(dataset: Dataset) -> ImageData:
         for split in filter(None, (train, test)):
             if wrong := [int(label) for label in split.labels if not 0 <= label < len(class_names)]:
                 classes = f"its {len(class_names)} classes"
-                raise InvalidInputError(f"{dataset.name}: label {wrong[0]} is outside {classes}: mend the data set")
+                raise InvalidInputError(f"{dataset.name}: label {wrong[0]} is outside {classes}; mend the data set")
         return _divide(dataset, class_names, train, test)
 
 
 def _divide(dataset: Dataset, class_names: list[str], train: SourceSplit, test: SourceSplit | None) -> ImageData:
-    """Hold out the validation part, and the test part where there is none, each stratified; then keep the limit.
+    """Hold out the validation split, and the test split if there is none, each stratified; then apply the limit.
 
     Only the images that are kept are read. What is held out depends on `split_seed` alone, not on the limit.
     """
@@ -58,7 +58,7 @@ def _divide(dataset: Dataset, class_names: list[str], train: SourceSplit, test: 
         size = min(dataset.limit or len(indices), len(indices))
         return indices[stratified(split.labels[indices], size, np.random.default_rng(dataset.split_seed))]
 
-    def parts(split: SourceSplit, *chosen: np.ndarray) -> list[Split]:
+    def splits_of(split: SourceSplit, *chosen: np.ndarray) -> list[Split]:
         kept = np.sort(np.concatenate(chosen))
         images = split.read(kept)
         return [Split(images[np.searchsorted(kept, indices)], split.labels[indices], indices) for indices in chosen]
@@ -70,13 +70,13 @@ def _divide(dataset: Dataset, class_names: list[str], train: SourceSplit, test: 
     tested = limited(test or train, np.arange(len(test.labels)) if test else tested)
     for name, indices in (("train", trained), ("test", tested)):
         if not len(indices):
-            cure = "change dataset.validation_fraction or dataset.test_fraction"
+            hint = "change dataset.validation_fraction or dataset.test_fraction"
             raise InvalidInputError(
-                f"{dataset.name}: {len(train.labels)} images leave none for its {name} part: {cure}"
+                f"{dataset.name}: {len(train.labels)} images leave none for its {name} split; {hint}"
             )
-    train_part, validation_part = parts(train, trained, validated)
-    (test_part,) = parts(test or train, tested)
-    return ImageData(dataset.name, tuple(class_names), train_part, validation_part, test_part)
+    train_split, validation_split = splits_of(train, trained, validated)
+    (test_split,) = splits_of(test or train, tested)
+    return ImageData(dataset.name, tuple(class_names), train_split, validation_split, test_split)
 
 
 def _sized(image: np.ndarray, image_size: int | None) -> np.ndarray:
@@ -101,22 +101,22 @@ def _digits(dataset: Dataset) -> tuple[list[str], SourceSplit, None]:
 
 
 def _folder(dataset: Dataset) -> tuple[list[str], SourceSplit, SourceSplit | None]:
-    """A folder with a sub-folder a class, or with `train` and `test` folders of such sub-folders."""
+    """A folder with one sub-folder per class, or with `train` and `test` folders of such sub-folders."""
     if dataset.folder is None:
-        raise InvalidInputError("dataset.folder is not given: name a folder with a sub-folder a class")
+        raise InvalidInputError("dataset.folder is not given; name a folder with one sub-folder per class")
     root = Path(dataset.folder).expanduser()
     if not root.is_dir():
-        raise InvalidInputError(f"dataset.folder {root} is not a folder: name one with a sub-folder a class")
+        raise InvalidInputError(f"dataset.folder {root} is not a folder; name one with one sub-folder per class")
     roots = [root]
     if {"train", "test"} == set(_subfolders(root)):
         roots = [root / "train", root / "test"]
     class_names = _subfolders(roots[0])
     if len(class_names) < 2:
         raise InvalidInputError(
-            f"{roots[0]} has {len(class_names)} class folders, at least 2 are needed: one sub-folder a class"
+            f"{roots[0]} has {len(class_names)} class folders, at least 2 are needed; give one sub-folder per class"
         )
     if _subfolders(roots[-1]) != class_names:
-        raise InvalidInputError(f"{roots[0]} and {roots[-1]} have different class folders: give both the same")
+        raise InvalidInputError(f"{roots[0]} and {roots[-1]} have different class folders; give both the same")
     files = [[_class_files(folder / name) for name in class_names] for folder in roots]
 
     sizes, greyscale = set(), True
@@ -125,7 +125,7 @@ def _folder(dataset: Dataset) -> tuple[list[str], SourceSplit, SourceSplit | Non
             sizes.add(image.size)
             greyscale = greyscale and is_greyscale(image)
         if len(sizes) > 1 and dataset.image_size is None:
-            raise InvalidInputError(f"{path} is of another size than the images before it: set dataset.image_size")
+            raise InvalidInputError(f"{path} is of another size than the images before it; set dataset.image_size")
 
     def split_of(members: list[list[Path]]) -> SourceSplit:
         paths = [path for of_class in members for path in of_class]
@@ -153,13 +153,13 @@ def _class_files(folder: Path) -> list[Path]:
         path for path in folder.iterdir() if path.suffix.lower() in FOLDER_SUFFIXES and not path.name.startswith(".")
     )
     if not files:
-        raise InvalidInputError(f"{folder} holds no PNG, JPEG or BMP image: add some or remove this class")
+        raise InvalidInputError(f"{folder} holds no PNG, JPEG or BMP image; add some or remove this class")
     return files
 
 
 @contextlib.contextmanager
 def _quiet_logs():
-    """Keep TFDS' and urllib3's warnings from the user, who gets one line instead."""
+    """Hide warnings of TFDS and urllib3 from the user, who gets one line instead."""
     loggers = [logging.getLogger(name) for name in ("absl", "urllib3")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""The parts of a data set: in memory, or streamed from disk; and how images are chosen with the class balance kept."""
+"""The splits of a data set, in memory or streamed from disk; and choosing images with the class balance kept."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -10,13 +10,13 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a data set.
+    """One split of a data set.
 
-    Fields:
+    Attributes:
         images: uint8 [N, H, W, C].
         labels: int64 [N].
         indices: int64 [N], the position in the data set's own split (in the whole data set where it has only one).
-        stored: by their folder, adversarial examples of the images, uint8 [N, H, W, C].
+        stored: folder -> adversarial examples of the images, uint8 [N, H, W, C].
     """
 
     images: np.ndarray
@@ -26,12 +26,12 @@ class Split:
 
     @property
     def held(self) -> "Split":
-        """What of it is in memory: all."""
+        """The images in memory: all of them."""
         return self
 
     @functools.cached_property
     def tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Images uint8 [N, H, W, C] and labels int32 [N] in the host's memory, once for all who draw from them."""
+        """Images uint8 [N, H, W, C] and labels int32 [N] in the host's memory, once for all users."""
         with tf.device("CPU"):
             return tf.constant(self.images), tf.constant(self.labels, tf.int32)
 
@@ -46,11 +46,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class StreamedSplit:
-    """A training part that is read from disk as it is trained on, and never held whole.
+    """A training split that is read from disk during training, and never held in memory as a whole.
 
-    Fields:
+    Attributes:
         count: N images.
-        held: some of them, class balance kept, in memory: for what looks at a few images only.
+        held: some of them in memory, class balance kept, for uses that need only a few images.
         identity: names the files and which of their records are meant.
         records: a seed int32 [2] -> the serialised records in an order of that seed.
         decode: one serialised record -> image uint8 [H, W, C], label int32.
@@ -65,7 +65,7 @@ class StreamedSplit:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A labelled image data set in its three disjoint parts."""
+    """A labelled image data set in its three disjoint splits."""
 
     name: str
     class_names: tuple[str, ...]
@@ -86,7 +86,7 @@ class ImageData:
     def mean_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation [C] of the training pixels in [0, 1]; 1 for a channel that never varies.
 
-        Of a streamed part they are those of what is held.
+        For a streamed split they are those of the images in memory.
         """
         values = np.arange(256) / 255
         channels = np.moveaxis(self.train.held.images, -1, 0)
@@ -101,7 +101,7 @@ class ImageData:
 class SourceSplit:
     """One of a data set's own splits: all its labels, and its images on demand.
 
-    Fields:
+    Attributes:
         labels: int64 [N].
         read: indices, ascending -> images uint8 [len(indices), H, W, C].
     """
@@ -113,7 +113,7 @@ class SourceSplit:
 def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Choose `size` positions at random, ascending, with the classes in the proportions of `labels`.
 
-    Each class has its share rounded down; what is left goes to the largest remainders (Hamilton's method).
+    Each class gets its share rounded down; the rest goes to the largest remainders (Hamilton's method).
     """
     if not size:
         return np.zeros(0, np.int64)

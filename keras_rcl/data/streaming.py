@@ -1,4 +1,4 @@
-"""Data sets of TFDS that are larger than memory: trained on from their files, measured on a sample of fixed size."""
+"""Data sets of TFDS that are larger than memory: training reads their files, evaluation a sample of fixed size."""
 
 from collections.abc import Iterator
 
@@ -12,21 +12,27 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.dataset import Dataset
 
 SAMPLE = 1024
-"""How many training images are held: for what is monitored, contrasted with, or asked for a mean."""
+"""Number of training images in memory: for monitoring, contrast, and the mean of the pixels."""
 READERS = 16
-"""Files that are read at once."""
+"""Number of files that are read at once."""
 
 
 def load_streamed(dataset: Dataset) -> ImageData:
-    """The parts of a data set of TFDS, of which the training part stays on disk.
+    """Load a data set of TFDS whose training split stays on disk.
 
-    The validation part is the end of the train split, which TFDS has shuffled when it prepared the files. Of it and of
-    the test part `held_images` are held, and of the training part a few, every class as often as another: the files are
-    read from their beginning until there are enough, and no further. With `limit` so many training images are held in
-    that way, and nothing is streamed.
+    The validation split is the end of TFDS' train split, which TFDS shuffled when it prepared the files. Of it and of
+    the test split `held_images` images are loaded, and a few of the training split, with the classes balanced: the
+    files are read from their beginning until there are enough. With `limit`, that number of training images is loaded
+    in the same way, and nothing is streamed.
+
+    Args:
+        dataset: its name, place, size and splits.
+
+    Returns:
+        The three splits; `train` is a `StreamedSplit` if there is no limit.
 
     Raises:
-        InvalidInputError: as for `load`; or if the files are not shuffled, or are no TFRecords.
+        InvalidInputError: as for `load`; or if the files are not shuffled TFRecords.
     """
     builder, keys = prepared(dataset)
     info, feature = builder.info, builder.info.features[keys[0]]
@@ -38,7 +44,7 @@ def load_streamed(dataset: Dataset) -> ImageData:
     count = total - round(dataset.validation_fraction * total)
     if not count:
         raise InvalidInputError(
-            f"{dataset.name}: {total} images leave none for its train part: change validation_fraction"
+            f"{dataset.name}: {total} images leave none for its train split; change validation_fraction"
         )
 
     def image_of(encoded: tf.Tensor) -> tf.Tensor:
@@ -66,7 +72,7 @@ def cropped(image: tf.Tensor, size: int, channels: int) -> tf.Tensor:
     """The middle of an image: uint8 [H, W, C] -> uint8 [size, size, C].
 
     The shorter side is brought to 8/7 of the size, bilinearly and antialiased (256 for 224), and the square in the
-    middle cut out. An image that has the size stays as it is.
+    middle cut out. An image of that size stays as it is.
     """
     height, width = tf.unstack(tf.shape(image)[:2])
     fits = (height == size) & (width == size)
@@ -79,7 +85,7 @@ def cropped(image: tf.Tensor, size: int, channels: int) -> tf.Tensor:
 
 
 def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buffer: int) -> StreamedSplit:
-    """The part of these records of the train split."""
+    """The streamed split of these records of the train split."""
     pieces = builder.info.splits[split].file_instructions
     files = tf.constant([str(piece.filename) for piece in pieces])
     skips = tf.constant([piece.skip for piece in pieces], tf.int64)
@@ -122,7 +128,7 @@ def _balanced(examples: Iterator, classes: int, size: int) -> Iterator:
     for example in examples:
         _, label, _ = example
         if not 0 <= label < classes:
-            raise InvalidInputError(f"label {label} is outside the data set's {classes} classes: mend the data set")
+            raise InvalidInputError(f"label {label} is outside the data set's {classes} classes; mend the data set")
         if taken[label] == share and over:
             over -= 1
         elif taken[label] >= share:
@@ -145,8 +151,8 @@ def _test_split(builder, keys: tuple[str, str]) -> str:
     )
 
 
-def _nothing(part: Split) -> Split:
-    return Split(part.images[:0], part.labels[:0], part.indices[:0])
+def _nothing(like: Split) -> Split:
+    return Split(like.images[:0], like.labels[:0], like.indices[:0])
 
 
 def _skip_decoding():

@@ -18,7 +18,7 @@ from keras_rcl.vocabulary.dataset import Dataset
 def tfds_splits(dataset: Dataset) -> tuple[list[str], SourceSplit, SourceSplit | None]:
     """An image classification data set of TFDS in its official splits.
 
-    The test part is its `test` split, else its `validation` split (ImageNet's test labels are not public).
+    The test split is its `test` split, otherwise its `validation` split (ImageNet's test labels are not public).
     """
     builder, (image_key, label_key) = prepared(dataset)
 
@@ -39,13 +39,13 @@ def prepared(dataset: Dataset):
         _prepare(dataset, builder)
     if "train" not in builder.info.splits:
         raise InvalidInputError(
-            f"{dataset.name} has no train split, only {sorted(builder.info.splits)}: choose another data set"
+            f"{dataset.name} has no train split, only {sorted(builder.info.splits)}; choose another data set"
         )
     return builder, keys
 
 
 def _data_dir(dataset: Dataset) -> str | None:
-    """Where prepared data sets are; None is TFDS' own default."""
+    """The folder of prepared data sets; None is TFDS' default."""
     place = dataset.data_dir or os.environ.get("TFDS_DATA_DIR")
     return place and str(Path(place).expanduser())
 
@@ -60,7 +60,7 @@ def builder_of(dataset: Dataset):
     except tfds.core.DatasetNotFoundError:
         close = difflib.get_close_matches(dataset.name, [*known, "digits", "folder"], n=1)
         meant = f"did you mean {close[0]}?" if close else "give digits, folder, or a name from tensorflow.org/datasets"
-        raise InvalidInputError(f"no data set is called {dataset.name!r}: {meant}") from None
+        raise InvalidInputError(f"no data set is called {dataset.name!r}; {meant}") from None
     except (
         Exception
     ) as error:  # TFDS raises AssertionError, ValueError, ImportError ... for versions and configurations
@@ -77,27 +77,27 @@ def _image_and_label(dataset: Dataset, info) -> tuple[str, str]:
     image, label = (info.features[key] if key in info.features else None for key in keys)
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
         raise InvalidInputError(
-            f"{dataset.name} is no image classification data set of TFDS: choose one with images and labels"
+            f"{dataset.name} is not an image classification data set of TFDS; choose one with images and labels"
         )
     if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
         raise InvalidInputError(
-            f"{dataset.name} has {image.np_dtype.__name__} images of shape {image.shape}: choose 8-bit grey or RGB ones"
+            f"{dataset.name} has {image.np_dtype.__name__} images of shape {image.shape}; choose 8-bit grey or RGB ones"
         )
     if None in image.shape and dataset.image_size is None:
-        raise InvalidInputError(f"{dataset.name} has images of varying size: set dataset.image_size")
+        raise InvalidInputError(f"{dataset.name} has images of varying size; set dataset.image_size")
     return keys
 
 
 def _prepare(dataset: Dataset, builder) -> None:
     """Download and prepare a data set; what TFDS prints goes to stderr."""
-    cure = "connect to the network, or name a folder that has it with --data-dir or TFDS_DATA_DIR"
+    hint = "connect to the network, or name a folder that has it with --data-dir or TFDS_DATA_DIR"
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not _reachable(builder):
-        raise InvalidInputError(f"{dataset.name} is not in {builder.data_path.parent} and cannot be downloaded: {cure}")
+        raise InvalidInputError(f"{dataset.name} is not in {builder.data_path.parent} and cannot be downloaded; {hint}")
     try:
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
     except Exception as error:  # network, disk, checksums, missing manual downloads
-        raise InvalidInputError(f"{dataset.name} could not be prepared ({_line(error)}): {cure}") from None
+        raise InvalidInputError(f"{dataset.name} could not be prepared ({_line(error)}); {hint}") from None
 
 
 def _reachable(builder) -> bool:
@@ -161,5 +161,5 @@ def read_config():
 
 
 def _line(error: Exception) -> str:
-    """What an error says first, in one line."""
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

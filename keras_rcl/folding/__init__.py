@@ -1,4 +1,4 @@
-"""The folded network: what a Keras network computes in inference mode, as affine steps that attacks and bounds read."""
+"""The folded network: what a Keras network computes in inference mode, as affine steps for attacks and bounds."""
 
 from keras_rcl.folding.fast_forward import at_inference, folded
 from keras_rcl.folding.fold import fold

@@ -15,7 +15,16 @@ from keras_rcl.folding.fold import Add, Conv, Dense, Max, Mean, Pad, PixelScale,
 
 
 def at_inference(network: keras.Model, output: str = "logits", dtype: str = "float32") -> Callable:
-    """images [N, H, W, C] -> an output of the network at inference: folded where it can be, else called."""
+    """A network's output at inference as a function of images: folded if its layers allow, otherwise called.
+
+    Args:
+        network: as of `folded`, or any other Keras model with a dict of outputs.
+        output: the name of the output.
+        dtype: as of `folded`.
+
+    Returns:
+        images [N, H, W, C] -> float32 [N, D].
+    """
     try:
         return folded(network, output, dtype)
     except InvalidInputError:
@@ -23,14 +32,32 @@ def at_inference(network: keras.Model, output: str = "logits", dtype: str = "flo
 
 
 def folded(network: keras.Model, output: str = "logits", dtype: str = "float32") -> Callable:
-    """images [N, H, W, C] -> an output of the network [N, D] in float32, BatchNorms folded; weights as they are now.
+    """A network's output at inference as a function of images, with its BatchNorms folded and its present weights.
 
-    It differs from the network by rounding: that of float32, or of `bfloat16` (8 bits) where that is given. Then too
-    what reads the pixels, up to the first ReLU, is float32, lest sums of their gradients cancel to exactly 0, and so
-    is the last layer.
+    The function differs from the network by rounding: that of float32, or of bfloat16 (8 bits). With `bfloat16`, the
+    layers up to the first ReLU stay in float32, so that sums of pixel gradients do not cancel to exactly 0; the last
+    layer is float32 as well.
 
-    Other arguments and refusals are those of `fold`; besides, maximum pooling is refused, which as a convolution costs
-    more than folding saves.
+    Args:
+        network: functional or Sequential, with layers of `folding.fold.LAYERS`.
+        output: the name of the output in a dict.
+        dtype: `float32` or `bfloat16`.
+
+    Returns:
+        images [N, H, W, C] -> float32 [N, D].
+
+    Raises:
+        InvalidInputError: as of `fold`, or if there is a maximum pooling, which as a convolution costs more than
+            folding saves.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> image = keras.Input((2, 2, 1))
+        >>> x = keras.layers.Flatten()(keras.layers.Rescaling(2.0)(image))
+        >>> network = keras.Model(image, keras.layers.Dense(1, kernel_initializer="ones")(x))
+        >>> forward = folded(network)
+        >>> float(forward(np.full((1, 2, 2, 1), 0.5, "float32"))[0, 0])
+        4.0
     """
     steps = fold(network, output)
     for step in steps:
@@ -63,7 +90,7 @@ def folded(network: keras.Model, output: str = "logits", dtype: str = "float32")
 
 
 class _Form(NamedTuple):
-    """How values [N, ...] are held: made of plain ones, and made plain."""
+    """A layout of values [N, ...]: the functions from the plain layout to it, and back."""
 
     of_plain: Callable
     plain: Callable
@@ -75,7 +102,7 @@ HALF = _Form(lambda x: tf.cast(x, tf.bfloat16), lambda x: tf.cast(x, tf.float32)
 
 
 class _Call(NamedTuple):
-    """How a step is computed: of the values of the steps that are read, these and the result in a form."""
+    """How a step is computed from the values of the steps that it reads; these and the result are in one form."""
 
     compute: Callable
     reads: tuple[int, ...]
@@ -119,8 +146,8 @@ WEIGHTS = {Dense: ("kernel", "bias"), Scale: ("factor", "offset")}
 """Kind of operation -> its fields that are numbers of the network."""
 
 FEW_PIXELS, MANY_CHANNELS = 16, 128
-"""From so many channels on, of images of at most so many rows and columns, minimal filtering takes 0.45 to 0.65 times
-as long as oneDNN's convolution; with 64 channels of 32 x 32 pixels 1.5 times."""
+"""With at least this number of channels, and at most this number of rows and columns, minimal filtering takes 0.45 to
+0.65 times as long as oneDNN's convolution; with 64 channels of 32 x 32 pixels it takes 1.5 times as long."""
 
 
 def _suits_winograd(step: Step) -> bool:
@@ -144,12 +171,12 @@ def _zeros_before(step: Step, steps: list[Step]) -> tuple[tuple, tuple[int, ...]
 
 
 FEW_FILTERS = 64
-"""Up to so many, oneDNN's gradient of a strided convolution is faster with the padding inside it (twice on images, 1.2
-times from 32 to 64 channels); with more it takes another kernel, and 2 to 4 times as long."""
+"""Up to this number of filters, oneDNN's gradient of a strided convolution is faster with the padding inside it (twice
+on images, 1.2 times from 32 to 64 channels); with more filters another kernel takes 2 to 4 times as long."""
 
 
 def _own_padding(operation: Conv, amounts: tuple) -> str | list | None:
-    """How a convolution adds zeros around its images itself, or None where it does not, or had better not."""
+    """The padding argument of a convolution that adds the zeros itself, or None if another step adds them faster."""
     height, width, _, filters = operation.kernel.shape
     if operation.strides == (1, 1):
         same = tuple(((size - 1) // 2, size // 2) for size in (height, width))
@@ -159,12 +186,12 @@ def _own_padding(operation: Conv, amounts: tuple) -> str | list | None:
 
 def _conv(step: Step, x, padding="VALID"):
     operation = step.operation
-    # By `bias_add`, which TensorFlow fuses into the convolution, with the ReLU after it; a sum it does not.
+    # By `bias_add`, which TensorFlow fuses with the convolution and the ReLU after it; a sum is not fused.
     return tf.nn.bias_add(tf.nn.conv2d(x, operation.kernel, operation.strides, padding), operation.bias)
 
 
 FEW_CHANNELS = 4
-"""Up to so many, one number a channel is laid out as one a pixel: TensorFlow broadcasts short rows slowly."""
+"""Up to this number of channels, a value per channel is expanded to every pixel: short rows broadcast slowly."""
 
 
 def _scale(step: Step, x):

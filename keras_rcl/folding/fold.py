@@ -1,4 +1,4 @@
-"""A Keras network as a list of eight kinds of step, its BatchNorms folded: what is bounded, and what is exported.
+"""A Keras network as a list of simple steps, its BatchNorms folded: the form that bounds and exports use.
 
 The steps compute what the network does at inference, to within float rounding, with fewer layers:
 
@@ -47,7 +47,7 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """factor x + offset, each one value a channel [C]."""
+    """factor x + offset, one value of each per channel, [C]."""
 
     factor: Any
     offset: Any
@@ -55,7 +55,7 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class PixelScale:
-    """weight x, one constant a pixel [H, W, 1]."""
+    """weight x, one constant per pixel, [H, W, 1]."""
 
     weight: np.ndarray
 
@@ -91,8 +91,8 @@ class ReLU:
 class Max:
     """The maximum over k: [H, W, k C] -> [H, W, C].
 
-    Fields:
-        valid: bool [H, W, k], which of the k count; at least one does everywhere.
+    Attributes:
+        valid: bool [H, W, k], which of the k are compared; at least one everywhere.
     """
 
     valid: np.ndarray
@@ -102,7 +102,7 @@ class Max:
 class Step:
     """One operation of a folded network.
 
-    Fields:
+    Attributes:
         operation: one of the kinds above.
         inputs: the numbers of the steps that it reads.
         shape: of its result, without the batch.
@@ -118,17 +118,33 @@ class Step:
 def fold(
     network: keras.Model, output: str = "logits", dtype: str = "float32", statistics: Mapping | None = None
 ) -> list[Step]:
-    """The steps from the image, the first, to an output, the last; each after those that it reads.
+    """Fold a network into steps.
 
     Args:
         network: functional or Sequential, image [N, H, W, C] or [N, F] -> the output.
-        output: which one of a dict.
+        output: the name of the output in a dict.
         dtype: of the kernels, whatever the layers' own policies are.
-        statistics: path of a BatchNorm -> mean and variance in place of its moving ones, in training.
+        statistics: path of a BatchNorm -> the mean and variance to use in training in place of its moving ones.
+
+    Returns:
+        The steps from the image, the first, to the output, the last; each after those that it reads.
 
     Raises:
         InvalidInputError: if a layer on the way, named by its path, is not one of `LAYERS` or has a setting without
             bounds.
+
+    References:
+        Gowal et al. 2018, "On the effectiveness of interval bound propagation" (the elision of the last layer).
+
+    Example:
+        BatchNorm joins the dense layer before it:
+
+        >>> import keras
+        >>> image = keras.Input((4, 4, 1))
+        >>> x = keras.layers.Dense(3)(keras.layers.Flatten()(image))
+        >>> network = keras.Model(image, keras.layers.ReLU()(keras.layers.BatchNormalization()(x)))
+        >>> [type(step.operation).__name__ for step in fold(network)]
+        ['Image', 'Reshape', 'Dense', 'ReLU']
     """
     builder = _Builder(dtype, statistics or {})
     last = propagate(network, dict.fromkeys(LAYERS, builder.translate), builder.image, output)
@@ -160,7 +176,7 @@ LAYERS = {
 
 
 def _needed(steps: Sequence[Step], last: int) -> list[Step]:
-    """The steps that a step depends on, itself included, numbered anew."""
+    """The steps that a step depends on, itself included, with new numbers."""
     used = {last}
     for number in range(last, -1, -1):
         if number in used:
@@ -177,7 +193,7 @@ class _Builder:
         self.steps: list[Step] = []
 
     def add(self, operation, inputs: Sequence[int], shape: Sequence[int], path: str) -> int:
-        """The number of a step that computes this; a step that it was folded into stays for who else reads it."""
+        """The number of a step that computes this operation; the step before it stays for other steps that read it."""
         before = self.steps[inputs[0]] if len(inputs) == 1 else None
         kinds = (type(before.operation), type(operation)) if before else None
         if kinds in FOLDED:
@@ -269,7 +285,7 @@ class _Builder:
 
     def relu(self, layer, path: str, x: int) -> int:
         plain = layer.max_value is None and not layer.negative_slope and not layer.threshold
-        _refuse(not plain, path, "is no plain ReLU", "leave max_value, negative_slope and threshold out")
+        _refuse(not plain, path, "is not a plain ReLU", "leave max_value, negative_slope and threshold out")
         return self.add(ReLU(), [x], self.steps[x].shape, path)
 
     def activation(self, layer, path: str, x: int) -> int:
@@ -292,7 +308,7 @@ class _Builder:
     def identity(self, layer, path: str, x: int) -> int:
         return x
 
-    # What they share
+    # Shared by the methods above
 
     def values(self, variable):
         return ops.cast(ops.convert_to_tensor(variable), self.dtype)
@@ -328,9 +344,9 @@ class _Builder:
         return windows.reshape(*windows.shape[:2], -1)
 
 
-def _refuse(condition: bool, path: str, what: str, cure: str) -> None:
+def _refuse(condition: bool, path: str, what: str, hint: str) -> None:
     if condition:
-        raise InvalidInputError(f"layer {path} {what}, which has no bounds; {cure}")
+        raise InvalidInputError(f"layer {path} {what}, which has no bounds; {hint}")
 
 
 def _scaled(first, scale: Scale):

@@ -1,4 +1,4 @@
-"""Walks a functional Keras graph with a table of rules, one a layer type; submodels are walked through."""
+"""Walks a functional Keras graph with a table of rules, one rule per layer type; submodels are walked through."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,7 +7,7 @@ import keras
 from keras_rcl.errors import InvalidInputError
 
 LayerRule = Callable
-"""`rule(layer, path, *values) -> value`: what a layer makes of the values of its inputs."""
+"""`rule(layer, path, *values) -> value`: the value of a layer's output from the values of its inputs."""
 
 
 def propagate(network: keras.Model, rules: Mapping[type, LayerRule], start: Callable, output: str = "logits"):

@@ -5,8 +5,8 @@ With stride s, p zeros before the image and a kernel w of K taps an axis, y_i = 
     dx_{s m + q} = sum_o w_{q + p - s o} dy_{m + o},   q < s:
 
 a convolution of dy, of stride 1, whose filters are the s phases of each axis; they are laid side by side afterwards.
-oneDNN has a processor's matrix units (AMX) multiply in bfloat16 where a convolution goes forward. For going back it has
-nothing of the kind, and takes up to hundreds of times as long.
+oneDNN uses a processor's matrix units (AMX) in bfloat16 for the forward convolution. It does not use them for the
+gradient, which takes up to hundreds of times as long.
 """
 
 from collections.abc import Callable, Sequence

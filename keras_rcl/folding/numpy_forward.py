@@ -1,4 +1,4 @@
-"""What a folded network computes, in NumPy and float64: counter-examples are checked apart from what found them."""
+"""A folded network in NumPy and float64: counter-examples are checked independently of the code that found them."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,11 +1,11 @@
 """Convolutions of 3 x 3 in fewer multiplications, for images of few pixels and many channels.
 
-Along an axis, four outputs of three taps need not twelve multiplications but six (Winograd's minimal filtering):
+Along an axis, four outputs of three taps need six multiplications instead of twelve (Winograd's minimal filtering):
 
     y_i = sum_j g_j d_{i+j},  i < 4:        y = A^T [(G g) * (B^T d)]
 
 with the values of polynomials at the points 0, 1, -1, 2, -2 and infinity (Toom and Cook). Along both axes that is 36 in
-place of 144: sums over channels are taken at each of 6 x 6 points, by one matrix product a point. Images are laid out
+place of 144: sums over channels are taken at each of 6 x 6 points, by one matrix product per point. Images are laid out
 [H, W, N, C], so that the transforms of an axis, all its tiles at once, are products with constant matrices too.
 
 Sources: Winograd 1980, "Arithmetic complexity of computations"; Lavin and Gray 2016, arXiv:1509.09308.
@@ -35,9 +35,12 @@ def winograd_matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @functools.cache
 def axis_transforms(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of an axis of so many pixels, a zero before and after: to points [POINTS * T, size], and back [size, POINTS * T].
+    """The transforms of an axis of `size` pixels, with a zero before and after.
 
-    T tiles of OUTPUTS pixels cover the axis; those of one point lie side by side.
+    T tiles of OUTPUTS pixels cover the axis; those of one point are adjacent.
+
+    Returns:
+        The transform to points [POINTS * T, size], and back [size, POINTS * T].
     """
     to_outputs, _, to_points = winograd_matrices()
     tiles = -(-size // OUTPUTS)

@@ -329,7 +329,7 @@ CASES = [
 ]
 
 
-def fallen(name, norm, attack):
+def broken(name, norm, attack):
     network, images, labels, _ = problem(name, norm)
     attack = dataclasses.replace(attack, norm=norm).with_epsilon(EPSILON[norm])
     [x_adv] = run(lambda x, y: craft(attack, network, x, y, seed=1), images, labels)
@@ -339,12 +339,12 @@ def fallen(name, norm, attack):
 @pytest.mark.parametrize("name, norm, attack", CASES)
 def test_succeeds_exactly_where_success_is_possible(name, norm, attack):
     """All images at epsilon / 1.05 fall, and none at epsilon / 0.95."""
-    assert fallen(name, norm, BUDGET[attack]).tolist() == [True, False] * 8
+    assert broken(name, norm, BUDGET[attack]).tolist() == [True, False] * 8
 
 
 def test_one_step_does_not_suffice_everywhere():
     """What a weaker attack than the rest gets: some of the images."""
-    assert 0 < fallen("disjoint", "l2", FGSM()).sum() < 8
+    assert 0 < broken("disjoint", "l2", FGSM()).sum() < 8
 
 
 @pytest.mark.parametrize(

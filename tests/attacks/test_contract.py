@@ -1,4 +1,4 @@
-"""What every attack promises, one row an attack: ball and box, network, batch, seed, graph and tape."""
+"""The contract of every attack, one row per attack: ball and box, network, batch, seed, graph and tape."""
 
 import dataclasses
 import itertools

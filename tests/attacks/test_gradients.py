@@ -1,4 +1,4 @@
-"""Gradients that are zero, not finite, or not there at all; and images that are no images."""
+"""Gradients that are zero, not finite, or missing; and arrays that are not images."""
 
 import numpy as np
 import pytest

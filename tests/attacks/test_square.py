@@ -202,7 +202,7 @@ def test_fools_a_model_that_gives_no_gradient(norm):
 
 
 def test_a_tie_that_argmax_gives_to_the_label_fools_nobody():
-    """Two equal logits: the first class wins, so label 0 stands and label 1 has fallen."""
+    """Two equal logits: the first class wins, so label 0 is robust and label 1 is broken."""
     logits, calls = counted(lambda x: tf.zeros([tf.shape(x)[0], 2]))
     attack = Square(num_queries=10)
     run(logits, INNER, ZEROS, attack)

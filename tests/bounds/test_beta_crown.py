@@ -78,7 +78,7 @@ def test_decides_as_the_exact_minimum_does(kind):
 
 def test_all_classes_at_once_are_each_of_them():
     network = balanced("conv")
-    decide, told = BranchAndBound(network), []
+    decide, answers = BranchAndBound(network), []
     for image, label, epsilon in problems(network, 15):
         wrong = [j for j in range(3) if j != label]
         alone = [
@@ -87,8 +87,8 @@ def test_all_classes_at_once_are_each_of_them():
         ]
         found = decide(image, label, epsilon, wrong=wrong, seconds=LONG, check=checker(network, label, wrong))
         assert found.safe is all(alone)
-        told.append(found.safe)
-    assert True in told and False in told
+        answers.append(found.safe)
+    assert True in answers and False in answers
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -128,13 +128,13 @@ def _values(steps, number, images):
 def test_out_of_time():
     network = balanced("deep")
     decide = BranchAndBound(network, root_iterations=1)
-    told = []
+    answers = []
     for image, label, epsilon in problems(network, 30):
         wrong = [j for j in range(3) if j != label]
-        told.append(decide(image, label, epsilon, wrong=wrong, seconds=0, check=lambda image: None))
-    given_up = [found for found in told if found.safe is None]
+        answers.append(decide(image, label, epsilon, wrong=wrong, seconds=0, check=lambda image: None))
+    given_up = [found for found in answers if found.safe is None]
     assert given_up and all(found.lower <= 0 and found.counterexample is None for found in given_up)
-    assert all(found.domains == 2 for found in told), "nothing but the whole ball was bounded, once a class"
+    assert all(found.domains == 2 for found in answers), "only the whole ball was bounded, once per class"
 
 
 def test_a_linear_network_has_nothing_to_split():

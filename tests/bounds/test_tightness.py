@@ -13,7 +13,7 @@ from keras_rcl.folding import fold
 L = keras.layers
 METHODS = Method.__args__
 SLACK = 1e-5
-"""Of float32, at bounds of about unit size. The oracle is float64, but for the layers that it probes."""
+"""Of float32, at bounds of about unit size. The oracle is float64, except for the layers that it probes."""
 
 
 def network_of(layers, shape, seed):
@@ -124,7 +124,7 @@ def by_hand():
         ("ibp", (-1, 1.5)),
         # h_1 >= z_1, h_2 <= z_2 / 2 + 1/2: s / 2 - 1/2 from below. h_1 <= 3/4 z_1 + 3/8, h_2 >= 0: 3/4 s from above.
         ("crown", (-0.5, 1.5)),
-        # h_1 >= z_1 / 2: -1/4 wherever s is. h_2 >= 3/4 z_2: 3/4 likewise.
+        # h_1 >= z_1 / 2: -1/4 wherever s is. h_2 >= 3/4 z_2: 3/4 in the same way.
         ("alpha-crown", (-0.25, 0.75)),
     ],
 )

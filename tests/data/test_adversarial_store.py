@@ -28,7 +28,7 @@ DATA = ImageData("squares", ("a", "b", "c"), train=part(10, 100), validation=par
 
 
 def moved(images: np.ndarray, levels: int) -> np.ndarray:
-    """Every byte by so many grey levels, to whichever side there is room."""
+    """Change every byte by the given number of grey levels, up or down."""
     return np.where(images < 128, images + levels, images - levels).astype(np.uint8)
 
 
@@ -80,15 +80,15 @@ def test_without_stored_examples_the_data_is_the_same():
 
 
 def test_examples_of_the_test_part_are_refused(store):
-    assert "examples of the test part; training on them would leak it" in refusal(store(DATA.test, part="test"))
+    assert "examples of the test split; training on them would leak it" in refusal(store(DATA.test, part="test"))
 
 
 def test_examples_of_the_validation_part_are_refused(store):
-    assert "examples of the validation part" in refusal(store(DATA.validation, part="validation"))
+    assert "examples of the validation split" in refusal(store(DATA.validation, part="validation"))
 
 
 def test_a_record_that_tells_another_part_than_its_examples_is_refused(store):
-    assert "examples of the test part" in refusal(store(DATA.test, part="train", written_as="test"))
+    assert "examples of the test split" in refusal(store(DATA.test, part="train", written_as="test"))
 
 
 def test_test_images_that_all_labels_call_training_images_are_refused(store):
@@ -109,7 +109,7 @@ def test_test_images_that_all_labels_call_training_images_are_refused(store):
         (dict(attack={"norm": "linf", "epsilon": "4/255"}), "of linf 4/255, and the training asks for linf 8/255"),
         (dict(attack={"norm": "l2", "epsilon": "8/255"}), "of l2 8/255, and"),
         (dict(format=0), "no record of adversarial examples of format 1"),
-        (dict(shards=["lost.tfrecord"]), "craft the examples anew"),
+        (dict(shards=["lost.tfrecord"]), "craft the examples again"),
     ],
 )
 def test_what_does_not_fit_is_refused(store, changes, said):
@@ -121,7 +121,7 @@ def test_what_is_no_store_is_refused(store, tmp_path):
     attack = store()
     shard = tmp_path / shard_name(1, 3)
     shard.write_bytes(shard.read_bytes()[:-20])
-    assert "craft the examples anew" in refusal(attack)
+    assert "craft the examples again" in refusal(attack)
 
 
 @settings(deadline=None)

@@ -142,7 +142,7 @@ def test_nothing_to_read(tmp_path):
 @pytest.mark.parametrize(
     ("images", "says"),
     [
-        (np.full((1, *SHAPE), 255.0), "up to 255; images are floats in .0, 1. or uint8: divide by 255"),
+        (np.full((1, *SHAPE), 255.0), "up to 255; images are floats in .0, 1. or uint8; divide by 255"),
         (np.full((1, *SHAPE), -0.5), "down to -0.5.*normalisation"),
         (np.linspace(-2, 2, 60).reshape(1, *SHAPE), "up to 2.*normalisation"),
         (np.full((1, *SHAPE), np.nan), "not finite"),

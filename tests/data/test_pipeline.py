@@ -150,7 +150,7 @@ def test_shares_make_up_the_batch(count):
         assert {rows.shape for rows, _, _ in parts} == {(4, 8 // count, 4, 4, 3)}
         np.testing.assert_allclose(np.concatenate([rows for rows, _, _ in parts], axis=1), images, atol=1e-6)
         np.testing.assert_array_equal(np.concatenate([rows for _, rows, _ in parts]), labels)
-        assert all(np.array_equal(told, seed) for _, _, told in parts)
+        assert all(np.array_equal(drawn, seed) for _, _, drawn in parts)
 
 
 def test_fewer_images_than_a_batch():

@@ -200,7 +200,7 @@ def test_tfds_home_and_environment(prepared, monkeypatch):
         ("cifr10", "did you mean cifar10"),
         ("digit", "did you mean digits"),
         ("xyzzy_quux", "tensorflow.org/datasets"),
-        ("glue", "no image classification"),
+        ("glue", "not an image classification"),
         ("cifar10/nope", "nope"),
         ("cifar10:99.9.9", "99.9.9"),
         ("mnist", "connect to the network.*--data-dir or TFDS_DATA_DIR"),

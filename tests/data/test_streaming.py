@@ -160,9 +160,9 @@ def test_fit_and_attack_on_it(prepared, tmp_path, monkeypatch):
     assert fitted.exit_code == 0, fitted.output
     (record,) = json.loads(fitted.stdout)
     assert record["images"] == 8 and record["config"]["dataset"]["streamed"]
-    told = ["attack", "saved_models/tiny_stream-at", "--attack", "fgsm", "--data-dir", str(prepared), "--json"]
-    attacked = CliRunner().invoke(cli, told)
+    arguments = ["attack", "saved_models/tiny_stream-at", "--attack", "fgsm", "--data-dir", str(prepared), "--json"]
+    attacked = CliRunner().invoke(cli, arguments)
     assert attacked.exit_code == 0, attacked.output
     assert json.loads(attacked.stdout)["clean_accuracy"] == record["clean_accuracy"]
-    refused = CliRunner().invoke(cli, [*told, "--split", "train"])
+    refused = CliRunner().invoke(cli, [*arguments, "--split", "train"])
     assert refused.exit_code == 2 and "is streamed" in refused.stderr
