@@ -1,6 +1,7 @@
 """The contract of every attack, one row per attack: ball and box, network, batch, seed, graph and tape."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl import attacks
+from keras_rcl.attacks.craft import RUNNERS
 from keras_rcl.networks import build_network
+from keras_rcl.vocabulary import attacks as vocabulary
 from keras_rcl.vocabulary.attacks import (
     BIM,
     FAB,
@@ -77,8 +80,36 @@ OTHERS = {
 }
 """Climb something else, or by another way; what they look at is here the same function as for all others."""
 EVERY = ATTACKS | ENSEMBLE | NOISE | OTHERS
-gradient_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-every_attack = pytest.mark.parametrize("attack", EVERY.values(), ids=EVERY)
+WITHOUT_A_ROW = {
+    "autoattack": "an ensemble: its members are rows",
+    "joint": "reads two outputs at once: see test_protocols.py",
+    "stored": "reads examples from a folder: see data/test_adversarial_store.py",
+    "refreshed": "gives examples of an earlier epoch: see training/test_refreshed_examples.py",
+}
+"""Attacks that cannot be a row of the contract, and why."""
+VARIANTS = {
+    "pgd l2 without random start",
+    "pgd l2 restarts",
+    "pgd targeted restarts",
+    "pgd l2 logit_margin targeted",
+    "apgd l2 dlr restarts",
+    "fab l2 untargeted restarts",
+    "mifgsm l2 targeted",
+    "embedding l2",
+}
+"""Rows that combine what other rows test one by one; the default run leaves them out."""
+
+
+def rows(attacks):
+    """Test parameters of some rows; variants are slow."""
+    return [
+        pytest.param(attack, id=name, marks=[pytest.mark.slow] if name in VARIANTS else [])
+        for name, attack in attacks.items()
+    ]
+
+
+gradient_attack = pytest.mark.parametrize("attack", rows(ATTACKS))
+every_attack = pytest.mark.parametrize("attack", rows(EVERY))
 
 CLASSES = 4
 RNG = np.random.default_rng(0)
@@ -106,6 +137,12 @@ def aims(attack):
     return (LABELS + 1) % CLASSES if attack.targeted else LABELS
 
 
+@functools.cache
+def crafted(attack):
+    """The adversarial images of the smooth classifier under seed 5, crafted in eager mode once per attack."""
+    return craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy()
+
+
 def lengths(delta, norm):
     flat = np.abs(np.asarray(delta, "float64")).reshape(len(delta), -1)
     return flat.max(axis=1) if norm == "linf" else np.sqrt((flat**2).sum(axis=1))
@@ -123,6 +160,18 @@ def network():
             variable.assign(rng.uniform(0.2, 1.5, variable.shape))
     assert sum(variable.name == "moving_variance" for variable in network.non_trainable_variables) >= 2
     return network
+
+
+def test_every_attack_of_the_vocabulary_has_a_row():
+    """An attack that is added to `keras_rcl.vocabulary.attacks` is a row of the contract, or says why it cannot be."""
+    named = {attack.name for attack in EVERY.values()}
+    assert named.isdisjoint(WITHOUT_A_ROW)
+    assert named | {*WITHOUT_A_ROW} == {*vocabulary.ATTACKS}
+
+
+def test_every_attack_that_runs_has_a_runner():
+    runners = {name for name in vocabulary.ATTACKS if name not in ("autoattack", "stored", "refreshed")}
+    assert {*RUNNERS} == runners
 
 
 @every_attack
@@ -152,7 +201,7 @@ def test_epsilon_0_returns_the_image(attack):
 @every_attack
 def test_neither_order_nor_neighbours_matter(attack):
     labels = aims(attack)
-    together = craft(attack, smooth, IMAGES, labels, seed=5).numpy()
+    together = crafted(attack)
     order = np.array([3, 0, 6, 2, 5, 1, 4])
     permuted = craft(attack, smooth, IMAGES[order], labels[order], seed=5).numpy()
     np.testing.assert_allclose(permuted, together[order], rtol=0, atol=1e-6)
@@ -177,8 +226,7 @@ def test_neighbours_hardly_matter_to_a_float32_network(network, name):
 
 @every_attack
 def test_the_seed_decides(attack):
-    first = craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy()
-    assert craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == first.tobytes()
+    assert craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == crafted(attack).tobytes()
     if attack in ENSEMBLE.values() or isinstance(attack, Transfer):
         return
     # After many steps other starts may end in the same corner of the ball; after one step they do not.
@@ -203,9 +251,9 @@ def test_the_next_seed_has_other_restarts(norm):
 
 @every_attack
 def test_eagerly_and_in_a_graph_alike(attack):
-    eagerly = craft(attack, smooth, IMAGES, aims(attack), seed=5)
     graph = tf.function(lambda x, labels, seed: craft(attack, smooth, x, labels, seed=seed), autograph=False)
-    np.testing.assert_allclose(graph(IMAGES, aims(attack), tf.constant(5)), eagerly, rtol=0, atol=1e-6)
+    found = graph(IMAGES, aims(attack), tf.constant(5))
+    np.testing.assert_allclose(found, crafted(attack), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["pgd", "pgd l2 restarts"])
@@ -227,7 +275,7 @@ def test_cut_off_from_a_surrounding_tape(attack):
     assert tape.gradient(total, x) is None
 
 
-@pytest.mark.parametrize("attack", ENSEMBLE.values(), ids=ENSEMBLE)
+@pytest.mark.parametrize("attack", rows(ENSEMBLE))
 def test_no_image_is_made_worse_for_the_attacker(attack):
     """An image that is wrong stays wrong, and the classifier is fooled by more images than before."""
     before = np.argmax(smooth(IMAGES), axis=1)
@@ -251,7 +299,7 @@ def test_the_loss_does_not_fall(attack):
                 found.append(max(row[k] for k in range(CLASSES) if k != label) - row[label])
         return np.mean(found)
 
-    gain = loss(craft(attack, smooth, IMAGES, aims(attack), seed=5)) - loss(IMAGES)
+    gain = loss(crafted(attack)) - loss(IMAGES)
     assert (-gain if attack.targeted else gain) > 0.05
 
 
@@ -329,10 +377,10 @@ def test_a_batch_in_two_halves_is_attacked_as_in_small_ones(attack):
         return tf.reshape(tf.cast(images, tf.float64), [-1, 48]) @ kernel
 
     @tf.function(autograph=False)
-    def crafted(images, of):
+    def run(images, of):
         return attacks.craft(attack, linear, images, of, seed=3)
 
-    whole = crafted(tf.constant(x), tf.constant(labels))
-    apart = [crafted(tf.constant(x[i : i + 8]), tf.constant(labels[i : i + 8])) for i in range(0, 32, 8)]
-    assert loops(crafted.get_concrete_function(x, labels)) > loops(crafted.get_concrete_function(x[:8], labels[:8]))
+    whole = run(tf.constant(x), tf.constant(labels))
+    apart = [run(tf.constant(x[i : i + 8]), tf.constant(labels[i : i + 8])) for i in range(0, 32, 8)]
+    assert loops(run.get_concrete_function(x, labels)) > loops(run.get_concrete_function(x[:8], labels[:8]))
     np.testing.assert_allclose(whole, np.concatenate(apart), atol=1e-6)

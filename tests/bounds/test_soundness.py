@@ -76,9 +76,15 @@ def check_random_network(blocks, tail, seed, epsilon):
     CHECKED.append(check(random_network(blocks, tail, seed), seed, epsilon))
 
 
+@pytest.mark.slow
 def test_random_networks():
     check_random_network()
     assert sum(CHECKED) >= 10_000, sum(CHECKED)
+
+
+def test_a_random_network():
+    """One network of several layers under every method; the slow test above has ten."""
+    assert check(random_network(["conv", "add", "max_pooling"], "flatten", 3), 3, 0.1) > 1000
 
 
 @pytest.mark.parametrize("block", IMAGE_BLOCKS)
@@ -93,7 +99,13 @@ def test_every_layer_with_bounds_was_in_some_network():
     assert {type(layer) for network in networks for layer in network._flatten_layers()} - {keras.Model} >= set(LAYERS)
 
 
-@pytest.mark.parametrize("encoder", ["small_cnn", "strided_cnn", "resnet18", "preact_resnet18"])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "small_cnn",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("strided_cnn", "resnet18", "preact_resnet18")),
+    ],
+)
 def test_our_encoders(encoder):
     two_headed = build_network(Network(encoder=encoder, normalization="minus1to1"), (8, 8, 1), 3, seed=1)
     network = keras.Model(two_headed.input, two_headed.output["logits"])
