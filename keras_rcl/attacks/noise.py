@@ -30,9 +30,9 @@ def noise(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Noise, r
 def _gaussian(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
     """Normal noise; arguments as of `random_start`.
 
-    linf: of standard deviation epsilon / sqrt(3), that of uniform noise, cut to the ball, which 8 % of it exceed
-    (sigma as of Foolbox 2, AdditiveGaussianNoiseAttack). l2: scaled to length epsilon (as of Foolbox 3,
-    L2AdditiveGaussianNoiseAttack). Both are cut to the box.
+    For linf its standard deviation is epsilon / sqrt(3), that of uniform noise (sigma as in Foolbox 2,
+    AdditiveGaussianNoiseAttack); it is clipped to the ball, which 8 % of it exceeds. For l2 it is scaled to length
+    epsilon (as in Foolbox 3, L2AdditiveGaussianNoiseAttack). Both are clipped to the box.
     """
     if norm == "l2":
         return boundary_start(x, epsilon, norm, seeds)

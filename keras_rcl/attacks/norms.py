@@ -17,7 +17,15 @@ def length(delta: tf.Tensor, norm: Norm) -> tf.Tensor:
 
 
 def steepest_step(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
-    """The direction of unit length that climbs fastest: sign(g) for linf, g / ||g||_2 for l2 (0 where g is 0)."""
+    """The direction of unit length in which a loss rises fastest.
+
+    Args:
+        gradient: g, [N, ...].
+        norm: `linf` or `l2`.
+
+    Returns:
+        [N, ...]: sign(g) for linf, g / ||g||_2 for l2; 0 where g is 0.
+    """
     if norm == "linf":
         return tf.sign(gradient)
     # Scaled by its largest entry first, so that a tiny gradient's squares do not underflow.
@@ -29,9 +37,18 @@ PIXEL_BOX = (0.0, 1.0)
 
 
 def projection(x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX) -> Callable:
-    """The function from images to the nearest point of the ball around x, then of the box, low and high.
+    """The function that projects images to the ball around x, then to the box.
 
-    Where x is in the box, the ball is not left. What all calls share is computed once.
+    Its result is in the ball and in the box if x is in the box. The work that all calls share is done once.
+
+    Args:
+        x: centers, [N, ...].
+        epsilon: radius in pixels.
+        norm: `linf` or `l2`.
+        box: low and high.
+
+    Returns:
+        images [N, ...] -> images [N, ...].
     """
     if norm == "linf":
         lowest, highest = (tf.clip_by_value(x + way, *box) for way in (-epsilon, epsilon))
@@ -52,14 +69,17 @@ def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm, box: tup
 
 
 def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor, box: tuple = PIXEL_BOX) -> tf.Tensor:
-    """A point drawn uniformly from each example's ball, cut to the box.
+    """A point drawn uniformly from each example's ball, clipped to the box.
 
     Args:
         x: [N, H, W, C].
         epsilon: radius in pixels.
         norm: `linf` or `l2`.
-        seeds: [N, 2], one stateless seed an example.
+        seeds: [N, 2], one stateless seed per example.
         box: low and high.
+
+    Returns:
+        [N, H, W, C].
     """
     shape = x.shape[1:]
     if norm == "linf":
@@ -71,7 +91,7 @@ def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor, box
 
 
 def boundary_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
-    """A random point at distance epsilon, cut to the pixel box: where APGD starts. Arguments as of `random_start`."""
+    """A random point at distance epsilon, clipped to the pixel box, where APGD starts; see `random_start`."""
     direction = 2.0 * uniform(x.shape[1:], seeds) - 1.0 if norm == "linf" else normal(x.shape[1:], seeds)
     return project(x + epsilon * _of_length_one(direction, norm), x, epsilon, norm)
 
@@ -87,9 +107,9 @@ def normal(shape, seeds: tf.Tensor) -> tf.Tensor:
 
 
 def uniform(shape, seeds: tf.Tensor) -> tf.Tensor:
-    """Uniform on [0, 1), [N, *shape] from seeds [N, 2]: each example's numbers depend on its own seed alone.
+    """Uniform on [0, 1), [N, *shape] from seeds [N, 2]; each example's numbers depend on its own seed alone.
 
-    From Philox' bits, which XLA draws alike; the floats that it makes of them are others.
+    They are made from Philox' bits, which are the same under XLA; XLA's own floats are not.
     """
 
     def bits(seed):
@@ -100,10 +120,10 @@ def uniform(shape, seeds: tf.Tensor) -> tf.Tensor:
 
 
 def choose(condition: tf.Tensor, chosen: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
-    """Each example of the one batch where its condition [N] holds, of the other elsewhere: [N, ...].
+    """Select whole examples, [N, ...]: from `chosen` where the condition [N] holds, otherwise from `other`.
 
-    By TensorFlow's first `where`, which copies whole examples. The second broadcasts the condition, and takes 7 times
-    as long on a CPU.
+    TensorFlow's first `where` copies whole examples; the second one broadcasts the condition and takes 7 times as long
+    on a CPU.
     """
     return tf.compat.v1.where(condition, chosen, other)
 

@@ -11,7 +11,7 @@ from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.vocabulary.attacks import Square
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Of 10,000 queries: after each of these the share of pixels in a patch is halved."""
+"""Numbers of queries, of 10,000, after which the share of pixels in a patch is halved."""
 
 SMALLEST_SIDE = {"linf": 1, "l2": 3}
 
@@ -77,7 +77,7 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
 
 
 def _shrinks_at(num_queries: int) -> list[int]:
-    """The queries, counted from 0, from which on the share is halved once more: q * 10,000 // num_queries > i."""
+    """The queries, from 0, at which the share is halved again: the first q with q * 10,000 // num_queries > i."""
     return [-(-(after + 1) * num_queries // 10_000) for after in HALVINGS]
 
 
@@ -89,21 +89,21 @@ def _sides(attack: Square, height: int, width: int) -> np.ndarray:
 
 
 def _stripes(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
-    """-epsilon or epsilon, alike within a column of a channel: [N, 1, W, C]."""
+    """-epsilon or epsilon, one sign per column and channel: [N, 1, W, C]."""
     return epsilon * _signs(uniform([1, *x.shape[2:]], seeds))
 
 
 def _repaint(images: tf.Tensor, nearest: Callable, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """Algorithm 2: the window goes to one end of ball and box, the same one within a channel.
+    """Algorithm 2: the window moves to one end of ball and box, the same end within a channel.
 
-    The paper adds -2 epsilon or 2 epsilon and projects. From within ball and box, -2 or 2 comes to the same, as the box
-    is not so wide. A window is the product of its rows and its columns, multiplied out last: once an entry.
+    The paper adds -2 epsilon or 2 epsilon and projects. Adding -2 or 2 gives the same from within ball and box, as the
+    box is narrower. A window is the product of its rows and its columns, which are multiplied last, once per entry.
 
     Args:
         images: [N, H, W, C], each within ball and box.
         nearest: `projection` to ball and box.
         side: the window's, a scalar.
-        numbers: [N, 2 + C] in [0, 1): the window's place, and an end a channel.
+        numbers: [N, 2 + C] in [0, 1): the window's place, and an end per channel.
     """
     _, _, width, channels = images.shape
     rows, columns = (tf.cast(_inside(offsets, side), tf.float32) for offsets in _offsets(images, side, numbers[:, :2]))
@@ -113,7 +113,7 @@ def _repaint(images: tf.Tensor, nearest: Callable, side: tf.Tensor, numbers: tf.
 
 
 def _tiles(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
-    """Tiles of a fifth of the image's side, each `_hills`, upright or lying, with a sign a channel; length epsilon."""
+    """Tiles of a fifth of the image side, each `_hills`, upright or lying, a sign per channel; length epsilon."""
     _, height, width, channels = x.shape
     side = max(1, min(height, width) // 5)
     down, across = height // side, width // side
@@ -138,7 +138,7 @@ def _move_mass(delta: tf.Tensor, epsilon: float, side: tf.Tensor, numbers: tf.Te
         delta: [N, H, W, C], each within the ball.
         epsilon: radius in pixels.
         side: the windows', a scalar.
-        numbers: [N, 5 + C] in [0, 1): the windows' places, upright or lying, and a sign a channel.
+        numbers: [N, 5 + C] in [0, 1): the windows' places, upright or lying, and a sign per channel.
     """
 
     def window(place):
@@ -182,7 +182,7 @@ def _hills(rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
 
 
 def _offsets(like: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rows [N, H] and columns [N, W], counted from the corner of a square window an example.
+    """Rows [N, H] and columns [N, W], counted from the corner of a square window, one window per example.
 
     Args:
         like: [N, H, W, C].
@@ -196,7 +196,7 @@ def _offsets(like: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tuple[tf.Ten
 
 
 def _inside(offsets: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
-    """Which rows, or columns, are the window's."""
+    """Which rows, or columns, are inside the window."""
     return (offsets >= 0) & (offsets < side)
 
 
@@ -206,5 +206,5 @@ def _unit(values: tf.Tensor) -> tf.Tensor:
 
 
 def _signs(numbers: tf.Tensor) -> tf.Tensor:
-    """-1 or 1, as likely, from numbers uniform on [0, 1)."""
+    """-1 or 1 with equal probability, from numbers uniform on [0, 1)."""
     return tf.where(numbers < 0.5, -1.0, 1.0)
