@@ -108,7 +108,7 @@ def test_test_images_that_all_labels_call_training_images_are_refused(store):
         (dict(data={"name": "circles", "part": "train"}), "examples of circles, and the training is on squares"),
         (dict(attack={"norm": "linf", "epsilon": "4/255"}), "of linf 4/255, and the training asks for linf 8/255"),
         (dict(attack={"norm": "l2", "epsilon": "8/255"}), "of l2 8/255, and"),
-        (dict(format=0), "no record of adversarial examples of format 1"),
+        (dict(format=0), "not a record of adversarial examples of format 1"),
         (dict(shards=["lost.tfrecord"]), "craft the examples again"),
     ],
 )

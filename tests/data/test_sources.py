@@ -299,9 +299,9 @@ def test_folder_refusals(tmp_path):
         load(Dataset(name="folder", folder=str(tmp_path)))
 
 
-def test_a_part_left_empty_is_refused(tmp_path):
+def test_a_split_left_empty_is_refused(tmp_path):
     two_classes(tmp_path, per_class=1)
-    with pytest.raises(InvalidInputError, match="test part"):
+    with pytest.raises(InvalidInputError, match="test split"):
         load(Dataset(name="folder", folder=str(tmp_path), test_fraction=0.1))
 
 
