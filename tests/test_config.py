@@ -113,7 +113,7 @@ def test_a_setting_reaches_into_a_short_form(file):
 
 
 def test_a_setting_reaches_into_a_default(file):
-    """The recipe's own attack, but for its protocol; while another attack starts from its own defaults."""
+    """The method's own attack, except its protocol; another attack starts from its own defaults."""
     path = file("variant: at\n")
     default = load(path).method.attack
     changed = load(path, None, ["method.attack.protocol=claf-repo"]).method.attack
@@ -279,7 +279,7 @@ def refusal(*arguments) -> str:
         ("attack_dtype=float16", ["attack_dtype", "'bfloat16'", "(got 'float16')"]),
         ("network.encoder=resnet", ["network.encoder", "'resnet18'", "(got 'resnet')"]),
         ("seed=-1", ["seed", "greater than or equal to 0", "(got -1)"]),
-        ("method.inner_start=anew", ["inner_start", "'continued' or 'reinitialized'", "(got 'anew')"]),
+        ("method.inner_start=again", ["inner_start", "'continued' or 'reinitialized'", "(got 'again')"]),
         ("method.temperature=.nan", ["method.clafs.temperature", "finite number"]),
         ("compare=[att]", ["unknown variant 'att'", "did you mean 'at'?"]),
         ("method=at", ["method 'at' is not a mapping", "--variant"]),

@@ -1,4 +1,4 @@
-"""Figures of a report: curves, bars, embeddings, and what an attack did to some images. PNG, 150 dots an inch."""
+"""Figures of a report: curves, bars, embeddings, and attacked images, as PNG with 150 dots per inch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from keras_rcl.storage.atomic import atomic_path
 from keras_rcl.vocabulary.threat import Norm, format_pixels
 
 WORST_CASE = "worst case"
-"""The name of the curve that is drawn as the verdict: black and thick."""
+"""The name of the curve that is drawn black and thick."""
 
-# Okabe and Ito's colours, told apart by the colour-blind.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 RIGHT, WRONG = "#0072B2", "#D55E00"
 MARKERS = "os^Dv<>"
@@ -31,7 +31,7 @@ def _save(figure: Figure, path: str | Path) -> None:
 def accuracy_epsilon_plot(
     curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, *, norm: Norm = "linf", title: str = ""
 ) -> None:
-    """Robust accuracy against epsilon, one line an attack; the curve called `worst case` is drawn over the others.
+    """Robust accuracy against epsilon, one line per attack; the curve called `worst case` is drawn over the others.
 
     Args:
         curves: attack -> (epsilon in pixel units, accuracy in [0, 1]); epsilon 0 is the clean accuracy.
@@ -155,10 +155,10 @@ def loss_surface_plot(surface: np.ndarray, path: str | Path, *, reach: str, titl
 def loss_curves_plot(
     panels: Sequence[tuple[str, Sequence[Mapping[str, float]]]], path: str | Path, *, columns: int = 4
 ) -> None:
-    """The loss of each epoch and its terms, a panel a training.
+    """The loss of each epoch and its terms, with one panel per training.
 
     Args:
-        panels: title -> lines of a record's `losses`, one an epoch, in order; a gap where the phase changes.
+        panels: title -> the `losses` of a record, one line per epoch, in order; a vertical line separates phases.
         path: the PNG to write; its folder is made when absent.
         columns: panels side by side.
 
@@ -190,7 +190,7 @@ def loss_curves_plot(
         axes.tick_params(labelsize=8)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid:  # those that are left
+    for axes in grid:  # panels without a training
         axes.set_visible(False)
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
@@ -200,12 +200,12 @@ def loss_curves_plot(
 
 
 def bars_plot(bars: Mapping[str, Mapping[str, float | None]], path: str | Path, *, label: str = "accuracy (%)") -> None:
-    """Bars in groups: system -> source, such as `published` -> percent; no bar where there is none.
+    """Bars in groups: one group per system, one bar per source, such as `published`; no bar for None.
 
     Args:
-        bars: the groups in order, all of the same sources.
+        bars: system -> source -> percent, in order; every system has the same sources.
         path: the PNG to write; its folder is made when absent.
-        label: of the axis.
+        label: the label of the axis.
 
     Raises:
         InvalidInputError: if the file cannot be written.
@@ -234,7 +234,7 @@ def embeddings_plot(
     *,
     title: str = "",
 ) -> None:
-    """Points in the plane, coloured by class, a panel a network.
+    """Points in the plane, coloured by class, with one panel per network.
 
     Args:
         panels: (title, points [N, 2], classes [N]).

@@ -1,6 +1,6 @@
-"""A paper's tables with what was measured beside them: as data, as Markdown, as rows of a page.
+"""A paper's tables, published beside measured numbers: as data, as Markdown, as rows of an HTML page.
 
-What is measured of a row comes from a function, so that nothing here knows where records lie.
+A function gives the measured numbers of a row, so this module does not depend on where records are stored.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ VERIFIED = ("timeout", "safe", "safe-incomplete")
 class Measured:
     """One measure of one system, over seeds.
 
-    Fields:
-        values: seed -> percent, or the counts of images by status.
-        images: of how many images; the fewest, where the seeds differ.
+    Attributes:
+        values: seed -> percent, or the number of images of each status.
+        images: the number of images; the smallest number if the seeds differ.
     """
 
     values: Mapping[int, float | Mapping[str, int]]
@@ -31,7 +31,7 @@ class Measured:
 
     @property
     def counted(self) -> dict[str, int] | None:
-        """The counts of all seeds together, where it is of counts."""
+        """The counts, summed over seeds; None if the values are percentages."""
         found = list(self.values.values())
         if not isinstance(found[0], Mapping):
             return None
@@ -39,16 +39,16 @@ class Measured:
 
 
 Lookup = Callable[[str, Measure], Measured | None]
-"""(config of a row, measure) -> what was measured."""
+"""(config of a row, measure) -> the measured values, or None."""
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and the standard deviation over seeds (n - 1 below the fraction); none of one seed."""
+    """The mean and the standard deviation over seeds (divisor n - 1), which is None for a single seed."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def measure_label(measure: Measure) -> str:
-    """What stands above its column: the protocol of an attack, the radius of a verification, or `here`."""
+    """The header of its column: the protocol of an attack, the radius of a verification, or `here`."""
     if measure.kind == "robust":
         images = f", {measure.limit} images" if measure.limit else ""
         return measure.attack.protocol + images
@@ -56,11 +56,11 @@ def measure_label(measure: Measure) -> str:
 
 
 def table_data(table: Table, lookup: Lookup) -> dict[str, Any]:
-    """A table with what is measured, as JSON values.
+    """A table with its measured numbers, as JSON values.
 
     Returns:
-        `columns`, each with its `title`, whether anything is `published`, and the labels of what was `measured`;
-        `rows`, each with its `published` values, a value a column, and its `measured` ones, a list a column;
+        `columns`, each with its `title`, whether any number is `published`, and the labels of the `measured` numbers;
+        `rows`, each with its `published` values, one per column, and its `measured` values, one list per column;
         `differences`, see `_difference`; and `claims`, see `_claim`.
     """
     published = [any(row.published and row.published[i] is not None for row in table.rows) for i in _columns(table)]
@@ -115,10 +115,10 @@ def _as_json(measured: Measured | None) -> dict[str, Any] | None:
 
 
 def _difference(table: Table, pair: Comparison, found: Mapping[str, list[list[Measured | None]]]) -> dict[str, Any]:
-    """A row less another: published, a value a column; and measured, where both are on as many images, over the seeds
-    that both have.
+    """A row minus another row: the `published` difference, one value per column, and the `measured` difference.
 
-    `within_spread` says that the mean difference is smaller than its own standard deviation over seeds.
+    Measured rows are compared if they have the same number of images, over the seeds that both have. `within_spread`
+    is true if the mean difference is smaller than its own standard deviation over seeds.
     """
     rows = {row.label: row for row in table.rows}
     cells = []
@@ -150,10 +150,10 @@ def _less(mine: Measured | None, theirs: Measured | None) -> dict[str, Any] | No
 
 
 def _claim(table: Table, claim: Claim, found: Mapping[str, list[list[Measured | None]]]) -> dict[str, Any]:
-    """What the published numbers say of a claim, and what the measured ones do, a verdict a protocol.
+    """Whether a claim holds by the published numbers and by the measured numbers, with one verdict per protocol.
 
-    A verdict is none where nothing is known that decides it. Else it has the `least` difference of the claim's pairs,
-    and whether it `holds`: where all are positive and none is within its spread; where that is not known, none.
+    A verdict is None if no known number decides it. Otherwise it has the `least` difference of the claim's pairs and
+    `holds`: true if all differences are positive and none is within its spread, None if that is not known.
     """
     differences = [_difference(table, pair, found) for pair in claim.pairs]
     numbers = table.numbers(claim)
@@ -169,11 +169,11 @@ def _claim(table: Table, claim: Claim, found: Mapping[str, list[list[Measured | 
 
 def _verdict(differences: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     known = [difference for difference in differences if difference]
-    falls = any(difference["mean"] <= 0 and not difference["within_spread"] for difference in known)
-    if not known or (len(known) < len(differences) and not falls):
+    refuted = any(difference["mean"] <= 0 and not difference["within_spread"] for difference in known)
+    if not known or (len(known) < len(differences) and not refuted):
         return None
     holds = None if any(difference["within_spread"] for difference in known) else True
-    return {"holds": False if falls else holds, "least": min(difference["mean"] for difference in known)}
+    return {"holds": False if refuted else holds, "least": min(difference["mean"] for difference in known)}
 
 
 # As text
@@ -181,7 +181,7 @@ def _verdict(differences: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A table as texts: groups of columns, (title, how many), over the header."""
+    """A table as texts. `groups` are (title, number of columns) of the header row above `header`."""
 
     groups: tuple[tuple[str, int], ...]
     header: tuple[str, ...]
@@ -189,7 +189,7 @@ class Grid:
 
 
 def table_grid(data: Mapping[str, Any]) -> Grid:
-    """Published and measured side by side: a row a system, accuracies in percent."""
+    """Published and measured numbers side by side: one row per system, accuracies in percent."""
     groups, header = [("", 1)], [""]
     for column in data["columns"]:
         under = [*(["published"] if column["published"] else []), *column["measured"]]
@@ -209,7 +209,7 @@ def table_grid(data: Mapping[str, Any]) -> Grid:
 
 
 def differences_grid(data: Mapping[str, Any]) -> Grid | None:
-    """The differences of which at least one is published or measured; none where there are none."""
+    """The differences with at least one measured number; None if there are none."""
     kept = [
         (i, j)
         for i, column in enumerate(data["columns"])
@@ -223,23 +223,25 @@ def differences_grid(data: Mapping[str, Any]) -> Grid | None:
     for i in dict.fromkeys(i for i, _ in kept):
         groups.append((data["columns"][i]["title"], sum(k == i for k, _ in kept)))
     header = ["published" if j < 0 else data["columns"][i]["measured"][j] for i, j in kept]
-    told = []
+    lines = []
     for difference in rows:
         cells = [
             _signed(difference["published"][i]) if j < 0 else _spread_of(difference["measured"][i][j]) for i, j in kept
         ]
-        told.append((f"{difference['row']} less {difference['against']}", *cells))
-    return Grid(tuple(groups), ("", *header), tuple(told))
+        lines.append((f"{difference['row']} less {difference['against']}", *cells))
+    return Grid(tuple(groups), ("", *header), tuple(lines))
 
 
 def claims_grid(data: Mapping[str, Any]) -> Grid | None:
-    """The conclusions, and whether the published numbers and ours say so; none where nothing is concluded."""
+    """The conclusions, and whether they hold by the published and by the measured numbers; None without conclusions."""
     rows, published = [], any(claim["published"] for claim in data["claims"])
     for claim in data["claims"]:
-        told = [_verdict_of(verdict) for verdict in claim["measured"]]
-        if len(told) > 1 and any(claim["measured"]):
-            told = [f"{protocol}: {verdict}" for protocol, verdict in zip(claim["protocols"], told, strict=True)]
-        measured = "; ".join(told) if any(claim["measured"]) else NOT_MEASURED
+        verdicts = [_verdict_of(verdict) for verdict in claim["measured"]]
+        if len(verdicts) > 1 and any(claim["measured"]):
+            verdicts = [
+                f"{protocol}: {verdict}" for protocol, verdict in zip(claim["protocols"], verdicts, strict=True)
+            ]
+        measured = "; ".join(verdicts) if any(claim["measured"]) else NOT_MEASURED
         rows.append((claim["text"], *([_verdict_of(claim["published"])] if published else []), measured))
     header = ("conclusion", *(["published"] if published else []), "measured")
     return Grid((("", len(header)),), header, tuple(rows)) if rows else None
@@ -248,8 +250,8 @@ def claims_grid(data: Mapping[str, Any]) -> Grid | None:
 def _verdict_of(verdict: Mapping[str, Any] | None) -> str:
     if verdict is None:
         return NOT_MEASURED
-    told = {True: "holds", False: "does not hold", None: "within its spread"}[verdict["holds"]]
-    return f"{told} ({_signed(verdict['least'])})"
+    answer = {True: "holds", False: "does not hold", None: "within its spread"}[verdict["holds"]]
+    return f"{answer} ({_signed(verdict['least'])})"
 
 
 def _number(published: Published) -> str:
@@ -281,11 +283,11 @@ def _spread_of(found: Mapping[str, Any] | None) -> str:
 
 
 def captions(data: Mapping[str, Any]) -> list[str]:
-    """What is to be read with a table: how its numbers were made, then its notes."""
-    told = [f"Published under: {data['protocol']}."] if data["protocol"] else []
+    """The lines below a table: how its numbers were measured, then its notes."""
+    made = [f"Published under: {data['protocol']}."] if data["protocol"] else []
     if data["images"]:
-        told.append(f"Measured on {data['images']} test images, or on the number in brackets.")
-    return [*([" ".join(told)] if told else []), *data["notes"]]
+        made.append(f"Measured on {data['images']} test images, or on the number in brackets.")
+    return [*([" ".join(made)] if made else []), *data["notes"]]
 
 
 DIFFERENCES = (
@@ -300,19 +302,19 @@ CLAIMS = (
 
 
 def markdown_report(report: Mapping[str, Any]) -> str:
-    """A report as `paper_report` makes it, in Markdown, without its figures."""
+    """The report that `paper_report` returned, in Markdown, without its figures."""
     parts = [f"## {report['title']}", f"{report['reference']}. Scale: {report['scale']}. {LEGEND}"]
     parts.append("\n".join(f"- {note}" for note in report["notes"]))
     for data in report["tables"]:
         parts += [f"### {data['name']}: {data['caption']}", markdown_of(data)]
     if report["missing"]:
-        told = [f"# {missing['row']}\n{missing['command']}" for missing in report["missing"]]
-        parts += ["### Not measured yet", "```\n" + "\n".join(told) + "\n```"]
+        commands = [f"# {missing['row']}\n{missing['command']}" for missing in report["missing"]]
+        parts += ["### Not measured yet", "```\n" + "\n".join(commands) + "\n```"]
     return "\n\n".join(part for part in parts if part)
 
 
 def markdown_of(data: Mapping[str, Any]) -> str:
-    """One of its tables in Markdown: values, differences, conclusions and notes."""
+    """One table of a report in Markdown: values, differences, conclusions and notes."""
     parts = [_markdown_grid(table_grid(data))]
     if differences := differences_grid(data):
         parts += [DIFFERENCES, _markdown_grid(differences)]

@@ -1,4 +1,4 @@
-"""The records of a project, found by the experiment that made them."""
+"""The records of a project, found by their experiment."""
 
 import dataclasses
 import math
@@ -21,18 +21,19 @@ from keras_rcl.vocabulary.paper import Measure, Paper
 from keras_rcl.vocabulary.threat import format_pixels
 
 VERIFIED_IMAGES, VERIFIED_COUNT = 1000, 20
-"""A missing verification attacks so many images, and bounds so many of those that stand, as Cusin did."""
+"""A missing verification attacks the first number of images and bounds the second number of those that survive, as
+Cusin did."""
 
 _ATTACKS = TypeAdapter(tuple[Attack, ...])
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training, with everything that was measured of the network that came of it.
+    """A training, with all records of the network that it trained.
 
-    Fields:
-        record: of the training.
-        measured: records of that network, the training's own first: of attacks and of verifications.
+    Attributes:
+        record: the record of the training.
+        measured: records of that network, of attacks and of verifications; the training's own record is the first.
     """
 
     record: dict[str, Any]
@@ -47,7 +48,10 @@ class Run:
         return self.record["model"]["hash"]
 
     def measure(self, measure: Measure) -> tuple[float | dict[str, int], int] | None:
-        """Percent, or counts by status, and of how many test images: the most of which there is a record."""
+        """The percentage, or the number of images of each status, and the number of test images.
+
+        Of several records the one with the most images counts; None if there is no record.
+        """
         found = [
             (one, record["images"])
             for record in self.measured
@@ -58,7 +62,7 @@ class Run:
 
 
 def _values(record: dict[str, Any], measure: Measure) -> Iterable[float | dict[str, int]]:
-    """What a record says of a measure: nothing, or one value."""
+    """The values of a measure in a record: none or one."""
     if measure.kind == "clean":
         yield 100 * record["clean_accuracy"]
     elif measure.kind == "robust" and "survival" in record:
@@ -68,19 +72,19 @@ def _values(record: dict[str, Any], measure: Measure) -> Iterable[float | dict[s
     elif measure.kind == "verified" and "outcomes" in record:
         for outcome in record["outcomes"]:
             if math.isclose(outcome["epsilon"], measure.epsilon):
-                told = zip(outcome["statuses"], outcome["decided_by"], strict=True)
-                standing = [status for status, by in told if status != "misclassified" and by != "attack"]
+                pairs = zip(outcome["statuses"], outcome["decided_by"], strict=True)
+                bounded = [status for status, by in pairs if status != "misclassified" and by != "attack"]
                 names = ("timeout", "safe", "safe-incomplete", "unsafe", "unknown")
-                standing = standing[: record.get("count")]
-                yield {name: standing.count(name) for name in names}
+                bounded = bounded[: record.get("count")]
+                yield {name: bounded.count(name) for name in names}
 
 
 class Results:
     """All records below some folders.
 
     Args:
-        results: committed records, one a file, at any depth.
-        work: folders of commands' own, such as `attacks`; each record is a `record.json` one folder down.
+        results: the folder of committed records: one JSON file per record, at any depth.
+        work: output folders of commands, such as `attacks`; a record is the `record.json` of a folder in them.
     """
 
     def __init__(self, results: Path = Path("results"), work: Iterable[Path] = ()):
@@ -94,7 +98,7 @@ class Results:
 
     @cached_property
     def _runs(self) -> dict[Experiment, dict[int, Run]]:
-        """What a training depends on -> seed -> the run; the first record, where there are several."""
+        """The part of an experiment that its training depends on -> seed -> the run of the first such record."""
         found: dict[Experiment, dict[int, Run]] = {}
         for record in self._records:
             if (training := _training(record)) is not None:
@@ -105,21 +109,21 @@ class Results:
         return found
 
     def runs(self, experiment: Experiment, seeds: int | None = None) -> dict[int, Run]:
-        """Seed -> the run of that experiment, whatever its name; of the seeds below `seeds`, where given."""
+        """Seed -> the run of that experiment, under any name. With `seeds`, only seeds below it count."""
         found = self._runs.get(config.training_of(experiment), {})
         return {seed: found[seed] for seed in sorted(found) if seeds is None or seed < seeds}
 
     def measured(self, experiment: Experiment, measure: Measure, seeds: int | None = None) -> Measured | None:
-        """One measure of an experiment over its seeds; none where no seed has it."""
-        told = {seed: run.measure(measure) for seed, run in self.runs(experiment, seeds).items()}
-        told = {seed: one for seed, one in told.items() if one is not None}
-        if not told:
+        """One measure of an experiment over its seeds; None if no seed has it."""
+        measured = {seed: run.measure(measure) for seed, run in self.runs(experiment, seeds).items()}
+        measured = {seed: one for seed, one in measured.items() if one is not None}
+        if not measured:
             return None
-        return Measured({seed: value for seed, (value, _) in told.items()}, min(n for _, n in told.values()))
+        return Measured({seed: value for seed, (value, _) in measured.items()}, min(n for _, n in measured.values()))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A record of a network, its attacks as words; none where the file is of something else, as a benchmark's is.
+    """A record of a network, its attacks as specs; None if the file is another one, such as that of a benchmark.
 
     Raises:
         InvalidInputError: if it cannot be read.
@@ -127,7 +131,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         record = read_json(path)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read as JSON: {error}; mend it or move it away") from None
+        raise InvalidInputError(f"{path} cannot be read as JSON: {error}; fix it or move it away") from None
     kinds = {"survival", "outcomes"}
     if not (isinstance(record, dict) and isinstance(record.get("model"), dict) and kinds & record.keys()):
         return None
@@ -135,12 +139,12 @@ def _read(path: Path) -> dict[str, Any] | None:
         try:
             record["attacks"] = _ATTACKS.validate_python(record["attacks"])
         except (ValidationError, KeyError):
-            return None  # of a version that knew other attacks
+            return None  # of a version with other attacks
     return record
 
 
 def _training(record: dict[str, Any]) -> Experiment | None:
-    """What the training of a record depends on; none where it is no training's, or of a version with other fields."""
+    """The experiment that a record's training depends on; None if it is not a training's or has unknown fields."""
     if "config" not in record:
         return None
     try:
@@ -158,7 +162,7 @@ def config_path(row: str) -> Path:
 
 
 def experiment(row: str, scale: str, settings: Sequence[str] = ()) -> Experiment:
-    """Of a row, `<paper>/<config>`."""
+    """The experiment of a row, `<paper>/<config>`, at a scale."""
     return config.load(config_path(row), None, settings, scale)
 
 
@@ -189,32 +193,32 @@ def missing(
     for row, experiment in experiments(paper, scale, settings).items():
         runs = results.runs(experiment, seeds)
         for seed in sorted({*runs, *range(seeds or 0)} or {0}):
-            told = {"row": row if seed == 0 else f"{row}, seed {seed}", "config": row, "seed": seed}
+            missed = {"row": row if seed == 0 else f"{row}, seed {seed}", "config": row, "seed": seed}
             if seed not in runs:
                 given = "".join(f" --set {setting}" for setting in settings) + (f" --seed {seed}" if seed else "")
                 path = f"configs/papers/{paper.name}/{row}.yaml"
-                found.append({**told, "command": f"{program} fit --config {path} --scale {scale}{given}"})
+                found.append({**missed, "command": f"{program} fit --config {path} --scale {scale}{given}"})
                 continue
             lacking = [measure for measure in paper.measures(row) if runs[seed].measure(measure) is None]
             commands = [f"{program} {rest}" for rest in _commands(runs[seed].name, lacking, experiment.dataset)]
-            found += [{**told, "command": command} for command in commands]
+            found += [{**missed, "command": command} for command in commands]
     return found
 
 
 def fewest(images: int | None, data: Dataset) -> int | None:
-    """How many images a measure is of, where not of all: never more than the data set was limited to."""
+    """The number of images of a measure: the smaller of its own limit and the data set's; None means all images."""
     return min((limit for limit in (images, data.limit) if limit), default=None)
 
 
 def _commands(name: str, lacking: Sequence[Measure], data: Dataset) -> list[str]:
-    """The commands that measure them: one for the attacks on so many images, one for the radii."""
+    """The commands of the missing measures: one per number of attacked images, and one for all radii."""
     commands = []
     for limit in dict.fromkeys(m.limit for m in lacking if m.kind == "robust"):
         attacks = [to_cli(m.attack) for m in lacking if m.kind == "robust" and m.limit == limit]
-        told = "".join(f" --attack {attack}" for attack in attacks)
-        told += f" --limit {fewest(limit, data)}" if limit else ""
-        commands.append(f"attack saved_models/{name}{told}")
+        options = "".join(f" --attack {attack}" for attack in attacks)
+        options += f" --limit {fewest(limit, data)}" if limit else ""
+        commands.append(f"attack saved_models/{name}{options}")
     if radii := [format_pixels(m.epsilon) for m in lacking if m.kind == "verified"]:
-        told = f"--epsilon {','.join(radii)} --limit {fewest(VERIFIED_IMAGES, data)} --max-images {VERIFIED_COUNT}"
-        commands.append(f"verify saved_models/{name} {told}")
+        options = f"--epsilon {','.join(radii)} --limit {fewest(VERIFIED_IMAGES, data)} --max-images {VERIFIED_COUNT}"
+        commands.append(f"verify saved_models/{name} {options}")
     return commands

@@ -1,4 +1,4 @@
-"""Rows as text: for a terminal and for Markdown."""
+"""Tables as text, for a terminal and for Markdown."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ ATTACK_COLUMNS = {
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] | None = None) -> str:
-    """Aligned columns; `right` are those aligned to the right, all but the first where not given."""
+    """Aligned columns; `right` are the columns that are aligned to the right, by default all except the first."""
     columns = range(len(header))
     right = columns[1:] if right is None else right
     widths = [max(len(line[column]) for line in [header, *rows]) for column in columns]
@@ -29,7 +29,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequ
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] | None = None) -> str:
-    """A Markdown table; `right` are the columns aligned to the right, all but the first where not given."""
+    """A Markdown table; `right` are the columns that are aligned to the right, by default all except the first."""
     columns = range(len(header))
     right = columns[1:] if right is None else right
     rule = ["---:" if column in right else "---" for column in columns]
@@ -38,11 +38,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: 
 
 
 def percent(value: float) -> str:
+    """A share in percent, with one decimal."""
     return f"{100 * value:.1f}"
 
 
 def attack_table(record: Mapping) -> str:
-    """What `attack` prints of a record: one row an attack and epsilon, percentages."""
+    """The table that `attack` prints: one row per attack and epsilon, in percent."""
     rows = []
     for row in record["rows"]:
         name = row["attack"] if row["attack"] != "worst case" else _worst_case(row)
@@ -51,7 +52,7 @@ def attack_table(record: Mapping) -> str:
 
 
 def verification_table(record: Mapping) -> str:
-    """What `verify` prints of a record: one row an epsilon; accuracies in percent, then how many images are what."""
+    """The table that `verify` prints: one row per epsilon; accuracies in percent, then images of each status."""
     statuses = [name for name in record["rows"][0]["counts"] if any(row["counts"][name] for row in record["rows"])]
     rows = [
         [
@@ -66,7 +67,7 @@ def verification_table(record: Mapping) -> str:
 
 
 def audit_text(found: Mapping, written: object) -> str:
-    """What `audit` prints: a line a check, what each raised one means and what to do, and the verdict."""
+    """The text that `audit` prints: one line per check, meaning and remedy of each raised check, and the verdict."""
     rows = [[finding["check"], finding["status"], finding["because"]] for finding in found["findings"]]
     lines = [text_table(["check", "result", "found"], rows, right=()), ""]
     for finding in found["findings"]:
@@ -81,19 +82,19 @@ def audit_text(found: Mapping, written: object) -> str:
 
 
 def protocol_table(record: Mapping) -> str:
-    """What `attack` prints of a record under other protocols: a row an attack, epsilon and protocol, side by side.
+    """The table that `attack` prints under other protocols: one row per attack, epsilon and protocol.
 
-    Epsilon is in the protocol's own units, the distances that the images went are in pixels.
+    Epsilon is in the protocol's own units; the distances between images and adversarial images are in pixels.
     """
     rows = []
     for row in record["rows"]:
         epsilon = format_pixels(row["epsilon"])
         name = row["attack"].removesuffix(f" {row['protocol']}").removesuffix(f" {epsilon}")
-        went = [_distance(row.get(key), row["norm"]) for key in ("largest_distance", "median_distance_fallen")]
+        distances = [_distance(row.get(key), row["norm"]) for key in ("largest_distance", "median_distance_fallen")]
         measured = [percent(row[key]) for key in ("clean_accuracy", "robust_accuracy", "attack_success_rate")]
         name = f"{name} {row['norm']}" if name == "worst case" else name
-        rows.append([name, row["protocol"], epsilon, *measured, *went])
-    header = ["attack", "protocol", "epsilon", "clean", "robust", "ASR", "largest distance", "median of the fallen"]
+        rows.append([name, row["protocol"], epsilon, *measured, *distances])
+    header = ["attack", "protocol", "epsilon", "clean", "robust", "ASR", "largest distance", "median of the broken"]
     return text_table(header, rows, right=range(2, len(header)))
 
 
@@ -109,7 +110,7 @@ def verifier_results_table(found: Sequence[Mapping]) -> str:
 
 
 def trials_table(study: Mapping) -> str:
-    """One line a trial of `tune`, the best first, then what failed and why."""
+    """The table that `tune` prints: one line per trial, the best first, then failed trials with the reason."""
     settings = list(study["question"]["search"])
     trials = sorted(study["trials"], key=lambda trial: (-trial.get("objective", -1.0), trial["number"]))
     rows = []
@@ -123,7 +124,7 @@ def trials_table(study: Mapping) -> str:
 
 
 def _short(text: str) -> str:
-    """A number to four digits; anything else as it is."""
+    """A number with four digits; any other text as it is."""
     try:
         return f"{float(text):.4g}"
     except ValueError:
@@ -131,14 +132,14 @@ def _short(text: str) -> str:
 
 
 def _distance(value: float | None, norm: str) -> str:
-    """A distance in pixels: `7.94/255` for linf, `0.502` for l2; nothing where none was measured."""
+    """A distance in pixels: `7.94/255` for linf, `0.502` for l2; an empty text if it was not measured."""
     if value is None:
         return ""
     return f"{255 * value:.2f}/255" if norm == "linf" else f"{value:.3f}"
 
 
 def comparison_table(records: Mapping[str, Mapping]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: one row a variant, its clean accuracy and its robust accuracy under each attack, in percent."""
+    """Header and rows: one row per variant, with clean accuracy and robust accuracy under each attack, in percent."""
     attacks = list(dict.fromkeys(_column(row) for record in records.values() for row in record["rows"]))
     rows = []
     for name, record in records.items():

@@ -1,4 +1,4 @@
-"""The composition of a prediction: a model and image files become a class each."""
+"""Classify image files with a model on disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,20 @@ from keras_rcl.model_io.classifier import load_classifier
 
 
 def predict(path: Path, inputs: Sequence[Path], *, resize: bool = False, **foreign) -> list[dict[str, Any]]:
-    """Classify image files, folders of them, or arrays: one entry an image, with its class and probability."""
+    """Classify image files, folders of them, or arrays.
+
+    Args:
+        path: a SavedModel or `.keras` file.
+        inputs: PNG or JPEG files, folders of them, or `.npy` and `.npz` arrays.
+        resize: resize images that do not have the model's size.
+        **foreign: how a model that was not made here is fed and read, see `load_classifier`.
+
+    Returns:
+        One entry per image: `image`, its name; `class`, the index; `class_name`; and `probability`, in [0, 1].
+
+    Raises:
+        InvalidInputError: if the model or an image cannot be read.
+    """
     classifier = load_classifier(path, **foreign)
     images, names = read_images(list(inputs), classifier.image_shape, resize=resize)
     evaluated = [classifier.logits(images[start : start + 250]) for start in range(0, len(images), 250)]

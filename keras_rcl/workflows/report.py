@@ -1,4 +1,4 @@
-"""The composition of a report: a paper's tables and figures from records, and from what is trained for them."""
+"""Report a paper's tables and figures from records; train, attack and verify the rows that have none."""
 
 import dataclasses
 import importlib.util
@@ -60,24 +60,25 @@ PICTURED_IMAGES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
-    """Where records and models are; `attack` and `verify` leave theirs in `attacks/` and `verifications/`."""
+    """The folders of records and models. Records of `attack` and `verify` are in `attacks/` and `verifications/`."""
 
     results: Path = Path("results")
     runs: Path = Path("runs")
     saved_models: Path = Path("saved_models")
 
     def read(self) -> Results:
-        """All records that are there now."""
+        """All records that are in the folders now."""
         return Results(self.results, (self.runs, Path("attacks"), Path("verifications")))
 
     def model(self, run: Run) -> Path | None:
-        """The export of a run, whatever its name; none where it is not here."""
+        """The export of a run, under any name; None if there is none."""
         for contract in sorted(self.saved_models.glob("*/model.json")):
             if read_json(contract).get("model_hash") == run.model_hash:
                 return contract.parent
         return None
 
 
+# The options of the command, and where progress is shown.
 def report(
     paper: str,
     *,
@@ -91,57 +92,59 @@ def report(
     output_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """A paper's tables and figures, what it published beside what is measured.
+    """Write a paper's tables and figures, published beside measured, to a folder.
 
     Args:
         paper: a name of `PAPERS`.
-        scale: of its rows' configurations.
-        train: first train, attack and verify what no record has; broken off, the same call goes on from there.
-        processes: rows that `train` makes at once.
-        seeds: of so many seeds, from 0; of all that have a record, and at least one, where not given.
+        scale: the scale of its rows' configurations.
+        train: first train, attack and verify every row that has no record. If this is interrupted, the same call
+            resumes it.
+        processes: the number of rows that `train` processes at once.
+        seeds: the number of seeds, from 0; by default all seeds that have a record, and at least one.
         settings: `a.b=value` texts for every row.
-        limit: at most so many images a part, in every row: other experiments than the whole ones, for a quick look.
-        folders: where records and models are read, and written by `train`.
-        output_dir: receives `report.json`, `report.md`, `report.html` and the figures, in place of what an earlier
-            report left there; `reports/<paper>-<scale>` where not given.
+        limit: use at most N images per split in every row, for a quick look: these are other experiments than the
+            paper's.
+        folders: the folders that records and models are read from, and that `train` writes to.
+        output_dir: the folder for `report.json`, `report.md`, `report.html` and the figures; an earlier report in it is
+            replaced. `reports/<paper>-<scale>` by default.
         progress: where progress is shown.
 
     Returns:
-        What `report.json` holds, and the folder.
+        The content of `report.json`, and the folder.
 
     Raises:
         InvalidInputError: if data is missing, a folder cannot be written, or a record cannot be read.
     """
-    told, progress = PAPERS[paper], progress or Silent()
+    spec, progress = PAPERS[paper], progress or Silent()
     settings = [*settings, *([f"dataset.limit={limit}"] if limit else [])]
-    rows = results.experiments(told, scale, settings)
+    rows = results.experiments(spec, scale, settings)
     called = scale + (f"-limit{limit}" if limit else "")
     output_dir = output_dir or Path("reports") / f"{paper}-{called}"
     check_replaceable(output_dir, "report.json", overwrite=True)
     if train:
-        proxies = {stored.proxy: results.experiment(stored.proxy, scale, settings) for stored in told.stored}
-        _complete(told, rows, proxies, called, range(seeds or 1), folders, processes, progress)
+        proxies = {stored.proxy: results.experiment(stored.proxy, scale, settings) for stored in spec.stored}
+        _run_missing(spec, rows, proxies, called, range(seeds or 1), folders, processes, progress)
     found = folders.read()
 
     def lookup(row: str, measure: Measure):
         return found.measured(rows[row], measure, seeds)
 
-    made = paper_report(told, scale, lookup, results.missing(told, scale, found, seeds, settings))
+    made = paper_report(spec, scale, lookup, results.missing(spec, scale, found, seeds, settings))
     with atomic_folder(output_dir, overwrite=True) as folder:
-        data_dir = {"data_dir": rows[told.configs[0]].dataset.data_dir}
-        artist = _Artist(told, lambda row: found.runs(rows[row], seeds), lookup, folders, data_dir, folder)
-        drawn, undrawn = artist.draw_all()
+        data_dir = {"data_dir": rows[spec.configs[0]].dataset.data_dir}
+        writer = _FigureWriter(spec, lambda row: found.runs(rows[row], seeds), lookup, folders, data_dir, folder)
+        drawn, skipped = writer.draw_all()
         write_json(folder / "report.json", made)
         figures = "".join(f"![{caption}]({path.name})\n\n{caption}\n\n" for caption, path in drawn)
-        lines = "".join(f"- {line}\n" for line in undrawn)
+        lines = "".join(f"- {line}\n" for line in skipped)
         text = f"{markdown_report(made)}\n\n### Figures\n\n{figures}{lines}"
         (folder / "report.md").write_text(text, encoding="utf-8")
-        (folder / "report.html").write_text(paper_page(made, drawn, undrawn), encoding="utf-8")
+        (folder / "report.html").write_text(paper_page(made, drawn, skipped), encoding="utf-8")
     return made, output_dir
 
 
 class Job(NamedTuple):
-    """A row of a paper at one seed, as a process needs it: what to train, under what name, what to measure of it."""
+    """A row of a paper at one seed, for a process: the experiment, the name of the run, and the measures."""
 
     number: int
     label: str
@@ -151,7 +154,7 @@ class Job(NamedTuple):
     folders: Folders
 
 
-def _complete(
+def _run_missing(
     paper: Paper,
     rows: dict[str, Experiment],
     proxies: dict[str, Experiment],
@@ -161,16 +164,23 @@ def _complete(
     processes: int,
     progress: Progress,
 ) -> None:
-    """Train, attack and verify what the tables need and no record has.
+    """Train, attack and verify every row and seed that has no record.
 
-    `proxies` are the experiments of those that the paper's stored examples are made with; `called` is what the names of
-    runs have between those of paper and row.
+    Args:
+        paper: the paper.
+        rows: config of a row -> its experiment.
+        proxies: the experiments of the models that the paper's stored examples are crafted on.
+        called: the part of a run's name between paper and row.
+        seeds: the seeds of every row.
+        folders: the folders of records and models.
+        processes: the number of rows that are processed at once.
+        progress: where progress is shown.
     """
     jobs, attacks, found = [], [], folders.read()
     work = [(row, seed) for seed in seeds for row in rows]
     for number, (row, seed) in enumerate(work, start=1):
         run, measures = found.runs(rows[row]).get(seed), tuple(paper.measures(row))
-        if run is None or _lacking(run, measures):
+        if run is None or _missing(run, measures):
             label = f"{paper.name} {number}/{len(work)}: {row}, seed {seed}"
             name = f"{paper.name}-{called}-{row}" + (f"-seed{seed}" if seed else "")
             seeded = dataclasses.replace(rows[row], seed=seed)
@@ -186,35 +196,35 @@ def _complete(
     if processes == 1:
         for job in jobs:
             progress.say(job.label)
-            _complete_row(job, progress)
+            _run_row(job, progress)
         return
-    labels, refused = {job.number: job.label for job in jobs}, []
+    labels, failures = {job.number: job.label for job in jobs}, []
 
     def report(number: int, line: str | None, outcome: str | None) -> None:
         if line or outcome:
             progress.say(f"{labels[number]}: {line or outcome}")
         if outcome:
-            refused.append(f"{labels[number]}: {outcome}")
+            failures.append(f"{labels[number]}: {outcome}")
 
     try:
-        in_processes(iter(jobs), report, processes, function=f"{__name__}:complete_row", failed=str)
+        in_processes(iter(jobs), report, processes, function=f"{__name__}:run_row", failed=str)
     except KeyboardInterrupt as stop:
         raise type(stop)("the same command resumes") from None
-    if refused:
-        raise InvalidInputError(f"{len(refused)} of {len(jobs)} rows not made: {refused[0]}")
+    if failures:
+        raise InvalidInputError(f"{len(failures)} of {len(jobs)} rows failed: {failures[0]}")
 
 
-def complete_row(job: Job, tell: Callable[[str], None]) -> str:
-    """Train, attack and verify what a row lacks, and say why that cannot be done; `tell` takes lines of progress."""
+def run_row(job: Job, tell: Callable[[str], None]) -> str:
+    """Run a row in a process. Returns why it failed, or an empty text; `tell` receives lines of progress."""
     try:
-        _complete_row(job, StderrProgress(_Lines(tell)))
+        _run_row(job, StderrProgress(_Lines(tell)))
     except InvalidInputError as error:
         return str(error)
     return ""
 
 
 class _Lines(io.TextIOBase):
-    """A stream whose lines go to a function."""
+    """A stream that passes its lines to a function."""
 
     def __init__(self, tell: Callable[[str], None]):
         self._tell = tell
@@ -224,7 +234,8 @@ class _Lines(io.TextIOBase):
         return len(text)
 
 
-def _complete_row(job: Job, progress: Progress) -> None:
+def _run_row(job: Job, progress: Progress) -> None:
+    """Train a row if it has no run, then attack and verify it for every measure that has no record."""
     keras.backend.clear_session()
 
     def found() -> Run | None:
@@ -234,16 +245,16 @@ def _complete_row(job: Job, progress: Progress) -> None:
     if run is None:
         _train(job.experiment, job.name, job.folders, progress)
         run = found()
-    if lacking := _lacking(run, job.measures):
-        _measure(run, lacking, job.experiment.dataset, job.folders, progress)
+    if missing := _missing(run, job.measures):
+        _measure(run, missing, job.experiment.dataset, job.folders, progress)
 
 
-def _lacking(run: Run, measures: Sequence[Measure]) -> list[Measure]:
+def _missing(run: Run, measures: Sequence[Measure]) -> list[Measure]:
     return [measure for measure in measures if run.measure(measure) is None]
 
 
 def _train(trained: Experiment, name: str, folders: Folders, progress: Progress) -> None:
-    """`fit` under a name of the report's own, which only another experiment can have taken."""
+    """Run `fit` under the report's name for the row. The name is in use only if another experiment took it."""
     run, export = folders.runs / name, folders.saved_models / name
     begun = (run / "training/question.json").is_file()
     for path in (run, export):
@@ -259,7 +270,7 @@ def _train(trained: Experiment, name: str, folders: Folders, progress: Progress)
 
 
 def _store(stored: StoredExamples, proxy: Experiment, name: str, folders: Folders, progress: Progress) -> None:
-    """Make what rows train on, and its proxy where there is no export of that."""
+    """Craft the examples that rows train on; train the model that they are crafted on if it has no export."""
     run = folders.read().runs(proxy).get(proxy.seed)
     model = run and folders.model(run)
     if model is None:
@@ -268,38 +279,36 @@ def _store(stored: StoredExamples, proxy: Experiment, name: str, folders: Folder
     craft_dataset(model, stored.attack, Path(stored.folder), dataset=_located(proxy.dataset), progress=progress)
 
 
-def _measure(run: Run, lacking: Sequence[Measure], data: Dataset, folders: Folders, progress: Progress) -> None:
-    """Attack and verify a run's export."""
+def _measure(run: Run, missing: Sequence[Measure], data: Dataset, folders: Folders, progress: Progress) -> None:
+    """Attack and verify the export of a run."""
     model = folders.model(run)
     if model is None:
-        progress.say(
-            f"{run.name} is not in {folders.saved_models}, so it cannot be attacked; its record stays as it is"
-        )
+        progress.say(f"{run.name} is not in {folders.saved_models}, so it cannot be attacked; its record is kept")
         return
 
     def fewer(images: int | None) -> dict[str, Any]:
-        """The data set's fields for the first so many images, or as many as the run knows."""
+        """The data set's fields for at most N images, and not more than the run used."""
         limit = results.fewest(images, data)
         return {**_located(data), **({"limit": limit} if limit else {})}
 
-    for images in dict.fromkeys(measure.limit for measure in lacking if measure.kind == "robust"):
-        attacks = [measure.attack for measure in lacking if measure.kind == "robust" and measure.limit == images]
+    for images in dict.fromkeys(measure.limit for measure in missing if measure.kind == "robust"):
+        attacks = [measure.attack for measure in missing if measure.kind == "robust" and measure.limit == images]
         attacking.attack(model, attacks, dataset=fewer(images), progress=progress)
-    radii = [measure.epsilon for measure in lacking if measure.kind == "verified"]
+    radii = [measure.epsilon for measure in missing if measure.kind == "verified"]
     if radii:
         verify_model(model, radii, count=VERIFIED_COUNT, dataset=fewer(VERIFIED_IMAGES), progress=progress)
 
 
 def _located(data: Dataset) -> dict[str, Any]:
-    """The data set's field that says where it lies, if it does."""
+    """The data set's `data_dir`, if it is set."""
     return {"data_dir": data.data_dir} if data.data_dir else {}
 
 
 # Figures
 
 
-class _Artist:
-    """Draws a paper's figures into a folder, as far as there are records, and models, to draw them from."""
+class _FigureWriter:
+    """Draws those of a paper's figures that have the records and models that they need."""
 
     def __init__(
         self,
@@ -313,25 +322,25 @@ class _Artist:
         self.paper, self.runs_of, self.lookup = paper, runs_of, lookup
         self.folders, self.data_set, self.folder = folders, data_set, folder
         self.drawn: list[tuple[str, Path]] = []
-        self.undrawn: list[str] = []
+        self.skipped: list[str] = []
 
     def draw_all(self) -> tuple[list[tuple[str, Path]], list[str]]:
-        """(caption, PNG) of what is drawn; and a line for each figure, or part of one, that is not."""
+        """(caption, PNG) of each drawn figure; and one line for each figure, or part of one, that is skipped."""
         for figure in self.paper.figures:
             getattr(self, figure.kind)(figure)
-        return self.drawn, self.undrawn
+        return self.drawn, self.skipped
 
     def _next(self, caption: str) -> Path:
         path = self.folder / f"figure-{len(self.drawn) + 1}.png"
         self.drawn.append((caption, path))
         return path
 
-    def _lack(self, figure: Figure, rows: Sequence[str], what: str) -> None:
+    def _skip(self, figure: Figure, rows: Sequence[str], what: str) -> None:
         if rows:
-            self.undrawn.append(f"{figure.title}: {', '.join(rows)} not drawn, for want of {what}.")
+            self.skipped.append(f"{figure.title}: {', '.join(rows)} not drawn, for want of {what}.")
 
     def loss_curves(self, figure: LossCurves) -> None:
-        panels, lacking = [], []
+        panels, missing = [], []
         for title, row, phase in figure.panels:
             run = next(iter(self.runs_of(row).values()), None)
             lines = run.record.get("losses", ()) if run else ()
@@ -339,10 +348,10 @@ class _Artist:
             if shown:
                 panels.append((title, shown))
             else:
-                lacking.append(title)
+                missing.append(title)
         if panels:
             loss_curves_plot(panels, self._next(f"{figure.title}. A line between phases; one seed."))
-        self._lack(figure, lacking, "a record with losses")
+        self._skip(figure, missing, "a record with losses")
 
     def robust_curves(self, figure: RobustCurves) -> None:
         rows = [row for row in self.paper.table(figure.table).rows if row.label in figure.rows]
@@ -360,8 +369,8 @@ class _Artist:
                     curves[row.label] = points
             if curves:
                 accuracy_epsilon_plot(curves, self._next(f"{figure.title}, protocol {protocol}."), title=protocol)
-            lacking = [row.label for row in rows if row.label not in curves]
-            self._lack(figure, lacking, f"a record under {protocol}")
+            missing = [row.label for row in rows if row.label not in curves]
+            self._skip(figure, missing, f"a record under {protocol}")
 
     def bars(self, figure: Bars) -> None:
         table = self.paper.table(figure.table)
@@ -370,43 +379,45 @@ class _Artist:
         bars_plot(bars, self._next(f"{figure.title}. No bar: not measured."))
 
     def embeddings(self, figure: Embeddings) -> None:
-        panels, names, lacking, method = [], (), [], ""
+        panels, names, missing, method = [], (), [], ""
         for title, row in figure.panels:
-            at_hand = self._at_hand(row, figure.images)
-            if at_hand is None:
-                lacking.append(title)
+            loaded = self._load_model_and_images(row, figure.images)
+            if loaded is None:
+                missing.append(title)
                 continue
-            model, shown, names = at_hand
+            model, shown, names = loaded
             embedding = np.asarray(model.outputs("embedding")(pixels(shown.images)))
             points, method = in_the_plane(embedding)
             panels.append((title, points, shown.labels))
         if panels:
             caption = f"{figure.title}: {len(panels[0][2])} test images, embedding in the plane by {method}."
             embeddings_plot(panels, names, self._next(caption), title=method)
-        self._lack(figure, lacking, "its model in saved_models/, or its data")
+        self._skip(figure, missing, "its model in saved_models/, or its data")
 
     def pictures(self, figure: Pictures) -> None:
-        lacking = []
+        missing = []
         for title, row in figure.panels:
-            at_hand = self._at_hand(row, PICTURED_IMAGES)
-            if at_hand is None:
-                lacking.append(title)
+            loaded = self._load_model_and_images(row, PICTURED_IMAGES)
+            if loaded is None:
+                missing.append(title)
                 continue
-            model, shown, names = at_hand
+            model, shown, names = loaded
             images = pixels(shown.images)
             crafted = np.asarray(craft(figure.attack, model.logits, images, shown.labels))
             before, after = (np.argmax(model.logits(x), axis=1) for x in (images, crafted))
-            told = describe(figure.attack)
+            attack = describe(figure.attack)
             path = self._next(f"{figure.title}: {title}.")
-            attack_pictures(images, crafted, shown.labels, before, after, names, path, epsilon_text=f"{title}, {told}")
-        self._lack(figure, lacking, "its model in saved_models/, or its data")
+            attack_pictures(
+                images, crafted, shown.labels, before, after, names, path, epsilon_text=f"{title}, {attack}"
+            )
+        self._skip(figure, missing, "its model in saved_models/, or its data")
 
     def _mean(self, row: Row, measure: Measure) -> float | None:
         found = self.lookup(row.config, measure)
         return None if found is None else mean_and_spread(list(found.values.values()))[0]
 
-    def _at_hand(self, row: str, count: int) -> tuple[Classifier, sources.Split, tuple[str, ...]] | None:
-        """The network of the first seed that has its export here, and test images for it with their class names."""
+    def _load_model_and_images(self, row: str, count: int) -> tuple[Classifier, sources.Split, tuple[str, ...]] | None:
+        """The network of the first seed that has an export, test images, and class names; None if there is none."""
         paths = (self.folders.model(run) for run in self.runs_of(row).values())
         path = next((path for path in paths if path is not None), None)
         if path is None:
@@ -424,7 +435,7 @@ def _first(row: Row) -> float | None:
 
 
 def in_the_plane(embedding: np.ndarray) -> tuple[np.ndarray, str]:
-    """Points [N, 2] of embeddings [N, D], and by what: UMAP where umap-learn is installed, else t-SNE."""
+    """Points [N, 2] of embeddings [N, D], and the method: UMAP if umap-learn is installed, else t-SNE."""
     if importlib.util.find_spec("umap"):
         from umap import UMAP
 

@@ -61,8 +61,8 @@ def test_seeds_are_merged_and_other_experiments_are_not(read):
         other=training("c", "method.epochs=3", clean=0.9),
         limited=training("d", "dataset.limit=50", clean=0.9),
     )
-    told = found.measured(EXPERIMENT, Clean())
-    assert told.values == {0: pytest.approx(50), 1: pytest.approx(70)} and told.images == 100
+    measured = found.measured(EXPERIMENT, Clean())
+    assert measured.values == {0: pytest.approx(50), 1: pytest.approx(70)} and measured.images == 100
     assert found.measured(EXPERIMENT, Clean(), seeds=1).values.keys() == {0}
     assert found.measured(load(None, "clafs"), Clean()) is None
 
@@ -83,8 +83,8 @@ def test_the_most_test_images_count(read):
         train=evaluation("a", "fgsm", 1.0, images=1000, data={"name": "digits", "part": "train"}),
         elsewhere=evaluation("a", "fgsm", 1.0, images=1000, data={"name": "mnist", "part": "test"}),
     )
-    told = found.measured(EXPERIMENT, FGSM_8)
-    assert (told.values, told.images) == ({0: 25.0}, 200)
+    measured = found.measured(EXPERIMENT, FGSM_8)
+    assert (measured.values, measured.images) == ({0: 25.0}, 200)
 
 
 def test_of_two_runs_of_one_seed_the_first_is_whole(read):
@@ -125,7 +125,7 @@ def test_what_is_no_record_is_passed_over_and_what_is_broken_is_named(read, tmp_
     found = read(old=old, benchmark={"model": "a", "rows": []}, listed=[1], unknown=evaluation("a", "gone"))
     assert found.measured(EXPERIMENT, Clean()) is None
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="broken.json cannot be read as JSON.*mend it"):
+    with pytest.raises(InvalidInputError, match="broken.json cannot be read as JSON.*fix it"):
         Results(tmp_path).measured(EXPERIMENT, Clean())
 
 
@@ -176,7 +176,7 @@ def test_the_commands_of_missing_measures_measure_them(tiny, tmp_path):
 @pytest.mark.parametrize("scale", ["full", "cpu"])
 @pytest.mark.parametrize("paper", PAPERS.values(), ids=PAPERS)
 def test_fit_measures_all_that_a_row_wants_of_every_test_image(paper, scale):
-    """So that one command makes a row, but for what is too dear for every image, and verification."""
+    """One command makes a row, except attacks that are too expensive for every image, and verification."""
     for row, experiment in experiments(paper, scale).items():
         wanted = {m.attack for m in paper.measures(row) if m.kind == "robust" and m.limit is None}
         assert wanted <= set(experiment.evaluation.attacks), config_path(f"{paper.name}/{row}")

@@ -89,9 +89,9 @@ def made(tmp_path_factory):
 
 
 def test_all_that_was_missing_is_measured(made):
-    told, _ = made
-    assert told["missing"] == []
-    plain, contrastive = told["tables"][0]["rows"]
+    printed, _ = made
+    assert printed["missing"] == []
+    plain, contrastive = printed["tables"][0]["rows"]
     assert plain["published"] == [99.0, 1.5, None, None]
     for row in (plain, contrastive):
         (clean,), (fgsm,), (pgd,), (verified,) = row["measured"]
@@ -99,15 +99,15 @@ def test_all_that_was_missing_is_measured(made):
         assert (clean["images"], pgd["images"], verified["images"]) == (60, 20, 60)
         right = round(clean["mean"] / 100 * 60)
         assert sum(verified["counts"].values()) <= right and verified["counts"]["timeout"] == 0
-    (difference,) = told["tables"][0]["differences"]
+    (difference,) = printed["tables"][0]["differences"]
     ours = contrastive["measured"][0][0]["mean"] - plain["measured"][0][0]["mean"]
     assert difference["measured"][0][0]["mean"] == pytest.approx(ours)
 
 
 def test_numbers_are_those_of_the_records(made):
-    told, _ = made
+    printed, _ = made
     record = json.loads(Path("runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
-    (clean,), (fgsm,), *_ = told["tables"][0]["rows"][0]["measured"]
+    (clean,), (fgsm,), *_ = printed["tables"][0]["rows"][0]["measured"]
     assert (clean["mean"], fgsm["mean"]) == (
         pytest.approx(100 * record["clean_accuracy"]),
         pytest.approx(100 * record["rows"][0]["robust_accuracy"]),
@@ -117,8 +117,8 @@ def test_numbers_are_those_of_the_records(made):
 
 
 def test_the_folder_holds_tables_page_and_figures(made):
-    told, folder = made
-    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == told
+    printed, folder = made
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == printed
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == len(TINY.figures) == len(list(folder.glob("*.png")))
     assert "not drawn" not in page and "Not measured" not in page
@@ -137,19 +137,19 @@ def test_a_second_report_trains_nothing_and_says_the_same(made, monkeypatch):
 
 
 def test_rows_are_made_in_processes_of_their_own(made, tmp_path):
-    """Trained as alone, but for the order of sums on fewer threads; a refused row keeps no other from being made."""
+    """Trained as alone, except for the order of sums on fewer threads; a failed row does not stop the others."""
     folders = Folders(tmp_path, tmp_path / "runs", tmp_path / "saved_models")
     (tmp_path / "saved_models/tiny-cpu-scl").mkdir(parents=True)
     with pytest.raises(
-        InvalidInputError, match="1 of 2 rows not made: tiny 2/2: scl, seed 0: .*tiny-cpu-scl is of another exp"
+        InvalidInputError, match="1 of 2 rows failed: tiny 2/2: scl, seed 0: .*tiny-cpu-scl is of another exp"
     ):
         report("tiny", scale="cpu", train=True, processes=2, folders=folders, output_dir=tmp_path / "report")
-    told = json.loads((tmp_path / "runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
+    printed = json.loads((tmp_path / "runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
     alone = json.loads(Path("runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
-    assert [line["loss"] for line in told["losses"]] == pytest.approx(
+    assert [line["loss"] for line in printed["losses"]] == pytest.approx(
         [line["loss"] for line in alone["losses"]], rel=1e-3
     )
-    assert told["attacks"] == alone["attacks"] and told["config"] == alone["config"]
+    assert printed["attacks"] == alone["attacks"] and printed["config"] == alone["config"]
 
 
 def test_examples_that_rows_train_on_are_made_first(made, monkeypatch):
@@ -164,8 +164,8 @@ def test_examples_that_rows_train_on_are_made_first(made, monkeypatch):
     paper = dataclasses.replace(TINY, tables=(table,), figures=(), stored=(stored,))
     monkeypatch.setattr(reporting, "PAPERS", {"tiny": paper})
     runs = {path.name for path in Path("runs").iterdir()}
-    told, _ = report("tiny", scale="cpu", train=True, output_dir=Path("reports/stored"))
-    assert told["missing"] == [] and {path.name for path in Path("runs").iterdir()} == runs | {"tiny-cpu-pgd_ce"}
+    printed, _ = report("tiny", scale="cpu", train=True, output_dir=Path("reports/stored"))
+    assert printed["missing"] == [] and {path.name for path in Path("runs").iterdir()} == runs | {"tiny-cpu-pgd_ce"}
     examples = json.loads(Path("stored/examples/examples.json").read_text(encoding="utf-8"))
     proxy = json.loads(Path("saved_models/tiny-cpu-baseline/model.json").read_text(encoding="utf-8"))
     assert (examples["examples"], examples["model"]["hash"]) == (60, proxy["model_hash"])
@@ -173,8 +173,8 @@ def test_examples_that_rows_train_on_are_made_first(made, monkeypatch):
 
 
 def test_without_models_what_needs_them_is_said(made, tmp_path):
-    told, folder = report("tiny", scale="cpu", folders=Folders(saved_models=tmp_path), output_dir=tmp_path / "here")
-    assert told == made[0]
+    printed, folder = report("tiny", scale="cpu", folders=Folders(saved_models=tmp_path), output_dir=tmp_path / "here")
+    assert printed == made[0]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Embeddings: plain, contrastive not drawn, for want of its model in saved_models/, or its data." in page
     assert page.count("data:image/png;base64,") == 3
@@ -182,14 +182,14 @@ def test_without_models_what_needs_them_is_said(made, tmp_path):
 
 def test_without_records_the_paper_is_left(made, tmp_path):
     folders = Folders(results=tmp_path, runs=tmp_path)
-    told, folder = report("tiny", scale="cpu", seeds=2, folders=folders, output_dir=tmp_path / "here")
-    assert [missing["row"] for missing in told["missing"]] == ["baseline", "baseline, seed 1", "scl", "scl, seed 1"]
+    printed, folder = report("tiny", scale="cpu", seeds=2, folders=folders, output_dir=tmp_path / "here")
+    assert [missing["row"] for missing in printed["missing"]] == ["baseline", "baseline, seed 1", "scl", "scl, seed 1"]
     assert "| Plain | 99.0 | — | 1.5 | — | — | — |  |" in (folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_folder_of_something_else_is_left_alone(made, tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/letter.txt").write_text("dear", encoding="utf-8")
+    (tmp_path / "mine/letter.txt").write_text("Madam", encoding="utf-8")
     with pytest.raises(InvalidInputError, match="has no report.json, so it is not ours to overwrite"):
         report("tiny", scale="cpu", output_dir=tmp_path / "mine")
     assert (tmp_path / "mine/letter.txt").is_file()
