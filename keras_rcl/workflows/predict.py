@@ -25,6 +25,17 @@ def predict(path: Path, inputs: Sequence[Path], *, resize: bool = False, **forei
 
     Raises:
         InvalidInputError: if the model or an image cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile, keras, numpy as np, keras_rcl
+        >>> model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     folder = pathlib.Path(folder)
+        ...     model.save(folder / "model.keras")
+        ...     np.save(folder / "images.npy", np.zeros((3, 4, 4, 1), np.uint8))
+        ...     entries = keras_rcl.predict(folder / "model.keras", [folder / "images.npy"])
+        >>> len(entries), entries[0]["class"], entries[0]["probability"]
+        (3, 0, 0.5)
     """
     classifier = load_classifier(path, **foreign)
     images, names = read_images(list(inputs), classifier.image_shape, resize=resize)
