@@ -323,20 +323,11 @@ def test_export_for_a_verifier_and_its_results(here, tmp_path):
     """Read as alpha-beta-CROWN reads it: from the CSV, the ONNX network and the properties alone."""
     folder = tmp_path / "exchange"
     written = run(
-        *(
-            "export-vnnlib",
-            "saved_models/digits-at",
-            "--epsilon",
-            "1/255,2/255",
-            "--max-images",
-            "3",
-            "--attack",
-            "pgd-5",
-        ),
-        *("--output-dir", folder, "--timeout", "9", "--batch-size", "10"),
+        *("export-vnnlib", "saved_models/digits-at", "--epsilon", "1/255,2/255", "--max-images", "3"),
+        *("--attack", "pgd-5", "--output-dir", folder, "--timeout", "9", "--batch-size", "10"),
     )
     assert written.exit_code == 0, written.output
-    assert f"cd {folder}" in written.stdout and f"collect {folder}" in written.stdout
+    assert f"cd {folder}" in written.stdout and f"read-verifier-results {folder}" in written.stdout
     results, lines = [], [line.split(",") for line in (folder / "instances.csv").read_text().splitlines()]
     for network, written_property, timeout in lines:
         session = onnxruntime.InferenceSession(folder / network, providers=["CPUExecutionProvider"])
