@@ -47,6 +47,13 @@ class Audit:
         predictions: [M], the classes of `adversarial`.
         surface: [GRID, GRID], the logit margin of one image along its gradient's sign (rows) and a random sign
             (columns), from -epsilon to epsilon.
+
+    Example:
+        >>> import keras_rcl
+        >>> subject = keras_rcl.Subject(logits=model)  # doctest: +SKIP
+        >>> claim = keras_rcl.Claim(robust_accuracy=0.6, epsilon="8/255")  # doctest: +SKIP
+        >>> result = keras_rcl.audit(subject, images, labels, claim)  # doctest: +SKIP
+        >>> [finding.check for finding in result.findings if finding.status == "raised"]  # doctest: +SKIP
     """
 
     claim: Claim
@@ -98,6 +105,13 @@ def audit(
 
     Raises:
         InvalidInputError: If there are no images, or they are not in [0, 1].
+
+    Example:
+        >>> import keras_rcl
+        >>> subject = keras_rcl.Subject(logits=model)  # doctest: +SKIP
+        >>> claim = keras_rcl.Claim(robust_accuracy=0.6, epsilon="8/255")  # doctest: +SKIP
+        >>> result = keras_rcl.audit(subject, images, labels, claim)  # doctest: +SKIP
+        >>> print(result.verdict, result.reason)  # doctest: +SKIP
     """
     check_images(images)
     if not len(images):

@@ -59,6 +59,19 @@ class Certification:
         margins: [E, N], the best lower bound of the least margin; minus infinity where none was sought.
         seconds: [E, N], of attack, bounds and branching; what a batch took is shared out among its images.
         counterexamples: (number of the epsilon, number of the image) -> float32 [H, W, C].
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> import keras_rcl
+        >>> inputs = keras.Input((4, 4, 1))
+        >>> network = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
+        >>> network.layers[-1].set_weights([np.zeros((16, 2)), np.array([1.0, 0.0])])  # always class 0
+        >>> images, labels = np.full((2, 4, 4, 1), 0.5, np.float32), np.array([0, 1])
+        >>> certifier = keras_rcl.Certifier(network, [8 / 255], method="ibp", attacks=())
+        >>> certification = certifier(images, labels)
+        >>> certification.clean_predictions.tolist(), certification.margins.shape
+        ([0, 0], (1, 2))
     """
 
     epsilons: tuple[float, ...]
@@ -109,6 +122,18 @@ class Certifier:
 
     Raises:
         InvalidInputError: if a layer has no bounds.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> import keras_rcl
+        >>> inputs = keras.Input((4, 4, 1))
+        >>> network = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
+        >>> network.layers[-1].set_weights([np.zeros((16, 2)), np.array([1.0, 0.0])])  # always class 0
+        >>> images, labels = np.full((2, 4, 4, 1), 0.5, np.float32), np.array([0, 1])
+        >>> certifier = keras_rcl.Certifier(network, [8 / 255], method="ibp", attacks=())
+        >>> certifier(images, labels).statuses.tolist()
+        [['safe', 'misclassified']]
     """
 
     def __init__(

@@ -43,6 +43,18 @@ class Survival:
         adversarial: [A, N, H, W, C], or None if they were not kept.
         samples: For each attack, position -> adversarial image [H, W, C] of the first `SAMPLES` broken and the first
             `SAMPLES` robust images, as far as this process computed them.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> import keras_rcl
+        >>> model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> model.layers[-1].set_weights([np.zeros((16, 2)), np.array([1.0, 0.0])])  # always class 0
+        >>> images, labels = np.full((2, 4, 4, 1), 0.5, np.float32), np.array([0, 1])
+        >>> evaluator = keras_rcl.Evaluator(model, [keras_rcl.FGSM(epsilon="8/255")])
+        >>> survival = evaluator(images, labels)
+        >>> float(survival.clean_accuracy), survival.predictions.shape
+        (0.5, (1, 2))
     """
 
     attacks: tuple[Attack, ...]
@@ -143,6 +155,17 @@ class Evaluator:
         outputs: Attack -> the function of images [N, D] that it reads, for attacks that read other outputs.
         support: Labels [M] and projections [M, D] that the SupCon attack contrasts with.
         gradient_fn: The function that attacks on the logits read; `logits_fn` if not given.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> import keras_rcl
+        >>> model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> model.layers[-1].set_weights([np.zeros((16, 2)), np.array([1.0, 0.0])])  # always class 0
+        >>> images, labels = np.full((2, 4, 4, 1), 0.5, np.float32), np.array([0, 1])
+        >>> evaluator = keras_rcl.Evaluator(model, [keras_rcl.FGSM(epsilon="8/255")])
+        >>> evaluator(images, labels).survived.tolist()
+        [[True, False]]
     """
 
     def __init__(

@@ -43,6 +43,18 @@ class Classifier:
         model_hash: SHA-256 of the weights of a model exported here, or of the files.
         gives_probabilities: Whether `logits` are the logarithm of the model's output.
         note: What was assumed without being given, in one line; otherwise empty.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import keras
+        >>> import numpy as np
+        >>> import keras_rcl
+        >>> model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        >>> path = Path(tempfile.mkdtemp()) / "model.keras"
+        >>> model.save(path)
+        >>> keras_rcl.load_classifier(path, output="logits").image_shape
+        (4, 4, 1)
     """
 
     logits: Callable
@@ -125,6 +137,19 @@ def load_classifier(
     Raises:
         InvalidInputError: If there is no such model, it is damaged or not known to be harmless, or does not map one
             batch of float images [N, H, W, C] to one row of K >= 2 numbers per image.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import keras
+        >>> import numpy as np
+        >>> import keras_rcl
+        >>> model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        >>> path = Path(tempfile.mkdtemp()) / "model.keras"
+        >>> model.save(path)
+        >>> classifier = keras_rcl.load_classifier(path, output="logits")
+        >>> classifier.num_classes, classifier.logits(np.zeros((2, 4, 4, 1), np.float32)).shape.as_list()
+        (3, [2, 3])
     """
     if input_range not in INPUT_RANGES:
         raise InvalidInputError(f"unknown input range {input_range!r}; choose from {', '.join(INPUT_RANGES)}")

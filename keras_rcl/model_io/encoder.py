@@ -35,6 +35,18 @@ class Encoder:
     Fields:
         embedding: float32 images [N, H, W, C] in [0, 1] -> float32 [N, D], in inference mode, eagerly or in a graph.
         model_hash: SHA-256 of the weights of a model exported here and of a preset, else of the files.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import keras
+        >>> import numpy as np
+        >>> import keras_rcl
+        >>> model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        >>> path = Path(tempfile.mkdtemp()) / "model.keras"
+        >>> model.save(path)
+        >>> len(keras_rcl.load_encoder(path, (4, 4, 1)).model_hash)
+        64
     """
 
     embedding: Callable
@@ -56,6 +68,19 @@ def load_encoder(source: str | Path, image_shape: Sequence[int], *, trust: bool 
 
     Raises:
         InvalidInputError: if there is no such encoder, or it does not map these images to one row of numbers an image.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import keras
+        >>> import numpy as np
+        >>> import keras_rcl
+        >>> model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        >>> path = Path(tempfile.mkdtemp()) / "model.keras"
+        >>> model.save(path)
+        >>> encoder = keras_rcl.load_encoder(path, (4, 4, 1))
+        >>> encoder.embedding(np.zeros((2, 4, 4, 1), np.float32)).shape.as_list()
+        [2, 3]
     """
     if str(source).startswith(KERASHUB):
         call, spec, model_hash = _read_kerashub(str(source))

@@ -42,6 +42,13 @@ def export(network: keras.Model, folder: str | Path, contract: dict, *, overwrit
         InvalidInputError: if the folder exists or cannot be written, the class names do not fit the network, or a
             weight is not finite.
         RuntimeError: if the SavedModel, read back, does not give the network's logits.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import keras_rcl
+        >>> network = keras_rcl.build_network(keras_rcl.Network(), (8, 8, 1), num_classes=2)  # doctest: +SKIP
+        >>> folder = Path("saved_models/pets")  # doctest: +SKIP
+        >>> keras_rcl.export(network, folder, {"class_names": ["cat", "dog"]})  # doctest: +SKIP
     """
     folder = Path(folder)
     image_shape, num_classes = network.input_shape[1:], network.output["logits"].shape[-1]

@@ -63,6 +63,12 @@ def attack(
 
     Returns:
         The record, and the folder that holds it; none but on the chief.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import keras_rcl
+        >>> attacks = [keras_rcl.PGD(epsilon="8/255", num_steps=40)]  # doctest: +SKIP
+        >>> record, folder = keras_rcl.attack(Path("saved_models/digits-at"), attacks)  # doctest: +SKIP
     """
     classifier = load_classifier(path, trust=trust, **foreign)
     data = data_for(classifier, dataset or {})

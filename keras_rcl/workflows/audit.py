@@ -75,6 +75,12 @@ def audit_model(
 
     Raises:
         InvalidInputError: if model, data or record cannot be read or do not fit one another.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import keras_rcl
+        >>> claim = keras_rcl.Claim(robust_accuracy=0.6, epsilon="8/255")  # doctest: +SKIP
+        >>> audit, folder = keras_rcl.audit_model(Path("saved_models/digits-at"), claim=claim)  # doctest: +SKIP
     """
     classifier = load_classifier(path, trust=trust, **foreign)
     told = read_record(record) if record is not None else None

@@ -71,6 +71,11 @@ def craft_dataset(
     Raises:
         InvalidInputError: if the model, the data or the folder does not fit, or the attack runs in other units than
             pixels.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import keras_rcl
+        >>> keras_rcl.craft_dataset(Path("saved_models/digits-at"), keras_rcl.PGD())  # doctest: +SKIP
     """
     if attack.protocol != "pixel":
         raise InvalidInputError(f"{describe(attack)} is not in pixels, and what is stored is; leave out the protocol")

@@ -124,6 +124,11 @@ def fit(
         InvalidInputError: If the data is missing, the name is taken, a folder cannot be written, or `reuse` is a run
             without a first phase of the experiment.
         KeyboardInterrupt: With a message that the same command resumes.
+
+    Example:
+        >>> import keras_rcl
+        >>> fitted = keras_rcl.fit(keras_rcl.Experiment(method=keras_rcl.AT(epochs=3)))  # doctest: +SKIP
+        >>> fitted.saved_model  # doctest: +SKIP
     """
     options = FitOptions(name, runs, saved_models, overwrite, deterministic, reuse)
     return fit_all([experiment], options, progress=progress)[0]

@@ -67,6 +67,11 @@ def verify_model(
 
     Raises:
         InvalidInputError: if model or data cannot be read or do not fit one another, or a layer has no bounds.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import keras_rcl
+        >>> record, folder = keras_rcl.verify_model(Path("saved_models/digits-certified"), [2 / 255])  # doctest: +SKIP
     """
     model = LoadedModel(path, trust=trust)
     network, classifier = model.layers, load_classifier(model)

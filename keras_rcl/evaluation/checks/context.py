@@ -77,6 +77,11 @@ class Subject:
         embedding: Images -> [N, D], if the model has an embedding.
         probabilities: Whether the model's output is a softmax, of which `logits` are the logarithm.
         others: Name -> logits of a model that transfer attacks are crafted on.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.Subject(logits=lambda images: images[:, 0, 0, :]).probabilities
+        False
     """
 
     logits: Callable
