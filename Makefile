@@ -11,6 +11,7 @@ test-all:  ## all tests, including the slow ones
 lint:  ## style, formatting, import contracts
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command as lint; lint()"
 
 docs:  ## the generated parts of the documents, and the site in site/

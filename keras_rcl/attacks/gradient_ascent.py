@@ -250,7 +250,7 @@ def ascend(
         else:
             direction = gradient
         moved = nearest(u + attack.resolved_step_size * steepest_step(direction, attack.norm))
-        if attack.stops_early:
+        if attack.stops_early and fooled_fn is not None:
             moved = choose(fooled_fn(to_pixels(u)), u, moved)
         return step + 1, moved, direction, zeros + zero
 

@@ -40,7 +40,7 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
         Andriushchenko et al. 2020, "Square attack: a query-efficient black-box adversarial attack via random search"
         (arXiv:1912.00049), Algorithm 1.
     """
-    _, height, width, channels = x.shape
+    height, width, channels = x.shape[1:].as_list()
     start = {"linf": _stripes, "l2": _tiles}[attack.norm]
     sides = tf.constant(_sides(attack, height, width))
     shrinks_at = tf.constant(_shrinks_at(attack.num_queries))

@@ -133,7 +133,7 @@ class Certifier:
         >>> images, labels = np.full((2, 4, 4, 1), 0.5, np.float32), np.array([0, 1])
         >>> certifier = keras_rcl.Certifier(network, [8 / 255], method="ibp", attacks=())
         >>> certifier(images, labels).statuses.tolist()
-        [['safe', 'misclassified']]
+        [['safe-incomplete', 'misclassified']]
     """
 
     def __init__(
