@@ -15,7 +15,7 @@ EVALUATING = [name for name, attack in ATTACKS.items() if not attack.training_on
 """The attacks that a trained model can be evaluated by."""
 
 
-@click.command()
+@click.command(short_help="Attack a model and report its robust accuracy.")
 @click.argument("model", type=shared.FOLDER)
 @click.option(
     "--attack",
@@ -50,7 +50,6 @@ EVALUATING = [name for name, attack in ATTACKS.items() if not attack.training_on
 @click.option("--save-images", is_flag=True, help="Also write the adversarial images, adversarial.npz.")
 @shared.overwrite_option("Replace the folder, or an interrupted attack.")
 @shared.json_option("the record")
-# One parameter per option that this module itself reads.
 def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, workers, **options):
     """Attack a SavedModel or .keras file: one that was made here, or any from images to logits or probabilities.
 

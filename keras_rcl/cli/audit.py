@@ -14,7 +14,7 @@ from keras_rcl.vocabulary.attacks import parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget
 
 
-@click.command()
+@click.command(short_help="Test a claim of robust accuracy.")
 @click.argument("model", type=shared.FOLDER)
 @click.option("--claim", "share", metavar="SHARE", help="The claimed robust accuracy, such as 60.4% or 0.604.")
 @click.option("--record", type=shared.FOLDER, help="A record.json of `attack` whose claim is tested.")
@@ -32,7 +32,6 @@ from keras_rcl.vocabulary.claim import AuditBudget
 @shared.output_dir_option("audits/<model>")
 @shared.overwrite_option("Replace the folder, or an interrupted audit.")
 @shared.json_option("the audit")
-# One parameter per option that this module itself reads.
 def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, **options):
     """Test a claim of robust accuracy, or a record, by checks and AutoAttack; the exit status is 1 if it falls.
 

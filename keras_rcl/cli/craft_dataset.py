@@ -11,7 +11,7 @@ from keras_rcl.runtime.program import program_name
 from keras_rcl.vocabulary.attacks import describe, parse_attack
 
 
-@click.command("craft-dataset")
+@click.command("craft-dataset", short_help="Store adversarial training images as TFRecords.")
 @click.argument("model", type=shared.FOLDER)
 @click.option(
     "--attack",

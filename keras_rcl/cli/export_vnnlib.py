@@ -9,7 +9,7 @@ from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 
-@click.command("export-vnnlib")
+@click.command("export-vnnlib", short_help="Write a model as ONNX and VNN-LIB properties.")
 @click.argument("model", type=shared.FOLDER)
 @click.option(
     "--epsilon",

@@ -14,7 +14,7 @@ from keras_rcl.runtime.program import program_name
 from keras_rcl.vocabulary.network import Precision
 
 
-@click.command()
+@click.command(short_help="Train a variant, attack it and export it.")
 @shared.experiment_options
 @click.option("--seed", type=shared.SEED, help="Seed of the weights, the batches and the attacks.")
 @click.option("--precision", type=click.Choice(Precision.__args__), help="The dtype policy of training.")

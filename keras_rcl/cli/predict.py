@@ -9,7 +9,7 @@ from keras_rcl.report.tables import text_table
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 
-@click.command()
+@click.command(short_help="Classify images.")
 @click.argument("model", type=shared.FOLDER)
 @click.argument("images", nargs=-1, required=True, type=shared.FOLDER)
 @click.option("--resize", is_flag=True, help="Resize images that do not have the model's size.")

@@ -9,7 +9,7 @@ from keras_rcl.report.tables import verifier_results_table
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 
-@click.command("read-verifier-results")
+@click.command("read-verifier-results", short_help="Print what alpha-beta-CROWN proved.")
 @click.argument("folders", nargs=-1, required=True, type=shared.FOLDER)
 @shared.json_option("the result of every image")
 def read_verifier_results(folders, as_json):

@@ -16,7 +16,7 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 RESULTS = Path("results")
 
 
-@click.command()
+@click.command(short_help="Print a paper's tables, published and measured.")
 @click.option("--paper", type=click.Choice(list(PAPERS)), help="The paper whose tables and figures are made.")
 @click.option(
     "--scale",

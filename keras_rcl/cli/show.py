@@ -9,7 +9,7 @@ from keras_rcl.cli import options as shared
 from keras_rcl.report.tables import phase_table
 
 
-@click.command()
+@click.command(short_help="Print the resolved experiment and its phases.")
 @shared.experiment_options
 @shared.json_option("the experiment")
 def show(choice, as_json):

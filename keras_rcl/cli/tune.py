@@ -16,7 +16,7 @@ from keras_rcl.vocabulary.attacks import parse_attack
 from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 
 
-@click.command()
+@click.command(short_help="Search for the best settings of a variant.")
 @shared.experiment_options
 @click.option(
     "--search",

@@ -10,7 +10,7 @@ from keras_rcl.methods import VARIANTS
 from keras_rcl.report.tables import phase_table
 
 
-@click.command()
+@click.command(short_help="List the variants and their phases.")
 @shared.json_option("the phases")
 def variants(as_json):
     """List the variants: what each one is, and its phases."""

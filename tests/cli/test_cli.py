@@ -552,9 +552,9 @@ def test_report_prints_a_papers_tables(here, tmp_path):
     assert "python -m keras_rcl fit --config configs/papers/wang/scl.yaml --scale cpu" in result.stdout
     assert (tmp_path / "out/report.html").is_file()
     assert "note: nothing is measured at scale cpu; see --scale and --train" in result.stderr
-    printed = run(
-        "report", "--paper", "wang", "--scale", "cpu", "--results", tmp_path, "--output-dir", tmp_path / "out", "--json"
-    )
+    assert not Path("results").exists()
+    printed = run("report", "--paper", "wang", "--scale", "cpu", "--output-dir", tmp_path / "out", "--json")
+    assert "note: there is no folder results/, so no committed records were found; see --results" in printed.stderr
     assert [table["name"] for table in json.loads(printed.stdout)["tables"]] == ["Figures 10 to 12"]
 
 
