@@ -1,4 +1,4 @@
-"""The tables of the papers, as they published them, and one of our own; a published number stands nowhere else."""
+"""The tables of the papers as published, and one table of this project. No other module holds a published number."""
 
 from keras_rcl.papers.claf import CLAF
 from keras_rcl.papers.contrast import CONTRAST

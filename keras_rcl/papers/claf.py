@@ -62,7 +62,7 @@ CLAF = Paper(
                     *("Natural", "SCL", "AT", "TRADES", "RoCL-AT"),
                 ),
                 Claim.above(
-                    "It is more accurate than adversarial training", ("Nat.",), "Ours", "AT", "TRADES", "RoCL-AT"
+                    "Ours is more accurate than adversarial training", ("Nat.",), "Ours", "AT", "TRADES", "RoCL-AT"
                 ),
             ),
             notes=(

@@ -1,4 +1,4 @@
-"""The question of this repository, of no paper: what a contrastive loss adds to adversarial training."""
+"""A table of this project, not of a paper: adversarial training with and without a contrastive loss."""
 
 from keras_rcl.vocabulary.attacks import PGD, AutoAttack
 from keras_rcl.vocabulary.paper import Claim, Clean, Column, Comparison, Paper, Robust, Row, Table

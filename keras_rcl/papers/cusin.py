@@ -38,7 +38,7 @@ def _pgd(epsilon: int) -> Column:
 
 
 def _rows(published: dict[str, tuple]) -> tuple[Row, ...]:
-    """The twelve models, with what is published of each."""
+    """The rows of the twelve models, with the published numbers of each."""
     return tuple(
         Row(label=label + ending, config=config + file, published=published.get(label + ending, ()))
         for ending, file in (("", ""), (_AUGMENTED, "_augmented"))
@@ -59,13 +59,13 @@ _CONTRASTIVE = tuple(
 
 
 def _claim(text: str, columns: str, *pairs: tuple[str, str]) -> Claim:
-    """That the first of each pair lies above the second."""
+    """The claim that the first row of each pair lies above the second row."""
     above = tuple(Comparison(row=row, against=against) for row, against in pairs)
     return Claim(text=text, columns=tuple(columns.split(", ")), pairs=above)
 
 
 def _with(*labels: str) -> tuple[tuple[str, str], ...]:
-    """Each model with augmentation, and without."""
+    """Pairs of each model with augmentation and without."""
     return tuple((label + _AUGMENTED, label) for label in labels)
 
 
@@ -100,23 +100,27 @@ CUSIN = Paper(
                     *_with("Normal", "Normal contrastive"),
                 ),
                 _claim(
-                    "Were its labels the wrong way round, those two would be better without augmentation",
+                    "If the plot's labels are swapped, those two are more accurate without augmentation",
                     "accuracy",
                     *_without("Normal", "Normal contrastive"),
                 ),
                 _claim(
-                    "It raises that of no adversarial and no certified model but certified contrastive",
+                    "Augmentation does not raise the accuracy of adversarial models and of certified",
                     "accuracy",
                     *_without("Adversarial", "Adversarial contrastive", "Certified"),
                 ),
-                _claim("It raises that of certified contrastive", "accuracy", *_with("Certified contrastive")),
                 _claim(
-                    "With augmentation, contrastive training costs adversarial training accuracy",
+                    "Augmentation raises the accuracy of certified contrastive",
+                    "accuracy",
+                    *_with("Certified contrastive"),
+                ),
+                _claim(
+                    "With augmentation, contrastive training lowers the accuracy of adversarial training",
                     "accuracy",
                     ("Adversarial, augmented", "Adversarial contrastive, augmented"),
                 ),
                 _claim(
-                    "Certified training costs accuracy, with augmentation or without",
+                    "Certified training lowers accuracy, with augmentation and without",
                     "accuracy",
                     ("Normal", "Certified"),
                     ("Normal, augmented", "Certified, augmented"),
@@ -125,9 +129,9 @@ CUSIN = Paper(
             notes=(
                 "The plots of the authors' code probably swap the labels of augmentation; the numbers here are as "
                 "the code prints them.",
-                "Its certified loss is cross-entropy on the lower bounds of all logits, which certifies nothing; "
-                "certified here is on the worst case, with a ramp of epsilon. certified_contrastive is the "
-                "paper's form.",
+                "The paper's certified loss is cross-entropy on the lower bounds of all logits, which certifies "
+                "nothing. Here the variant certified trains on the worst case, with a ramp of epsilon; the variant "
+                "certified_contrastive has the paper's loss.",
             ),
         ),
         Table(
