@@ -15,7 +15,7 @@ from keras_rcl.runtime import launcher
 WORKER = """
 import json, os, signal, sys, time
 sys.path[:0] = {path!r}
-from keras_rcl import launcher
+from keras_rcl.runtime import launcher
 if "TF_CONFIG" not in os.environ:
     sys.exit(launcher.run(3))
 launcher.end_with_parent()
