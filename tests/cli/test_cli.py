@@ -1,4 +1,4 @@
-"""The command line, end to end on digits; and what it says of bad input."""
+"""The command line, end to end on digits; and its messages about bad input."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ def run(*arguments):
 
 
 def refused(*arguments) -> str:
-    """The one line that a refused command says."""
+    """The one error line of a command that rejects its input."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -56,14 +56,14 @@ def work(tmp_path_factory):
 
 @pytest.fixture
 def here(work, monkeypatch):
-    """In that folder; a test must leave nothing behind that it does not name."""
+    """That folder as working directory; a test leaves nothing in it."""
     monkeypatch.chdir(work)
     return work
 
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """In an empty folder, in which a refused command must leave nothing."""
+    """An empty working directory; a rejected command leaves nothing in it."""
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     assert list(tmp_path.iterdir()) == []
@@ -116,7 +116,7 @@ def test_the_resolved_config_is_read_back(here):
     assert resolved["method"]["epochs"] == 1 and resolved["dataset"]["limit"] == 120
 
 
-def test_attack_repeats_what_fit_measured(here, tmp_path):
+def test_attack_repeats_the_measurements_of_fit(here, tmp_path):
     result = run(
         "attack",
         "saved_models/digits-at",
@@ -193,7 +193,7 @@ def test_the_protocols_side_by_side(here, tmp_path):
 
 
 def test_transfer(here, tmp_path):
-    """Crafted on the model itself it is the white-box attack, spelt either way."""
+    """A transfer attack from the model itself is the white-box attack, in both spellings."""
     other = "saved_models/digits-at/model.keras"
     record = attacked(tmp_path, "--attack", "pgd-5", "--transfer-from", other)
     white, transferred = record["survival"]["attacks"]
@@ -207,7 +207,7 @@ def test_transfer(here, tmp_path):
 
 
 def test_an_attack_in_bfloat16(here, tmp_path, monkeypatch):
-    """Outcomes are those of the model itself on what was crafted, and the record says what that was done in."""
+    """Outcomes are those of the model itself on the adversarial images, and the record states the dtype."""
     arguments = ("--attack", "pgd-5", "--epsilon", "16/255", "--save-images")
     plain, rounded = attacked(tmp_path, *arguments), attacked(tmp_path, *arguments, "--attack-dtype", "bfloat16")
     assert (plain["attack_dtype"], rounded["attack_dtype"]) == ("float32", "bfloat16")
@@ -350,7 +350,7 @@ def test_export_for_a_verifier_and_its_results(here, tmp_path):
 
 
 def test_export_vnnlib_leaves_out_misclassified_and_broken_images(here, tmp_path):
-    """The images of its list are the first that survive in the record of the same attack."""
+    """The images in its list are the first that survive in the record of the same attack."""
     chosen = ("saved_models/digits-at", "--attack", "pgd-5", "--epsilon", "4/255")
     record = attacked(tmp_path, *chosen[1:])
     survived = np.array(list(record["survival"]["attacks"][0])) == "1"
@@ -363,8 +363,8 @@ def test_export_vnnlib_leaves_out_misclassified_and_broken_images(here, tmp_path
     assert exported["epsilons"][0]["left_out"] and exported["model"]["hash"] == record["model"]["hash"]
 
 
-def test_phases_that_another_run_has_are_not_trained_again(tmp_path, monkeypatch):
-    """Of another seed, other data or another network none are alike."""
+def test_phases_of_another_run_are_reused(tmp_path, monkeypatch):
+    """With another seed, other data or another network, no phase is reused."""
     monkeypatch.chdir(tmp_path)
     small = ["--limit", "40", "--no-compare", "--set", "method.epochs=1", "--set", "method.baseline_epochs=1"]
     small += ["--set", "evaluation.attacks=[{name: fgsm}]", "--set", "evaluation.validation_attack={name: fgsm}"]
@@ -380,7 +380,7 @@ def test_phases_that_another_run_has_are_not_trained_again(tmp_path, monkeypatch
         assert line.startswith("error: runs/refined has no first phase of this training") and "--reuse" in line
 
 
-def test_phases_are_alike_as_far_as_all_of_their_words_and_checkpoints_are(tmp_path):
+def test_phases_are_alike_as_far_as_their_specs_and_checkpoints_are(tmp_path):
     both, supcon = Experiment(method=PGDBoth()), Experiment(method=PGDSupCon())
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -393,7 +393,7 @@ def test_phases_are_alike_as_far_as_all_of_their_words_and_checkpoints_are(tmp_p
     assert shared_phases(Experiment(method=PGDBoth(pretraining_epochs=1)), supcon, tmp_path) == 0
 
 
-def test_a_taken_name_is_refused_or_numbered(here):
+def test_a_name_in_use_is_rejected_or_numbered(here):
     assert "--overwrite" in refused("fit", "--variant", "at", "--name", "digits-at", *SMALL)
 
 
@@ -407,7 +407,7 @@ class TestBadInput:
         assert "not under claf-repo" in message and "pgd" in message
         assert "there is no model" in refused("attack", "model", "--attack", attack, "--protocol", "pixel")
 
-    def test_a_source_that_is_not_there(self, here, tmp_path):
+    def test_a_missing_source(self, here, tmp_path):
         for attack in ("embedding:source=nowhere", "transfer:source=nowhere"):
             message = refused("attack", "saved_models/digits-at", "--attack", "pgd", "--attack", attack)
             assert "there is no model at nowhere" in message
@@ -426,7 +426,7 @@ class TestBadInput:
         assert "fab" in refused("attack", "model", "--attack", "fab", "--transfer-from", "other")
         assert "source" in refused("attack", "model", "--attack", "transfer")
 
-    def test_a_model_that_tells_no_embedding(self, here, tmp_path):
+    def test_a_model_without_an_embedding(self, here, tmp_path):
         inner = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
         keras.Sequential([keras.Input((8, 8, 1)), inner]).save(tmp_path / "nested.keras")
         for attack, hint in (("embedding", "source=MODEL"), ("supcon", "another attack")):
@@ -466,7 +466,7 @@ class TestBadInput:
         (tmp_path / "instances.json").write_text('{"instances": []}')
         assert "instances.json" in refused("read-verifier-results", tmp_path)
 
-    def test_workers_that_cannot_be(self, empty, monkeypatch):
+    def test_workers_that_contradict_other_settings(self, empty, monkeypatch):
         assert refused("fit", "--workers", "2", "--replicas", "2").endswith("--workers 2 starts several; give one")
         monkeypatch.setenv("TF_CONFIG", "{")
         assert "error: TF_CONFIG: Expecting" in refused("fit")
@@ -483,7 +483,7 @@ class TestBadInput:
         assert "fitt" in refused("fitt")
         assert "--epoch" in refused("fit", "--epoch", "3")
 
-    def test_a_data_set_that_cannot_be_had(self, empty, monkeypatch):
+    def test_a_data_set_that_cannot_be_downloaded(self, empty, monkeypatch):
         monkeypatch.setattr("keras_rcl.data.tfds_sets._reachable", lambda builder: False)
         (empty / "data").mkdir()
         message = refused("fit", "--set", "dataset.name=cifar10", "--data-dir", empty / "data")
@@ -532,7 +532,7 @@ class TestBadInput:
         message = refused("attack", "saved_models/digits-at", "--dataset", "folder", "--folder", tmp_path / "pictures")
         assert "10 classes" in message
 
-    def test_a_checkpoint_that_is_not_there(self, here):
+    def test_a_missing_checkpoint(self, here):
         assert "'bets'" in refused("export", "runs/digits-at", "--checkpoint", "bets")
         assert "config.yaml" in refused("export", "saved_models")
 
@@ -542,7 +542,7 @@ def test_nothing_is_left_in_the_repository(here):
     assert {path.name for path in Path(here).iterdir()} == {"runs", "saved_models", "attacks"}
 
 
-# report: what it prints and writes is in tests/workflows/test_report.py
+# report: its output is tested in tests/workflows/test_report.py
 
 
 def test_report_prints_a_papers_tables(here, tmp_path):
@@ -567,5 +567,5 @@ def test_report_prints_a_papers_tables(here, tmp_path):
         (["--paper", "claf", "--results", ".", "--set", "sede=1"], "sede: no such field"),
     ],
 )
-def test_a_wrong_report_is_refused(empty, arguments, said):
+def test_a_wrong_report_is_an_error(empty, arguments, said):
     assert said in refused("report", *arguments)
