@@ -22,7 +22,7 @@ _GREYSCALE_MODES = ("1", "L", "LA")
 
 
 def read_images(
-    paths: list[Path], image_shape: tuple[int, int, int], resize: bool = False
+    paths: list[Path], image_shape: tuple[int | None, ...], resize: bool = False
 ) -> tuple[np.ndarray, list[str]]:
     """Read image files, folders of them (sorted, not recursive) and `.npy` / `.npz` arrays.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
@@ -57,8 +58,8 @@ def build_network(
     image_shape: Sequence[int],
     num_classes: int,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | np.ndarray | None = None,
+    std: Sequence[float] | np.ndarray | None = None,
     seed: int = 0,
     precision: Precision = "float32",
 ) -> keras.Model:
@@ -202,7 +203,7 @@ def _classifier(width: int, num_classes: int, seed: int) -> keras.Model:
 
 
 def _channel_statistics(
-    network: Network, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    network: Network, channels: int, mean: Sequence[float] | np.ndarray | None, std: Sequence[float] | np.ndarray | None
 ) -> tuple[list[float], list[float]]:
     """The mean and the standard deviation per channel that the normalization uses.
 

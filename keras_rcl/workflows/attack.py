@@ -98,8 +98,9 @@ def attack(
         output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, fingerprint, overwrite)
         report_resumed(journal, progress)
     with contextlib.nullcontext() if journal is None else journal:
-        told = dict(keep_images=save_images, progress=progress, journal=journal, workers=workers)
-        survival = evaluator(images, chosen.labels, **told)
+        survival = evaluator(
+            images, chosen.labels, keep_images=save_images, progress=progress, journal=journal, workers=workers
+        )
     record = make_record(
         survival,
         model={**classifier.identity(), "note": classifier.note},
@@ -108,14 +109,14 @@ def attack(
         sources=hashes,
         attack_dtype=attack_dtype,
     )
-    if not workers.chief:
+    if journal is None or output_dir is None:  # Only the chief writes.
         return record, None
     record["geometry"] = geometry_of(classifier.outputs, chosen, attacks, seed)
     class_names = classifier.class_names or data.class_names
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)
         _draw(evaluator, survival, images, class_names, record["model"]["name"], folder)
-        if save_images:
+        if survival.adversarial is not None:
             np.savez_compressed(
                 folder / "adversarial.npz",
                 images=survival.adversarial,

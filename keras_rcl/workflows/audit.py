@@ -89,11 +89,17 @@ def audit_model(
     if told is not None:
         part = told["data"]["part"]
     chosen = split_of(data, part)
-    kept = np.arange(len(chosen.labels)) if told is None else _positions(record, told, data.name, chosen.indices)
+    kept = (
+        np.arange(len(chosen.labels))
+        if told is None or record is None
+        else _positions(record, told, data.name, chosen.indices)
+    )
     images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
     evidence = None
-    if told is not None:
+    if told is not None and record is not None:
         claim, evidence = _of_record(record, told, classifier.model_hash, norm, epsilon)
+    if claim is None:
+        raise InvalidInputError("no claim to audit; give a claim or a record")
     budget.resolved_verifier(claim, randomised=False)  # refuses here, before anything is written
     progress, batch_size = progress or Silent(), min(batch_size, len(images))
     subject = Subject(

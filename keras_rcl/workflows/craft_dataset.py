@@ -140,7 +140,7 @@ def craft_dataset(
             "accuracy": float(stood.mean()),
             "shards": shards,
         }
-        if not workers.chief:
+        if journal is None or output_dir is None:  # Only the chief writes.
             return record, None
         with atomic_folder(output_dir, overwrite=overwrite) as folder:
             for name, start in zip(shards, starts, strict=True):

@@ -44,6 +44,7 @@ from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import checkpoint_name, run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
+from keras_rcl.vocabulary.network import Precision
 from keras_rcl.vocabulary.phase import Phase
 from keras_rcl.workflows.inputs import geometry_of, outputs_of, pixels, support_of
 
@@ -197,7 +198,7 @@ def hash_data(data: sources.ImageData) -> str:
         digest.update(getattr(split, "identity", "").encode())
         split = split.held
         for array in (split.images, split.labels, split.indices, *split.stored.values()):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -256,7 +257,7 @@ class Run:
         self._output = functools.partial(output_of, self._served)
         self._outputs, self._sources = outputs_of(self.experiment.evaluation.attacks, self._output, self.data)
         self.workers.assert_same_inputs(self.fingerprint.to_json())
-        self.folder: RunFolder | None = None
+        self.folder: Any = None  # A `RunFolder`, of the chief only.
         if self.workers.chief:
             self.folder = stack.enter_context(_run_folder(self.experiment, self.fingerprint, self.options))
             self.path = self.folder.path
@@ -537,7 +538,7 @@ def train(
     return validation
 
 
-def build(experiment: Experiment, data: sources.ImageData, precision: str | None = None) -> keras.Model:
+def build(experiment: Experiment, data: sources.ImageData, precision: Precision | None = None) -> keras.Model:
     """Return the experiment's network for its data, initialised from the seed."""
     mean, std = data.mean_std()
     return build_network(
@@ -554,8 +555,10 @@ def build(experiment: Experiment, data: sources.ImageData, precision: str | None
 def contract(experiment: Experiment, data: sources.ImageData, record: dict[str, Any]) -> dict[str, Any]:
     """Return what `model.json` says about an export, except for what the export adds itself."""
     attacks = [view.attack for phase in experiment.method.phases() for view in phase.views if hasattr(view, "attack")]
-    trained_for = {"norm": attacks[-1].norm, "epsilon": attacks[-1].epsilon} if attacks else None
-    if attacks and attacks[-1].protocol != "pixel":
+    trained_for: dict[str, Any] | None = None
+    if attacks:
+        trained_for = {"norm": attacks[-1].norm, "epsilon": attacks[-1].epsilon}
+    if trained_for is not None and attacks[-1].protocol != "pixel":
         trained_for["protocol"] = attacks[-1].protocol
     certified = experiment.method.phases()[-1].worst_case
     if certified and certified.outputs == "margins":

@@ -176,7 +176,9 @@ def _run_missing(
         processes: the number of rows that are processed at once.
         progress: where progress is shown.
     """
-    jobs, attacks, found = [], [], folders.read()
+    jobs: list[Job] = []
+    attacks: list[Any] = []
+    found = folders.read()
     work = [(row, seed) for seed in seeds for row in rows]
     for number, (row, seed) in enumerate(work, start=1):
         run, measures = found.runs(rows[row]).get(seed), tuple(paper.measures(row))
@@ -217,7 +219,7 @@ def _run_missing(
 def run_row(job: Job, tell: Callable[[str], None]) -> str:
     """Run a row in a process. Returns why it failed, or an empty text; `tell` receives lines of progress."""
     try:
-        _run_row(job, StderrProgress(_Lines(tell)))
+        _run_row(job, StderrProgress(_Lines(tell)))  # type: ignore[arg-type]  # A stream of whole lines.
     except InvalidInputError as error:
         return str(error)
     return ""
@@ -245,7 +247,7 @@ def _run_row(job: Job, progress: Progress) -> None:
     if run is None:
         _train(job.experiment, job.name, job.folders, progress)
         run = found()
-    if missing := _missing(run, job.measures):
+    if run is not None and (missing := _missing(run, job.measures)):
         _measure(run, missing, job.experiment.dataset, job.folders, progress)
 
 
@@ -261,7 +263,7 @@ def _train(trained: Experiment, name: str, folders: Folders, progress: Progress)
         if path.exists() and not begun:
             raise InvalidInputError(f"{path} is of another experiment; move it away")
     try:
-        places = dict(runs=folders.runs, saved_models=folders.saved_models, reuse=folders.runs)
+        places: dict[str, Any] = dict(runs=folders.runs, saved_models=folders.saved_models, reuse=folders.runs)
         experiment.fit(trained, name=name, progress=progress, **places)
     except FolderInUse:
         raise InvalidInputError(
@@ -272,7 +274,7 @@ def _train(trained: Experiment, name: str, folders: Folders, progress: Progress)
 def _store(stored: StoredExamples, proxy: Experiment, name: str, folders: Folders, progress: Progress) -> None:
     """Craft the examples that rows train on; train the model that they are crafted on if it has no export."""
     run = folders.read().runs(proxy).get(proxy.seed)
-    model = run and folders.model(run)
+    model = folders.model(run) if run is not None else None
     if model is None:
         _train(proxy, name, folders, progress)
         model = folders.saved_models / name
@@ -363,7 +365,7 @@ class _FigureWriter:
                 found = [(m.attack.epsilon, self._mean(row, m)) for m in wanted if m.attack.protocol == protocol]
                 points = [(epsilon, value / 100) for epsilon, value in found if value is not None]
                 clean = self._mean(row, Clean())
-                if points and not PROTOCOLS[protocol].box:  # else epsilon 0 changes images too
+                if points and clean is not None and not PROTOCOLS[protocol].box:  # else epsilon 0 changes images too
                     points.append((0.0, clean / 100))
                 if points:
                     curves[row.label] = points
@@ -379,14 +381,17 @@ class _FigureWriter:
         bars_plot(bars, self._next(f"{figure.title}. No bar: not measured."))
 
     def embeddings(self, figure: Embeddings) -> None:
-        panels, names, missing, method = [], (), [], ""
+        panels: list[Any] = []
+        names: tuple[str, ...] = ()
+        missing, method = [], ""
         for title, row in figure.panels:
             loaded = self._load_model_and_images(row, figure.images)
             if loaded is None:
                 missing.append(title)
                 continue
             model, shown, names = loaded
-            embedding = np.asarray(model.outputs("embedding")(pixels(shown.images)))
+            embedding_of: Any = model.outputs("embedding")
+            embedding = np.asarray(embedding_of(pixels(shown.images)))
             points, method = in_the_plane(embedding)
             panels.append((title, points, shown.labels))
         if panels:
@@ -414,7 +419,7 @@ class _FigureWriter:
 
     def _mean(self, row: Row, measure: Measure) -> float | None:
         found = self.lookup(row.config, measure)
-        return None if found is None else mean_and_spread(list(found.values.values()))[0]
+        return None if found is None else mean_and_spread(list(found.values.values()))[0]  # type: ignore[arg-type]
 
     def _load_model_and_images(self, row: str, count: int) -> tuple[Classifier, sources.Split, tuple[str, ...]] | None:
         """The network of the first seed that has an export, test images, and class names; None if there is none."""

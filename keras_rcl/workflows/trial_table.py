@@ -139,7 +139,7 @@ class Study:
 
     def _first(self) -> dict[str, Any]:
         """The values that the experiment has, of the settings where these are in range."""
-        found = {}
+        found: dict[str, Any] = {}
         for setting, values in self.space.items():
             value = _at(self._start, setting)
             if isinstance(values, Choice):

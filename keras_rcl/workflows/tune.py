@@ -136,7 +136,7 @@ def tune(
                 shares.pop(number, None)
                 progress.say(_line(study.table[number], study.best()))
                 progress.start("trials", trials * UNITS)
-            else:
+            elif share is not None:
                 shares[number] = share
             best = study.best()
             note = f"best {objective} {best['objective']:.2%}" if best else ""
