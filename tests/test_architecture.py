@@ -1,4 +1,4 @@
-"""The house stands: imports only go down, and what must be quick to start imports nothing heavy."""
+"""Imports only go down the layers, and quick commands import nothing heavy."""
 
 import subprocess
 import sys

@@ -61,7 +61,7 @@ from keras_rcl.vocabulary.attacks import (
         ("noise:num_restarts=10,norm=l2", Noise(num_restarts=10, norm="l2"), "noise uniform x10 l2 8/255"),
     ],
 )
-def test_written_on_the_command_line(text, attack, line):
+def test_parse_attack_and_describe(text, attack, line):
     assert parse_attack(text) == attack
     assert describe(attack) == line
 
@@ -92,7 +92,7 @@ def test_written_on_the_command_line(text, attack, line):
         ("noise-3", "num_steps: no such field"),
     ],
 )
-def test_refused_in_one_line(text, says):
+def test_invalid_text_is_rejected_in_one_line(text, says):
     with pytest.raises(InvalidInputError) as caught:
         parse_attack(text)
     (line,) = str(caught.value).splitlines()
@@ -100,7 +100,7 @@ def test_refused_in_one_line(text, says):
 
 
 @pytest.mark.parametrize("cls", ATTACKS.values())
-def test_a_word_is_frozen_hashable_and_closed(cls):
+def test_an_attack_is_frozen_hashable_and_rejects_unknown_fields(cls):
     around = {Transfer: dict(source="saved_models/other"), Refreshed: dict(every=100)}
     if cls in around:
         cls = functools.partial(cls, **around[cls])
@@ -126,8 +126,8 @@ def test_at_least_one_step(cls, value):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_under_a_protocol(name):
-    """What has the field takes any; what has none runs in pixels alone, and says so."""
+def test_with_protocol(name):
+    """An attack with the field takes any protocol; one without runs in pixels only and raises."""
     needed = {"transfer": {"source": "other"}, "stored": {"folder": "adversarial"}, "refreshed": {"every": 100}}
     attack = ATTACKS[name](**needed.get(name, {}))
     assert attack.with_protocol("pixel") == attack
@@ -157,7 +157,7 @@ def test_transfer_needs_a_source_and_an_attack_that_can_be_crafted_elsewhere():
         assert says in line
 
 
-def test_all_that_is_wrong_at_once():
+def test_all_errors_are_reported_at_once():
     with pytest.raises(ValidationError) as caught:
         PGD(num_steps=0, norm="l7", num_restarts=-1)
     line = format_error(caught.value)
@@ -165,7 +165,7 @@ def test_all_that_is_wrong_at_once():
 
 
 def test_steps_in_pixels():
-    """A quarter of the radius where not given; FGSM takes all of it; a given one is the same at any radius."""
+    """The default step is a quarter of the radius, all of it for FGSM; a given step does not depend on the radius."""
     assert PGD().resolved_step_size == 2 / 255
     assert BIM(epsilon="4/255").resolved_step_size == 1 / 255
     assert FGSM(epsilon="4/255").resolved_step_size == 4 / 255
@@ -176,7 +176,7 @@ def test_steps_in_pixels():
 
 
 @pytest.mark.parametrize(("step_size", "hint"), [("2", "2/255"), ("0", "a quarter of epsilon")])
-def test_a_step_in_bytes_or_of_nothing_is_rejected(step_size, hint):
+def test_a_step_in_0_to_255_or_of_length_0_is_rejected(step_size, hint):
     with pytest.raises(ValueError, match=f"step_size {step_size} .*{hint}"):
         PGD(step_size=step_size)
 
@@ -185,7 +185,7 @@ def test_a_step_may_be_larger_than_a_swept_epsilon():
     assert PGD(step_size="2/255").with_epsilon(0.0).resolved_step_size == 2 / 255
 
 
-SPELT = [
+ON_THE_COMMAND_LINE = [
     FGSM(epsilon=0.01, protocol="wang-meanstd"),
     PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=40, norm="l2", random_start=False),
     PGD(loss="logit_margin"),
@@ -193,11 +193,11 @@ SPELT = [
 ]
 
 
-@pytest.mark.parametrize("attack", SPELT, ids=to_cli)
-def test_an_attack_is_spelt_as_it_is_read(attack):
+@pytest.mark.parametrize("attack", ON_THE_COMMAND_LINE, ids=to_cli)
+def test_to_cli_and_parse_attack_are_inverse(attack):
     assert parse_attack(to_cli(attack)) == attack
 
 
-def test_spelling_leaves_out_defaults():
+def test_to_cli_leaves_out_defaults():
     assert to_cli(PGD()) == "pgd"
     assert to_cli(PGD(num_steps=20, step_size=2 / 255)) == "pgd:step_size=2/255,num_steps=20"
