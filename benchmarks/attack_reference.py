@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--norm", choices=["linf", "l2"], default="linf")
     parser.add_argument("--epsilon", type=parse_pixels, default=8 / 255)
     parser.add_argument("--members", default="APGD-CE,APGD-T,FAB-T,Square,Square to the edge")
-    parser.add_argument("--json", type=Path, help="the file to write, and to go on with")
+    parser.add_argument("--json", type=Path, help="the file to write, and to resume from")
     arguments = parser.parse_args()
 
     classifier = load_classifier(arguments.model)

@@ -4,7 +4,7 @@
     python -m benchmarks.bounds_reference saved_models/cifar10-at --limit 20
 
 The folded network becomes a PyTorch module; the outputs are compared before anything is bounded. For each method: the
-mean lower bound of logit_y - logit_j by either, how far they are apart, and the seconds an image takes. Ours are never
+mean lower bound of logit_y - logit_j by either, the difference, and the seconds per image. Ours are never
 below the intervals', so auto_LiRPA's are raised to its own intervals' before they are compared. They are timed in turn
 on the same cores, without the tracing of either's graph.
 
@@ -61,13 +61,13 @@ def _tensor(value):
 def torch_network(steps):
     """A chain of folded steps as a PyTorch module, and what is done to the images [N, H, W, C] before it.
 
-    The normalisation stays outside, for auto_LiRPA's window mode fails on a value a channel; it moves each pixel by
+    The normalisation stays outside, for auto_LiRPA's window mode fails on one value per channel; it moves each pixel by
     itself, so that the ball's image is a box too.
     """
     layers, padding, shape, scale = [], (0, 0), None, None
     for number, step in enumerate(steps):
         operation = step.operation
-        assert step.inputs in ((), (number - 1,)), f"{step.path} is no chain"
+        assert step.inputs in ((), (number - 1,)), f"{step.path} is not a chain"
         if isinstance(operation, Scale):
             assert number == 1, f"{step.path} is not folded"
             scale = operation
@@ -119,6 +119,7 @@ def theirs(bounded, before, images, labels, epsilon, method, iterations, inner: 
     return found.detach().numpy()
 
 
+# A script: one pass from arguments to result.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)

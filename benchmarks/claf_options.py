@@ -1,9 +1,9 @@
-"""What the options that make CLAF's second stage faster do to robustness: on digits, over seeds, beside Algorithm 1.
+"""How the options that make CLAF's second stage faster change robustness: on digits, over seeds, beside Algorithm 1.
 
     python -m benchmarks.claf_options --seeds 2 --json results/benchmarks/claf_options-digits.json
 
-Each is trained as `fit` does it, by `configs/digits.yaml` but for five inner epochs, which are Algorithm 1's. How fast
-their epochs are is `benchmarks.train_step --claf`'s to say.
+Each is trained as `fit` does it, with `configs/digits.yaml` except for five inner epochs, which are Algorithm 1's.
+`benchmarks.train_step --claf` measures the speed of their epochs.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""Kills `fit` at random instants and resumes it: whether it ends as the run that nobody disturbed, bit for bit.
+"""Kill `fit` at random instants and resume it: does it end as an uninterrupted run does, bit for bit?
 
     python -m benchmarks.crash --kills 200 --json results/benchmarks/crash.json
 
-For a variant of each family, on digits and with a schedule of seconds: one run to its end, then the same command again
-and again in another folder, killed after a random time (by SIGKILL, one time in five by SIGTERM), until a run is
-through. Compared are the files that are left, all checkpoints, the exported model's hash, the metrics, the record and
-TensorBoard's curves, but for seconds, images per second, and the number of event files.
+For one variant per family, on digits with a short schedule: one run to its end, then the same command again and again
+in another folder, killed after a random time (by SIGKILL, one time in five by SIGTERM), until a run is complete.
+Compared are the files, all checkpoints, the hash of the exported model, the metrics, the record and TensorBoard's
+curves, except for seconds, images per second, and the number of event files.
 
-Every run is a process of its own. They are forked off a server that has imported TensorFlow and called nothing of it,
-and that has one thread, as the result says; that saves the import's ten seconds a run.
+Every run is a process of its own, forked from a server that has imported TensorFlow and called nothing of it, and that
+has one thread, as the result says. That saves the ten seconds per run that the import takes.
 """
 
 import argparse
@@ -49,7 +49,7 @@ METHODS = {
     "adversarial_contrastive": dict(encoder_epochs=1, linear_epochs=2),
     "certified": dict(epochs=3, start_epochs=0, ramp_epochs=2),
 }
-"""A variant of each family, and its schedule; the first trains another one after itself."""
+"""One variant per family, with its schedule; the first one trains another variant after itself."""
 
 CONFIG = {
     "dataset": {"name": "digits", "validation_fraction": 0.2, "test_fraction": 0.3, "limit": 120},
@@ -67,13 +67,13 @@ TIMES = {"command", "seconds", "training_seconds", "images_per_second"}
 
 
 def command(variant: str, settings: Path) -> list[str]:
-    """Of `fit`."""
+    """The command line of `fit`."""
     beside = ["--compare", "at"] if variant == next(iter(METHODS)) else ["--no-compare"]
     return ["fit", "--config", str(settings), "--variant", variant, "--deterministic", "--save-every", "0", *beside]
 
 
 def run(arguments: list[str], folder: Path) -> None:
-    """In a process of its own: the command, with what it says in `said`."""
+    """Run the command in a process of its own; its output goes to the file `said`."""
     from keras_rcl.cli.app import cli
 
     os.chdir(folder)
@@ -124,7 +124,7 @@ def curves(folder: Path) -> dict[str, list]:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Everything that a finished command left, in a form that is equal where the bits are."""
+    """Everything that a completed command wrote, in a form that is equal if the bits are."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent != folder):
         name = str(path.relative_to(folder))
@@ -147,13 +147,13 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 def is_done(folder: Path, whole: Path) -> bool:
-    """Whether all runs are there and none is unfinished; a process may be killed after that, too."""
+    """Whether all runs are there and none is unfinished; a process may also be killed after that."""
     runs, wanted = ({path.parent.name for path in where.glob("runs/*/record.json")} for where in (folder, whole))
     return runs == wanted and not any(folder.glob("runs/*/training/question.json"))
 
 
 def instant(folder: Path) -> str:
-    """What was going on when it was killed, by what lies there."""
+    """What the process did when it was killed, according to its files."""
     latest = max(folder.glob("runs/*/training"), key=os.path.getmtime, default=None)
     if latest is None:
         return "after the run" if any(folder.glob("runs/*")) else "before the run"
@@ -172,6 +172,7 @@ def instant(folder: Path) -> str:
     return "before the first state"
 
 
+# A script: one pass from arguments to result.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)

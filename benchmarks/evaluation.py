@@ -5,10 +5,10 @@
     python -m benchmarks.evaluation saved_models/cifar10-at --images 1000 --repeats 1 --protocol autoattack
 
 `pgd` is PGD-40 with 5 random restarts, each tool with what it has for restarts: ART an argument, foolbox `repeat`,
-torchattacks `MultiAttack`, which goes on with the survivors; cleverhans and the plain loop repeat the attack by hand.
+torchattacks `MultiAttack`, which continues with the survivors; cleverhans and the plain loop repeat the attack by hand.
 `autoattack` is the four standard attacks on survivors at the published budgets, torchattacks' called one by one, for
-its own AutoAttack takes 10 steps. Operations are told where they are counted, which is ours alone: how much is done to
-which image is each tool's choice. PyTorch runs PGD in both of its memory layouts, see `benchmarks.attack_throughput`.
+its own AutoAttack takes 10 steps. Operations are reported only for ours, where they are counted: each tool chooses
+how much it does to which image. PyTorch runs PGD in both of its memory layouts, see `benchmarks.attack_throughput`.
 """
 
 from pathlib import Path

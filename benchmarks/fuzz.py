@@ -202,9 +202,9 @@ class Seeds:
         )
         experiment = config.load()
         record = json.loads(self.record.read_text())
-        told = contract(experiment, sources.load(experiment.dataset), record)
+        values = contract(experiment, sources.load(experiment.dataset), record)
         computed = {"format": 1, "image_shape": [8, 8, 1], "num_classes": 10, "model_hash": record["model"]["hash"]}
-        (self.model / "model.json").write_text(json.dumps({**told, **computed}))
+        (self.model / "model.json").write_text(json.dumps({**values, **computed}))
         for name in os.listdir(self.record.parent):
             if name not in ("record.json", "adversarial.npz"):
                 os.unlink(self.record.parent / name)
@@ -570,8 +570,8 @@ def run_one(number: int, seed: int, seeds: Seeds, seconds: float) -> dict[str, A
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.chdir(here)
-    told = {"kind": kind.__name__, "status": status}
-    return told if not wrong else {**told, "arguments": arguments, "wrong": wrong}
+    values = {"kind": kind.__name__, "status": status}
+    return values if not wrong else {**values, "arguments": arguments, "wrong": wrong}
 
 
 # --- running all ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Contenders timed in turn, and told as a table: what the benchmarks share.
+"""Contenders timed in turn, and reported as a table: what the benchmarks share.
 
 A machine's speed drifts by tens of percent from minute to minute, so nothing is compared across runs: in each round
-every contender runs once, NumPy's float32 matrix product among them, and medians are told with their spread.
+every contender runs once, NumPy's float32 matrix product among them, and medians are reported with their spread.
 """
 
 import argparse
@@ -134,9 +134,9 @@ def rows_of(
     """By contender: its median and spread, images a second, operations, their rate, and its share of the matrix rate.
 
     Args:
-        seconds: by contender, `MATRIX` included.
-        images: by contender, of a run.
-        operations: likewise, of those whose operations are known.
+        seconds: By contender, `MATRIX` included.
+        images: Images per run, by contender.
+        operations: Operations per run, by contender, where they are known.
     """
     operations = {**dict.fromkeys(seconds, 0), **operations, MATRIX: 2 * MATRIX_SIZE**3}
     matrix_rate = operations[MATRIX] / statistics.median(seconds[MATRIX])

@@ -105,7 +105,7 @@ def soak_attack(minutes: float, every: float) -> dict:
 
 
 def soak_attacks(minutes: float, every: float) -> dict:
-    """The same attack again and again, each reading the model anew."""
+    """The same attack again and again, each loading the model again."""
     exported, number = _exported(), 0
     with Watch(minutes, every) as watch:
         while True:
@@ -145,8 +145,8 @@ def main() -> None:
             found[name] = pool.apply(_part, (name, options.minutes, options.every))
         print(json.dumps({name: {k: v for k, v in found[name].items() if k != "samples"}}), flush=True)
         if options.json:
-            told = {"command": shlex.join(["python", "-m", "benchmarks.soak", *sys.argv[1:]]), "versions": versions()}
-            options.json.write_text(json.dumps({**told, **found}) + "\n")
+            result = {"command": shlex.join(["python", "-m", "benchmarks.soak", *sys.argv[1:]]), "versions": versions()}
+            options.json.write_text(json.dumps({**result, **found}) + "\n")
 
 
 if __name__ == "__main__":

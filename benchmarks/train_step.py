@@ -84,9 +84,9 @@ class Fit:
 
     def __call__(self) -> float:
         in_steps, started = InSteps(), time.perf_counter()
-        told = self.runner.trainer.fit(self.runner.batches.dataset, shuffle=False, verbose=0, callbacks=[in_steps])
+        history = self.runner.trainer.fit(self.runner.batches.dataset, shuffle=False, verbose=0, callbacks=[in_steps])
         self.shares.append((time.perf_counter() - started) / in_steps.seconds - 1)
-        return told.history["loss"][-1]
+        return history.history["loss"][-1]
 
 
 class Drawn:
@@ -114,7 +114,7 @@ def runner_of(encoder, phase, data, **changes):
 
 
 def steps(encoder: str, data, batch_size: int) -> tuple[dict, dict]:
-    """The contenders of a clean and an adversarial step, and how many forward passes an image costs in each."""
+    """The contenders of a clean and an adversarial step, and the number of forward passes per image of each."""
     attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=5)
     plain, adversarial = Baseline(batch_size=batch_size), AT(batch_size=batch_size, attack=attack)
     trainings = {

@@ -145,7 +145,7 @@ class Begun:
         if done:
             assert sorted(os.listdir(run / "run")) == ["config.yaml", "record.json"]
         elif (run / "run").exists() and not (run / "run/training/question.json").exists():
-            assert (run / "run/record.json").is_file()  # finished, but for tidying up
+            assert (run / "run/record.json").is_file()  # finished, except for deleting the rest
             shutil.rmtree(run / "run")
         sweep(run)
 

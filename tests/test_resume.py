@@ -1,4 +1,4 @@
-"""`attack` broken off, by the command line: the same command goes on, and another one does not."""
+"""`attack` interrupted on the command line: the same command resumes it, and another command is refused."""
 
 import json
 import os
@@ -57,8 +57,8 @@ def run(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-def break_off(monkeypatch, batches, *arguments, by=signal.SIGINT):
-    """Run a command that is signalled in the midst of a batch, so many of which were finished."""
+def interrupt_after(monkeypatch, batches, *arguments, by=signal.SIGINT):
+    """Run a command that receives a signal within a batch, after a number of completed batches."""
     whole, done = Evaluator._run, []
 
     def signalled(*args):
@@ -73,7 +73,7 @@ def break_off(monkeypatch, batches, *arguments, by=signal.SIGINT):
 
 
 def assert_same(folder, other):
-    """Records equal but for seconds and command; adversarial images and pictures equal to the bit."""
+    """Records equal except for seconds and command; adversarial images and pictures equal to the bit."""
     records = [json.loads((path / "record.json").read_text()) for path in (folder, other)]
     for record in records:
         record.pop("command")
@@ -89,11 +89,12 @@ def assert_same(folder, other):
             assert all(ours[key].tobytes() == theirs[key].tobytes() for key in ours.files)
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant(folder, here):
     """SIGKILL as soon as the journal has some size, twice, each in a process of its own; then to the end."""
     arguments = *COMMAND, "--save-images", "--output-dir", "out"
     journal, sizes = here / ".out.partial", [0]
-    for more in np.random.default_rng().integers(1, 12_000, 2):
+    for more in np.random.default_rng(0).integers(1, 12_000, 2):
         process = subprocess.Popen(
             [sys.executable, "-m", "keras_rcl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -111,11 +112,11 @@ def test_killed_at_any_instant(folder, here):
 
 
 def test_interrupted(folder, here, monkeypatch):
-    """Exit status 130 and one line; what is to be replaced stays until what replaces it is there."""
+    """Exit status 130 and one line; the folder to replace stays until its replacement is complete."""
     (here / "out").mkdir()
     (here / "out/record.json").write_text("before")
     arguments = *COMMAND, "--save-images", "--output-dir", "out", "--overwrite"
-    first = break_off(monkeypatch, 5, *arguments)
+    first = interrupt_after(monkeypatch, 5, *arguments)
     assert first.exit_code == 130 and first.stderr.splitlines()[-1] == "interrupted; the same command resumes"
     assert "Traceback" not in first.output and (here / "out/record.json").read_text() == "before"
     result = run(*arguments)
@@ -124,8 +125,8 @@ def test_interrupted(folder, here, monkeypatch):
     assert sorted(os.listdir()) == ["model", "out"]
 
 
-def test_another_command_is_refused_or_starts_anew(here, monkeypatch):
-    terminated = break_off(monkeypatch, 4, *COMMAND, "--output-dir", "out", by=signal.SIGTERM)
+def test_another_command_is_refused_or_starts_from_scratch(here, monkeypatch):
+    terminated = interrupt_after(monkeypatch, 4, *COMMAND, "--output-dir", "out", by=signal.SIGTERM)
     assert terminated.exit_code == 143 and terminated.stderr.endswith("\ninterrupted; the same command resumes\n")
     content = Path(".out.partial").read_bytes()
     for change, named in ((("--seed", "1"), "seed"), (("--limit", "9"), "images"), (("--attack", "bim"), "attacks")):
@@ -133,8 +134,8 @@ def test_another_command_is_refused_or_starts_anew(here, monkeypatch):
         (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error:")]
         assert refused.exit_code == 2 and named in line and ".out.partial" in line and "--overwrite" in line
         assert Path(".out.partial").read_bytes() == content
-    anew = run(*COMMAND, "--output-dir", "out", "--seed", "1", "--overwrite")
-    assert anew.exit_code == 0 and "resuming" not in anew.stderr
+    replaced = run(*COMMAND, "--output-dir", "out", "--seed", "1", "--overwrite")
+    assert replaced.exit_code == 0 and "resuming" not in replaced.stderr
     assert sorted(os.listdir()) == ["model", "out"]
 
 

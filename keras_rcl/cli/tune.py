@@ -68,10 +68,12 @@ def tune(choice, ranges, text, processes, as_json, **options):
     attack = parse_attack(text) if text else None
     start_tensorflow()
     from keras_rcl.workflows.trial_table import BEST
+    from keras_rcl.workflows.tune import TuneOptions
     from keras_rcl.workflows.tune import tune as search
 
     with StderrProgress() as progress:
-        found, written = search(experiment, vary, space, attack=attack, workers=processes, progress=progress, **options)
+        chosen = TuneOptions(attack=attack, processes=processes, **options)
+        found, written = search(experiment, vary, space, chosen, progress=progress)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:

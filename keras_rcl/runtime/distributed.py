@@ -1,7 +1,7 @@
-"""Workers: the processes of one run, each with one or more replicas, devices that hold a copy of the network.
+"""Workers: the processes of one run. Each has one or more replicas, which are devices with a copy of the network.
 
-All of them run the same command on the same data; `TF_CONFIG`, TensorFlow's own variable, says who they are. The first,
-the chief, owns everything on disk. What they tell each other between steps passes here.
+All workers run the same command on the same data; `TF_CONFIG`, TensorFlow's own variable, names them. The first one,
+the chief, owns everything on disk. This module has their communication between steps.
 """
 
 import contextlib
@@ -19,29 +19,39 @@ from keras_rcl.runtime.signals import Terminated, WorkerLost
 
 _EXAMPLE = '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": "worker", "index": 0}}'
 HEARTBEAT = 60
-"""Seconds without a sign of life after which a worker counts as gone. TensorFlow's 10 are too few on a busy machine."""
+"""Seconds without a heartbeat after which a worker counts as lost. TensorFlow's 10 are too few on a busy machine."""
 _INTERRUPTS = (None, KeyboardInterrupt, Terminated)
 
 
 class Message(NamedTuple):
-    """What one worker tells: a JSON value, and arrays, none of them of objects."""
+    """What one worker sends.
+
+    Attributes:
+        value: A JSON value.
+        arrays: By name; none of them of objects.
+    """
 
     value: Any = None
     arrays: dict[str, np.ndarray] = {}
 
 
 class Task(NamedTuple):
-    """Which of the workers a process is, and where they all are; as `TF_CONFIG` says it."""
+    """A process among the workers, as `TF_CONFIG` describes it.
+
+    Attributes:
+        index: Of the process; 0 is the chief.
+        addresses: `host:port` of each worker.
+    """
 
     index: int
     addresses: tuple[str, ...]
 
 
 def task_of(text: str | None) -> Task | None:
-    """The task that `TF_CONFIG` gives; None without it, or where it names one process alone.
+    """Return the task that `TF_CONFIG` describes; None without it, or if it names a single process.
 
     Raises:
-        InvalidInputError: if it cannot be read, or names others than workers and a chief.
+        InvalidInputError: If it cannot be read, or names processes other than workers and a chief.
     """
     if not text:
         return None
@@ -49,14 +59,14 @@ def task_of(text: str | None) -> Task | None:
         config = json.loads(text)
         cluster, task = config["cluster"], config["task"]
         if others := cluster.keys() - {"chief", "worker"}:
-            raise ValueError(f"its cluster has {', '.join(sorted(others))}, and all processes are to be workers")
+            raise ValueError(f"its cluster has {', '.join(sorted(others))}, and all processes must be workers")
         if task["type"] not in cluster:
-            raise ValueError(f"its task is of type {task['type']!r}, and its cluster has {', '.join(cluster)}")
+            raise ValueError(f"its task has type {task['type']!r}, and its cluster has {', '.join(cluster)}")
         if not 0 <= task["index"] < len(cluster[task["type"]]):
             raise ValueError(f"its task has index {task['index']} of {len(cluster[task['type']])}")
         addresses = (*cluster.get("chief", ()), *cluster.get("worker", ()))
         if not all(isinstance(address, str) and address.rpartition(":")[2].isdigit() for address in addresses):
-            raise ValueError("its addresses must be texts, host:port")
+            raise ValueError("its addresses must be strings host:port")
         before = len(cluster.get("chief", ())) if task["type"] == "worker" else 0
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -67,10 +77,15 @@ def task_of(text: str | None) -> Task | None:
 class Workers:
     """This process among the workers.
 
+    Args:
+        strategy: TensorFlow's. None: there is one replica in all.
+        task: Of this process. None: there is one process.
+
     Attributes:
-        index: of this one, 0 being the chief; count: of all.
-        replicas: of all workers together.
-        strategy: of TensorFlow; None where there is one replica in all.
+        index: Of this process; 0 is the chief.
+        count: The number of processes.
+        replicas: The number of replicas of all workers.
+        strategy: TensorFlow's, or None.
     """
 
     def __init__(self, strategy=None, task: Task | None = None):
@@ -84,15 +99,15 @@ class Workers:
 
     @property
     def local_replicas(self) -> int:
-        """How many of the replicas are this worker's."""
+        """The number of replicas of this worker."""
         return self.replicas // self.count
 
     def scope(self) -> contextlib.AbstractContextManager:
-        """Variables that are made in it have a copy on each replica."""
+        """Return a context in which new variables have a copy on each replica."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
     def broadcast(self, message: Message) -> Message:
-        """The chief's message, to all; what the others give is not looked at."""
+        """Return the chief's message on all workers; the messages of the others are ignored."""
         if self.count == 1:
             return message
         content = _packed(message) if self.chief else b""
@@ -103,7 +118,7 @@ class Workers:
         return _unpacked(self._total(words).tobytes()[:length])
 
     def all_gather(self, message: Message) -> list[Message]:
-        """The message of each worker, in order, to all."""
+        """Return the messages of all workers, in order, on all of them."""
         if self.count == 1:
             return [message]
         content = _packed(message)
@@ -116,40 +131,47 @@ class Workers:
         rows = self._total(words.ravel()).reshape(words.shape)
         return [_unpacked(row.tobytes()[:length]) for row, length in zip(rows, lengths, strict=True)]
 
-    def assert_same_inputs(self, question: dict[str, Any]) -> None:
-        """See that all workers are asked the same.
+    def assert_same_inputs(self, inputs: dict[str, Any]) -> None:
+        """Check that all workers have the same inputs, which are JSON values.
 
         Raises:
-            InvalidInputError: naming what differs, on every worker.
+            InvalidInputError: On every worker, naming what differs.
         """
-        asked = [message.value for message in self.all_gather(Message(json.loads(json.dumps(question))))]
-        for index, other in enumerate(asked):
-            if different := [key for key in asked[0] if other.get(key) != asked[0][key]]:
+        gathered = [message.value for message in self.all_gather(Message(json.loads(json.dumps(inputs))))]
+        for index, other in enumerate(gathered):
+            if different := [key for key in gathered[0] if other.get(key) != gathered[0][key]]:
                 raise InvalidInputError(
-                    f"worker {index} has other {', '.join(different)} than worker 0; give all of them the same "
+                    f"worker {index} has other {', '.join(different)} than worker 0; give all workers the same "
                     "command, data and versions"
                 )
 
     def any_interrupted(
-        self, asked: Callable[[], type[BaseException] | None]
+        self, interrupt: Callable[[], type[BaseException] | None]
     ) -> Callable[[], type[BaseException] | None]:
-        """The same question, answered alike on all: with what any of them is asked to raise."""
+        """Return a function that gives the same answer on all workers.
+
+        Args:
+            interrupt: Returns the exception that this worker is asked to raise, or None.
+
+        Returns:
+            A function that returns the exception that any of the workers is asked to raise, or None.
+        """
         if self.count == 1:
-            return asked
+            return interrupt
 
-        def any_asked():
-            told = np.zeros(self.count, np.int32)
-            told[self.index] = _INTERRUPTS.index(asked())
-            return _INTERRUPTS[self._total(told).max()]
+        def any_interrupt() -> type[BaseException] | None:
+            codes = np.zeros(self.count, np.int32)
+            codes[self.index] = _INTERRUPTS.index(interrupt())
+            return _INTERRUPTS[self._total(codes).max()]
 
-        return any_asked
+        return any_interrupt
 
     @contextlib.contextmanager
     def collective_errors(self) -> Iterator[None]:
-        """For what all workers do at once.
+        """A context for operations that all workers execute together.
 
         Raises:
-            WorkerLost: where it fails because one of them is gone.
+            WorkerLost: If an operation fails because a worker is lost.
         """
         import tensorflow as tf
 
@@ -164,7 +186,7 @@ class Workers:
             raise
 
     def _total(self, numbers: np.ndarray) -> np.ndarray:
-        """The sum of the workers' vectors of int32, all of one length."""
+        """The sum of the workers' int32 vectors, all of one length."""
         with self.collective_errors():
             return self._sum(numbers).numpy()
 
@@ -191,16 +213,19 @@ ALONE = Workers()
 def start_workers(
     replicas: int | None = None, say: Callable[[str], None] = lambda line: None, heartbeat: int = HEARTBEAT
 ) -> Workers:
-    """Join the workers that `TF_CONFIG` names; TensorFlow must have been started, and have computed nothing yet.
+    """Join the workers that `TF_CONFIG` names. TensorFlow must have been started, and have computed nothing yet.
 
     Args:
-        replicas: devices of this process: the first so many GPUs, or logical CPUs where there is none. If not given,
-            one without `TF_CONFIG`; with it this process' GPUs, which workers on one host deal out among themselves.
-        say: takes a line that tells what is waited for.
-        heartbeat: seconds without a sign of life after which a worker counts as gone.
+        replicas: The number of devices of this process: its first GPUs, or logical CPUs if there is no GPU. None: one
+            without `TF_CONFIG`; with it the GPUs of this process, which workers on one host divide among themselves.
+        say: Called with a line of text before the process waits for the others.
+        heartbeat: Seconds without a heartbeat after which a worker counts as lost.
+
+    Returns:
+        This process among the workers.
 
     Raises:
-        InvalidInputError: if `TF_CONFIG` cannot be read, there are too few GPUs, or the workers cannot be reached.
+        InvalidInputError: If `TF_CONFIG` cannot be read, there are too few GPUs, or the workers cannot be reached.
     """
     import tensorflow as tf
 
@@ -223,7 +248,9 @@ def start_workers(
         try:
             return Workers(tf.distribute.MultiWorkerMirroredStrategy(), task)
         except (tf.errors.OpError, RuntimeError) as error:
-            raise InvalidInputError(f"the workers of TF_CONFIG do not meet: {str(error).splitlines()[0]}") from None
+            raise InvalidInputError(
+                f"the workers of TF_CONFIG cannot be reached: {str(error).splitlines()[0]}"
+            ) from None
     if (replicas or 1) == 1:
         return ALONE
     if gpus and len(gpus) < replicas:
@@ -237,13 +264,13 @@ def start_workers(
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
         except RuntimeError:
             raise InvalidInputError(
-                f"{replicas} replicas on a CPU must be asked for before TensorFlow computes anything"
+                f"{replicas} replicas on a CPU must be requested before TensorFlow computes anything"
             ) from None
     return Workers(tf.distribute.MirroredStrategy([f"{kind}:{index}" for index in range(replicas)]))
 
 
 def _set_heartbeat(seconds: int) -> None:
-    """Configure the service that watches workers as the strategy itself does, but for the time; no public API can."""
+    """Configure the service that watches workers as the strategy does, with another time; there is no public API."""
     import tensorflow as tf
     from tensorflow.python.distribute import collective_all_reduce_strategy as strategy
 

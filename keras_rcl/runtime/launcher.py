@@ -1,4 +1,4 @@
-"""Starts the workers of one machine: this command again, once a worker, with `TF_CONFIG`; and ends them together."""
+"""Starts the workers of one machine, each of which runs this command with its `TF_CONFIG`, and ends them together."""
 
 import contextlib
 import json
@@ -16,24 +16,30 @@ import click
 TRY_AGAIN = 75
 """The exit status of a run that lost a worker; EX_TEMPFAIL of sysexits.h."""
 GRACE = 20.0
-"""Seconds that the others are given to end once one has failed."""
+"""Seconds that the other workers have to end after one has failed."""
 _PARENT = "KERAS_RCL_LAUNCHER"
 
 
 def run(count: int) -> int:
-    """Run this very command as so many workers on loopback; returns the exit status.
+    """Run this command as several workers on loopback.
 
-    The chief has the terminal. Of the others only the last line is shown, of the one that failed first. SIGINT and
-    SIGTERM are passed to all of them, which then save and end as one process would.
+    Only the chief writes to the terminal. If another worker fails first, its last line is shown. SIGINT and SIGTERM are
+    passed to all workers, which save and end as a single process would.
+
+    Args:
+        count: The number of workers.
+
+    Returns:
+        The exit status.
     """
-    asked: list[int] = []
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1)]
         workers = _start(count, logs)
 
         def forward(number, frame):
-            asked.append(number)
+            received.append(number)
             _signal(workers, number)
 
         try:
@@ -41,7 +47,7 @@ def run(count: int) -> int:
                 signal.signal(number, forward)
             while all(worker.poll() is None for worker in workers):
                 time.sleep(0.05)
-            return _end(workers, logs, asked)
+            return _end(workers, logs, received)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -49,7 +55,7 @@ def run(count: int) -> int:
 
 
 def end_with_parent() -> None:
-    """In a worker: end where whoever launched it is gone."""
+    """In a worker: end this process when the launcher has ended."""
     parent = os.environ.get(_PARENT)
     if parent is None:
         return
@@ -63,7 +69,7 @@ def end_with_parent() -> None:
 
 
 def _start(count: int, logs: list) -> list[subprocess.Popen]:
-    """The workers, each in a session of its own, so that a terminal's Ctrl-C comes to them once."""
+    """Start the workers, each in a session of its own, so that a terminal's Ctrl-C reaches them only once."""
     cluster = {"worker": [f"localhost:{port}" for port in _free_ports(count)]}
     workers = []
     for index in range(count):
@@ -75,11 +81,14 @@ def _start(count: int, logs: list) -> list[subprocess.Popen]:
     return workers
 
 
-def _end(workers: list[subprocess.Popen], logs: list, asked: list[int]) -> int:
-    """Wait for all, once one has ended: as long as it takes where it ended well, or all were asked to; their status."""
+def _end(workers: list[subprocess.Popen], logs: list, received: list[int]) -> int:
+    """Wait for all workers after one has ended; returns the exit status.
+
+    Unless that worker failed, the others have as much time as they need.
+    """
 
     def broken(worker: subprocess.Popen) -> bool:
-        return worker.returncode is not None and (worker.returncode < 0 or (worker.returncode > 0 and not asked))
+        return worker.returncode is not None and (worker.returncode < 0 or (worker.returncode > 0 and not received))
 
     while any(worker.poll() is None for worker in workers) and not any(map(broken, workers)):
         time.sleep(0.05)
@@ -93,7 +102,7 @@ def _end(workers: list[subprocess.Popen], logs: list, asked: list[int]) -> int:
         time.sleep(0.05)
     _signal(workers, signal.SIGKILL)
     chief = workers[0].wait()
-    if chief > 0 and (asked or failed == 0):  # it has said why
+    if chief > 0 and (received or failed == 0):  # it has reported why
         return chief
     if status < 0:
         click.echo(f"worker {failed} was ended by signal {-status}; the same command resumes", err=True)
@@ -111,7 +120,7 @@ def _signal(workers: list[subprocess.Popen], number: int) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now."""
+    """Free ports of loopback."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

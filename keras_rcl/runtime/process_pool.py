@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, each of which may die without the others."""
+"""Jobs in a pool of processes; the death of a process ends only its own job."""
 
 import contextlib
 import importlib
@@ -19,7 +19,11 @@ class _Worker(NamedTuple):
 
 
 def start_with(threads: int) -> None:
-    """Start TensorFlow in one of several processes that share a machine."""
+    """Start TensorFlow in one of several processes that share a machine.
+
+    Args:
+        threads: The number of threads of one operation.
+    """
     start_tensorflow()
     import tensorflow as tf
 
@@ -37,25 +41,26 @@ def in_processes(
     failed: Callable[[str], Any],
     start: Callable[[int], None] = start_with,
 ) -> None:
-    """Run jobs, `count` at once; each next one is asked for only when a process is free for it.
+    """Run jobs, `count` at a time. The next job is drawn only when a process is free.
 
-    SIGINT is left to this process alone; what raises here ends the others with SIGTERM, and waits for them. Where this
-    one is killed, they get SIGTERM too.
+    The other processes ignore SIGINT. An exception in this process ends them with SIGTERM and waits for them; if this
+    process is killed, they receive SIGTERM too.
 
     Args:
-        jobs: each with a `number`, and picklable.
-        report: called with (number, what is told, None) as a job goes on, and (number, None, outcome) at its end.
-        count: of processes.
-        function: `module:name` of (job, tell) -> outcome, which is not None, nor is what tell takes.
-        failed: how a process died -> the outcome of its job.
-        start: called first in each process, before the module is imported, with its share of the cores.
+        jobs: Each has a `number`, and can be pickled.
+        report: Called with (number, news, None) while a job runs, and with (number, None, outcome) at its end.
+        count: The number of processes.
+        function: `module:name` of a function of (job, tell) that returns the outcome. Neither the outcome nor the
+            argument of `tell`, which is passed to `report`, is None.
+        failed: Returns the outcome of a job whose process died, given the reason.
+        start: Called first in each process, before the module is imported, with its share of the cores.
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // count)
     idle: list[_Worker] = []
     busy: dict[Connection, tuple[_Worker, int]] = {}
 
-    def hired() -> _Worker:
+    def spawn_worker() -> _Worker:
         here, there = context.Pipe()
         process = context.Process(target=_work, args=(there, function, start, threads), daemon=True)
         process.start()
@@ -65,7 +70,7 @@ def in_processes(
     try:
         while True:
             while len(busy) < count and (job := next(jobs, None)) is not None:
-                worker = idle.pop() if idle else hired()
+                worker = idle.pop() if idle else spawn_worker()
                 busy[worker.connection] = worker, job.number
                 worker.connection.send(job)
             if not busy:
@@ -73,16 +78,16 @@ def in_processes(
             for connection in wait(list(busy)):
                 worker, number = busy[connection]
                 try:
-                    told, outcome = connection.recv()
+                    news, outcome = connection.recv()
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
                     del busy[connection]
-                    report(number, None, failed(_how_it_ended(worker.process.exitcode)))
+                    report(number, None, failed(_exit_reason(worker.process.exitcode)))
                     continue
                 if outcome is not None:
                     del busy[connection]
                     idle.append(worker)
-                report(number, told, outcome)
+                report(number, news, outcome)
     finally:
         workers = [*idle, *(worker for worker, _ in busy.values())]
         for worker in workers:
@@ -91,13 +96,13 @@ def in_processes(
             worker.process.join()
 
 
-def _how_it_ended(status: int | None) -> str:
+def _exit_reason(status: int | None) -> str:
     how = f"was ended by signal {-status}" if status and status < 0 else f"ended with status {status}"
     return f"its process {how}; memory may have been short: give fewer --processes"
 
 
 def _work(connection: Connection, function: str, start: Callable[[int], None], threads: int) -> None:
-    """A process: one job after another, until there is nobody to ask."""
+    """The main function of a process: run one job after another until the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     start(threads)
@@ -106,10 +111,10 @@ def _work(connection: Connection, function: str, start: Callable[[int], None], t
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while True:
             job = connection.recv()
-            connection.send((None, call(job, lambda told: connection.send((told, None)))))
+            connection.send((None, call(job, lambda news: connection.send((news, None)))))
 
 
 def _end_with_parent() -> None:
-    """Ask this process to end when the one that made it is gone, however it went."""
+    """End this process when its parent has ended."""
     wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""How far a run is: one updating line on a terminal, one line a bar in a log."""
+"""The progress of a run: one line that is redrawn on a terminal, one line per bar in a log."""
 
 import shutil
 import sys
@@ -12,29 +12,29 @@ MIN_BAR_WIDTH = 5
 
 
 class Progress(Protocol):
-    """What a long computation tells about itself: bars, one after another, each of so many steps."""
+    """Receives the progress of a long computation: bars, one after another, each with a number of steps."""
 
     def plan(self, total_work: float) -> None:
-        """The work of all bars to come, in any unit, so that the time to go of the whole run can be told."""
+        """Announce the work of all bars to come, in any unit, so that the remaining time of the run can be shown."""
 
     def start(self, label: str, total: int, work: float = 0.0) -> None:
-        """A new bar of `total` steps, which holds the share `work` of the plan."""
+        """Begin a bar of `total` steps, which is `work` of the planned work."""
 
     def update(self, done: int, note: str = "") -> None:
-        """So many steps are done."""
+        """`done` steps of the bar are completed."""
 
     def finish(self, note: str = "") -> None:
-        """The bar is complete; `note` says what came of it, such as the losses."""
+        """The bar is complete; `note` is its result, such as the losses."""
 
     def say(self, line: str) -> None:
-        """A line of its own, such as what was found on disk."""
+        """Print a line of its own."""
 
     def close(self) -> None:
-        """No more bars. Ends the line of one that was broken off, so that what is printed next starts its own."""
+        """End the line of an interrupted bar, so that the next output starts a new line."""
 
 
 class Silent:
-    """Says nothing."""
+    """Shows nothing."""
 
     def plan(self, total_work: float) -> None:
         pass
@@ -56,7 +56,7 @@ class Silent:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a clock shows them: `0:31`, `12:04`, `1:02:03`."""
+    """Format seconds as a clock does: `0:31`, `12:04`, `1:02:03`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
@@ -68,8 +68,8 @@ class StderrProgress:
         adversarial positives, epoch 3/12  [=========>          ]  45%  eta 0:31, run 12:04  supcon 5.21
 
     Args:
-        stream: where to write; standard error when not given.
-        clock: seconds, from any origin.
+        stream: Receives the text. None: standard error.
+        clock: Returns seconds from any origin.
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
@@ -119,7 +119,7 @@ class StderrProgress:
         self._open, self._drawn_width = False, 0
 
     def _draw(self, done: int, note: str) -> None:
-        """The bar in place of the line before; nothing where lines cannot be drawn over."""
+        """Draw the bar over the line before; nothing unless the stream is a terminal."""
         self._drawn_at = self._clock()
         if not self._terminal:
             return
@@ -134,7 +134,7 @@ class StderrProgress:
         self._write((before + bar + after)[:columns])
 
     def _run_to_go(self, completed: float) -> str:
-        """The time to go of all bars, by the work done so far; empty while that is unknown, and once it is done."""
+        """The remaining time of all bars, estimated from the completed work; empty while unknown, and at the end."""
         if not 0 < completed < self._planned:
             return ""
         return duration((self._clock() - self._planned_at) * (self._planned - completed) / completed)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: raised as exceptions, or held until a piece of work is done."""
+"""SIGINT and SIGTERM: raised as exceptions, or held until a unit of work is done."""
 
 import contextlib
 import signal
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: to a run as an interrupt, but for the exit status."""
+    """SIGTERM: handled as an interrupt, with another exit status."""
 
 
 class WorkerLost(KeyboardInterrupt):
-    """Another process of the run is gone: an interrupt to those that are left, but for the exit status."""
+    """Another worker is lost: handled as an interrupt, with another exit status."""
 
 
 _RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
@@ -19,12 +19,12 @@ _RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 @contextlib.contextmanager
 def raised_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` where it strikes the body, as SIGINT raises KeyboardInterrupt."""
+    """Let SIGTERM raise `Terminated` in the body, as SIGINT raises KeyboardInterrupt."""
 
     def terminate(number, frame):
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
         yield
         return
     before = signal.signal(signal.SIGTERM, terminate)
@@ -36,15 +36,16 @@ def raised_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_signals(*, forget: bool = False) -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
-    """Let the body finish what it is at when SIGINT or SIGTERM comes; a second one strikes at once.
+    """Hold SIGINT and SIGTERM until the body ends or raises them itself; a second signal is raised at once.
 
-    Only in the main thread, where Python handles signals; a signal that is ignored stays so.
+    This applies to the main thread, where Python handles signals; a signal that is ignored stays ignored.
 
     Args:
-        forget: raise nothing at the body's end: it was the last that there was to do.
+        forget: Raise nothing at the end of the body, because nothing is left to do.
 
     Yields:
-        Tells which exception the body is to raise, if one came; at the body's end it is raised in any case.
+        A function that returns the exception that the body should raise, or None. At the end of the body the exception
+        is raised in any case.
     """
     came: list[type[KeyboardInterrupt]] = []
 

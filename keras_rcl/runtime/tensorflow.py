@@ -1,4 +1,4 @@
-"""Starts TensorFlow with the settings that this package needs, before anything else imports it."""
+"""Start TensorFlow with the settings that this package needs, before anything else imports it."""
 
 import contextlib
 import logging
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def start_tensorflow(*, deterministic: bool = False) -> None:
-    """Import TensorFlow and Keras with the settings that pay, and keep their start-up chatter off the terminal.
+    """Import TensorFlow and Keras with fast settings, and keep their start-up messages off the terminal.
 
-    oneDNN doubles the speed of input gradients on CPUs where it is off by default, and has to be chosen before the
-    first import. What the libraries print while they start is shown only if they fail to.
+    oneDNN doubles the speed of input gradients on CPUs where it is off by default, and must be chosen before the first
+    import. The messages of the libraries are shown only if the import fails.
 
     Args:
-        deterministic: let every operation give the same bits each time, for the rest of the process.
+        deterministic: Every operation gives the same bits each time, for the rest of the process.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,7 +26,7 @@ def start_tensorflow(*, deterministic: bool = False) -> None:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
-        # float32 is to mean float32 on GPUs too, in losses and in evaluation; who wants speed chooses a mixed policy.
+        # float32 means float32 on GPUs too, in losses and in evaluation; a mixed policy is the way to more speed.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         tf.get_logger().setLevel("ERROR")
         logging.getLogger("absl").setLevel(logging.ERROR)
@@ -37,7 +37,13 @@ def start_tensorflow(*, deterministic: bool = False) -> None:
 
 
 def advice(precision: str = "float32", jit: bool = False, attack_dtype: str = "float32") -> list[str]:
-    """What is known to be slow on this machine, one line each; TensorFlow must have been started."""
+    """Return one line per setting that is known to be slow on this machine; TensorFlow must have been started.
+
+    Args:
+        precision: The Keras policy of the training.
+        jit: Whether functions are compiled with XLA.
+        attack_dtype: The dtype that attacks are computed in.
+    """
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
@@ -57,7 +63,7 @@ def advice(precision: str = "float32", jit: bool = False, attack_dtype: str = "f
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether the processor has matrix units for it, as far as Linux tells; elsewhere none has."""
+    """Whether the processor has matrix units for bfloat16, according to Linux; False on other systems."""
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,6 +1,6 @@
-"""Files that are whole or absent: written beside their place, then renamed into it.
+"""Files that are complete or absent: written beside their place, then renamed into it.
 
-A target, or a folder, that cannot be written is refused in one line that names the path, the reason and the cure.
+A target or a folder that cannot be written is refused in one line with the path, the reason and a hint.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any
 from keras_rcl.errors import InvalidInputError
 
 _ELSEWHERE = "choose another folder"
-_CURES = {
+_HINTS = {
     errno.EIO: f"check that disk, or {_ELSEWHERE}",
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
@@ -36,22 +36,22 @@ _CURES = {
 
 
 class FolderInUse(InvalidInputError):
-    """The file or folder is another run's, which is going on or was interrupted."""
+    """The file or folder belongs to another run, which is in progress or was interrupted."""
 
 
 def refusal(path: Path, error: OSError) -> Exception:
-    """The one line for a write that failed, or the error itself where the disk is not to blame."""
-    if error.errno not in _CURES:
+    """Return the error to raise for a failed write: one line, or the error itself if the disk is not the cause."""
+    if error.errno not in _HINTS:
         return error
-    return InvalidInputError(f"cannot write to {path}: {os.strerror(error.errno).lower()}; {_CURES[error.errno]}")
+    return InvalidInputError(f"cannot write to {path}: {os.strerror(error.errno).lower()}; {_HINTS[error.errno]}")
 
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
-    """Yields (target, an unused path in the target's folder); what is left at the latter is deleted at the end.
+    """Yield (target, an unused path in the target's folder); whatever is left at the latter is deleted at the end.
 
-    The target is `path` with its symbolic links followed, so that a linked file is replaced and not its link. An
-    OSError of the body is refused when it concerns either path or an open file, and passed on when it concerns
+    The target is `path` with its symbolic links resolved, so that a linked file is replaced and not its link. An
+    OSError of the body is refused if it concerns one of the two paths or an open file. It is passed on if it concerns
     something else, such as an input that the body reads.
     """
     target = Path(os.path.realpath(path))
@@ -75,8 +75,8 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folder
+    """Wait until the bytes of a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
@@ -87,17 +87,17 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Args:
-        path: the file to write or replace; its folder is made when absent.
+        path: The file to write or replace; its folder is created if it does not exist.
 
     Yields:
         A path in the same folder, with the same suffixes, at which the body writes one file. On success the file is
-        synced and renamed to `path`; on failure it is deleted and `path` is as it was.
+        synced and renamed to `path`; on failure it is deleted and `path` is unchanged.
 
     Raises:
-        InvalidInputError: if `path` is a folder or a device, or if its folder cannot be written or is full.
+        InvalidInputError: If `path` is a folder or a device, or if its folder cannot be written or is full.
     """
     path = Path(path)
     if os.path.exists(path) and not os.path.isfile(path):
@@ -111,18 +111,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Write a folder whole or not at all.
+    """Write a folder completely or not at all.
 
     Args:
-        path: the folder to make; its parents are made when absent.
-        overwrite: replace an existing folder: it is moved aside, and removed once the new one is in its place.
+        path: The folder; its parents are created if they do not exist.
+        overwrite: Replace an existing folder: it is moved aside, and removed once the new one is in its place.
 
     Yields:
         An empty folder beside `path`. On success its files are synced and it is renamed to `path`; on failure it is
-        deleted and `path` is as it was.
+        deleted and `path` is unchanged.
 
     Raises:
-        InvalidInputError: if `path` exists and is not to be overwritten, or if its parent cannot be written or is full.
+        InvalidInputError: If `path` exists and `overwrite` is False, or if its parent cannot be written or is full.
     """
     path = Path(path)
     if os.path.exists(path) and not (overwrite and os.path.isdir(path)):
@@ -149,15 +149,19 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all.
+    """Write a value as JSON, completely or not at all.
+
+    Args:
+        path: The file.
+        value: Of JSON's types.
 
     Raises:
-        InvalidInputError: if the file cannot be written.
-        ValueError: if the value holds NaN or infinity, which JSON has no word for.
+        InvalidInputError: If the file cannot be written.
+        ValueError: If the value holds NaN or infinity, which JSON cannot express.
     """
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        # What UTF-8 cannot say, of names of files, becomes JSON's own escapes.
+        # File names that are not UTF-8 become JSON escapes.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -165,8 +169,8 @@ def sweep(folder: str | Path, name: str = ".+") -> None:
     """Delete what a killed process left beside the files and folders that it was writing.
 
     Args:
-        folder: where; nobody else may be writing there.
-        name: of the targets, as a regular expression.
+        folder: Where they are; no other process may be writing there.
+        name: A regular expression for the names of the targets.
     """
     left = re.compile(rf"\.[0-9a-f]{{8}}\.({name})(\.old)?")
     for path in Path(folder).glob(".*"):
@@ -178,27 +182,27 @@ def sweep(folder: str | Path, name: str = ".+") -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file.
+    """Return the value of a JSON file.
 
     Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it is not JSON in UTF-8, holds NaN or infinity, or is nested too deeply.
+        OSError: If the file cannot be read.
+        ValueError: If it is not JSON in UTF-8, holds NaN or infinity, or is nested too deeply.
     """
 
-    def no_json(word):
-        raise ValueError(f"{word} is no JSON")
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
 
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=no_json)
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make a folder when absent, and see that a file can be made in it: for before a long run, not after it.
+    """Create a folder if it does not exist, and check that a file can be created in it, before a long run.
 
     Raises:
-        InvalidInputError: if the folder cannot be made or written, naming it, the reason and the cure.
+        InvalidInputError: If the folder cannot be created or written, with its path, the reason and a hint.
     """
     folder = Path(folder)
     try:

@@ -1,4 +1,4 @@
-"""Weights on disk: written whole or not at all."""
+"""Weights on disk: written completely or not at all."""
 
 import os
 import warnings
@@ -11,35 +11,45 @@ from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.storage.atomic import atomic_path
 
 _HEADER, _PREAMBLE = 4096, 2**18
-"""More than HDF5 adds: for each weight, and in all; in bytes."""
+"""More bytes than HDF5 adds: per weight, and in total."""
 
 
 class Checkpoints:
-    """The named checkpoints of one run: one a phase, `last`, and `best` by robust accuracy on the held-out part."""
+    """The named checkpoints of one run: one per phase, `last`, and `best` by robust accuracy on held-out images.
+
+    Args:
+        folder: Where they are.
+    """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
 
     def path(self, name: str) -> Path:
+        """Return the file of a checkpoint."""
         return self.folder / f"{name}.weights.h5"
 
     def save(self, network: keras.Model, name: str) -> None:
-        """Write the network's weights and statistics under a name, replacing what stood there only when complete."""
+        """Write the network's weights and statistics; an earlier file of this name is replaced once they are complete.
+
+        Raises:
+            InvalidInputError: If the file cannot be written.
+        """
         with atomic_path(self.path(name)) as temporary:
-            # HDF5 cannot bear a write that fails, so the room is taken before.
+            # HDF5 does not survive a failed write, so the room is reserved before.
             with temporary.open("wb") as file:
                 sizes = [weight.nbytes + _HEADER for weight in network.get_weights()]
                 _reserve(file, sum(sizes) + _PREAMBLE)
             network.save_weights(temporary)
 
     def names(self) -> list[str]:
+        """Return the names of the checkpoints that exist, sorted."""
         return sorted(path.name.removesuffix(".weights.h5") for path in self.folder.glob("*.weights.h5"))
 
     def load(self, network: keras.Model, name: str) -> None:
         """Read weights into a network of the same architecture.
 
         Raises:
-            InvalidInputError: if there is no such checkpoint, or it does not fit or cannot be read.
+            InvalidInputError: If there is no such checkpoint, or it does not fit or cannot be read.
         """
         if name not in self.names():
             held = ", ".join(self.names()) or "none"
@@ -48,7 +58,7 @@ class Checkpoints:
             )
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)  # Keras only warns of weights that it leaves as they are
+                warnings.simplefilter("error", UserWarning)  # Keras only warns about weights that it does not load
                 network.load_weights(self.path(name))
         except (OSError, ValueError, KeyError, UserWarning) as error:
             raise InvalidInputError(
@@ -57,7 +67,7 @@ class Checkpoints:
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Take room on the disk; raises an OSError if there is too little. macOS and Windows have no `posix_fallocate`."""
+    """Reserve room on the disk; raises OSError if there is too little. macOS and Windows lack `posix_fallocate`."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
         return

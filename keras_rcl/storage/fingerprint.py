@@ -11,6 +11,7 @@ import numpy as np
 from keras_rcl.storage.atomic import FolderInUse
 
 _PARTS = ("model", "sources", "images", "attacks", "seed", "versions")
+_RENAMED = {"craft_dtype": "attack_dtype"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,9 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, stored: Any) -> "Fingerprint":
-        """Return the fingerprint that was stored as JSON; earlier versions wrote "batch size" for "batch_size".
+        """Return the fingerprint that was stored as JSON.
+
+        Earlier versions wrote "batch size" for "batch_size", and "craft_dtype" for "attack_dtype".
 
         Raises:
             ValueError: If `stored` is not a mapping.
@@ -62,6 +65,7 @@ class Fingerprint:
         if not isinstance(stored, dict):
             raise ValueError("it is not a mapping")
         values = {key.replace(" ", "_"): value for key, value in stored.items()}
+        values = {_RENAMED.get(key, key): value for key, value in values.items()}
         parts = {name: values.pop(name) for name in _PARTS if name in values}
         return cls(**parts, settings=values)
 

@@ -1,4 +1,4 @@
-"""The finished pieces of a long computation, on disk as they come: after a kill it goes on where it was."""
+"""The results of a long computation's steps, stored as they are computed, so that it can be resumed after a kill."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.lock import Lock
 
 _FRAME = struct.Struct("<QI")
-"""Before each piece: its length, and the CRC-32 of its name and bytes."""
+"""Precedes each result: its length, and the CRC-32 of its name and bytes."""
 
 Result = dict[str, np.ndarray]
 
@@ -55,20 +55,20 @@ class Journal:
             raise refusal(path, error) from None
 
     def result(self, name: bytes, compute: Callable[[], Result]) -> Result:
-        """The next piece: read where it was finished before, else computed and written.
+        """Return the next result: read if it is stored, else computed and stored.
 
         Args:
-            name: what the piece is, so that none is taken for another.
-            compute: gives its arrays, none of them of objects.
+            name: Identifies the result, so that it is not confused with another one.
+            compute: Returns its arrays, none of them of objects.
         """
-        found = self.stored(name)
-        if found is None:
-            found = compute()
-            self.add(name, found)
-        return found
+        result = self.stored(name)
+        if result is None:
+            result = compute()
+            self.add(name, result)
+        return result
 
     def stored(self, name: bytes) -> Result | None:
-        """The next piece, if it was finished before and is this one; else None, and whatever follows is thrown away."""
+        """Return the next result if it is stored under this name; else None, and the rest of the file is discarded."""
         start = self._file.tell()
         frame = self._file.read(_FRAME.size)
         if len(frame) == _FRAME.size:
@@ -80,15 +80,15 @@ class Journal:
         self._cut(start)
         return None
 
-    def add(self, name: bytes, found: Result) -> None:
-        """Write the next piece."""
+    def add(self, name: bytes, result: Result) -> None:
+        """Store the next result."""
         stream = io.BytesIO()
-        np.savez(stream, **found)
+        np.savez(stream, **result)
         content = stream.getvalue()
         self._append(_FRAME.pack(len(content), zlib.crc32(content, zlib.crc32(name))) + content)
 
     def __len__(self) -> int:
-        """How many pieces it holds, by their lengths; the last may turn out torn."""
+        """The number of results, by their lengths; the last one may turn out to be damaged."""
         here, end, count = self._file.tell(), self._size(), 0
         position = self._start
         while position + _FRAME.size <= end:
@@ -98,10 +98,10 @@ class Journal:
         self._file.seek(here)
         return count
 
-    def __enter__(self):
+    def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind, error, trace) -> None:
         if kind is None:
             return
         if issubclass(kind, InvalidInputError):

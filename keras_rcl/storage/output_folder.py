@@ -1,4 +1,4 @@
-"""Where a command leaves its results: a folder that is free or ours to replace, and the journal beside it."""
+"""Where a command stores its results: a folder that is free or may be replaced, and the journal beside it."""
 
 import contextlib
 import itertools
@@ -15,7 +15,7 @@ from keras_rcl.storage.journal import Journal
 
 
 def free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
-    """The default name, numbered where it is taken and not to be overwritten."""
+    """Return the default name, numbered if it is taken in one of the folders and must not be overwritten."""
     number, candidate = 1, default
     while not overwrite and any((folder / candidate).exists() for folder in folders):
         number += 1
@@ -24,13 +24,13 @@ def free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is a path."""
+    """Raise InvalidInputError for a name that is a path."""
     if Path(name).name != name or name in ("", ".", ".."):
         raise InvalidInputError(f"name {name!r} must be one plain word; folders go to --runs and --saved-models")
 
 
 def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
-    """Refuse a folder that is taken, or that `overwrite` would delete though it holds something else."""
+    """Raise InvalidInputError for a folder that exists, unless `overwrite` is set and it holds the file `marker`."""
     if not folder.exists():
         return
     if not overwrite:
@@ -42,13 +42,13 @@ def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
 def output_and_journal(
     output_dir: Path | None, default: Path, fingerprint: Fingerprint, overwrite: bool, marker: str = "record.json"
 ) -> tuple[Path, Journal]:
-    """The folder for the results, of which `marker` is one, and the journal beside it.
+    """Return the folder for the results, of which `marker` is one, and the journal beside it.
 
     Without `output_dir`, it is the folder of an interrupted evaluation with the same fingerprint; if there is none, the
     default, numbered if results or another evaluation are there.
     """
 
-    def journal_of(folder):
+    def journal_of(folder: Path) -> Journal:
         journal = Journal(folder.with_name(f".{folder.name}.partial"), fingerprint, discard_existing=overwrite)
         sweep(folder.parent, re.escape(folder.name))
         return journal
@@ -69,6 +69,6 @@ def output_and_journal(
 
 
 def report_resumed(journal: Journal, progress: Progress) -> None:
-    """Say how far an interrupted evaluation is, if it is one."""
-    if (done := len(journal) - 1) > 0:  # but for the clean predictions
+    """Show how many batches of an interrupted evaluation are done."""
+    if (done := len(journal) - 1) > 0:  # without the clean predictions
         progress.say(f"resuming {journal.path}: {done} batches done")

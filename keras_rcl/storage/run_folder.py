@@ -58,11 +58,12 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Where the journal of the final evaluation is."""
+        """The journal of the final evaluation."""
         return self.training / "evaluation"
 
     @property
     def record(self) -> Path:
+        """The record of the final evaluation."""
         return self.path / "record.json"
 
     def finish(self) -> None:
@@ -80,10 +81,10 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def __enter__(self):
+    def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind, error, trace) -> None:
         if kind is not None and issubclass(kind, InvalidInputError):
             if self.record.is_file():
                 self.finish()

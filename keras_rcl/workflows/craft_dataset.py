@@ -1,7 +1,8 @@
-"""The composition of a store of adversarial examples: a model on disk, data and an attack become TFRecords."""
+"""The `craft-dataset` command: a model, a data set and an attack become a store of adversarial examples."""
 
 import contextlib
 import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_l
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.sharding import Pieces
-from keras_rcl.model_io.classifier import load_classifier
+from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
@@ -26,6 +27,7 @@ from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
 
 
+# One keyword per option of the command, as `attack` has them; one composition in 64 lines.
 def craft_dataset(
     path: Path,
     attack: Attack,
@@ -42,35 +44,34 @@ def craft_dataset(
     workers: Workers = ALONE,
     **foreign,
 ) -> tuple[dict[str, Any], Path | None]:
-    """Make one adversarial example of every image of a part, in whole grey levels, and store them.
+    """Compute one adversarial example per image of a split, in whole grey levels, and store them.
 
-    Every batch is written to `.<name>.partial` beside the folder as soon as it is finished; the same call, made again
-    after it was broken off, goes on from there. Images that are wrong before the attack are attacked too. A targeted
-    attack aims at each image's least likely class.
+    Every batch is written to `.<name>.partial` beside the folder as soon as it is computed; the same call, made again
+    after an interruption, resumes. Misclassified images are attacked too. A targeted attack aims at the least likely
+    class of each image.
 
     Args:
-        path: the model that is attacked, as for `attack`.
-        attack: what makes the examples, in pixels.
-        output_dir: the folder: receives `examples.json` and `adversarial-<number>-of-<count>.tfrecord`;
-            `adversarial/<model>`, numbered, where not given.
-        dataset: fields of `Dataset`, as for `attack`.
-        part: whose images; only those of `train` can be trained on.
-        batch_size: images attacked at once.
-        shard_size: examples a file.
-        seed: of the attack.
-        overwrite: replace the folder, and an interrupted crafting of something else.
-        trust: as for `attack`.
-        progress: where progress is shown.
-        workers: as for `attack`.
-        **foreign: as for `attack`.
+        path: The model that is attacked, as for `attack`.
+        attack: Computes the examples, in pixels.
+        output_dir: The folder; receives `examples.json` and `adversarial-<number>-of-<count>.tfrecord`. None:
+            `adversarial/<model>`, numbered.
+        dataset: Fields of `Dataset`, as for `attack`.
+        part: The split; only examples of `train` can be trained on.
+        batch_size: Images attacked at once.
+        shard_size: Examples per file.
+        seed: Of the attack.
+        overwrite: Replace the folder, and an interrupted computation with another fingerprint.
+        trust: As for `attack`.
+        progress: Shows progress. None: nothing is shown.
+        workers: As for `attack`.
+        **foreign: As for `attack`.
 
     Returns:
-        The record: attack, model, data and part; and the model's accuracy on the images and on what is stored. And
-        the folder, on the chief.
+        The record: attack, model, data and split, and the model's accuracy on the images and on the stored examples;
+        and the folder, None except on the chief.
 
     Raises:
-        InvalidInputError: if the model, the data or the folder does not fit, or the attack runs in other units than
-            pixels.
+        InvalidInputError: If the model, the data or the folder does not fit, or the attack's unit is not the pixel.
 
     Example:
         >>> from pathlib import Path
@@ -84,23 +85,9 @@ def craft_dataset(
     chosen = split_of(data, part)
     outputs, hashes = outputs_of([attack], classifier.outputs, data, trust)
     support = support_of([attack], outputs, data)
-
-    @tf.function(autograph=False)
-    def step(x, labels):
-        logits = classifier.logits(x)
-        targets = tf.argmin(logits, axis=1, output_type=tf.int32) if attack.targeted else labels
-        return logits, craft(attack, outputs(attack), x, targets, seed=seed, support=support)
-
-    def batch(start: int) -> Result:
-        taken = slice(start, start + batch_size)
-        labels = chosen.labels[taken].astype(np.int32)
-        logits, crafted = step(pixels(chosen.images[taken]), labels)
-        images = whole_levels(chosen.images[taken], crafted.numpy())
-        after = classifier.logits(pixels(images))
-        hits = [np.argmax(rows, axis=1) == labels for rows in (logits, after)]
-        return {"images": images, "clean": hits[0], "stood": hits[1]}
-
-    made_by = {
+    attacked = functools.partial(craft, attack, outputs(attack), seed=seed, support=support)
+    compute = _batch_function(classifier, attacked, attack.targeted, chosen)
+    inputs = {
         "attack": TypeAdapter(Attack).dump_python(attack, mode="json"),
         "model": {"name": classifier.contract.get("name", path.stem), "hash": classifier.model_hash, **foreign},
         "sources": hashes,
@@ -109,44 +96,85 @@ def craft_dataset(
         "versions": versions(),
     }
     images_hash = hash_arrays(chosen.images, chosen.labels, chosen.indices)
-    fingerprint = Fingerprint.from_json({**made_by, "images": images_hash, "batch_size": batch_size})
-    progress, count = progress or Silent(), len(chosen.labels)
-    batches = range(0, count, batch_size)
-    default = Path("adversarial") / path.stem
+    fingerprint = Fingerprint.from_json({**inputs, "images": images_hash, "batch_size": batch_size})
     workers.assert_same_inputs(fingerprint.to_json())
-    journal = None
+    progress, journal = progress or Silent(), None
     if workers.chief:
+        default = Path("adversarial") / path.stem
         output_dir, journal = output_and_journal(output_dir, default, fingerprint, overwrite, marker=RECORD)
         if done := len(journal):
             progress.say(f"resuming {journal.path}: {done} batches done")
     with contextlib.nullcontext() if journal is None else journal:
-        progress.start(describe(attack), len(batches))
-        pieces, wanted = [], [(str(start).encode(), functools.partial(batch, start)) for start in batches]
-        for number, piece in enumerate(Pieces(workers, journal)(wanted), start=1):
-            pieces.append(piece)
-            progress.update(number)
-        images, clean, stood = (
-            np.concatenate([piece[key] for piece in pieces]) for key in ("images", "clean", "stood")
-        )
-        progress.finish(f"accuracy {stood.mean():.1%}")
-        starts = range(0, count, shard_size)
-        shards = [shard_name(number, len(starts)) for number in range(len(starts))]
+        slices = [slice(start, start + batch_size) for start in range(0, len(chosen.labels), batch_size)]
+        results = _computed(slices, compute, describe(attack), progress, Pieces(workers, journal))
+        starts = range(0, len(chosen.labels), shard_size)
         record = {
             "format": FORMAT,
             "command": command_line(),
-            **made_by,
-            "examples": count,
-            "clean_accuracy": float(clean.mean()),
-            "accuracy": float(stood.mean()),
-            "shards": shards,
+            **inputs,
+            "examples": len(chosen.labels),
+            "clean_accuracy": float(results["clean"].mean()),
+            "accuracy": float(results["stood"].mean()),
+            "shards": [shard_name(number, len(starts)) for number in range(len(starts))],
         }
         if journal is None or output_dir is None:  # Only the chief writes.
             return record, None
         with atomic_folder(output_dir, overwrite=overwrite) as folder:
-            for name, start in zip(shards, starts, strict=True):
-                taken = slice(start, start + shard_size)
-                examples = sources.Split(images[taken], chosen.labels[taken], chosen.indices[taken])
-                write_shard(folder / name, examples, part)
+            examples = sources.Split(results["images"], chosen.labels, chosen.indices)
+            for name, start in zip(record["shards"], starts, strict=True):
+                write_shard(folder / name, _rows(examples, slice(start, start + shard_size)), part)
             write_json(folder / RECORD, record)
         journal.discard()
     return record, output_dir
+
+
+def _batch_function(
+    classifier: Classifier, attacked: Callable, targeted: bool, split: sources.Split
+) -> Callable[[slice], Result]:
+    """Return a function that attacks a slice of a split.
+
+    Args:
+        classifier: The model.
+        attacked: Returns adversarial images, given images and targets.
+        targeted: Whether the targets are the least likely classes instead of the labels.
+        split: The images and their labels.
+
+    Returns:
+        A function from a slice to the `images` in whole grey levels, and whether the model classifies each image
+        correctly before (`clean`) and after the attack (`stood`).
+    """
+
+    @tf.function(autograph=False)
+    def step(x, labels):
+        logits = classifier.logits(x)
+        targets = tf.argmin(logits, axis=1, output_type=tf.int32) if targeted else labels
+        return logits, attacked(x, targets)
+
+    def compute(taken: slice) -> Result:
+        labels = split.labels[taken].astype(np.int32)
+        logits, crafted = step(pixels(split.images[taken]), labels)
+        images = whole_levels(split.images[taken], crafted.numpy())
+        after = classifier.logits(pixels(images))
+        hits = [np.argmax(rows, axis=1) == labels for rows in (logits, after)]
+        return {"images": images, "clean": hits[0], "stood": hits[1]}
+
+    return compute
+
+
+def _computed(
+    slices: Sequence[slice], compute: Callable[[slice], Result], label: str, progress: Progress, pieces: Pieces
+) -> Result:
+    """Compute all slices, or read them from the journal; returns their results in one."""
+    progress.start(label, len(slices))
+    tasks = [(str(taken.start).encode(), functools.partial(compute, taken)) for taken in slices]
+    results = []
+    for number, result in enumerate(pieces(tasks), start=1):
+        results.append(result)
+        progress.update(number)
+    joined = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+    progress.finish(f"accuracy {joined['stood'].mean():.1%}")
+    return joined
+
+
+def _rows(split: sources.Split, rows: slice) -> sources.Split:
+    return sources.Split(split.images[rows], split.labels[rows], split.indices[rows])

@@ -1,4 +1,4 @@
-"""A search for hyper-parameters on disk: its fingerprint, the table of its trials, and what it asks for next."""
+"""A search for hyper-parameters on disk: its fingerprint, the table of its trials, and the next trial to run."""
 
 import contextlib
 import math
@@ -30,9 +30,9 @@ def lock_folder(folder: Path, *, wait: bool = False) -> Lock:
 
 
 class Study:
-    """The table of trials on disk, written anew whenever one begins or ends, and the sampler that goes on from it.
+    """The table of trials on disk, written again whenever a trial begins or ends, and the sampler that continues it.
 
-    As a context it holds the folder's lock.
+    As a context it holds the lock of the folder.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Study:
         self._distributions = {setting: self._distribution(values) for setting, values in space.items()}
         self.table: dict[int, dict[str, Any]] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "Study":
         if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             if not (self.folder / STUDY).is_file():
                 raise InvalidInputError(
@@ -58,15 +58,17 @@ class Study:
             try:
                 self._study = self._rebuilt()
             except (ValueError, KeyError, TypeError) as error:
-                raise InvalidInputError(f"{self.folder / STUDY} is no study: {error}; remove {self.folder}") from None
+                raise InvalidInputError(
+                    f"{self.folder / STUDY} is not a study: {error}; remove {self.folder}"
+                ) from None
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception) -> None:
         self._stack.close()
 
     def _read(self) -> None:
-        """The table as it was left; nothing where there is none, or where it is to be replaced."""
+        """Read the table, if there is one that is not to be replaced."""
         path = self.folder / STUDY
         if not path.is_file():
             return
@@ -79,9 +81,9 @@ class Study:
                 {trial["number"]: trial for trial in found["trials"]},
             )
             if sorted(table) != list(range(len(table))) or any({"settings", "state"} - {*t} for t in table.values()):
-                raise ValueError("its trials are not whole")
+                raise ValueError("its trials are incomplete")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(f"{path} is no study: {error}; remove {self.folder}") from None
+            raise InvalidInputError(f"{path} is not a study: {error}; remove {self.folder}") from None
         if stored == self.fingerprint:
             self.table = table
             return
@@ -92,7 +94,7 @@ class Study:
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
     def _rebuilt(self):
-        """Optuna's view of the table."""
+        """Optuna's study with the trials of the table."""
         optuna = self._optuna
         study = optuna.create_study(direction="maximize")
         states = {name: getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "FAIL", "RUNNING")}
@@ -122,11 +124,11 @@ class Study:
         return text if isinstance(values, Choice) else int(text) if values.name == "int" else float(text)
 
     def numbers(self, count: int) -> Iterator[int]:
-        """The trials to run, up to so many in all: first those that were broken off."""
+        """The numbers of the trials to run, up to `count` trials in all: first those that were interrupted."""
         yield from [number for number, trial in sorted(self.table.items()) if trial["state"] == "running"]
         while len(self.table) < count:
             number = len(self.table)
-            # One sampler a trial, so that one that is asked for after a kill is the one that would have been.
+            # One sampler per trial, so that a resumed search draws the same settings as an uninterrupted one.
             entropy = np.random.SeedSequence((self._seed, number)).generate_state(1)
             self._study.sampler = self._optuna.samplers.TPESampler(seed=int(entropy[0]))
             if number == 0 and (first := self._first()):
@@ -138,7 +140,7 @@ class Study:
             yield number
 
     def _first(self) -> dict[str, Any]:
-        """The values that the experiment has, of the settings where these are in range."""
+        """The experiment's own values of the settings, if they are in range."""
         found: dict[str, Any] = {}
         for setting, values in self.space.items():
             value = _at(self._start, setting)
@@ -152,7 +154,7 @@ class Study:
         return self.table[number]["settings"]
 
     def end(self, number: int, outcome: Mapping[str, Any]) -> None:
-        """A trial has ended so."""
+        """Store the outcome of a trial."""
         trial = self.table[number] = {**self.table[number], **outcome}
         state = self._optuna.trial.TrialState
         if trial["state"] == "done" and math.isfinite(trial["objective"]):
@@ -165,11 +167,12 @@ class Study:
         return [trial for trial in self.table.values() if trial["state"] != "running"]
 
     def best(self) -> dict[str, Any] | None:
-        """The trial of the highest objective, the first of several; None where none was measured."""
+        """The trial with the highest objective, the first of several; None if none was measured."""
         done = [trial for _, trial in sorted(self.table.items()) if trial["state"] == "done"]
         return max(done, key=lambda trial: trial["objective"], default=None)
 
-    def told(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """The study as it is stored."""
         best = self.best()
         trials = [trial for _, trial in sorted(self.table.items())]
         return {
@@ -182,21 +185,21 @@ class Study:
         }
 
     def _write(self) -> None:
-        write_json(self.folder / STUDY, self.told())
+        write_json(self.folder / STUDY, self.to_json())
 
 
 def _at(fields: Any, setting: str) -> Any:
-    """The value at a dotted path of nested mappings; None where there is none."""
+    """The value at a dotted path of nested mappings; None if there is none."""
     for key in setting.split("."):
         fields = fields.get(key) if isinstance(fields, dict) else None
     return fields
 
 
 def _optuna():
-    """Optuna, quiet.
+    """Import Optuna, without its log.
 
     Raises:
-        InvalidInputError: where it is not installed.
+        InvalidInputError: If Optuna is not installed.
     """
     try:
         import optuna

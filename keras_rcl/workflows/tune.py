@@ -1,4 +1,4 @@
-"""The composition of a search for hyper-parameters: trials are trainings, measured on the validation part alone."""
+"""The `tune` command: a search for hyper-parameters whose trials are trainings, measured on the validation split."""
 
 import dataclasses
 import functools
@@ -23,22 +23,33 @@ from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_path
+from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.monitor import DEAD
 from keras_rcl.training.run_context import RunContext
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attacks import Attack
+from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.search import Range
 from keras_rcl.workflows.fit import fingerprint_of, hash_data, networks, output_of, train
 from keras_rcl.workflows.inputs import pixels
 from keras_rcl.workflows.trial_table import BEST, Study, lock_folder
 
 UNITS = 1000
-"""How finely the bar shows a trial."""
+"""Steps of the progress bar per trial."""
 
 
 class Job(NamedTuple):
-    """One trial, as a process needs it: its number, the experiment as plain values, the attack likewise, the folder."""
+    """One trial, as a process receives it.
+
+    Attributes:
+        number: Of the trial.
+        experiment: The experiment as plain values.
+        attack: The attack as plain values.
+        objective: One of `OBJECTIVES`.
+        folder: The folder of the trial.
+        save_every: Seconds of training between two snapshots.
+    """
 
     number: int
     experiment: dict[str, Any]
@@ -48,121 +59,171 @@ class Job(NamedTuple):
     save_every: float
 
 
+@dataclasses.dataclass(frozen=True)
+class TuneOptions:
+    """What is maximised, how many trials run, and where they are stored.
+
+    Attributes:
+        objective: One of `OBJECTIVES`.
+        attack: Measures the robust accuracy. None: the experiment's `validation_attack`.
+        trials: The total number of trials.
+        processes: The number of trials that run at once.
+        output_dir: Receives `study.json`, `best.yaml` and `trials/<number>/` with each training's metrics and
+            TensorBoard. None: `tuned/<data set>-<variant>`.
+        overwrite: Replace the folder of another search.
+        save_every: Seconds of training between two snapshots.
+    """
+
+    objective: str = "robust_accuracy"
+    attack: Attack | None = None
+    trials: int = 20
+    processes: int = 1
+    output_dir: Path | None = None
+    overwrite: bool = False
+    save_every: float = 60.0
+
+
 def tune(
     experiment: Experiment,
     vary: Callable[[Sequence[str]], Experiment],
     space: Mapping[str, Range],
+    options: TuneOptions = TuneOptions(),
     *,
-    objective: str = "robust_accuracy",
-    attack: Attack | None = None,
-    trials: int = 20,
-    workers: int = 1,
-    output_dir: Path | None = None,
-    overwrite: bool = False,
-    save_every: float = 60.0,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Search for hyper-parameters, by Optuna's TPE; the first trial is of the experiment as it is.
+    """Search for hyper-parameters with Optuna's TPE sampler; the first trial is the experiment as it is.
 
-    What is maximised is measured on the validation part; the test part is taken away before anything is trained. The
-    same call, made again after it was broken off at any instant, goes on from there, trainings included; with more
-    `trials` it goes on from the end. With one worker it ends in the table that it would have ended in.
+    The objective is measured on the validation split; the test split is removed before anything is trained. The same
+    call, made again after an interruption at any instant, resumes the search, trainings included; with more `trials`
+    it continues a completed one. With one process it ends in the same table as an uninterrupted search.
 
     Args:
-        experiment: what to start from.
-        vary: settings as `--set` takes them -> the experiment with these.
-        space: settings, such as `method.temperature`, and where they may lie.
-        objective: one of `OBJECTIVES`.
-        attack: of the robust accuracy; the experiment's `validation_attack` where not given.
-        trials: how many in all.
-        workers: processes that train at once.
-        output_dir: the folder; `tuned/<data set>-<variant>` where not given. Receives `study.json`, `best.yaml` and
-            `trials/<number>/` with each training's metrics and TensorBoard.
-        overwrite: replace the folder.
-        save_every: seconds of training between two states.
-        progress: where progress is shown.
+        experiment: Where the search starts.
+        vary: Returns the experiment with further settings, given as for `--set`.
+        space: The range of each setting, such as `method.temperature`.
+        options: See `TuneOptions`.
+        progress: Shows progress. None: nothing is shown.
 
     Returns:
-        The fingerprint and the table of trials, and the folder.
+        The fingerprint with the table of trials, and the folder.
 
     Raises:
-        InvalidInputError: if a setting or an end of its range is none, there is nothing to validate on, or the folder
-            is taken.
-        KeyboardInterrupt: with the word that the same command resumes.
+        InvalidInputError: If a setting or an end of its range is invalid, there is no validation image, or the folder
+            is in use.
+        KeyboardInterrupt: With a message that the same command resumes.
     """
-    progress, attack = progress or Silent(), attack or experiment.evaluation.validation_attack
-    _check_attack(attack)
-    if not space:
-        raise InvalidInputError(
-            f"{experiment.method.name} has nothing to search by default; give --search SETTING=RANGE"
-        )
-    for setting, values in space.items():
-        for end in values.ends:
-            _varied(vary, setting, values, end)
-    data = _without_test(experiment)
-    search = {
-        "search": {setting: str(values) for setting, values in space.items()},
-        "objective": objective,
-        "attack": TypeAdapter(Attack).dump_python(attack, mode="json"),
-    }
-    training = fingerprint_of(experiment, hash_data(data))
-    fingerprint = dataclasses.replace(training, settings={**training.settings, **search})
-    del data
-    if workers > 1:
+    search = _Search(experiment, vary, space, options, progress or Silent())
+    search.check()
+    fingerprint = search.fingerprint()
+    if options.processes > 1:
         _loaded.cache_clear()
-    folder = output_dir or Path("tuned") / f"{experiment.dataset.name}-{experiment.method.name}"
-    with Study(folder, fingerprint, space, experiment, overwrite) as study:
+    with Study(search.folder, fingerprint, space, experiment, options.overwrite) as study:
         if done := len(study.ended()):
-            progress.say(f"resuming {folder}: {done} trials done")
-
-        def jobs() -> Iterator[Job]:
-            for number in study.numbers(trials):
-                varied, reason = _experiment(vary, study.settings(number))
-                if varied is None:
-                    study.end(number, {"state": "failed", "reason": reason})
-                    continue
-                made = TypeAdapter(Attack).dump_python(attack, mode="json")
-                place = str(folder / "trials" / f"{number:04}")
-                yield Job(number, config.to_dict(varied), made, objective, place, save_every)
-
-        shares: dict[int, float] = {}
-        progress.start("trials", trials * UNITS)
-
-        def report(number: int, share: float | None, outcome: dict[str, Any] | None) -> None:
-            if outcome is not None:
-                study.end(number, outcome)
-                for left in ("training", "checkpoints"):
-                    shutil.rmtree(folder / "trials" / f"{number:04}" / left, ignore_errors=True)
-                shares.pop(number, None)
-                progress.say(_line(study.table[number], study.best()))
-                progress.start("trials", trials * UNITS)
-            elif share is not None:
-                shares[number] = share
-            best = study.best()
-            note = f"best {objective} {best['objective']:.2%}" if best else ""
-            progress.update(round(UNITS * (len(study.ended()) + sum(shares.values()))), note)
-
+            search.progress.say(f"resuming {search.folder}: {done} trials done")
         try:
-            if workers == 1:
-                for job in jobs():
-                    report(job.number, None, run_trial(job, functools.partial(_tell, report, job.number)))
-            else:
-                in_processes(jobs(), report, workers, function=f"{__name__}:run_trial", failed=_failed)
+            search.run(study)
         except KeyboardInterrupt as stop:
             raise type(stop)("the same command resumes") from None
-        progress.finish()
+        search.progress.finish()
+        if study.best():
+            search.write_best(study)
+        return study.to_json(), search.folder
+
+
+class _Search:
+    """One call of `tune`: its arguments, and the progress of the trials that run.
+
+    Attributes:
+        attack: Measures the robust accuracy.
+        folder: Receives the results.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        vary: Callable[[Sequence[str]], Experiment],
+        space: Mapping[str, Range],
+        options: TuneOptions,
+        progress: Progress,
+    ):
+        self.experiment, self.vary, self.space, self.options = experiment, vary, space, options
+        self.progress = progress
+        self.attack = options.attack or experiment.evaluation.validation_attack
+        default = Path("tuned") / f"{experiment.dataset.name}-{experiment.method.name}"
+        self.folder = options.output_dir or default
+        self._shares: dict[int, float] = {}
+
+    def check(self) -> None:
+        """Refuse an attack that cannot measure, an empty space, and ranges with an invalid end."""
+        _check_attack(self.attack)
+        if not self.space:
+            raise InvalidInputError(
+                f"{self.experiment.method.name} has no default search space; give --search SETTING=RANGE"
+            )
+        for setting, values in self.space.items():
+            for end in values.ends:
+                _varied(self.vary, setting, values, end)
+
+    def fingerprint(self) -> Fingerprint:
+        """What the table of trials depends on."""
+        training = fingerprint_of(self.experiment, hash_data(_without_test(self.experiment)))
+        search = {
+            "search": {setting: str(values) for setting, values in self.space.items()},
+            "objective": self.options.objective,
+            "attack": TypeAdapter(Attack).dump_python(self.attack, mode="json"),
+        }
+        return dataclasses.replace(training, settings={**training.settings, **search})
+
+    def run(self, study: Study) -> None:
+        """Run the trials that are missing, in this process or in several."""
+        report = functools.partial(self.report, study)
+        self.progress.start("trials", self.options.trials * UNITS)
+        if self.options.processes == 1:
+            for job in self.jobs(study):
+                report(job.number, None, run_trial(job, lambda share, number=job.number: report(number, share, None)))
+        else:
+            function = f"{__name__}:run_trial"
+            in_processes(self.jobs(study), report, self.options.processes, function=function, failed=_failed)
+
+    def jobs(self, study: Study) -> Iterator[Job]:
+        """The trials that are missing; one whose settings do not fit together ends as failed."""
+        attack = TypeAdapter(Attack).dump_python(self.attack, mode="json")
+        for number in study.numbers(self.options.trials):
+            varied, reason = _experiment(self.vary, study.settings(number))
+            if varied is None:
+                study.end(number, _failed(reason))
+                continue
+            folder = str(self._trial_folder(number))
+            experiment = config.to_dict(varied)
+            yield Job(number, experiment, attack, self.options.objective, folder, self.options.save_every)
+
+    def report(self, study: Study, number: int, share: float | None, outcome: dict[str, Any] | None) -> None:
+        """Show the completed share of a trial, or store its outcome."""
+        objective = self.options.objective
+        if outcome is not None:
+            study.end(number, outcome)
+            for left in ("training", "checkpoints"):
+                shutil.rmtree(self._trial_folder(number) / left, ignore_errors=True)
+            self._shares.pop(number, None)
+            self.progress.say(_line(study.table[number], study.best()))
+            self.progress.start("trials", self.options.trials * UNITS)
+        elif share is not None:
+            self._shares[number] = share
         best = study.best()
-        if best:
-            command = " ".join(command_line().split())
-            header = f"# Trial {best['number']} of `{command}`: {objective} {best['objective']:.4f}\n"
-            text = header + config.to_yaml(dataclasses.replace(vary(_as_settings(best["settings"])), compare=()))
-            with atomic_path(folder / BEST) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        return study.told(), folder
+        note = f"best {objective} {best['objective']:.2%}" if best else ""
+        self.progress.update(round(UNITS * (len(study.ended()) + sum(self._shares.values()))), note)
 
+    def write_best(self, study: Study) -> None:
+        """Write the experiment of the best trial, as a configuration file."""
+        best = study.best()
+        command = " ".join(command_line().split())
+        header = f"# Trial {best['number']} of `{command}`: {self.options.objective} {best['objective']:.4f}\n"
+        experiment = dataclasses.replace(self.vary(_as_settings(best["settings"])), compare=())
+        with atomic_path(self.folder / BEST) as temporary:
+            temporary.write_text(header + config.to_yaml(experiment), encoding="utf-8")
 
-def _tell(report: Callable, number: int, share: float) -> None:
-    report(number, share, None)
+    def _trial_folder(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:04}"
 
 
 def _failed(reason: str) -> dict[str, Any]:
@@ -170,7 +231,7 @@ def _failed(reason: str) -> dict[str, Any]:
 
 
 def _line(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
-    """What is said of a trial that has ended."""
+    """The line that reports a completed trial."""
     what = trial.get("reason") or f"{trial['objective']:.2%}" + (" (best)" if best is trial else "")
     return f"trial {trial['number']}: {what}  {', '.join(_as_settings(trial['settings']))}"
 
@@ -187,7 +248,7 @@ def _varied(vary: Callable, setting: str, values: Range, end: str) -> Experiment
 
 
 def _experiment(vary: Callable, settings: Mapping[str, str]) -> tuple[Experiment | None, str]:
-    """The experiment with these settings, or why there is none: some go each alone and not together."""
+    """The experiment with these settings, or why it is invalid: valid settings may exclude each other."""
     try:
         return vary(_as_settings(settings)), ""
     except InvalidInputError as error:
@@ -202,12 +263,12 @@ def _check_attack(attack: Attack) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(dataset) -> sources.ImageData:
+def _loaded(dataset: Dataset) -> sources.ImageData:
     return sources.load(dataset)
 
 
 def _without_test(experiment: Experiment) -> sources.ImageData:
-    """The experiment's data without its test part: nothing here can look at it."""
+    """The experiment's data without its test split, so that no trial can use it."""
     if not experiment.dataset.validation_fraction:
         raise InvalidInputError(
             "dataset.validation_fraction is 0, and trials are compared on validation images; set it, such as "
@@ -224,14 +285,14 @@ def _without_test(experiment: Experiment) -> sources.ImageData:
 
 
 def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
-    """Train, and measure on the validation part; go on where a process before was killed.
+    """Train and measure on the validation split; resume a trial that was interrupted.
 
     Args:
-        job: what to do.
-        tell: takes the share of the training that is done.
+        job: The trial.
+        tell: Called with the completed share of the training, in [0, 1].
 
     Returns:
-        Its state, `done` or `failed`; what it reached, or the reason.
+        The trial's `state`, `done` or `failed`, with its results or the `reason`.
     """
     folder = Path(job.folder)
     experiment = config.parse(job.experiment, f"trial {job.number}")
@@ -265,8 +326,10 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
     return outcome
 
 
-def _measured(experiment, data, network: keras.Model, attack: Attack, objective: str) -> dict[str, Any]:
-    """Both accuracies on the validation part, and the objective."""
+def _measured(
+    experiment: Experiment, data: sources.ImageData, network: keras.Model, attack: Attack, objective: str
+) -> dict[str, Any]:
+    """Both accuracies on the validation split, and the objective."""
     evaluation = experiment.evaluation
     held_out = data.validation.limited(evaluation.validation_limit)
     size = min(evaluation.batch_size, len(held_out.labels))
@@ -285,7 +348,7 @@ def _measured(experiment, data, network: keras.Model, attack: Attack, objective:
 
 
 def objective_value(objective: str, clean: float, robust: float) -> float:
-    """One of the accuracies, (clean + robust) / 2, or 2 clean robust / (clean + robust), which is 0 where both are."""
+    """One of the accuracies, (clean + robust) / 2, or 2 clean robust / (clean + robust), which is 0 if both are 0."""
     if objective == "mean":
         return (clean + robust) / 2
     if objective == "harmonic_mean":
@@ -294,14 +357,14 @@ def objective_value(objective: str, clean: float, robust: float) -> float:
 
 
 def _dead(folder: Path, objective: str) -> str | None:
-    """Why a finished training is not to be believed: an attack that met mostly zero gradients in a phase's last epoch.
+    """Why a completed training does not count: an attack met mostly zero gradients in the last epoch of a phase.
 
-    The training's own, by which it is then no adversarial training; or the monitored one, by which a robust accuracy
-    is high because the gradient is gone.
+    If it is the attack of the training, the training was not adversarial; if it is the monitored attack, the robust
+    accuracy is high only because the gradient vanished.
     """
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:  # of a method without epochs
+    except FileNotFoundError:  # a method without epochs
         return None
     ends = list({line["phase"]: line for line in map(json.loads, lines)}.items())
     for phase, line in ends:
@@ -313,10 +376,10 @@ def _dead(folder: Path, objective: str) -> str | None:
 
 
 class _Share(Silent):
-    """Tells the share of all planned work that is done."""
+    """Reports the completed share of all planned work."""
 
     def __init__(self, tell: Callable[[float], None]):
-        self._tell, self._told = tell, 0.0
+        self._tell, self._reported_at = tell, 0.0
         self._planned, self._completed, self._total, self._work = 0.0, 0.0, 1, 0.0
 
     def plan(self, total_work: float) -> None:
@@ -326,8 +389,8 @@ class _Share(Silent):
         self._total, self._work = max(total, 1), work
 
     def update(self, done: int, note: str = "") -> None:
-        if time.monotonic() - self._told > 0.2:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reported_at > 0.2:
+            self._reported_at = time.monotonic()
             share = (self._completed + self._work * done / self._total) / self._planned if self._planned else 0.0
             self._tell(min(share, 1.0))
 

@@ -1,4 +1,4 @@
-"""Who the workers are, as `TF_CONFIG` says it; what is no such text is refused in one line."""
+"""The workers that `TF_CONFIG` names; an invalid text is refused in one line."""
 
 import json
 
@@ -15,7 +15,7 @@ def text(cluster, **task):
 
 
 @pytest.mark.parametrize("alone", [None, "", text({"worker": ["a:1"]}, type="worker", index=0)])
-def test_one_process_is_alone(alone):
+def test_without_a_cluster_one_process_is_alone(alone):
     assert task_of(alone) is None
 
 
@@ -40,14 +40,14 @@ def test_a_chief_comes_first():
         (text(TWO, type="chief", index=0), "its task is of type 'chief', and its cluster has worker"),
         (
             text({**TWO, "ps": ["c:3"]}, type="worker", index=0),
-            "its cluster has ps, and all processes are to be workers",
+            "its cluster has ps, and all processes must be workers",
         ),
-        (text({"worker": ["a:1", "b"]}, type="worker", index=0), "its addresses must be texts, host:port"),
-        (text({"worker": ["a:1", 7]}, type="worker", index=0), "its addresses must be texts, host:port"),
+        (text({"worker": ["a:1", "b"]}, type="worker", index=0), "its addresses must be strings host:port"),
+        (text({"worker": ["a:1", 7]}, type="worker", index=0), "its addresses must be strings host:port"),
         (text({"worker": 3}, type="worker", index=0), "TF_CONFIG: object of type 'int' has no len"),
     ],
 )
-def test_what_is_no_task_is_refused(config, said):
+def test_an_invalid_task_is_refused(config, said):
     with pytest.raises(InvalidInputError) as refused:
         task_of(config)
     assert said in str(refused.value)
@@ -56,7 +56,7 @@ def test_what_is_no_task_is_refused(config, said):
     )
 
 
-def test_one_process_needs_nobody():
+def test_one_process_communicates_with_itself():
     message = Message({"a": 1}, {})
     assert ALONE.broadcast(message) is message and ALONE.all_gather(message) == [message]
     assert ALONE.chief and ALONE.replicas == ALONE.local_replicas == 1

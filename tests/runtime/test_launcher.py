@@ -1,4 +1,4 @@
-"""Workers of one machine start and end together: seen with processes that need no TensorFlow."""
+"""Workers of one machine start and end together, tested with processes that need no TensorFlow."""
 
 import json
 import os
@@ -51,9 +51,9 @@ def run(folder, body):
 def test_all_get_the_command_and_a_place(tmp_path):
     status, out, err = run(tmp_path, "pass")
     assert (status, out, err) == (0, ["out of 0"], ["first of 0", "last of 0"])
-    told = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(3)]
-    assert all(cluster == told[0][0] and arguments == ["an argument"] for cluster, arguments, _ in told)
-    assert len({*told[0][0]["worker"]}) == 3
+    found = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(3)]
+    assert all(cluster == found[0][0] and arguments == ["an argument"] for cluster, arguments, _ in found)
+    assert len({*found[0][0]["worker"]}) == 3
 
 
 @pytest.mark.parametrize(

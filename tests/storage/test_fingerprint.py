@@ -30,7 +30,7 @@ def test_a_fingerprint_of_an_earlier_version_is_equal():
         "batch size": 5,
         "seed": 3,
         "kept images": False,
-        "attack dtype": "float32",
+        "craft dtype": "float32",
     }
     settings = {"batch_size": 5, "kept_images": False, "attack_dtype": "float32"}
     assert Fingerprint.from_json(earlier) == Fingerprint(attacks=[], images="f", seed=3, settings=settings)

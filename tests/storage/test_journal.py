@@ -1,4 +1,4 @@
-"""An evaluation that was broken off, at any batch and any byte, ends as one that was not."""
+"""An evaluation that was interrupted, at any batch and any byte, ends as an uninterrupted one."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ def three(journal):
 
 
 def reopened(path, content, fingerprint=FINGERPRINT):
-    """What of three pieces is computed anew where the file holds this; afterwards the file holds all of them."""
+    """Which of three results are computed again if the file has this content; afterwards it holds all of them."""
     path.write_bytes(content)
     journal = Journal(path, fingerprint)
     held = len(journal)
@@ -56,7 +56,7 @@ def reopened(path, content, fingerprint=FINGERPRINT):
     return held, computed
 
 
-def test_pieces_are_read_back(tmp_path):
+def test_results_are_read_back(tmp_path):
     path = tmp_path / "folder" / ".run.partial"
     with Journal(path, FINGERPRINT) as journal:
         assert len(journal) == 0
@@ -102,7 +102,7 @@ def test_other_bytes_than_were_written(tmp_path):
         assert computed and path.read_bytes() == whole
 
 
-def test_a_piece_is_not_taken_for_another(tmp_path):
+def test_a_result_is_not_confused_with_another(tmp_path):
     journal = Journal(tmp_path / ".run.partial", FINGERPRINT)
     journal.result(b"round 1", lambda: {"a": np.zeros(1)})
     journal.close()
@@ -141,7 +141,7 @@ def test_another_fingerprint(tmp_path):
     journal.close()
 
 
-def test_what_is_no_journal_stays(tmp_path):
+def test_a_file_that_is_not_a_journal_stays(tmp_path):
     for number, content in enumerate([b"years of work\n", b"[1, 2]\n", b'"thesis"\n', b"\x80\xff\n", b"\0\0"]):
         path = tmp_path / f".{number}.partial"
         path.write_bytes(content)
@@ -150,7 +150,7 @@ def test_what_is_no_journal_stays(tmp_path):
         assert path.read_bytes() == content
 
 
-def test_where_it_cannot_be_written(tmp_path):
+def test_a_journal_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInputError, match="file"):
         Journal(tmp_path / "file" / ".run.partial", FINGERPRINT)
@@ -159,7 +159,7 @@ def test_where_it_cannot_be_written(tmp_path):
         Journal(tmp_path / ".folder.partial", FINGERPRINT)
 
 
-def test_how_its_body_ends(tmp_path):
+def test_the_end_of_the_body_as_a_context(tmp_path):
     """InvalidInputError: the journal is deleted. A full disk is refused in one line, and an interruption says what to
     do."""
     path = tmp_path / ".run.partial"
@@ -197,7 +197,7 @@ LABELS = np.where(np.arange(23) % 6 == 0, (PREDICTED + 1) % 5, PREDICTED)
 
 
 class Small(AutoAttack):
-    """AutoAttack with the smallest budgets under which it still has rounds, survivors and fallen."""
+    """AutoAttack with the smallest budgets under which it still has rounds, robust and broken images."""
 
     @property
     def members(self):
@@ -263,7 +263,7 @@ class Dying(Journal):
 
 
 def die(evaluator, path, batches, tear=None) -> bool:
-    """Evaluate until so many more batches are computed; whether it died of that."""
+    """Evaluate until a number of further batches are computed; returns whether the process died of that."""
     fingerprint = evaluator.fingerprint(IMAGES, LABELS, keep_images=True)
     journal = Dying(path, fingerprint, batches, tear)
     try:

@@ -1,4 +1,4 @@
-"""Training states: the last whole one is what a run goes on from, with its files as they were then."""
+"""Training snapshots: a run resumes from the last intact one, with its files as they were then."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def log(run, line):
         file.write(line + "\n")
 
 
-def test_what_is_saved_is_what_is_read(states, said):
+def test_a_saved_snapshot_is_read_back(states, said):
     assert states.rewind() is None
     states.save({"step": 3, "best": {"x": 0.1}}, ARRAYS)
     header, arrays = states.rewind()
@@ -54,7 +54,7 @@ def test_seconds_add_up_over_processes(states, tmp_path):
     assert 100 < later.seconds < 200
 
 
-def test_any_damage_is_skipped_for_the_state_before(states, said, tmp_path):
+def test_a_damaged_snapshot_is_skipped_for_the_one_before(states, said, tmp_path):
     """Cut at any of many lengths, or one byte changed in any of many places."""
     states.save({"step": 1}, ARRAYS)
     states.save({"step": 2}, ARRAYS)
@@ -66,12 +66,12 @@ def test_any_damage_is_skipped_for_the_state_before(states, said, tmp_path):
         path.write_bytes(content)
         assert states.rewind()[0]["step"] == 1
         (line,) = said
-        assert line == f"{path} is damaged (its checksum is another); skipped for the state before it"
+        assert line == f"{path} is damaged (its checksum does not match); skipped for the snapshot before it"
         assert not path.exists()
         said.clear()
 
 
-def test_where_all_are_damaged_nothing_is_resumed(states, said, tmp_path):
+def test_nothing_is_resumed_if_all_are_damaged(states, said, tmp_path):
     log(tmp_path, "1")
     states.save({}, {})
     (tmp_path / "training/000001.state").write_bytes(b"")
@@ -94,7 +94,7 @@ def test_growing_files_are_cut_back(states, tmp_path):
     assert {path.name: path.read_bytes() for path in board.iterdir()} == {"events.1": b"1234"}
 
 
-def test_a_state_whose_files_were_lost_is_skipped(states, said, tmp_path):
+def test_a_snapshot_whose_files_were_lost_is_skipped(states, said, tmp_path):
     """As where the power went before they were on the disk."""
     log(tmp_path, "1")
     states.save({"step": 1}, {})

@@ -1,4 +1,4 @@
-"""`tune` by the command line: what it measures, what it leaves, and that a kill costs nothing but time."""
+"""`tune` on the command line: what it measures, what it writes, and that it resumes after a kill."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def without_times(study: dict) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_killed_in_a_trial_it_goes_on_to_the_same_table(tmp_path, monkeypatch):
+def test_a_killed_search_resumes_to_the_same_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = (*SMALL, "--trials", "2", "--search", RATES, "--search", "method.batch_size=choice(8, 16)")
     assert run(*arguments, "--output-dir", "whole").exit_code == 0
@@ -92,7 +92,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_share_the_trials(tmp_path):
-    """As a program: the processes that it starts read its main file too, and are not to run the command anew."""
+    """As a program: the processes that it starts import its main file too, and must not run the command again."""
     search = "method.optimizer.learning_rate=log(1e-3, 1e-2)"
     command = [*SMALL, "--trials", "2", "--search", search, "--processes", "2", "--objective", "mean", "--json"]
     result = subprocess.run([sys.executable, CLI, *command], cwd=tmp_path, capture_output=True, text=True)
@@ -103,7 +103,7 @@ def test_two_processes_share_the_trials(tmp_path):
         assert trial["objective"] == pytest.approx((trial["clean_accuracy"] + trial["robust_accuracy"]) / 2)
 
 
-def test_the_test_part_is_taken_away(monkeypatch):
+def test_the_test_split_is_removed(monkeypatch):
     seen = []
 
     def stopped(data, attacks):
@@ -124,7 +124,7 @@ def test_objectives_by_hand():
     assert objective_value("harmonic_mean", 0.0, 0.0) == 0.0
 
 
-def test_an_attack_that_met_no_gradient_makes_a_robust_accuracy_worth_nothing(tmp_path):
+def test_a_robust_accuracy_without_gradients_does_not_count(tmp_path):
     def leave(**last):
         lines = [{"phase": "pre-training", "zero_gradients": 0.1}, {"phase": "training", **last}]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
