@@ -249,7 +249,7 @@ def test_without_held_out_images_nothing_is_chosen_by_them():
 
 def test_early_stopping_needs_validation_images():
     said = refusal(None, "at", ["evaluation.patience=3", "dataset.validation_fraction=0"])
-    assert "evaluation.patience 3 waits" in said and "set dataset.validation_fraction" in said
+    assert "evaluation.patience 3 needs validation images" in said and "set dataset.validation_fraction" in said
 
 
 def refusal(*arguments) -> str:
