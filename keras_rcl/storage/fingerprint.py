@@ -51,7 +51,7 @@ class Fingerprint:
     def to_json(self) -> dict[str, Any]:
         """Return the fingerprint as it is stored: one level, with the settings beside the other parts."""
         parts = {name: getattr(self, name) for name in _PARTS}
-        return {name: part for name, part in parts.items() if part is not None} | self.settings
+        return {name: part for name, part in parts.items() if part is not None} | dict(self.settings)
 
     @classmethod
     def from_json(cls, stored: Any) -> "Fingerprint":
@@ -96,5 +96,5 @@ def hash_arrays(*arrays: np.ndarray) -> str:
     """Return the SHA-256 of the arrays' bytes, one after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

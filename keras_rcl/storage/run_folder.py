@@ -35,7 +35,8 @@ class RunFolder:
 
     def __init__(self, path: Path, fingerprint: Fingerprint, begin: Callable[[Path], None], *, overwrite: bool = False):
         self.path, self.training = Path(path), Path(path) / "training"
-        self._fingerprint, self._lock = self.training / "question.json", None
+        self._fingerprint = self.training / "question.json"
+        self._lock: Lock | None = None
         self.resumed = self._fingerprint.is_file()
         try:
             if self.resumed:

@@ -125,8 +125,8 @@ def tune(
         except KeyboardInterrupt as stop:
             raise type(stop)("the same command resumes") from None
         search.progress.finish()
-        if study.best():
-            search.write_best(study)
+        if best := study.best():
+            search.write_best(best)
         return study.to_json(), search.folder
 
 
@@ -176,13 +176,13 @@ class _Search:
 
     def run(self, study: Study) -> None:
         """Run the trials that are missing, in this process or in several."""
-        report = functools.partial(self.report, study)
         self.progress.start("trials", self.options.trials * UNITS)
         if self.options.processes == 1:
             for job in self.jobs(study):
-                report(job.number, None, run_trial(job, lambda share, number=job.number: report(number, share, None)))
+                outcome = run_trial(job, functools.partial(self.report, study, job.number, outcome=None))
+                self.report(study, job.number, None, outcome)
         else:
-            function = f"{__name__}:run_trial"
+            report, function = functools.partial(self.report, study), f"{__name__}:run_trial"
             in_processes(self.jobs(study), report, self.options.processes, function=function, failed=_failed)
 
     def jobs(self, study: Study) -> Iterator[Job]:
@@ -213,9 +213,8 @@ class _Search:
         note = f"best {objective} {best['objective']:.2%}" if best else ""
         self.progress.update(round(UNITS * (len(study.ended()) + sum(self._shares.values()))), note)
 
-    def write_best(self, study: Study) -> None:
+    def write_best(self, best: dict[str, Any]) -> None:
         """Write the experiment of the best trial, as a configuration file."""
-        best = study.best()
         command = " ".join(command_line().split())
         header = f"# Trial {best['number']} of `{command}`: {self.options.objective} {best['objective']:.4f}\n"
         experiment = dataclasses.replace(self.vary(_as_settings(best["settings"])), compare=())
