@@ -1,4 +1,4 @@
-"""The composition of an attack: a model and a data set become a record, a plot and pictures."""
+"""The workflow of `attack`: a model and a data set become a record, a plot and pictures."""
 
 import contextlib
 import dataclasses
@@ -21,6 +21,8 @@ from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, pixels, split_of, support_of
 
 
+# One keyword per option of the command, so that a call in Python reads like the command line; they alone
+# take a quarter of the lines.
 def attack(
     path: Path,
     attacks: Sequence[Attack],
@@ -40,29 +42,32 @@ def attack(
 ) -> tuple[dict[str, Any], Path | None]:
     """Attack a SavedModel or `.keras` on a data set.
 
-    Every batch is written to `.<name>.partial` beside the output folder as soon as it is finished. The same call, made
-    again after it was broken off at any instant, goes on from there and ends in the same record.
+    Every batch is written to `.<name>.partial` beside the output folder as soon as it is finished. If the call is
+    interrupted at any instant, the same call resumes it and returns the same record.
 
     Args:
-        path: a folder that `export` made, or any SavedModel or `.keras` from images to logits or probabilities.
-        attacks: each is run on every image that the model classifies correctly.
-        dataset: fields of `Dataset`: which images. Without a `name` they change the data set that the model was trained
-            with, which its `model.json` names.
-        part: `test`, `validation` or `train`.
-        output_dir: the folder for the record and the pictures; `attacks/<model>`, numbered, where not given.
-        batch_size: images attacked at once.
-        seed: of the attacks.
-        save_images: also write `adversarial.npz`.
-        overwrite: replace the output folder, and an interrupted evaluation of something else.
-        trust: load the model, and those that attacks look through, without looking for what could do harm.
-        attack_dtype: what attacks on the model's own logits are computed in, `float32` or `bfloat16`; outcomes are read
-            off the model itself.
-        progress: where progress is shown.
-        workers: all of which call this with the same; they share the batches, and the chief writes.
-        **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
+        path: A folder that `export` made, or any SavedModel or `.keras` file from images to logits or probabilities.
+        attacks: Each is run on every image that the model classifies correctly.
+        dataset: Fields of `Dataset`. Without a `name` they change the data set that the model was trained with, which
+            its `model.json` names.
+        part: The split: `test`, `validation` or `train`.
+        output_dir: The folder for the record and the pictures; `attacks/<model>`, numbered, if not given.
+        batch_size: Images attacked at once.
+        seed: The seed of the attacks.
+        save_images: Also write `adversarial.npz`.
+        overwrite: Replace the output folder, and an interrupted evaluation with other settings.
+        trust: Skip the search for what could do harm in the model and in those that attacks read.
+        attack_dtype: The dtype that attacks on the model's own logits are computed in, `float32` or `bfloat16`.
+            Outcomes are always of the model itself.
+        progress: Where progress is shown.
+        workers: All of them call this with the same arguments; they share the batches, and the chief writes.
+        **foreign: `input_range`, `output` and `endpoint` of a model that was not exported here, see `load_classifier`.
 
     Returns:
-        The record, and the folder that holds it; none but on the chief.
+        The record, and the folder that holds it; None instead of the folder on workers other than the chief.
+
+    Raises:
+        InvalidInputError: If the model or the data cannot be read, or do not fit each other or the attacks.
 
     Example:
         >>> from pathlib import Path
@@ -109,24 +114,30 @@ def attack(
         sources=hashes,
         attack_dtype=attack_dtype,
     )
-    if journal is None or output_dir is None:  # Only the chief writes.
+    if journal is None or output_dir is None:  # not the chief
         return record, None
     record["geometry"] = geometry_of(classifier.outputs, chosen, attacks, seed)
     class_names = classifier.class_names or data.class_names
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)
         _draw(evaluator, survival, images, class_names, record["model"]["name"], folder)
-        if survival.adversarial is not None:
-            np.savez_compressed(
-                folder / "adversarial.npz",
-                images=survival.adversarial,
-                predictions=survival.predictions,
-                labels=survival.labels,
-                indices=chosen.indices,
-                attacks=np.array([describe(word) for word in survival.attacks]),
-            )
+        if save_images:
+            _save_images(survival, chosen.indices, folder / "adversarial.npz")
     journal.discard()
     return record, output_dir
+
+
+def _save_images(survival: Survival, indices: np.ndarray, path: Path) -> None:
+    """Write the adversarial images, with what the survival table says of them."""
+    assert survival.adversarial is not None
+    np.savez_compressed(
+        path,
+        images=survival.adversarial,
+        predictions=survival.predictions,
+        labels=survival.labels,
+        indices=indices,
+        attacks=np.array([describe(spec) for spec in survival.attacks]),
+    )
 
 
 def _draw(
@@ -137,7 +148,7 @@ def _draw(
     title: str,
     folder: Path,
 ) -> None:
-    """The accuracy-epsilon plot, one a norm, and pictures of the strongest attack."""
+    """Draw one accuracy-epsilon plot per norm, and pictures of the strongest attack."""
     rows = survival.rows()
     for norm in dict.fromkeys(row["norm"] for row in rows):
         curves: dict[str, list[tuple[float, float]]] = {}

@@ -1,4 +1,4 @@
-"""The composition of an audit: a model on disk, a claim or a record of it, and data become a verdict."""
+"""The workflow of `audit`: a model, a claim or a record of it, and data become a verdict."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +27,8 @@ FORMAT = 1
 PICTURED_IMAGES, KEPT_IMAGES = 16, 500
 
 
+# One keyword per option of the command, so that a call in Python reads like the command line; they alone
+# take a quarter of the lines.
 def audit_model(
     path: Path,
     *,
@@ -48,33 +50,33 @@ def audit_model(
 ) -> tuple[dict[str, Any], Path]:
     """Audit a claim about a SavedModel or `.keras`, or that of a result record.
 
-    The same call, made again after it was broken off, goes on from there, as with `attack`.
+    If the call is interrupted, the same call resumes it, as with `attack`.
 
     Args:
-        path: the model, as for `attack`.
-        claim: a number; or else
-        record: a `record.json` that `attack` wrote: its images are audited, outcome by outcome, and `adversarial.npz`
-            beside it is checked where it is there.
-        norm: with `epsilon`, which of the record's threat models; needed where it has several.
-        epsilon: see `norm`.
-        dataset: which images, as for `attack`.
-        part: likewise; a record names its own.
-        transfer_from: models to craft transferred images on.
-        budget: how much to spend.
-        output_dir: the folder for `audit.json`, `audit.html`, pictures and `counterexamples.npz`; `audits/<model>`,
-            numbered, where not given.
-        batch_size: images attacked at once.
-        seed: of the attacks.
-        overwrite: replace the output folder.
-        trust: load all models without looking for what could do harm.
-        progress: where progress is shown.
-        **foreign: `input_range`, `output` and `endpoint` of a model of other makers, see `load_classifier`.
+        path: The model, as for `attack`.
+        claim: The claimed robust accuracy with its norm and epsilon. Either a claim or a record is given.
+        record: A `record.json` that `attack` wrote. Its images are audited, outcome by outcome, and `adversarial.npz`
+            beside it is checked if it is there.
+        norm: With `epsilon`, the threat model of the record; needed if the record has several.
+        epsilon: See `norm`.
+        dataset: Fields of `Dataset`, as for `attack`.
+        part: The split, as for `attack`; a record names its own.
+        transfer_from: Models to craft transferred images on.
+        budget: How much to spend.
+        output_dir: The folder for `audit.json`, `audit.html`, pictures and `counterexamples.npz`; `audits/<model>`,
+            numbered, if not given.
+        batch_size: Images attacked at once.
+        seed: The seed of all random draws.
+        overwrite: Replace the output folder.
+        trust: Skip the search for what could do harm in all models.
+        progress: Where progress is shown.
+        **foreign: `input_range`, `output` and `endpoint` of a model that was not exported here, see `load_classifier`.
 
     Returns:
-        What `audit.json` holds, and the folder.
+        The content of `audit.json`, and the folder.
 
     Raises:
-        InvalidInputError: if model, data or record cannot be read or do not fit one another.
+        InvalidInputError: If model, data or record cannot be read or do not fit each other.
 
     Example:
         >>> from pathlib import Path
@@ -83,24 +85,20 @@ def audit_model(
         >>> audit, folder = keras_rcl.audit_model(Path("saved_models/digits-at"), claim=claim)  # doctest: +SKIP
     """
     classifier = load_classifier(path, trust=trust, **foreign)
-    told = read_record(record) if record is not None else None
+    stored = read_record(record) if record is not None else None
     data = data_for(classifier, dataset or {})
     others = {str(other): logits_through(str(other), data, trust) for other in transfer_from}
-    if told is not None:
-        part = told["data"]["part"]
+    if stored is not None:
+        part = stored["data"]["part"]
     chosen = split_of(data, part)
-    kept = (
-        np.arange(len(chosen.labels))
-        if told is None or record is None
-        else _positions(record, told, data.name, chosen.indices)
-    )
-    images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
-    evidence = None
-    if told is not None and record is not None:
-        claim, evidence = _of_record(record, told, classifier.model_hash, norm, epsilon)
+    kept, evidence = np.arange(len(chosen.labels)), None
+    if record is not None and stored is not None:
+        kept = _positions(record, stored, data.name, chosen.indices)
+        claim, evidence = _of_record(record, stored, classifier.model_hash, norm, epsilon)
     if claim is None:
         raise InvalidInputError("no claim to audit; give a claim or a record")
-    budget.resolved_verifier(claim, randomised=False)  # refuses here, before anything is written
+    images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
+    budget.resolved_verifier(claim, randomised=False)  # raises before anything is written
     progress, batch_size = progress or Silent(), min(batch_size, len(images))
     subject = Subject(
         logits=classifier.logits,
@@ -114,12 +112,7 @@ def audit_model(
         images=hash_arrays(images, labels),
         seed=seed,
         versions=versions(),
-        settings={
-            "claim": TypeAdapter(Claim).dump_python(claim, mode="json"),
-            "record": None if record is None else Path(record).read_text(encoding="utf-8"),
-            "budget": TypeAdapter(AuditBudget).dump_python(budget, mode="json"),
-            "batch_size": batch_size,
-        },
+        settings=_settings(claim, record, budget, batch_size),
     )
     default = Path("audits") / path.stem
     output_dir, journal = output_and_journal(output_dir, default, fingerprint, overwrite, marker="audit.json")
@@ -138,67 +131,87 @@ def audit_model(
             journal=journal,
         )
     found = _as_json(result, budget, seed)
-    found["model"] = {"name": classifier.contract.get("name", path.stem), "hash": classifier.model_hash}
+    identity = classifier.identity()
+    found["model"] = {"name": identity["name"], "hash": identity["hash"]}
     found["record"] = None if record is None else str(record)
     found["data"] = {"name": data.name, "part": part, "indices": index_ranges(indices)}
     found["counterexamples"] = index_ranges(indices[result.counterexamples])
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         pictures = _draw(result, images, labels, classifier.class_names or data.class_names, folder)
         if len(result.counterexamples):
-            which = result.counterexamples[:KEPT_IMAGES]
-            np.savez_compressed(
-                folder / "counterexamples.npz",
-                images=images[which],
-                adversarial=result.adversarial[:KEPT_IMAGES],
-                labels=labels[which],
-                indices=indices[which],
-            )
+            _save_counterexamples(result, images, labels, indices, folder / "counterexamples.npz")
         write_json(folder / "audit.json", found)
         (folder / "audit.html").write_text(audit_page(found, pictures), encoding="utf-8")
     journal.discard()
     return found, output_dir
 
 
-def _positions(path: Path, told: dict[str, Any], data_name: str, indices: np.ndarray) -> np.ndarray:
-    """Where the record's images are among those of the part."""
-    if told["data"]["name"] != data_name:
-        raise InvalidInputError(f"{path} is of {told['data']['name']}, not {data_name}; give that --dataset")
+def _settings(claim: Claim, record: Path | None, budget: AuditBudget, batch_size: int) -> dict[str, Any]:
+    """The settings of the fingerprint."""
+    return {
+        "claim": TypeAdapter(Claim).dump_python(claim, mode="json"),
+        "record": None if record is None else Path(record).read_text(encoding="utf-8"),
+        "budget": TypeAdapter(AuditBudget).dump_python(budget, mode="json"),
+        "batch_size": batch_size,
+    }
+
+
+def _save_counterexamples(
+    result: Audit, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, path: Path
+) -> None:
+    """Write the first counterexamples, with their labels and positions in the data set."""
+    which = result.counterexamples[:KEPT_IMAGES]
+    np.savez_compressed(
+        path,
+        images=images[which],
+        adversarial=result.adversarial[:KEPT_IMAGES],
+        labels=labels[which],
+        indices=indices[which],
+    )
+
+
+def _positions(path: Path, stored: dict[str, Any], data_name: str, indices: np.ndarray) -> np.ndarray:
+    """The positions of the record's images in the split."""
+    if stored["data"]["name"] != data_name:
+        raise InvalidInputError(
+            f"{path} is of {stored['data']['name']}, not {data_name}; pass --dataset {stored['data']['name']}"
+        )
     place = {int(index): position for position, index in enumerate(indices)}
-    missing = [int(index) for index in told["data"]["indices"] if int(index) not in place]
+    missing = [int(index) for index in stored["data"]["indices"] if int(index) not in place]
     if missing:
         raise InvalidInputError(
-            f"{path} names image {missing[0]} of {data_name}, which is not in its {told['data']['part']} part"
+            f"{path} names image {missing[0]} of {data_name}, which is not in its {stored['data']['part']} split"
         )
-    return np.array([place[int(index)] for index in told["data"]["indices"]], int)
+    return np.array([place[int(index)] for index in stored["data"]["indices"]], int)
 
 
 def _of_record(
-    path: Path, told: dict[str, Any], model_hash: str, norm: Norm | None, epsilon: float | None
+    path: Path, stored: dict[str, Any], model_hash: str, norm: Norm | None, epsilon: float | None
 ) -> tuple[Claim, Evidence]:
-    """The claim that a record makes of one threat model, and what it says of each image."""
-    known = dict.fromkeys((attack.norm, attack.epsilon) for attack in told["attacks"])
+    """The claim of a record for one threat model, and what it reports of each image."""
+    known = dict.fromkeys((attack.norm, attack.epsilon) for attack in stored["attacks"])
     wanted = [ball for ball in known if norm in (None, ball[0]) and epsilon in (None, ball[1])]
     if len(wanted) != 1:
         texts = ", ".join(f"{n} {format_pixels(e)}" for n, e in known) or "no attack"
-        raise InvalidInputError(f"{path} holds {texts}; say which one to audit with --norm and --epsilon")
+        raise InvalidInputError(f"{path} holds {texts}; choose one with --norm and --epsilon")
     ((norm, epsilon),) = wanted
-    numbers = [i for i, attack in enumerate(told["attacks"]) if (attack.norm, attack.epsilon) == (norm, epsilon)]
-    protocols = [told["attacks"][i].protocol for i in numbers]
-    survived = told["survival"]["clean"] & told["survival"]["attacks"][numbers].all(axis=0)
-    distances = [told["rows"][i].get("largest_distance") for i in numbers]
+    numbers = [i for i, attack in enumerate(stored["attacks"]) if (attack.norm, attack.epsilon) == (norm, epsilon)]
+    protocols = [stored["attacks"][i].protocol for i in numbers]
+    survived = stored["survival"]["clean"] & stored["survival"]["attacks"][numbers].all(axis=0)
+    distances = [stored["rows"][i].get("largest_distance") for i in numbers]
     evidence = Evidence(
-        clean=told["survival"]["clean"],
+        clean=stored["survival"]["clean"],
         survived=survived,
         protocol=next((name for name in protocols if name != "pixel"), "pixel"),
-        same_model=told["model"]["hash"] == model_hash,
-        attacked=_kept_images(path, told, numbers),
+        same_model=stored["model"]["hash"] == model_hash,
+        attacked=_kept_images(path, stored, numbers),
         largest_distance=max((d for d in distances if d is not None), default=None),
     )
     return Claim(robust_accuracy=float(survived.mean()), norm=norm, epsilon=epsilon), evidence
 
 
-def _kept_images(path: Path, told: dict[str, Any], numbers: list[int]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """The adversarial images beside the record, attack by attack, with what it counts of each."""
+def _kept_images(path: Path, stored: dict[str, Any], numbers: list[int]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """The adversarial images beside the record, attack by attack, and whether it counts each as robust."""
     archive = Path(path).parent / "adversarial.npz"
     if not archive.is_file():
         return ()
@@ -207,11 +220,11 @@ def _kept_images(path: Path, told: dict[str, Any], numbers: list[int]) -> tuple[
             images, names = kept["images"], [str(name) for name in kept["attacks"]]
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInputError(f"{archive} cannot be read: {error}; move it away to audit the record alone") from None
-    if names != [describe(attack) for attack in told["attacks"]] or images.shape[1] != told["images"]:
+    if names != [describe(attack) for attack in stored["attacks"]] or images.shape[1] != stored["images"]:
         raise InvalidInputError(
             f"{archive} is of other attacks or images than {path}; move it away to audit the record alone"
         )
-    clean, outcomes = told["survival"]["clean"], told["survival"]["attacks"]
+    clean, outcomes = stored["survival"]["clean"], stored["survival"]["attacks"]
     return tuple((images[i].astype(np.float32), clean & outcomes[i]) for i in numbers)
 
 
@@ -247,7 +260,7 @@ def _as_json(result: Audit, budget: AuditBudget, seed: int) -> dict[str, Any]:
 def _draw(
     result: Audit, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], folder: Path
 ) -> list[tuple[str, str]]:
-    """Pictures of the audit; returns their captions and file names."""
+    """Draw the pictures of the audit; returns their captions and file names."""
     reach = format_pixels(result.claim.epsilon)
     loss_surface_plot(result.surface, folder / "loss_surface.png", reach=reach, title="loss surface of one image")
     pictures = [("The logit margin around one image, which should be smooth", "loss_surface.png")]

@@ -1,4 +1,4 @@
-"""The composition of an exchange: a model on disk and data become another verifier's files, its results our rows."""
+"""The workflows of `export-vnnlib` and `read-verifier-results`: files for another verifier, and rows of its results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
 
 
+# One keyword per option of the command, so that a call in Python reads like the command line.
 def interchange(
     path: Path,
     epsilons: Sequence[float],
@@ -38,16 +39,16 @@ def interchange(
 ) -> tuple[dict[str, Any], Path]:
     """Write a network and its robustness around images for alpha-beta-CROWN, and other verifiers that read VNN-LIB.
 
-    An image that the network gets wrong has no robustness to prove and is left out, as in VNN-COMP.
+    A misclassified image has no robustness to prove and is left out, as in VNN-COMP.
 
     Args:
         path: an export made here, or a `.keras` file.
         epsilons: radii of the L-inf balls, in pixels.
-        count: at each radius the first so many images that the network gets right, under the attacks too.
-        attacks: are run at each radius; images that fall are left out, as Cusin (2026) did.
+        count: At most this many images per radius: the first that are classified correctly, under the attacks too.
+        attacks: Run at each radius; images that they break are left out, as in Cusin (2026).
         timeout: seconds for each image.
         dataset: which images, as for `attack`.
-        part: likewise.
+        part: The split, as for `attack`.
         output_dir: the folder to write; `interchange/<model>`, numbered, where not given.
         batch_size: images attacked at once.
         seed: of the attacks.
@@ -77,16 +78,16 @@ def interchange(
         evaluator = Evaluator(
             classifier.logits, words, batch_size=batch_size, seed=seed, outputs=outputs, support=support
         )
-        standing, looked_at = _standing(evaluator, chosen, count, progress or Silent())
-        rows.append({"epsilon": epsilon, "left_out": looked_at - len(standing)})
-        for i in standing:
+        robust, looked_at = _robust_images(evaluator, chosen, count, progress or Silent())
+        rows.append({"epsilon": epsilon, "left_out": looked_at - len(robust)})
+        for i in robust:
             image = pixels(chosen.images[i])
             instances.append(Instance(image, int(chosen.labels[i]), epsilon, int(chosen.indices[i])))
     if not instances:
         raise InvalidInputError(
             f"{path} gets none of {len(chosen.labels)} images right, so nothing is left to verify; choose another"
         )
-    told = {
+    exported = {
         "format": 1,
         "command": command_line(),
         "model": classifier.identity(),
@@ -99,12 +100,12 @@ def interchange(
     }
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_instances(folder, model, instances, timeout)
-        write_json(folder / "instances.json", told)
-    return told, output_dir
+        write_json(folder / "instances.json", exported)
+    return exported, output_dir
 
 
-def _standing(evaluator: Evaluator, part: sources.Split, count: int, progress: Progress) -> tuple[np.ndarray, int]:
-    """The positions of the first so many images that are right, under all attacks too; of how many that were tried."""
+def _robust_images(evaluator: Evaluator, part: sources.Split, count: int, progress: Progress) -> tuple[np.ndarray, int]:
+    """The positions of the first `count` robust images, and the number of images that were tried to find them."""
     found, size = np.empty(0, int), evaluator.batch_size
     for start in range(0, len(part.labels), size):
         chosen = slice(start, start + size)
@@ -127,8 +128,8 @@ def collect(folder: Path) -> dict[str, Any]:
             whole.
     """
     try:
-        told = read_json(folder / "instances.json")
-        instances, radii, _ = told["instances"], told.pop("epsilons"), told["model"]["name"]
+        exported = read_json(folder / "instances.json")
+        instances, radii, _ = exported["instances"], exported.pop("epsilons"), exported["model"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InvalidInputError(
             f"{folder} has no instances.json to read; give a folder that `interchange` wrote"
@@ -145,4 +146,4 @@ def collect(folder: Path) -> dict[str, Any]:
         found = [instance for instance in instances if instance["epsilon"] == row["epsilon"]]
         counts = {status: sum(one["status"] == status for one in found) for status in STATUSES}
         rows.append({**row, "counts": counts, "seconds": round(sum(one["seconds"] for one in found), 1)})
-    return {**told, "rows": rows}
+    return {**exported, "rows": rows}

@@ -97,9 +97,9 @@ def outputs_of(
         if proxy is None:
             found[key] = own(output)
             if found[key] is None:
-                cure = "give it source=MODEL" if output == "embedding" else "choose another attack"
+                hint = "give it source=MODEL" if output == "embedding" else "choose another attack"
                 raise InvalidInputError(
-                    f"{member.label} looks at the {output}, which the attacked model does not tell; {cure}"
+                    f"{member.label} looks at the {output}, which the attacked model does not tell; {hint}"
                 )
         elif output == "logits":
             found[key], hashes[proxy] = logits_through(proxy, data, trust)

@@ -1,10 +1,11 @@
-"""The composition of a verification: a model on disk and data become a record of what is proved."""
+"""The workflow of `verify`: a model and data become a record of what is proved."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
@@ -12,7 +13,7 @@ from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
 from keras_rcl.evaluation.record import make_verification, versions
 from keras_rcl.folding import fold
 from keras_rcl.folding.numpy_forward import evaluate
-from keras_rcl.model_io.classifier import load_classifier
+from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.model_io.loading import LoadedModel
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
@@ -21,9 +22,11 @@ from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.workflows.inputs import data_for, pixels, split_of
 
 _TOLERANCE = 1e-3
-"""Of logits in float32 against the folded layers in float64."""
+"""The allowed difference of logits in float32 from those of the folded layers in float64."""
 
 
+# One keyword per option of the command, so that a call in Python reads like the command line; they alone
+# take a quarter of the lines.
 def verify_model(
     path: Path,
     epsilons: Sequence[float],
@@ -42,31 +45,31 @@ def verify_model(
     trust: bool = False,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Verify a model's images in L-inf balls; broken off at any instant, the same call goes on from there.
+    """Verify a model's images in L-inf balls. If the call is interrupted at any instant, the same call resumes it.
 
     Args:
-        path: a folder that `export` made, or a `.keras` file.
-        epsilons: radii in pixels.
-        method: see `Certifier`.
-        timeout: likewise.
-        no_attack: attack nothing first.
-        count: see `Certifier`.
-        float64: see `Certifier`.
-        dataset: which images, as for `attack`.
-        part: likewise.
-        output_dir: the folder for `record.json` and `counterexamples.npz`; `verifications/<model>`, numbered, where not
+        path: A folder that `export` made, or a `.keras` file.
+        epsilons: Radii in pixels.
+        method: The most expensive method that is tried, see `Certifier`.
+        timeout: Seconds of branch and bound per image.
+        no_attack: Run no attack first.
+        count: Bound at most this many images per radius, see `Certifier`.
+        float64: Compute bounds in float64.
+        dataset: Fields of `Dataset`, as for `attack`.
+        part: The split, as for `attack`.
+        output_dir: The folder for `record.json` and `counterexamples.npz`; `verifications/<model>`, numbered, if not
             given.
-        batch_size: images attacked at once.
-        seed: of the attacks.
-        overwrite: replace the output folder, and an interrupted verification of something else.
-        trust: load the model without looking for what could do harm.
-        progress: where progress is shown.
+        batch_size: Images attacked at once.
+        seed: The seed of the attacks.
+        overwrite: Replace the output folder, and an interrupted verification with other settings.
+        trust: Skip the search for what could do harm in the model.
+        progress: Where progress is shown.
 
     Returns:
         The record, and the folder that holds it.
 
     Raises:
-        InvalidInputError: if model or data cannot be read or do not fit one another, or a layer has no bounds.
+        InvalidInputError: If model or data cannot be read or do not fit each other, or a layer has no bounds.
 
     Example:
         >>> from pathlib import Path
@@ -82,24 +85,21 @@ def verify_model(
     data = data_for(classifier, dataset or {})
     chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
+    settings = {"method": method, "timeout": timeout, "count": count}
     attacks = () if no_attack else tuple(attack for attack in ATTACKS if attack.min_classes <= data.num_classes)
     certifier = Certifier(
         network,
         epsilons,
-        method=method,
-        timeout=timeout,
         attacks=attacks,
         batch_size=min(batch_size, len(images)),
-        count=count,
         seed=seed,
         float64=float64,
+        **settings,
     )
     fingerprint = dataclasses.replace(
         certifier.fingerprint(images, chosen.labels), model={"hash": classifier.model_hash}, versions=versions()
     )
-    served, folded = classifier.logits(images[:10]), evaluate(fold(network, dtype="float64"), images[:10])
-    if not np.allclose(folded, served, rtol=_TOLERANCE, atol=_TOLERANCE):
-        raise InvalidInputError(f"the layers in {path} give other logits than it serves; export it again")
+    _check_layers(path, network, classifier, images[:10])
     output_dir, journal = output_and_journal(output_dir, Path("verifications") / path.stem, fingerprint, overwrite)
     with journal:
         if len(journal):
@@ -111,21 +111,26 @@ def verify_model(
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
         attacks=[describe(attack) for attack in attacks],
-        method=method,
-        timeout=timeout,
-        count=count,
+        **settings,
         dtype="float64" if float64 else "float32",
     )
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)
         if found.counterexamples:
-            _keep(found, images, chosen.indices, folder / "counterexamples.npz")
+            _save_counterexamples(found, images, chosen.indices, folder / "counterexamples.npz")
     journal.discard()
     return record, output_dir
 
 
-def _keep(found: Certification, images: np.ndarray, indices: np.ndarray, path: Path) -> None:
-    """One entry a counter-example: of which image and at which epsilon."""
+def _check_layers(path: Path, network: keras.Model, classifier: Classifier, images: np.ndarray) -> None:
+    """Raise InvalidInputError if the layers do not give the served logits."""
+    served, folded = classifier.logits(images), evaluate(fold(network, dtype="float64"), images)
+    if not np.allclose(folded, served, rtol=_TOLERANCE, atol=_TOLERANCE):
+        raise InvalidInputError(f"the layers in {path} give other logits than it serves; export it again")
+
+
+def _save_counterexamples(found: Certification, images: np.ndarray, indices: np.ndarray, path: Path) -> None:
+    """Write one entry per counterexample, with its image and its epsilon."""
     numbers, which = (np.array(column) for column in zip(*found.counterexamples, strict=True))
     np.savez_compressed(
         path,

@@ -109,6 +109,7 @@ def test_a_false_number_falls_with_its_counterexamples():
     assert np.abs(result.adversarial - IMAGES[result.counterexamples]).max() <= EPSILON + 1e-6
 
 
+@pytest.mark.slow
 def test_softmax_fed_to_cross_entropy():
     """The output is a softmax, and the claim is of an attack on the cross-entropy of that."""
 
@@ -126,7 +127,7 @@ def test_softmax_fed_to_cross_entropy():
     assert "logits" in raised
 
 
-@pytest.mark.parametrize("kind", ["rounds", "jpeg"])
+@pytest.mark.parametrize("kind", ["rounds", pytest.param("jpeg", marks=pytest.mark.slow)])
 def test_gradient_masked_by_quantising(kind):
     def rounds(x):
         """Eight grey levels, as floor division gives them: no gradient at all."""
@@ -152,11 +153,13 @@ def test_no_gradient_at_all():
     assert isinstance(result.measured.attacks[0], Square)
 
 
+@pytest.mark.slow
 def test_saturated_logits():
     result, raised = found(lambda x: 1e4 * sound(x), true_accuracy())
     assert raised == {"saturation"} and result.verdict == "stands"
 
 
+@pytest.mark.slow
 def test_random_resizing():
     def resized(x):
         size = tf.random.uniform([], 5, 9, tf.int32)
@@ -166,11 +169,13 @@ def test_random_resizing():
     assert "deterministic" in raised and result.verdict != "stands"
 
 
+@pytest.mark.slow
 def test_noise_added_at_inference():
     result, raised = found(lambda x: sound(x + tf.random.normal(tf.shape(x), stddev=0.1)), 0.5)
     assert "deterministic" in raised and result.verdict != "stands"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["wang-meanstd", "wang-minus1to1", "cusin-repo"])
 def test_epsilon_in_other_units(protocol):
     """A number that holds in normalised or [-1, 1] units, given as one of pixels: named, and contradicted."""
@@ -182,12 +187,14 @@ def test_epsilon_in_other_units(protocol):
     assert protocol in finding.because
 
 
+@pytest.mark.slow
 def test_a_record_that_names_another_protocol():
     evidence = record_of(sound, PGD(epsilon=EPSILON, protocol="wang-minus1to1"))
     result, raised = found(sound, true_accuracy(), evidence=evidence)
     assert "protocol" in raised and result.verdict != "stands"
 
 
+@pytest.mark.slow
 def test_a_clamp_in_normalised_space():
     """What `claf-repo` clamps to moves pixels farther than epsilon, whatever the number that comes of it."""
     evidence = record_of(sound, PGD(epsilon=EPSILON, protocol="claf-repo"), protocol="pixel")
@@ -195,6 +202,7 @@ def test_a_clamp_in_normalised_space():
     assert "ball and box" in raised and result.verdict != "stands"
 
 
+@pytest.mark.slow
 def test_a_record_whose_images_leave_the_ball():
     evidence = record_of(sound, BUDGET.verifier)
     images, outcome = evidence.attacked[0]
@@ -207,6 +215,7 @@ def test_a_record_whose_images_leave_the_ball():
     assert "ball and box" in raised
 
 
+@pytest.mark.slow
 def test_a_stale_head():
     """The gradient flows through a head of other training than the one that answers."""
     rng = np.random.default_rng(0)
@@ -222,6 +231,7 @@ def test_a_stale_head():
     assert "embedding" in raised and result.verdict != "stands"
 
 
+@pytest.mark.slow
 def test_batchnorm_in_training_mode():
     layer = keras.layers.BatchNormalization()
     layer.build((None, 8, 8, 1))
@@ -229,6 +239,7 @@ def test_batchnorm_in_training_mode():
     assert raised & {"per image", "deterministic"} and result.verdict != "stands"
 
 
+@pytest.mark.slow
 def test_a_success_counted_before_the_last_step():
     """Images that fool at the end are counted as robust, as success was looked for before the last step."""
     before = survival(sound, PGD(epsilon=EPSILON, num_steps=3, loss="logit_margin", random_start=False))

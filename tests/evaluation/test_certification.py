@@ -1,4 +1,4 @@
-"""Certification of a small trained network: against AutoAttack, hand arithmetic, and itself broken off."""
+"""Certification of a small trained network: against AutoAttack, hand arithmetic, and itself interrupted."""
 
 import keras
 import numpy as np
@@ -75,6 +75,7 @@ def test_counterexamples_are_true_ones(network, found):
         assert logits_of(network, image[None]).argmax() != labels[index]
 
 
+@pytest.mark.slow
 def test_no_verified_image_is_broken_by_autoattack(network, found):
     images, labels = digits(COUNT)
     attacks = [AutoAttack(epsilon=epsilon) for epsilon in EPSILONS]
@@ -84,6 +85,7 @@ def test_no_verified_image_is_broken_by_autoattack(network, found):
     assert verified.any() and np.any(~survived & (found.statuses == "unsafe"))
 
 
+@pytest.mark.slow
 def test_without_attack_and_in_float64_the_same_is_true(network, found):
     other = Certifier(network, EPSILONS, attacks=(), timeout=LONG, float64=True)(*digits(COUNT))
     verified = [np.isin(one.statuses, ("safe", "safe-incomplete")) for one in (found, other)]
@@ -101,7 +103,7 @@ def test_bounds_alone_leave_some_unknown(network, found):
     assert np.all(verified[0] <= verified[1]) and verified[0].sum() < verified[1].sum()
 
 
-def test_of_those_that_withstand_the_attack_only_so_many_are_bounded(network, found):
+def test_at_most_count_images_that_survive_the_attack_are_bounded(network, found):
     counted = Certifier(network, EPSILONS, attacks=QUICK, timeout=LONG, count=3)(*digits(COUNT))
     for some, every, by in zip(counted.statuses, found.statuses, found.decided_by, strict=True):
         standing = np.flatnonzero((by != "attack") & (every != "misclassified"))
@@ -134,7 +136,8 @@ def test_a_supposed_counterexample_is_moved_into_ball_and_box_or_dropped():
         np.testing.assert_allclose(moved.ravel(), corner, atol=1e-7)
 
 
-def test_broken_off_and_resumed_it_is_as_uninterrupted(network, found, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_interrupted_and_resumed_it_returns_the_same(network, found, tmp_path, monkeypatch):
     certifier, (images, labels) = Certifier(network, EPSILONS, attacks=QUICK, timeout=LONG), digits(COUNT)
     whole, done = Certifier._branch, []
 

@@ -82,8 +82,9 @@ def untimed(value):
     return [untimed(inner) for inner in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [3, 12])
-def test_broken_off_the_same_command_goes_on(here, tmp_path, monkeypatch, batches):
+def test_an_interrupted_audit_resumes(here, tmp_path, monkeypatch, batches):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "linear").symlink_to(here / "linear")
     arguments = "audit", "linear", "--claim", "40%", "--epsilon", "16/255", *HERE, *QUICK, "--batch-size", "10"
@@ -125,6 +126,7 @@ def test_a_false_number_falls_and_exits_with_1(here):
         np.testing.assert_allclose(kept["images"][..., 0], digits.images[kept["indices"]] / 16, atol=1 / 255)
 
 
+@pytest.mark.slow
 def test_one_of_several_claims_of_a_record(here):
     said = refused("audit", "linear", "--record", "two/record.json", *HERE)
     assert "linf 2/255, linf 32/255" in said and "--epsilon" in said
@@ -133,6 +135,7 @@ def test_one_of_several_claims_of_a_record(here):
     assert (here / "audits/linear/audit.json").is_file()
 
 
+@pytest.mark.slow
 def test_edited_outcomes_are_seen(here):
     record = json.loads((here / "strong/record.json").read_text())
     outcomes = record["survival"]["attacks"][0]
