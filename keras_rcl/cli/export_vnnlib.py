@@ -42,10 +42,10 @@ def export_vnnlib(model, epsilons, attacks, **options):
     """Write a model as ONNX and its robustness as VNN-LIB, for alpha-beta-CROWN and other verifiers."""
     radii, attacks = parse_radii(epsilons), parse_attacks(attacks)
     start_tensorflow()
-    from keras_rcl.workflows.export_vnnlib import interchange
+    from keras_rcl.workflows.export_vnnlib import export_vnnlib
 
     with StderrProgress() as progress:
-        exported, written = interchange(model, radii, attacks=attacks, progress=progress, **options)
+        exported, written = export_vnnlib(model, radii, attacks=attacks, progress=progress, **options)
     click.echo(
         f"{len(exported['instances'])} properties of {exported['model']['name']} on {exported['data']['name']} "
         f"({exported['data']['part']}) written to {written}\n"

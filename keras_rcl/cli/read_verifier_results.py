@@ -15,7 +15,7 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 def read_verifier_results(folders, as_json):
     """Print one table of what alpha-beta-CROWN proved in folders that `export-vnnlib` wrote."""
     start_tensorflow()
-    from keras_rcl.workflows.export_vnnlib import collect
+    from keras_rcl.workflows.export_vnnlib import read_verifier_results
 
-    results = [collect(folder) for folder in folders]
+    results = [read_verifier_results(folder) for folder in folders]
     click.echo(json.dumps(results, indent=1) if as_json else verifier_results_table(results))

@@ -1,4 +1,4 @@
-"""Which images a classifier provably keeps right within a ball: attacks first, then bounds, cheap before dear."""
+"""Which images a classifier provably keeps right within a ball: attacks first, then bounds, cheap before expensive."""
 
 import dataclasses
 import functools
@@ -23,18 +23,18 @@ from keras_rcl.vocabulary.attacks import Attack, AutoPGD
 from keras_rcl.vocabulary.threat import format_pixels
 
 Status = Literal["misclassified", "unsafe", "safe-incomplete", "safe", "timeout", "unknown"]
-"""What is known of an image.
+"""The verification status of an image.
 
-- `misclassified`: wrong as it is; it counts as wrong at every epsilon.
-- `unsafe`: an image of its ball is classified otherwise, in float64 too.
-- `safe-incomplete`: bounds alone prove that none is.
+- `misclassified`: misclassified without an attack; it counts as wrong at every epsilon.
+- `unsafe`: an image of its ball is misclassified, in float64 too.
+- `safe-incomplete`: bounds alone prove that no image of its ball is.
 - `safe`: branch and bound proves it.
-- `timeout`: branch and bound was not done in time.
-- `unknown`: the methods that were asked for do not tell, or were not asked.
+- `timeout`: branch and bound did not finish in time.
+- `unknown`: the requested methods do not decide it, or were not run on it.
 """
 
 ATTACKS = (AutoPGD(), AutoPGD(loss="dlr_targeted"))
-"""What is tried before any bound."""
+"""The attacks that run before any bound."""
 
 COMPLETE = "branch-and-bound"
 """The method after the bounds."""
@@ -43,21 +43,21 @@ VERIFIED = ("safe-incomplete", "safe")
 BROKEN = ("misclassified", "unsafe")
 
 BOUND_BATCH = 20
-"""How many images are bounded at once, at most."""
+"""The largest number of images that are bounded at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Certification:
-    """What is known of N images at E epsilons.
+    """The verification of N images at E epsilons.
 
-    Fields:
+    Attributes:
         epsilons: [E].
         labels: [N].
         clean_predictions: [N].
         statuses: [E, N], each a `Status`.
         decided_by: [E, N], `attack`, a method, or nothing.
-        margins: [E, N], the best lower bound of the least margin; minus infinity where none was sought.
-        seconds: [E, N], of attack, bounds and branching; what a batch took is shared out among its images.
+        margins: [E, N], the best lower bound of the least margin; minus infinity if none was computed.
+        seconds: [E, N], of attack, bounds and branching; the time of a batch is divided among its images.
         counterexamples: (number of the epsilon, number of the image) -> float32 [H, W, C].
 
     Example:
@@ -88,7 +88,7 @@ class Certification:
         return float((self.clean_predictions == self.labels).mean())
 
     def rows(self) -> list[dict]:
-        """One row an epsilon. The robust accuracy lies between `verified_accuracy` and `attacked_accuracy`."""
+        """Return one row per epsilon. The robust accuracy lies between `verified_accuracy` and `attacked_accuracy`."""
         return [
             {
                 "norm": "linf",
@@ -111,12 +111,12 @@ class Certifier:
     Args:
         network: functional, images [N, H, W, C] in [0, 1] -> logits [N, K] or a dict with `logits`.
         epsilons: radii in pixels.
-        method: the last one that is tried: one of the bounds' `Method`, or `branch-and-bound`, which decides every
-            ReLU network, given time.
-        timeout: seconds of branch and bound, an image.
+        method: The most expensive one that is tried: a `Method` of the bounds, or `branch-and-bound`, which decides
+            every ReLU network, given time.
+        timeout: Seconds of branch and bound per image.
         attacks: run first; none to leave it to the bounds.
         batch_size: images attacked at once.
-        count: at each radius bound only the first so many images that withstand the attacks; the others stay `unknown`.
+        count: Bound at most this many images per radius: the first that survive the attacks; the others stay `unknown`.
         seed: of the attacks.
         float64: bound in float64. Bounds hold up to the rounding of their arithmetic, which is not bounded itself.
 
@@ -191,7 +191,7 @@ class Certifier:
         """Verify images [N, H, W, C] in [0, 1] with labels [N]; with a `journal` of this fingerprint, resume it.
 
         Raises:
-            InvalidInputError: if the images are no batch of floats in [0, 1].
+            InvalidInputError: If the images are not a batch of floats in [0, 1].
         """
         labels, progress, counterexamples = np.asarray(labels, np.int32), progress or Silent(), {}
         balls = []
@@ -210,7 +210,7 @@ class Certifier:
         )
 
     def _verify(self, number: int, images, labels, progress: Progress, journal: Journal | None) -> "_Ball":
-        """Attack, then one method after the other, each on what is undecided."""
+        """Attack, then run one method after the other, each on the undecided images."""
         epsilon, evaluator = self.epsilons[number], self._evaluators[number]
         survival = evaluator(images, labels, keep_images=True, progress=progress, journal=journal)
         ball = _Ball(survival.clean_predictions, labels, self._steps[-1].shape[0])
@@ -220,7 +220,7 @@ class Certifier:
                 broken = self.counterexample(images[index], adversarial[index], labels[index], epsilon)
                 if broken is not None:
                     ball.decide(index, "unsafe", "attack", broken)
-        ball.ask(self._count)
+        ball.select(self._count)
         for method, bound in self._bounds.items():
             undecided = ball.undecided
             progress.start(f"{method} linf {format_pixels(epsilon)}", len(undecided))
@@ -233,7 +233,7 @@ class Certifier:
                 for index in chosen[ball.margins[chosen].min(axis=1) > 0]:
                     ball.decide(index, "safe-incomplete", method)
                 progress.update(start + len(chosen))
-            progress.finish(ball.told())
+            progress.finish(ball.summary())
         if self._branch_and_bound:
             undecided = ball.undecided
             progress.start(f"{COMPLETE} linf {format_pixels(epsilon)}", len(undecided))
@@ -245,12 +245,12 @@ class Certifier:
                 ball.seconds[index] += found["seconds"]
                 status = str(found["status"])
                 ball.decide(index, status, COMPLETE if status != "timeout" else "", found.get("counterexample"))
-                progress.update(done, ball.told())
-            progress.finish(ball.told())
+                progress.update(done, ball.summary())
+            progress.finish(ball.summary())
         return ball
 
     def _branch(self, image, label: int, epsilon: float, wrong: np.ndarray) -> Result:
-        """What branch and bound makes of an image."""
+        """Run branch and bound on an image."""
         check = functools.partial(self.counterexample, image, label=label, epsilon=epsilon)
         outcome = self._branch_and_bound(image, label, epsilon, wrong=wrong, seconds=self._timeout, check=check)
         status = {True: "safe", False: "unsafe", None: "timeout"}[outcome.safe]
@@ -259,7 +259,7 @@ class Certifier:
 
     def _run(self, bound: Callable, images, labels, epsilon: float) -> Result:
         """Margins of a batch, those of the labels infinite."""
-        bound.get_concrete_function()  # traced now, so that it is no part of the seconds
+        bound.get_concrete_function()  # traced now, so that tracing does not count in the seconds
         started = time.perf_counter()
         margins = bound(images.astype(self._dtype), labels, np.asarray(epsilon, self._dtype)).numpy()
         np.put_along_axis(margins, labels[:, None], np.inf, axis=1)
@@ -284,7 +284,7 @@ class Certifier:
 
 
 class _Ball:
-    """What is known of all images at one epsilon, while it is found out."""
+    """The verification of all images at one epsilon, while it is computed."""
 
     def __init__(self, predictions: np.ndarray, labels: np.ndarray, num_classes: int):
         self.predictions = predictions
@@ -294,24 +294,24 @@ class _Ball:
         self.margins = np.full((len(labels), num_classes), -np.inf)
         self.seconds = np.zeros(len(labels))
         self.broken: dict[int, np.ndarray] = {}
-        self.asked = np.full(len(labels), True)
+        self.selected = np.full(len(labels), True)
 
     @property
     def undecided(self) -> np.ndarray:
-        return np.flatnonzero((self.statuses == "unknown") & self.asked)
+        return np.flatnonzero((self.statuses == "unknown") & self.selected)
 
-    def ask(self, count: int | None) -> None:
-        """Leave all but the first so many undecided images as they are."""
+    def select(self, count: int | None) -> None:
+        """Bound only the first `count` undecided images."""
         if count is not None:
-            self.asked[self.undecided[count:]] = False
+            self.selected[self.undecided[count:]] = False
 
     def decide(self, index: int, status: Status, by: str, broken: np.ndarray | None = None) -> None:
         self.statuses[index], self.decided_by[index] = status, by
         if broken is not None:
             self.broken[int(index)] = broken
 
-    def told(self) -> str:
-        """For progress."""
+    def summary(self) -> str:
+        """The verified and undecided shares, for progress."""
         safe = np.isin(self.statuses, VERIFIED).mean()
         return f"verified {safe:.2%}, undecided {len(self.undecided) / len(self.statuses):.2%}"
 

@@ -23,13 +23,13 @@ def embedding_geometry(
     *,
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """`keras_rcl.objectives.geometry` of each space that a classifier tells of.
+    """Return `measures.embedding_geometry.geometry` of each space that a classifier exposes.
 
     The distance to adversarial images is under PGD-10 in the ball of the first attack, whatever the attacks are, so
-    that it costs little and compares across records. All images are attacked, those that are wrong before it too.
+    that it costs little and compares across records. All images are attacked, also those that are misclassified before.
 
     Args:
-        outputs: `logits`, `embedding` or `projection` -> function of images, None where there is none.
+        outputs: `logits`, `embedding` or `projection` -> function of images, or None.
         images: float32 [N, H, W, C] in [0, 1].
         labels: [N].
         attacks: of the evaluation.
@@ -37,10 +37,10 @@ def embedding_geometry(
 
     Returns:
         The number of images, the attack (None where the model has no gradient), and the measures of each space; None
-        where no space is told.
+        if the model exposes neither space.
     """
-    told = {space: call for space in SPACES if (call := outputs(space)) is not None}
-    if not told:
+    exposed = {space: call for space in SPACES if (call := outputs(space)) is not None}
+    if not exposed:
         return None
     attack, adversarial = None, None
     if attacks:
@@ -53,7 +53,7 @@ def embedding_geometry(
         except InvalidInputError:  # of a model without a gradient, which was attacked without one
             attack = None
     found: dict[str, Any] = {"images": len(images), "attack": attack and describe(attack)}
-    for space, call in told.items():
+    for space, call in exposed.items():
         run = tf.function(call, autograph=False)
         moved = None if adversarial is None else _in_batches(run, adversarial)
         measured = geometry(labels, _in_batches(run, images), moved)

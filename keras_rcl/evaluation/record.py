@@ -1,4 +1,4 @@
-"""The result record: one JSON a claim, with all that it takes to check it."""
+"""The result record: one JSON file per evaluation, with all that is needed to check it."""
 
 import importlib.metadata
 import platform
@@ -58,7 +58,7 @@ def make_record(
         attack_dtype: what attacks on the model's own logits were computed in.
 
     Returns:
-        JSON values. Per-image outcomes are strings of N digits, 1 for right: `clean`, and one an attack.
+        JSON values. Per-image outcomes are strings of N digits, 1 for correct: `clean`, and one per attack.
     """
     return {
         "format": FORMAT,
@@ -84,8 +84,8 @@ def make_verification(
     """A record of a verification; arguments as of `make_record`, and whatever settings it was made with.
 
     Returns:
-        JSON values. `outcomes` has an entry an epsilon: for each image its status, what decided it, the lower bound of
-        its margin where one was found, and the seconds spent on it.
+        JSON values. `outcomes` has one entry per epsilon: per image its status, what decided it, the lower bound of its
+        margin if one was found, and the seconds spent on it.
     """
     return {
         "format": FORMAT,
@@ -113,14 +113,15 @@ def make_verification(
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record as `make_record` made it, with `attacks` as words and outcomes and indices as arrays.
+    """A record as `make_record` returned it, with `attacks` as specs and outcomes and indices as arrays.
 
     Returns:
-        The record, in which `attacks` are words, `data.indices` int64 [N], `survival.clean` bool [N] and
+        The record, in which `attacks` are specs, `data.indices` int64 [N], `survival.clean` bool [N] and
         `survival.attacks` bool [A, N].
 
     Raises:
-        InvalidInputError: if there is no such file, or it is no record: not JSON, of another format, or inconsistent.
+        InvalidInputError: If there is no such file, or it is not a record: not JSON, of another format or
+            inconsistent.
     """
     try:
         record = read_json(path)
@@ -150,10 +151,10 @@ def read_record(path: Path) -> dict[str, Any]:
         if (part := record["data"]["part"]) not in ("train", "validation", "test"):
             raise ValueError(f"its part {part!r} is none of train, validation and test")
     except ValidationError as error:
-        raise InvalidInputError(f"{path} is no record: attacks: {format_error(error)}") from None
+        raise InvalidInputError(f"{path} is not a record: attacks: {format_error(error)}") from None
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, MemoryError, IndexError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise InvalidInputError(f"{path} is no record: {what}; give the record.json of an attack") from None
+        raise InvalidInputError(f"{path} is not a record: {what}; give the record.json of an attack") from None
     return record
 
 

@@ -54,8 +54,8 @@ class Pieces:
                     break
                 found.append(piece)
         arrays = {f"{number} {key}": array for number, piece in enumerate(found) for key, array in piece.items()}
-        told, arrays = self._workers.broadcast(Message(len(found), arrays))
-        pieces: list[Result] = [{} for _ in range(told)]
+        count, arrays = self._workers.broadcast(Message(len(found), arrays))
+        pieces: list[Result] = [{} for _ in range(count)]
         for label, array in arrays.items():
             number, key = label.split(" ", 1)
             pieces[int(number)][key] = array

@@ -32,7 +32,7 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Encoder:
     """An encoder read from disk.
 
-    Fields:
+    Attributes:
         embedding: float32 images [N, H, W, C] in [0, 1] -> float32 [N, D], in inference mode, eagerly or in a graph.
         model_hash: SHA-256 of the weights of a model exported here and of a preset, else of the files.
 
@@ -67,7 +67,7 @@ def load_encoder(source: str | Path, image_shape: Sequence[int], *, trust: bool 
         trust: load it without looking for what could do harm.
 
     Raises:
-        InvalidInputError: if there is no such encoder, or it does not map these images to one row of numbers an image.
+        InvalidInputError: if there is no such encoder, or it does not map these images to one row of numbers per image.
 
     Example:
         >>> import tempfile
@@ -113,7 +113,7 @@ def _read_kerashub(source: str) -> tuple[Callable, tf.TensorSpec, str]:
     """images in [0, 1] -> what a preset's backbone gives of them, the TensorSpec of the images, and its hash."""
     preset, _, size = source.removeprefix(KERASHUB).partition("@")
     if size and not size.isdecimal():
-        raise InvalidInputError(f"{source}: size {size!r} is no number of pixels; write {KERASHUB}{preset}@224")
+        raise InvalidInputError(f"{source}: size {size!r} is not a number of pixels; write {KERASHUB}{preset}@224")
     try:
         import keras_hub
     except ImportError:
@@ -124,7 +124,7 @@ def _read_kerashub(source: str) -> tuple[Callable, tf.TensorSpec, str]:
         converter = keras_hub.layers.ImageConverter.from_preset(preset)
     except Exception as error:
         raise InvalidInputError(
-            f"{source} cannot be had: {error_line(error)}; a preset needs the network and Kaggle, "
+            f"{source} could not be downloaded: {error_line(error)}; a preset needs the network and Kaggle, "
             f"or give {KERASHUB}FOLDER of one that was fetched before"
         ) from None
     return _from_backbone(source, backbone, converter)

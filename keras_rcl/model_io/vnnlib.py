@@ -1,270 +1,23 @@
-"""A network as ONNX and its robustness as VNN-LIB, for verifiers of other makers; and what one of them found.
+"""Robustness as VNN-LIB, for verifiers from elsewhere, and the results of one of them.
 
-The network is folded, so that only convolutions, dense layers, ReLU, sums and poolings are left of it, channels first.
-The files are laid out as in the competition VNN-COMP and as alpha-beta-CROWN takes them (Wang et al. 2021):
-`network.onnx`, a property a file, and `instances.csv` with a line for each.
+The files are laid out as in the competition VNN-COMP and as alpha-beta-CROWN reads them (Wang et al. 2021):
+`network.onnx`, one file per property, and `instances.csv` with one line per property.
 """
 
-import importlib.util
 import pickle
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step, fold
+from keras_rcl.model_io.onnx import to_channels_first
 from keras_rcl.vocabulary.threat import format_pixels
 
-OPSET, IR_VERSION = 13, 8
-"""Of the ONNX files: old enough for the verifiers' own readers."""
-
 STATUSES = ("timeout", "safe", "safe-incomplete", "unsafe")
-"""What becomes of a property: undecided, proved by branching, proved by bounds alone, or refuted."""
-
-_TOLERANCE = 1e-5
-
-
-def onnx_network(network: keras.Model):
-    """The folded network as an `onnx.ModelProto`: `image` float32 [N, C, H, W] in [0, 1] -> `logits` [N, K].
-
-    Its operators are Conv, Gemm, Relu, Add, Flatten, GlobalAveragePool and MaxPool; Mul where an average pooling
-    reaches over the border; Reshape and Transpose where the network reshapes other than to flatten.
-
-    Where onnxruntime is installed, what it computes of random images is compared with what the network does.
-
-    Args:
-        network: functional or Sequential, image [N, H, W, C] or [N, F] -> `logits` [N, K], alone or in a dict.
-
-    Raises:
-        InvalidInputError: if onnx is not installed, the image's size is not fixed, or a layer cannot be folded, by its
-            path.
-        RuntimeError: if the logits differ by more than 1e-5 of the largest, or of 1 where that is larger.
-    """
-    if None in network.input_shape[1:]:
-        raise InvalidInputError(
-            f"model {network.name} reads images {network.input_shape[1:]}; ONNX is for one size, so fix it"
-        )
-    graph = _Graph(fold(network, dtype="float64"), _import_onnx())
-    onnx = graph.onnx
-    graph.value(len(graph.steps) - 1)
-    graph.nodes[-1].output[:] = ["logits"]
-    image, logits = graph.steps[0].shape, graph.steps[-1].shape
-    float32 = onnx.TensorProto.FLOAT
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            graph.nodes,
-            network.name,
-            [onnx.helper.make_tensor_value_info("image", float32, ["N", *_channels_first(image)])],
-            [onnx.helper.make_tensor_value_info("logits", float32, ["N", *logits])],
-            graph.constants,
-        ),
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="keras_rcl",
-    )
-    onnx.checker.check_model(model, full_check=True)
-    if importlib.util.find_spec("onnxruntime"):
-        _check(network, model.SerializeToString())
-    return model
-
-
-def _check(network: keras.Model, model: bytes) -> None:
-    import onnxruntime
-
-    images = np.random.default_rng(0).random((3, *network.input_shape[1:]), np.float32)
-    with keras.device("cpu"):  # where float32 is float32, and not TF32
-        expected = np.asarray(_logits(network(images, training=False)))
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"image": _to_channels_first(images)})
-    difference = np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
-    if not difference <= _TOLERANCE:
-        raise RuntimeError(f"the ONNX network's logits differ by {difference:g} of the largest: not exported")
-
-
-def _logits(outputs):
-    return outputs["logits"] if isinstance(outputs, dict) else outputs
-
-
-def _import_onnx():
-    try:
-        import onnx
-    except ModuleNotFoundError:
-        raise InvalidInputError("onnx is not installed: pip install onnx onnxruntime") from None
-    return onnx
-
-
-def _channels_first(shape: Sequence[int]) -> tuple[int, ...]:
-    """(H, W, C) -> (C, H, W); any other shape as it is."""
-    return (shape[2], *shape[:2]) if len(shape) == 3 else tuple(shape)
-
-
-def _to_channels_first(images: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] -> [N, C, H, W]; vectors as they are."""
-    return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if images.ndim == 4 else images
-
-
-class _Graph:
-    """The ONNX nodes of folded steps, each written when it is first read.
-
-    So a Pad or Reshape whose readers take it upon themselves is never written: a convolution pads by itself, and a
-    dense layer reads an image's values in whatever order its kernel's rows are in.
-    """
-
-    def __init__(self, steps: Sequence[Step], onnx):
-        self.steps, self.onnx = steps, onnx
-        self.nodes: list = []
-        self.constants: list = []
-        self.names: dict[int, str] = {}
-
-    def value(self, number: int) -> str:
-        """The name of a step's result: an image's [N, C, H, W], all else as in the network."""
-        if number not in self.names:
-            step = self.steps[number]
-            self.names[number] = WRITERS[type(step.operation)](self, step)
-        return self.names[number]
-
-    def add(self, kind: str, step: Step, *inputs: str, **attributes) -> str:
-        """Append a node; returns the name of its result."""
-        name = f"{step.path}/{kind}_{len(self.nodes)}"
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, step: Step, value, dtype=np.float32) -> str:
-        """The name of an initializer that holds this."""
-        name = f"{step.path}/constant_{len(self.constants)}"
-        self.constants.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
-        return name
-
-    def unpadded(self, number: int) -> tuple[int, tuple[tuple[int, int], tuple[int, int]]]:
-        """A step before it is padded, and the zeros that are then laid around it."""
-        operation = self.steps[number].operation
-        if isinstance(operation, Pad):
-            return self.steps[number].inputs[0], operation.amounts
-        return number, ((0, 0), (0, 0))
-
-    def convolution(self, step: Step, x: str, kernel, bias, strides=(1, 1), pads=((0, 0), (0, 0))) -> str:
-        """Kernel [kh, kw, C, F], as Keras has it."""
-        kernel = np.asarray(kernel).transpose(3, 2, 0, 1)
-        inputs = x, self.constant(step, kernel), self.constant(step, bias)
-        return self.add("Conv", step, *inputs, kernel_shape=kernel.shape[2:], strides=strides, pads=_ends(pads))
-
-    def gemm(self, step: Step, x: str, kernel, bias) -> str:
-        """Kernel [F, G], as Keras has it."""
-        return self.add("Gemm", step, x, self.constant(step, np.asarray(kernel).T), self.constant(step, bias), transB=1)
-
-    def reshape(self, step: Step, x: str, shape: Sequence[int]) -> str:
-        if len(shape) == 1:
-            return self.add("Flatten", step, x, axis=1)
-        return self.add("Reshape", step, x, self.constant(step, (-1, *shape), np.int64))
-
-
-def _ends(amounts) -> list[int]:
-    """((top, bottom), (left, right)) -> [top, left, bottom, right], as ONNX has it."""
-    return [side[end] for end in (0, 1) for side in amounts]
-
-
-def _image(graph: _Graph, step: Step) -> str:
-    return "image"
-
-
-def _conv(graph: _Graph, step: Step) -> str:
-    operation = step.operation
-    x, pads = graph.unpadded(*step.inputs)
-    return graph.convolution(step, graph.value(x), operation.kernel, operation.bias, operation.strides, pads)
-
-
-def _dense(graph: _Graph, step: Step) -> str:
-    kernel, read = np.asarray(step.operation.kernel), graph.steps[step.inputs[0]]
-    shape = graph.steps[read.inputs[0]].shape if isinstance(read.operation, Reshape) else ()
-    if len(shape) != 3:
-        return graph.gemm(step, graph.value(*step.inputs), kernel, step.operation.bias)
-    rows = _to_channels_first(np.arange(len(kernel)).reshape(1, *shape)).ravel()
-    return graph.gemm(step, graph.reshape(read, graph.value(*read.inputs), (-1,)), kernel[rows], step.operation.bias)
-
-
-def _scale(graph: _Graph, step: Step) -> str:
-    """A linear layer with a diagonal kernel, which every verifier has rules for."""
-    kernel, x = np.diag(np.asarray(step.operation.factor)), graph.value(*step.inputs)
-    if len(step.shape) == 3:
-        return graph.convolution(step, x, kernel[None, None], step.operation.offset)
-    return graph.gemm(step, x, kernel, step.operation.offset)
-
-
-def _pixel_scale(graph: _Graph, step: Step) -> str:
-    weight = graph.constant(step, _to_channels_first(step.operation.weight[None]))
-    return graph.add("Mul", step, graph.value(*step.inputs), weight)
-
-
-def _pad(graph: _Graph, step: Step) -> str:
-    return _padded(graph, step, graph.value(*step.inputs), step.operation.amounts)
-
-
-def _padded(graph: _Graph, step: Step, x: str, amounts) -> str:
-    """Zeros around an image, by the identity as a convolution: onnxruntime melts a Pad into a MaxPool, as if -inf."""
-    channels = step.shape[-1]
-    identity = np.eye(channels)[None, None]
-    return graph.convolution(step, x, identity, np.zeros(channels), pads=amounts) if np.any(amounts) else x
-
-
-def _reshape(graph: _Graph, step: Step) -> str:
-    """Values keep the order that they have in the network, channels last."""
-    (before,) = step.inputs
-    x = graph.value(before)
-    if len(graph.steps[before].shape) == 3:
-        x = graph.add("Transpose", step, x, perm=(0, 2, 3, 1))
-    x = graph.reshape(step, x, step.shape)
-    return graph.add("Transpose", step, x, perm=(0, 3, 1, 2)) if len(step.shape) == 3 else x
-
-
-def _mean(graph: _Graph, step: Step) -> str:
-    return graph.reshape(step, graph.add("GlobalAveragePool", step, graph.value(*step.inputs)), step.shape)
-
-
-def _add(graph: _Graph, step: Step) -> str:
-    first, *others = (graph.value(x) for x in step.inputs)
-    for other in others:
-        first = graph.add("Add", step, first, other)
-    return first
-
-
-def _relu(graph: _Graph, step: Step) -> str:
-    return graph.add("Relu", step, graph.value(*step.inputs))
-
-
-def _max(graph: _Graph, step: Step) -> str:
-    """The pooling that the steps took apart: the convolution that lays out the windows is passed over.
-
-    Of what lies around the image, a pixel that no window counts is left out, and any other is a zero.
-    """
-    windows = graph.steps[step.inputs[0]]
-    size, strides = windows.operation.kernel.shape[:2], windows.operation.strides
-    x, amounts = graph.unpadded(*windows.inputs)
-    counts = step.operation.valid.reshape(*step.shape[:2], *size)
-    rows, columns = counts.any(axis=(1, 3)), counts.any(axis=(0, 2))  # [H, kh], [W, kw]
-    left_out = [(int((~ends[0]).sum()), int((~ends[-1]).sum())) for ends in (rows, columns)]
-    zeros = [tuple(a - b for a, b in zip(*pair, strict=True)) for pair in zip(amounts, left_out, strict=True)]
-    x = _padded(graph, step, graph.value(x), zeros)
-    return graph.add("MaxPool", step, x, kernel_shape=size, strides=strides, pads=_ends(left_out))
-
-
-WRITERS: dict[type, Callable[[_Graph, Step], str]] = {
-    Image: _image,
-    Conv: _conv,
-    Dense: _dense,
-    Scale: _scale,
-    PixelScale: _pixel_scale,
-    Pad: _pad,
-    Reshape: _reshape,
-    Mean: _mean,
-    Add: _add,
-    ReLU: _relu,
-    Max: _max,
-}
-"""Kind of step -> what writes its nodes and gives the name of its result."""
+"""The results of a property: undecided, proved by branching, proved by bounds alone, or refuted."""
 
 
 def vnnlib_property(image: np.ndarray, label: int, epsilon: float, num_classes: int) -> str:
@@ -279,9 +32,10 @@ def vnnlib_property(image: np.ndarray, label: int, epsilon: float, num_classes: 
         epsilon: of the L-inf ball, in pixels.
         num_classes: K.
 
-    Source: Demarchi et al. 2023, "Supporting standardization of neural networks verification with VNNLIB and CoCoNet".
+    References:
+        Demarchi et al. 2023, "Supporting standardization of neural networks verification with VNNLIB and CoCoNet".
     """
-    values = _to_channels_first(np.asarray(image, np.float64)[None]).ravel()
+    values = to_channels_first(np.asarray(image, np.float64)[None]).ravel()
     lower, upper = np.maximum(values - epsilon, 0.0), np.minimum(values + epsilon, 1.0)
     lines = [f"; class {label} within {epsilon!r} of an image, L-inf"]
     lines += [f"(declare-const X_{i} Real)" for i in range(len(values))]
@@ -297,7 +51,7 @@ def vnnlib_property(image: np.ndarray, label: int, epsilon: float, num_classes: 
 class Instance:
     """A property: the image keeps its class within a radius.
 
-    Fields:
+    Attributes:
         image: float32 [H, W, C] or [F], in [0, 1].
         label: its class.
         epsilon: of the L-inf ball, in pixels.
@@ -324,19 +78,19 @@ data:
 attack:
   pgd_order: before
 """
-"""What alpha-beta-CROWN is told: its defaults, but for where the files are; it attacks before it verifies."""
+"""The settings of alpha-beta-CROWN: its defaults, except for the paths of the files; it attacks before it verifies."""
 
 RESULTS = "results.pkl"
 """The file to which it writes, by `ABCROWN`."""
 
 
 def write_instances(folder: Path, model, instances: Sequence[Instance], timeout: float) -> None:
-    """Write `network.onnx`, a property a file, `instances.csv` and `abcrown.yaml` into an empty folder.
+    """Write `network.onnx`, one file per property, `instances.csv` and `abcrown.yaml` into an empty folder.
 
     Args:
-        folder: where to.
-        model: of `onnx_network`.
-        instances: what is to be verified.
+        folder: The folder.
+        model: The network, from `onnx_network`.
+        instances: The properties to verify.
         timeout: seconds for each.
     """
     (shape,), (num_classes,) = (
@@ -358,9 +112,9 @@ def write_instances(folder: Path, model, instances: Sequence[Instance], timeout:
 
 
 def read_results(path: Path) -> list[tuple[str, float]]:
-    """What alpha-beta-CROWN found: one of `STATUSES` and the seconds it took, an instance, in the order of the CSV.
+    """Return the results of alpha-beta-CROWN: one of `STATUSES` and the seconds per instance, in the order of the CSV.
 
-    What it decided only after the time was up is a `timeout`.
+    A result that came after the time limit is a `timeout`.
 
     Raises:
         InvalidInputError: if there is no such file, or it is not one that alpha-beta-CROWN writes of a CSV.
@@ -375,7 +129,7 @@ def read_results(path: Path) -> list[tuple[str, float]]:
         raise InvalidInputError(f"{path} {error}") from None
     except Exception as error:  # what an unpickler raises of other bytes is anything
         raise InvalidInputError(
-            f"{path} is no result file of alpha-beta-CROWN: {type(error).__name__}; give the one of its CSV mode"
+            f"{path} is not a result file of alpha-beta-CROWN: {type(error).__name__}; give the one of its CSV mode"
         ) from None
 
 
@@ -389,12 +143,12 @@ def _status(said: object) -> str:
     if text.startswith("safe"):
         return "safe-incomplete" if text == "safe-incomplete" else "safe"
     raise InvalidInputError(
-        f"has the result {said!r}, which is none of alpha-beta-CROWN's; give the file of its CSV mode"
+        f"has the result {said!r}, which alpha-beta-CROWN does not write; give the file of its CSV mode"
     )
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds lists, dicts, texts and numbers; of anything else it builds nothing, and so runs no code of a file's."""
+    """Builds lists, dicts, texts and numbers, and nothing else, so that it runs no code of the file."""
 
     def find_class(self, module: str, name: str):
         return {"collections.defaultdict": defaultdict, "builtins.list": list}.get(f"{module}.{name}", _Unread)

@@ -12,7 +12,8 @@ from keras_rcl.evaluation.record import command_line, versions
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.loading import LoadedModel
-from keras_rcl.model_io.vnnlib import RESULTS, STATUSES, Instance, onnx_network, read_results, write_instances
+from keras_rcl.model_io.onnx import onnx_network
+from keras_rcl.model_io.vnnlib import RESULTS, STATUSES, Instance, read_results, write_instances
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, check_writable, read_json, write_json
 from keras_rcl.storage.output_folder import check_replaceable, free_name
@@ -21,7 +22,7 @@ from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, s
 
 
 # One keyword per option of the command, so that a call in Python reads like the command line.
-def interchange(
+def export_vnnlib(
     path: Path,
     epsilons: Sequence[float],
     *,
@@ -116,15 +117,15 @@ def _robust_images(evaluator: Evaluator, part: sources.Split, count: int, progre
     return found, len(part.labels)
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """What alpha-beta-CROWN found of a folder that `interchange` wrote and in which it has run.
+def read_verifier_results(folder: Path) -> dict[str, Any]:
+    """Read the results of alpha-beta-CROWN in a folder that `export_vnnlib` wrote.
 
     Returns:
         What `instances.json` says, each instance with its `status` and `seconds`; and `rows`, one an epsilon: `counts`
         of images by status, the `seconds` that all of them took, and how many images had been `left_out`.
 
     Raises:
-        InvalidInputError: if the folder is none of `interchange`'s, or its result file is missing, damaged or not
+        InvalidInputError: If the folder was not written by `export_vnnlib`, or its result file is missing, damaged or not
             whole.
     """
     try:
@@ -132,7 +133,7 @@ def collect(folder: Path) -> dict[str, Any]:
         instances, radii, _ = exported["instances"], exported.pop("epsilons"), exported["model"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InvalidInputError(
-            f"{folder} has no instances.json to read; give a folder that `interchange` wrote"
+            f"{folder} has no instances.json to read; give a folder that export-vnnlib wrote"
         ) from None
     results = read_results(folder / RESULTS)
     if len(results) != len(instances):

@@ -59,19 +59,19 @@ def test_robust_accuracy_is_accuracy_times_failure_rate_is_survivors(table):
     clean, after = table
     count = len(clean)
     rows = survival_of(clean, after).rows()
-    fallen_and_survivors = []
+    broken_and_survivors = []
     for outcomes in after:
         survivors = sum(1 for before, then in zip(clean, outcomes, strict=True) if before and then)
-        fallen_and_survivors.append((sum(clean) - survivors, survivors))
-    for row, (fallen, survivors) in zip(rows, fallen_and_survivors, strict=False):
-        right = fallen + survivors
+        broken_and_survivors.append((sum(clean) - survivors, survivors))
+    for row, (broken, survivors) in zip(rows, broken_and_survivors, strict=False):
+        right = broken + survivors
         assert row["robust_accuracy"] == row["clean_accuracy"] * (1 - row["attack_success_rate"])
         assert row["attack_failure_rate"] == 1 - row["attack_success_rate"]
         assert exactly(row["clean_accuracy"], count) == Fraction(int(right), count)
         assert exactly(row["adversarial_accuracy"], count) == Fraction(survivors, count)
         assert exactly(row["robust_accuracy"], count) == Fraction(survivors, count)
         if right:
-            assert exactly(row["attack_success_rate"], count) == Fraction(int(fallen), int(right))
+            assert exactly(row["attack_success_rate"], count) == Fraction(int(broken), int(right))
 
 
 @quick
@@ -279,8 +279,8 @@ def test_transfer_is_crafted_on_its_source_and_counts_on_the_target():
         np.testing.assert_allclose(survival.adversarial[number, RIGHT], expected, rtol=0, atol=1e-6)
         predicted = np.argmax(linear(expected), axis=1)
         np.testing.assert_array_equal(survival.predictions[number, RIGHT], predicted)
-    fallen = (~survival.survived[:, RIGHT]).sum(axis=1)
-    assert fallen[0] > fallen[1] > 0 and fallen[3] >= fallen[1]
+    broken = (~survival.survived[:, RIGHT]).sum(axis=1)
+    assert broken[0] > broken[1] > 0 and broken[3] >= broken[1]
 
 
 def test_an_attack_on_the_embedding_restarts_on_what_survives_on_the_logits():
@@ -290,12 +290,12 @@ def test_an_attack_on_the_embedding_restarts_on_what_survives_on_the_logits():
     def encoder(x):
         return tf.reshape(tf.cast(x, tf.float64), [-1, 4]) @ row
 
-    fallen = []
+    broken = []
     for restarts in (1, 8):
         attack = Embedding(epsilon=0.5, num_steps=5, num_restarts=restarts)
         evaluator = Evaluator(linear, [attack], batch_size=5, outputs=lambda attack: encoder)
-        fallen.append(set(np.flatnonzero(~evaluator(IMAGES, LABELS).survived[0])))
-    assert fallen[0] < fallen[1]
+        broken.append(set(np.flatnonzero(~evaluator(IMAGES, LABELS).survived[0])))
+    assert broken[0] < broken[1]
 
 
 def test_passes_are_those_that_a_model_sees(monkeypatch):
@@ -320,7 +320,7 @@ def test_passes_are_those_that_a_model_sees(monkeypatch):
         tf.numpy_function(count("forward"), [tf.shape(x)[0]], tf.int32)
         return tf.identity(x), backward
 
-    # One image a batch, so that none is there to fill one up; and one pass to learn the number of classes.
+    # One image per batch, so that no batch is filled up; and one pass to learn the number of classes.
     images, labels = IMAGES[RIGHT[:16]], LABELS[RIGHT[:16]]
     several = FAB(num_steps=2, multi_targeted=False), PGD(num_steps=2, eot_iter=3)
     attacks = (*ATTACKS, *several, FGSM(), dataclasses.replace(ATTACKS[0], targeted=True))

@@ -129,9 +129,9 @@ def test_probabilities_of_another_saved_model(tmp_path, images, input_range, sca
     assert "taken for probabilities" in classifier.note
     expected = tf.nn.log_softmax(linear.logits(scale * images + offset))
     np.testing.assert_allclose(classifier.logits(images), expected, rtol=0, atol=1e-4)
-    told = load_classifier(path, input_range=input_range, output="probabilities")
-    assert told.note == ""
-    np.testing.assert_array_equal(told.logits(images), classifier.logits(images))
+    given = load_classifier(path, input_range=input_range, output="probabilities")
+    assert given.note == ""
+    np.testing.assert_array_equal(given.logits(images), classifier.logits(images))
     raw = load_classifier(path, input_range=input_range, output="logits")
     np.testing.assert_allclose(raw.logits(images), tf.exp(expected), rtol=0, atol=1e-4)
 

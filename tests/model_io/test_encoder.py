@@ -223,11 +223,11 @@ class TestKerasHub:
 
         self.library(monkeypatch, fail, None)
         with pytest.raises(
-            InvalidInputError, match="kerashub:tiny cannot be had: no route to host; .*Kaggle"
+            InvalidInputError, match="kerashub:tiny could not be downloaded: no route to host; .*Kaggle"
         ) as refusal:
             load_encoder("kerashub:tiny", (8, 8, 3))
         assert "\n" not in str(refusal.value)
-        with pytest.raises(InvalidInputError, match="'big' is no number of pixels; write kerashub:tiny@224"):
+        with pytest.raises(InvalidInputError, match="'big' is not a number of pixels; write kerashub:tiny@224"):
             load_encoder("kerashub:tiny@big", (8, 8, 3))
         inputs = [keras.Input((8, 8, 3)), keras.Input((4,))]
         two = keras.Model(inputs, keras.layers.Concatenate()([keras.layers.Flatten()(inputs[0]), inputs[1]]))

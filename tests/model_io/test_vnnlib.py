@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding import fold
-from keras_rcl.model_io import vnnlib as interchange
-from keras_rcl.model_io.vnnlib import Instance, onnx_network, read_results, vnnlib_property, write_instances
+from keras_rcl.model_io import onnx as onnx_writer
+from keras_rcl.model_io.onnx import onnx_network
+from keras_rcl.model_io.vnnlib import Instance, read_results, vnnlib_property, write_instances
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.network import Network
 
@@ -91,7 +92,7 @@ def test_our_networks_are_plain_operators(encoder):
 
 def test_what_differs_is_not_exported(monkeypatch):
     right, wrong = (random_network(["conv"], seed=seed) for seed in (0, 1))
-    monkeypatch.setattr(interchange, "fold", lambda network, dtype: fold(wrong, dtype=dtype))
+    monkeypatch.setattr(onnx_writer, "fold", lambda network, dtype: fold(wrong, dtype=dtype))
     with pytest.raises(RuntimeError, match="logits differ by .* not exported"):
         onnx_network(right)
 
@@ -175,9 +176,9 @@ def test_the_folder_that_alpha_beta_crown_takes(tmp_path):
     model = onnx.load(tmp_path / lines[0][0])
     assert run_onnx(model, images).shape == (2, 3)
     assert (tmp_path / lines[3][1]).read_text() == vnnlib_property(images[1], 1, 0.01, 3)
-    told = yaml.safe_load((tmp_path / "abcrown.yaml").read_text())
-    assert told["general"]["csv_name"] == "instances.csv" and told["general"]["results_file"] == "results.pkl"
-    assert told["model"]["input_shape"] == [-1, 2, 6, 5] and told["data"]["num_outputs"] == 3
+    settings = yaml.safe_load((tmp_path / "abcrown.yaml").read_text())
+    assert settings["general"]["csv_name"] == "instances.csv" and settings["general"]["results_file"] == "results.pkl"
+    assert settings["model"]["input_shape"] == [-1, 2, 6, 5] and settings["data"]["num_outputs"] == 3
 
 
 def result_file(path, results, **more):
