@@ -121,12 +121,12 @@ def read_verifier_results(folder: Path) -> dict[str, Any]:
     """Read the results of alpha-beta-CROWN in a folder that `export_vnnlib` wrote.
 
     Returns:
-        What `instances.json` says, each instance with its `status` and `seconds`; and `rows`, one an epsilon: `counts`
-        of images by status, the `seconds` that all of them took, and how many images had been `left_out`.
+        The content of `instances.json`, each instance with its `status` and `seconds`; and `rows`, one per epsilon:
+        `counts` of images by status, the `seconds` of all of them, and the number of images that were `left_out`.
 
     Raises:
-        InvalidInputError: If the folder was not written by `export_vnnlib`, or its result file is missing, damaged or not
-            whole.
+        InvalidInputError: If the folder was not written by `export_vnnlib`, or its result file is missing, damaged or
+            incomplete.
     """
     try:
         exported = read_json(folder / "instances.json")
