@@ -137,7 +137,7 @@ def read_record(path: Path) -> dict[str, Any]:
         if counted != record["images"]:
             raise ValueError(f"its indices are of {counted} images, and it is of {record['images']}")
         runs = [np.arange(first, last + 1) for first, last in record["data"]["indices"]]
-        record["data"]["indices"] = np.concatenate(runs or [[]]).astype(int)
+        record["data"]["indices"] = np.concatenate([np.zeros(0, int), *runs]).astype(int)
         clean, attacks = record["survival"]["clean"], record["survival"]["attacks"]
         record["survival"] = {"clean": _outcomes(clean), "attacks": np.array([_outcomes(row) for row in attacks])}
         counts = {record["images"], len(record["data"]["indices"]), len(clean), *(len(row) for row in attacks)}

@@ -253,8 +253,8 @@ class Evaluator:
         check_images(images)
         images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
         progress, pieces = progress or Silent(), Pieces(workers, journal)
-        (clean,) = pieces([(b"clean", lambda: {"predictions": self.predict(images)})])
-        clean = clean["predictions"]
+        (first,) = pieces([(b"clean", lambda: {"predictions": self.predict(images)})])
+        clean = first["predictions"]
         outcomes = [
             self._attack(number, images, labels, clean, keep_images, progress, pieces)
             for number in range(len(self.attacks))
@@ -293,7 +293,8 @@ class Evaluator:
                 name = describe(attack) if len(members) == 1 else f"{describe(attack)}: {member.label}"
                 rounds = f", round {round + 1}/{member.num_rounds}" if member.num_rounds > 1 else ""
                 progress.start(name + rounds, len(survivors), work=sum(member.num_passes))
-                done, batches, crafted = 0, _batches(survivors, self.batch_size), {}
+                done, batches = 0, _batches(survivors, self.batch_size)
+                crafted: dict[bytes, np.ndarray] = {}
                 tasks = [
                     (
                         f"{number} {index} {round} {describe(attack)} ".encode() + chosen.tobytes(),

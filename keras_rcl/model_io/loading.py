@@ -194,7 +194,7 @@ def select_output(name: str | Path, outputs, wanted: Sequence[str], hint: str) -
 
 def resize_function(
     name: str | Path, wanted: Sequence[int | None], given: Sequence[int]
-) -> tuple[Callable, tuple[int, int, int]]:
+) -> tuple[Callable, tuple[int, ...]]:
     """Return a differentiable function images [N, *given] -> [N, *wanted], and `wanted` with its None sizes filled in.
 
     Images are resized bilinearly, with antialiasing if a side shrinks; a grey image becomes three equal channels.
@@ -202,8 +202,8 @@ def resize_function(
     Raises:
         InvalidInputError: if `name` reads channels that these images cannot become.
     """
-    wanted = tuple(have if want is None else want for want, have in zip(wanted, given, strict=True))
-    (height, width, channels), own = wanted, given[2]
+    shape = tuple(have if want is None else want for want, have in zip(wanted, given, strict=True))
+    (height, width, channels), own = shape, given[2]
     if channels != own and (own, channels) != (1, 3):
         raise InvalidInputError(
             f"{name} reads images of {channels} channels, and these have {own}; give another source"
@@ -215,7 +215,7 @@ def resize_function(
             images = tf.image.resize(images, (height, width), antialias=shrinks)
         return images if channels == own else tf.tile(images, [1, 1, 1, 3])
 
-    return resized, wanted
+    return resized, shape
 
 
 def sample_images(image_shape: Sequence[int | None], count: int | None) -> tf.Tensor:

@@ -85,7 +85,7 @@ def verify_model(
     data = data_for(classifier, dataset or {})
     chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
-    settings = {"method": method, "timeout": timeout, "count": count}
+    settings: dict[str, Any] = {"method": method, "timeout": timeout, "count": count}
     attacks = () if no_attack else tuple(attack for attack in ATTACKS if attack.min_classes <= data.num_classes)
     certifier = Certifier(
         network,
