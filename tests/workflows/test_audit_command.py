@@ -151,7 +151,7 @@ def test_edited_outcomes_are_seen(here):
     [
         ((), "give either --claim SHARE or --record FILE"),
         (("--claim", "5", "--record", "strong/record.json"), "give either"),
-        (("--claim", "many"), "--claim many is not a share; write it as 60.4% or 0.604"),
+        (("--claim", "many"), "--claim many is not a share of images; write it as 60.4% or 0.604"),
         (("--claim", "160%"), "between 0% and 100%"),
         (("--claim", "60%", "--epsilon", "8"), "did you mean 8/255?"),
         (("--claim", "60%", "--epsilon", "eight"), "--epsilon eight"),
