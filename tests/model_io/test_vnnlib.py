@@ -225,12 +225,12 @@ def test_a_result_file_runs_nothing(tmp_path):
 @pytest.mark.parametrize(
     "content, what",
     [
-        (b"", "no result file.*EOFError"),
-        (b"onnx,vnnlib\n", "no result file"),
+        (b"", "not a result file.*EOFError"),
+        (b"onnx,vnnlib\n", "not a result file"),
         (pickle.dumps({"results": [["solved", 1.0]]}), "'solved'.*none of alpha-beta-CROWN's"),
         (pickle.dumps({"results": [[3, 1.0]]}), "result 3"),
-        (pickle.dumps({"summary": {}}), "no result file"),
-        (pickle.dumps({"results": [["safe", math.nan, 1]]}), "no result file"),
+        (pickle.dumps({"summary": {}}), "not a result file"),
+        (pickle.dumps({"results": [["safe", math.nan, 1]]}), "not a result file"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, what):
