@@ -227,7 +227,7 @@ def test_a_result_file_runs_nothing(tmp_path):
     [
         (b"", "not a result file.*EOFError"),
         (b"onnx,vnnlib\n", "not a result file"),
-        (pickle.dumps({"results": [["solved", 1.0]]}), "'solved'.*none of alpha-beta-CROWN's"),
+        (pickle.dumps({"results": [["solved", 1.0]]}), "'solved'.*alpha-beta-CROWN does not write"),
         (pickle.dumps({"results": [[3, 1.0]]}), "result 3"),
         (pickle.dumps({"summary": {}}), "not a result file"),
         (pickle.dumps({"results": [["safe", math.nan, 1]]}), "not a result file"),
