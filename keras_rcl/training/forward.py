@@ -1,6 +1,7 @@
 """Forward passes of a training step in training mode; a phase chooses one when it is built."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,7 +12,7 @@ from keras_rcl.training.dual_batchnorm import CleanBatchNorm
 from keras_rcl.training.ramps import value_at
 from keras_rcl.training.steps.step import Outputs, StepInput
 from keras_rcl.training.weight_perturbation import WeightAscent
-from keras_rcl.vocabulary.phase import Phase
+from keras_rcl.vocabulary.phase import WorstCase
 
 Forward = Callable[[StepInput], Outputs]
 
@@ -62,23 +63,25 @@ class WorstCaseForward:
 
     Args:
         network: The two-headed network.
-        phase: With a worst case.
+        view: The worst case.
+        num_views: V, this view included.
         epochs: Returns how many epochs of the phase are done, on which the radius of the ball depends.
     """
 
-    def __init__(self, network: keras.Model, phase: Phase, epochs: Callable[[], tf.Tensor]):
-        self._network, self._view, self._count, self._epochs = network, phase.worst_case, len(phase.views), epochs
+    def __init__(self, network: keras.Model, view: WorstCase, num_views: int, epochs: Callable[[], tf.Tensor]):
+        self._network, self._view, self._num_views, self._epochs = network, view, num_views, epochs
+        self._bound: Any = view.bound
 
     def __call__(self, batch: StepInput) -> Outputs:
-        view, count = self._view, ops.shape(batch.labels)[0] // self._count
+        view, count = self._view, ops.shape(batch.labels)[0] // self._num_views
         epsilon = value_at(view.epsilon, self._epochs())
         outputs, statistics = training_pass(self._network, batch.images[:-count])
         images, labels = batch.images[-count:], batch.labels[-count:]
         if view.outputs == "margins":
-            worst_case = worst_case_outputs(self._network, images, labels, epsilon, view.bound, statistics)
+            worst_case = worst_case_outputs(self._network, images, labels, epsilon, self._bound, statistics)
         else:
             worst_case = {
-                name: output_bounds(self._network, images, epsilon, view.bound, name, statistics=statistics).lower
+                name: output_bounds(self._network, images, epsilon, self._bound, name, statistics=statistics).lower
                 for name in ("logits", "embedding")
             }
         return {**outputs, "worst_case": worst_case}

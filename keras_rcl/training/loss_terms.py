@@ -40,8 +40,8 @@ class Batch(NamedTuple):
         kinds: The kind of each of the V views.
     """
 
-    labels: object
-    outputs: dict
+    labels: Any
+    outputs: dict[str, Any]
     kinds: tuple[str, ...]
 
     def view(self, name: str, kind: str | None):
@@ -147,7 +147,8 @@ TERMS: dict[str, TermRule] = {
 
 def term_names(phase: Phase) -> tuple[str, ...]:
     """The name of each term in logs: its own name with the kind of its views; numbered if two are equal."""
-    names = [f"{term.term}_{term.on}" if getattr(term, "on", None) else term.term for term in phase.terms]
+    kinds = [getattr(term, "on", None) for term in phase.terms]
+    names = [f"{term.term}_{kind}" if kind else term.term for term, kind in zip(phase.terms, kinds, strict=True)]
     return tuple(
         f"{name}_{names[: index + 1].count(name)}" if names.count(name) > 1 else name
         for index, name in enumerate(names)

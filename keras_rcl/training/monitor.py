@@ -115,7 +115,7 @@ class Monitor:
 
         self._attacked = attacked
 
-    def __call__(self) -> tuple[dict[str, float], float, object]:
+    def __call__(self) -> tuple[dict[str, float], float, np.ndarray]:
         """Measure the network as it is now.
 
         Returns:
@@ -137,7 +137,7 @@ class Monitor:
         batches = [self.shown.images[start : start + MONITORED_IMAGES] for start in starts]
         found = [self._embedded(tf.constant(images, tf.float32) / 255) for images in batches]
         before, after = self._embedded(self.images), self._embedded(adversarial)
-        metrics = {}
+        metrics: dict[str, float] = {}
         for space in before:
             measured = geometry(self.shown.labels, np.concatenate([outputs[space] for outputs in found]))
             measured["clean_to_adversarial_distance"] = clean_to_adversarial_distance(before[space], after[space])

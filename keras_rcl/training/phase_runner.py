@@ -25,7 +25,7 @@ from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.steps.replicated import ReplicatedStep
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.compute import DEFAULT_COMPUTE, ComputeSettings
-from keras_rcl.vocabulary.phase import Phase
+from keras_rcl.vocabulary.phase import Adversarial, Phase
 
 AfterStep = Callable[[int], None]
 """Called after each step with the number of steps of the epoch that are done."""
@@ -98,17 +98,18 @@ class PhaseRunner:
 
     def _build_batches(self, data: ImageData, balanced: bool, workers: Workers) -> None:
         """The batches, and what is kept for each training image: features, warm starts."""
-        phase, streamed = self.phase, isinstance(data.train, StreamedSplit)
-        if streamed and phase.warm_views:
+        phase, held = self.phase, None if isinstance(data.train, StreamedSplit) else data.train
+        if held is None and phase.warm_views:
             raise InvalidInputError(
                 "warm_steps keep the last attack on every image in memory, and dataset.streamed keeps no image; "
                 "leave out one"
             )
-        fixed = phase.reads_fixed_features and not streamed and workers.replicas == 1
-        self.features = FixedFeatures(self.network, data.train) if fixed else None
+        fixed = phase.reads_fixed_features and workers.replicas == 1
+        self.features = FixedFeatures(self.network, held) if held and fixed else None
         self.warm_starts = {
-            place: WarmStarts(len(data.train.labels), data.image_shape, phase.views[place].attack.epsilon)
-            for place in phase.warm_views
+            place: WarmStarts(len(held.labels), data.image_shape, view.attack.epsilon)
+            for place, view in enumerate(phase.views)
+            if held and place in phase.warm_views and isinstance(view, Adversarial)
         }
         self.batches = Batches(
             data.train,
@@ -141,7 +142,7 @@ class PhaseRunner:
                 self.network,
                 attack,
                 kept,
-                data.train,
+                data.train.held,
                 self.trainer.compute.micro_batch or self.batches.batch_size,
                 seed=_entropy(*self.seed) % 2**31,
                 dtype=self.trainer.compute.attack_dtype,
@@ -165,8 +166,10 @@ class PhaseRunner:
         if self.phase.fresh_optimizer:
             for variable, value in zip(self.optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
-        for kept in filter(None, (self.average, self.clean_batchnorm)):
-            kept.begin()
+        if self.average:
+            self.average.begin()
+        if self.clean_batchnorm:
+            self.clean_batchnorm.begin()
 
     def run_epoch(
         self, progress: Progress, label: str, *, resumed: int = 0, after_step: AfterStep | None = None
@@ -322,7 +325,7 @@ def _check_replicas(replicas: int, batch_size: int, phase: Phase, compute: Compu
     needs = [
         *phase.of_whole_batch,
         phase.warm_views and "warm_steps",
-        any(getattr(view, "attack", None) and view.attack.name == "refreshed" for view in phase.views) and "refreshed",
+        any(isinstance(view, Adversarial) and view.attack.name == "refreshed" for view in phase.views) and "refreshed",
         compute.micro_batch and "--micro-batch",
         compute.jit and "--jit",
     ]

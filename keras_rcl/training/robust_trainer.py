@@ -183,7 +183,7 @@ class RobustTrainer(keras.Model):
         if self.features is not None:
             return FixedFeaturesForward(network)
         if phase.worst_case:
-            return WorstCaseForward(network, phase, lambda: self.epochs)
+            return WorstCaseForward(network, phase.worst_case, len(phase.views), lambda: self.epochs)
         forward: Forward = NetworkForward(network, phase.detach_classifier)
         if self.clean_batchnorm:
             forward = TwoBatchNormsForward(forward, self.clean_batchnorm, self.kinds)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -70,7 +71,7 @@ def run_phases(
     """
     runners = []
     for index, phase in enumerate(phases):
-        settings = dict(compute=compute, balanced=balanced, workers=context.workers)
+        settings: dict[str, Any] = dict(compute=compute, balanced=balanced, workers=context.workers)
         refreshes = tuple(
             PhaseRunner(
                 network,
@@ -250,7 +251,7 @@ class _Training:
             return [runner, *refreshes]
         return []
 
-    def variables(self) -> dict[str, object]:
+    def variables(self) -> dict[str, Any]:
         """The variables of the network and of the current phase's runners, by name."""
         named = {f"network {index}": variable for index, variable in enumerate(self.network.variables)}
         for number, runner in enumerate(self.current()):
@@ -296,7 +297,9 @@ class _Training:
                 self.checkpoints.save(self.network, name)
         with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
             for line in itertools.islice(lines, len(done)):
-                metrics = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
+                metrics: dict[str, Any] = {
+                    name: math.nan if value is None else value for name, value in json.loads(line).items()
+                }
                 metrics.pop("step")
                 self.recorder.epoch(metrics.pop("phase"), metrics.pop("epoch"), metrics)
         self.position.done = len(done)

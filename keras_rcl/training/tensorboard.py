@@ -27,7 +27,7 @@ def flatten(config: Mapping) -> dict[str, Scalar]:
     >>> flatten({"method": {"name": "clafs", "views": [1, 2]}, "seed": 0})
     {'method.name': 'clafs', 'method.views': '[1, 2]', 'seed': 0}
     """
-    flat = {}
+    flat: dict[str, Scalar] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
             flat |= {f"{name}.{inner}": scalar for inner, scalar in flatten(value).items()}

@@ -53,7 +53,7 @@ def stack_views(
                 once = functools.partial(attacked, network, attack, view_seed, dtype=compute.attack_dtype)
                 return in_parts(once, micro_batch, *of_images, signature=rows) if micro_batch else once(*of_images)
 
-            if index in phase.warm_views:
+            if warm_starts and index in warm_starts:
                 views[index], shares = warm_starts[index](craft, view, views[index], labels, indices)
             else:
                 views[index], shares = craft(view.attack, views[index], labels)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -44,7 +45,8 @@ class WarmStarts:
             The images under attack [N, H, W, C], and the share of zero gradients that each met [N].
         """
         last = tf.cast(tf.gather(self.levels, indices), tf.float32) * (self.epsilon / LEVELS)
-        warm = dataclasses.replace(view.attack, num_steps=view.warm_steps)
+        attack: Any = view.attack  # bim or pgd, as the vocabulary checks
+        warm = dataclasses.replace(attack, num_steps=view.warm_steps)
         x_adv, zeros = tf.cond(
             self.warm,
             lambda: attacked(warm, images, labels, tf.clip_by_value(images + last, 0.0, 1.0)),

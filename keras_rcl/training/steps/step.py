@@ -16,13 +16,13 @@ class StepInput(NamedTuple):
 
     Attributes:
         images: [V * N, H, W, C]; under a frozen encoder with fixed features their embeddings [V * N, E].
-        labels: [V * N]; read by the forward pass only for a worst case.
+        labels: [V * N]; the forward pass reads them only for a worst case, so without one they may be None.
         perturbation: What is added to each kernel under adversarial weight perturbation; empty without it.
         zero_gradients: The share of zero pixel gradients that the attacks of the batch met; None if nothing is crafted.
     """
 
     images: tf.Tensor
-    labels: tf.Tensor | None
+    labels: Any
     perturbation: tuple[tf.Tensor, ...] = ()
     zero_gradients: tf.Tensor | None = None
 
