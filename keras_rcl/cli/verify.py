@@ -14,7 +14,7 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 """The bounds of `verify`, from cheap to expensive."""
 
 
-@click.command(short_help="Prove for which images a model is robust.")
+@click.command(short_help="Prove the robustness of images.")
 @click.argument("model", type=shared.FOLDER)
 @click.option(
     "--epsilon", "epsilons", default="2/255", show_default=True, help="A list of L-inf radii, such as 1/255,2/255."
