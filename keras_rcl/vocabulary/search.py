@@ -11,7 +11,7 @@ from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
 from keras_rcl.vocabulary.spec import spec
 
 OBJECTIVES = ("robust_accuracy", "clean_accuracy", "mean", "harmonic_mean")
-"""What a search maximises: one of the two accuracies, or a mean of both."""
+"""What a search maximises: one of two accuracies or a mean of both."""
 
 BATCH_SIZES = ("64", "128", "256")
 
@@ -113,11 +113,11 @@ def parse_search(text: str) -> tuple[str, Range]:
 
 
 def default_search(method: Mapping[str, Any]) -> dict[str, Range]:
-    """What the papers say that they tuned, of what a method has: around the values that it has now.
+    """Ranges around a method's current values, for the settings that the papers tuned.
 
-    Learning rates a factor of 10 to either side; temperatures a factor of 4; weights (alpha, beta) from 0.05 to 0.95
-    where they lie there, else a factor of 4; Wang's margins, and the batch size. Attacks and
-    augmentations stay as they are.
+    Learning rates vary by a factor of 10 to either side, temperatures by a factor of 4, weights (alpha, beta) from 0.05
+    to 0.95 if they lie there and by a factor of 4 otherwise; Wang's margins and the batch size vary too. Attacks and
+    augmentations do not.
 
     Args:
         method: its fields as plain values, as `config.to_dict` gives them.
@@ -159,7 +159,7 @@ def _default_range(name: str, value: Any) -> Range | None:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas that are in no bracket."""
+    """Split a text at the commas outside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
