@@ -392,7 +392,7 @@ def test_round_trip_of_every_variant(variant, file):
     assert config.parse(to_dict(experiment), "here") == experiment
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     temperature=st.floats(1e-6, 1e6),
     epsilon=st.one_of(st.integers(0, 255).map(lambda n: n / 255), st.floats(0, 1)),

@@ -99,7 +99,7 @@ def test_salt_and_pepper_is_white_and_black_where_the_ball_is_large():
     assert {0.0, 1.0} <= set(x_adv.ravel().tolist())
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 @given(
     kind=st.sampled_from(KINDS),
     norm=st.sampled_from(sorted(EPSILON)),

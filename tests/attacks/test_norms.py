@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from keras_rcl.attacks.norms import length, project, random_start, steepest_step
 
-quick = settings(deadline=None, max_examples=40, derandomize=True, database=None)
+quick = settings(max_examples=40)
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 SHAPE = (2, 2, 3, 1)
 pixels = hnp.arrays("float32", SHAPE, elements=st.floats(0, 1, width=32, allow_subnormal=False))

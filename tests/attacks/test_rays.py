@@ -119,7 +119,7 @@ def published(predict, image, label, num_queries, tolerance):
         return asked, best_radius, best_ray
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3)),
     num_queries=st.integers(1, 90),

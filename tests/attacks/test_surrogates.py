@@ -15,7 +15,7 @@ from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.attacks import BIM
 from keras_rcl.vocabulary.network import Network
 
-quick = settings(deadline=None, max_examples=30, derandomize=True, database=None)
+quick = settings(max_examples=30)
 
 
 @st.composite

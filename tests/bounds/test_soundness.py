@@ -65,7 +65,7 @@ def check(network, seed, epsilon, methods=METHODS):
 CHECKED = []
 
 
-@settings(deadline=None, max_examples=10, derandomize=True, database=None)
+@settings(max_examples=10)
 @given(
     st.lists(st.sampled_from(sorted(IMAGE_BLOCKS)), min_size=1, max_size=4),
     st.sampled_from(sorted(TAILS)),

@@ -6,7 +6,7 @@ import json
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, whole_levels, with_stored, write_shard
@@ -124,7 +124,6 @@ def test_what_is_no_store_is_refused(store, tmp_path):
     assert "craft the examples again" in refusal(attack)
 
 
-@settings(deadline=None)
 @given(
     arrays.arrays(np.uint8, (1, 2, 2, 3)),
     arrays.arrays(np.float32, (1, 2, 2, 3), elements=st.floats(-0.25, 0.25, width=32)),
@@ -137,7 +136,6 @@ def test_whole_levels_stay_within_what_was_crafted(clean, change):
     assert np.all((cut == 0) | (np.sign(cut) == np.sign(exact)))
 
 
-@settings(deadline=None)
 @given(arrays.arrays(np.uint8, (1, 2, 2, 3)), arrays.arrays(np.uint8, (1, 2, 2, 3)))
 def test_what_is_whole_already_is_kept(clean, adversarial):
     np.testing.assert_array_equal(whole_levels(clean, adversarial.astype(np.float32) / 255), adversarial)

@@ -159,7 +159,7 @@ def test_arrays_that_are_no_images(images, says):
         check_images(images, SHAPE)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float64, (2, 3, 3, 1), elements=st.floats(0, 1)))
 def test_images_in_range_pass_unchanged(images):
     found = check_images(images)

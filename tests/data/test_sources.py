@@ -111,7 +111,7 @@ def test_parts_depend_on_the_split_seed_alone():
         assert not np.array_equal(a.indices, c.indices)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(limit=st.integers(1, 400), seed=st.integers(0, 2**32 - 1), fraction=st.floats(0, 0.7))
 def test_limit_keeps_the_balance_within_the_same_parts(limit, seed, fraction):
     limited = load(Dataset(limit=limit, split_seed=seed, validation_fraction=fraction))

@@ -12,7 +12,7 @@ from keras_rcl.evaluation.record import command_line, make_record
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.vocabulary.attacks import FGSM, PGD, Attack
 
-quick = settings(deadline=None, max_examples=50, derandomize=True, database=None)
+quick = settings(max_examples=50)
 ATTACKS = (FGSM(epsilon="4/255"), PGD(epsilon="128/255", norm="l2", num_steps=20, step_size=0.01, num_restarts=2))
 # Right before any attack: images 0, 1, 2, 4. Image 1 falls to the first attack, 0 and 1 to the second.
 SURVIVAL = Survival(

@@ -17,7 +17,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator, Survival, _batches, measures
 from keras_rcl.vocabulary.attacks import BIM, FAB, FGSM, PGD, AutoPGD, Embedding, Transfer
 
-quick = settings(deadline=None, max_examples=100, derandomize=True, database=None)
+quick = settings(max_examples=100)
 THREE_AND_ONE = (FGSM(), BIM(), PGD(epsilon="4/255"), PGD())
 """Three attacks of one threat model, and between them one of another."""
 

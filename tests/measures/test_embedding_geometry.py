@@ -95,7 +95,7 @@ def test_an_attack_to_the_other_side_of_the_sphere_has_distance_2():
     assert clean_to_adversarial_distance(z, moved) == pytest.approx(sum(loop) / len(loop))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_rotation_order_and_length_do_not_matter(seed):
     labels, z = drawn(seed)

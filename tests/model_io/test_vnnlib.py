@@ -139,7 +139,7 @@ def variables(image, logits):
     return values | {f"Y_{j}": float(value) for j, value in enumerate(logits)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.integers(0, 2**31), st.sampled_from([0.0, 1 / 255, 8 / 255, 0.3, 1.0]), st.integers(2, 4))
 def test_a_property_is_the_negation_of_robustness(data, seed, epsilon, num_classes):
     image = random_images(1, seed, shape=(2, 3, 2))[0]

@@ -19,7 +19,7 @@ from keras_rcl.objectives import (
     misclassified_kl,
 )
 
-quick = settings(deadline=None, max_examples=30, derandomize=True, database=None)
+quick = settings(max_examples=30)
 
 
 @st.composite

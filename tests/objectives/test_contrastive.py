@@ -22,7 +22,7 @@ from keras_rcl.objectives import (
 )
 
 TEMPERATURES = (0.01, 0.07, 0.1, 1.0)
-quick = settings(deadline=None, max_examples=30, derandomize=True, database=None)
+quick = settings(max_examples=30)
 
 
 def unit(rng, *shape):

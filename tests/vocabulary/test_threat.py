@@ -11,7 +11,7 @@ from keras_rcl.errors import format_error
 from keras_rcl.vocabulary.attacks import BIM, FGSM, PGD
 from keras_rcl.vocabulary.threat import Pixels, ThreatModel, format_pixels, parse_pixels
 
-quick = settings(deadline=None, max_examples=300, derandomize=True, database=None)
+quick = settings(max_examples=300)
 
 
 @quick
