@@ -275,7 +275,7 @@ CLAFS = """
                 terms     1 cross_entropy
                 optimizer adam 0.001 constant
     linear evaluation: 100 epochs, batch 256
-        draws     classifier anew
+        redraws   classifier
         trains    classifier
         views     clean
         terms     1 cross_entropy
@@ -345,10 +345,10 @@ SWITCHES = {
         + linear evaluation: views PGD-5 linf 8/255 step 2/255 of clean
     """,
     "inner_start=reinitialized": """
-        + inner classifier: draws classifier anew
+        + inner classifier: redraws classifier
     """,
     "final_start=continued": """
-        - linear evaluation: draws classifier anew
+        - linear evaluation: redraws classifier
     """,
     "projection_normalized=False": """
         - warm-up: terms 1 supcon(temperature 0.07, mean)
@@ -363,7 +363,7 @@ SWITCHES = {
         + linear evaluation: BatchNorm statistics of the frozen encoder move
     """,
     "inner_optimizer_state=anew": """
-        + inner classifier: starts its optimizer anew
+        + inner classifier: resets its optimizer
     """,
     "reduction=sum": """
         - warm-up: terms 1 supcon(temperature 0.07, mean)
@@ -432,11 +432,11 @@ def phase_text(phase) -> list[str]:
     """Everything that a phase says."""
     lines = [f"{phase.name}: {phase.epochs} epochs, batch {phase.batch_size}"]
     if phase.reinitialize:
-        lines.append(f"    draws     {', '.join(phase.reinitialize)} anew")
+        lines.append(f"    redraws   {', '.join(phase.reinitialize)}")
     if phase.interval_initialization:
         lines.append("    draws     its kernels for intervals")
     if phase.fresh_optimizer:
-        lines.append("    starts its optimizer anew")
+        lines.append("    resets its optimizer")
     if phase.ema:
         lines.append(f"    keeps     a moving average of decay {phase.ema:g}")
     if phase.awp.gamma:

@@ -140,7 +140,7 @@ def test_inner_optimizer_state(state, precision):
 
 
 @pytest.mark.parametrize(("state", "spanned"), [("kept", 3 * 2), ("anew", 2)])
-def test_an_inner_schedule_spans_all_runs_or_each_that_starts_anew(tmp_path, monkeypatch, state, spanned):
+def test_an_inner_schedule_spans_all_runs_or_restarts_with_each(tmp_path, monkeypatch, state, spanned):
     class Enough(Exception):
         pass
 
