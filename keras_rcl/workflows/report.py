@@ -247,7 +247,9 @@ def _run_row(job: Job, progress: Progress) -> None:
     if run is None:
         _train(job.experiment, job.name, job.folders, progress)
         run = found()
-    if run is not None and (missing := _missing(run, job.measures)):
+    if run is None:
+        raise RuntimeError(f"the run {job.name} was trained, and {job.folders.runs} has no record of its experiment")
+    if missing := _missing(run, job.measures):
         _measure(run, missing, job.experiment.dataset, job.folders, progress)
 
 
