@@ -20,6 +20,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attacks import Attack, AutoPGD
+from keras_rcl.vocabulary.record import VerificationRow
 from keras_rcl.vocabulary.threat import format_pixels
 
 Status = Literal["misclassified", "unsafe", "safe-incomplete", "safe", "timeout", "unknown"]
@@ -87,7 +88,7 @@ class Certification:
     def clean_accuracy(self) -> float:
         return float((self.clean_predictions == self.labels).mean())
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[VerificationRow]:
         """Return one row per epsilon. The robust accuracy lies between `verified_accuracy` and `attacked_accuracy`."""
         return [
             {

@@ -16,6 +16,7 @@ from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attacks import Attack
+from keras_rcl.vocabulary.record import Record, VerificationRecord
 
 FORMAT = 1
 PACKAGES = ("keras_rcl", "tensorflow", "keras", "numpy", "tensorflow-datasets", "keras-cv")
@@ -46,7 +47,7 @@ def make_record(
     seed: int,
     sources: dict[str, str] | None = None,
     attack_dtype: str = "float32",
-) -> dict[str, Any]:
+) -> Record:
     """A record of one evaluation.
 
     Args:
@@ -79,8 +80,8 @@ def make_record(
 
 
 def make_verification(
-    found: Certification, *, model: dict[str, Any], data: dict[str, Any], seed: int, **settings
-) -> dict[str, Any]:
+    found: Certification, *, model: dict[str, Any], data: dict[str, Any], seed: int, **settings: Any
+) -> VerificationRecord:
     """A record of a verification; arguments as of `make_record`, and whatever settings it was made with.
 
     Returns:

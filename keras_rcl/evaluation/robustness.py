@@ -16,6 +16,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attacks import Attack, describe
+from keras_rcl.vocabulary.record import Row
 from keras_rcl.vocabulary.threat import ThreatModel
 
 SAMPLES = 16
@@ -84,7 +85,7 @@ class Survival:
     def clean_accuracy(self) -> float:
         return float(self.clean.mean())
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[Row]:
         """Return one row per attack, then the per-image worst case of each threat model with several attacks."""
         rows = [
             {

@@ -18,6 +18,7 @@ from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attacks import Attack, to_cli
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.paper import Measure, Paper
+from keras_rcl.vocabulary.record import Record, VerificationRecord
 from keras_rcl.vocabulary.threat import format_pixels
 
 VERIFIED_IMAGES, VERIFIED_COUNT = 1000, 20
@@ -36,8 +37,8 @@ class Run:
         measured: records of that network, of attacks and of verifications; the training's own record is the first.
     """
 
-    record: dict[str, Any]
-    measured: tuple[dict[str, Any], ...]
+    record: Record
+    measured: tuple[Record | VerificationRecord, ...]
 
     @property
     def name(self) -> str:
@@ -61,7 +62,7 @@ class Run:
         return max(found, key=lambda pair: pair[1], default=None)
 
 
-def _values(record: dict[str, Any], measure: Measure) -> Iterable[float | dict[str, int]]:
+def _values(record: Any, measure: Measure) -> Iterable[float | dict[str, int]]:
     """The values of a measure in a record: none or one."""
     if measure.kind == "clean":
         yield 100 * record["clean_accuracy"]
@@ -93,7 +94,7 @@ class Results:
         ]
 
     @cached_property
-    def _records(self) -> list[dict[str, Any]]:
+    def _records(self) -> list[Any]:
         return [record for path in self.paths if (record := _read(path)) is not None]
 
     @cached_property
@@ -122,7 +123,7 @@ class Results:
         return Measured({seed: value for seed, (value, _) in measured.items()}, min(n for _, n in measured.values()))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> Any:
     """A record of a network, its attacks as specs; None if the file is another one, such as that of a benchmark.
 
     Raises:

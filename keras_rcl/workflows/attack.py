@@ -17,6 +17,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.vocabulary.attacks import Attack, describe
+from keras_rcl.vocabulary.record import Record
 from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, pixels, split_of, support_of
 
@@ -39,7 +40,7 @@ def attack(
     progress: Progress | None = None,
     workers: Workers = ALONE,
     **foreign,
-) -> tuple[dict[str, Any], Path | None]:
+) -> tuple[Record, Path | None]:
     """Attack a SavedModel or `.keras` on a data set.
 
     Every batch is written to `.<name>.partial` beside the output folder as soon as it is finished. If the call is

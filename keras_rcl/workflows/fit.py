@@ -46,6 +46,7 @@ from keras_rcl.training.run_phases import checkpoint_name, run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.network import Precision
 from keras_rcl.vocabulary.phase import Phase
+from keras_rcl.vocabulary.record import Record
 from keras_rcl.workflows.inputs import geometry_of, outputs_of, pixels, support_of
 
 PROJECTED_IMAGES = 500
@@ -88,7 +89,7 @@ class Fitted:
     """
 
     experiment: Experiment
-    record: dict[str, Any]
+    record: Record | dict[str, Any]
     run: Path
     saved_model: Path
 
@@ -332,7 +333,7 @@ class Run:
             survival = evaluator(images, test.labels, progress=self.progress, journal=journal, workers=self.workers)
         return survival, test
 
-    def make_record(self, survival: Survival, test: sources.Split, validation: dict[str, float]) -> dict[str, Any]:
+    def make_record(self, survival: Survival, test: sources.Split, validation: dict[str, float]) -> Record:
         """Return the record of an evaluation, with the losses and the geometry of the embeddings."""
         experiment = self.experiment
         record = make_record(
@@ -353,7 +354,7 @@ class Run:
         record["losses"] = _losses(self.path / "metrics.jsonl", experiment.method.phases())
         return record
 
-    def export(self, record: dict[str, Any]) -> None:
+    def export(self, record: Record) -> None:
         """Export the network, unless an interrupted process of this run did."""
         if self.folder.resumed and _exported_hash(self.export_path) == record["model"]["hash"]:
             return
@@ -361,7 +362,7 @@ class Run:
         about = contract(self.experiment, self.data, record)
         write_export(self._served, self.export_path, about, overwrite=self.options.overwrite)
 
-    def _stored_record(self) -> dict[str, Any] | None:
+    def _stored_record(self) -> Record | None:
         """The record of a run that was interrupted after it was written; the same on all workers."""
         record = None
         if self.folder is not None and self.folder.record.is_file():
@@ -369,7 +370,7 @@ class Run:
             record = read_json(self.folder.record)
         return self.workers.broadcast(Message(record)).value
 
-    def _log(self, writer: TensorBoardWriter, record: dict[str, Any]) -> None:
+    def _log(self, writer: TensorBoardWriter, record: Record) -> None:
         """Show geometry, hyper-parameters with their results, and embeddings on TensorBoard."""
         robust = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
         writer.geometry(record["geometry"])
@@ -552,7 +553,7 @@ def build(experiment: Experiment, data: sources.ImageData, precision: Precision 
     )
 
 
-def contract(experiment: Experiment, data: sources.ImageData, record: dict[str, Any]) -> dict[str, Any]:
+def contract(experiment: Experiment, data: sources.ImageData, record: Record) -> dict[str, Any]:
     """Return what `model.json` says about an export, except for what the export adds itself."""
     attacks = [view.attack for phase in experiment.method.phases() for view in phase.views if hasattr(view, "attack")]
     trained_for: dict[str, Any] | None = None

@@ -19,6 +19,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attacks import describe
+from keras_rcl.vocabulary.record import VerificationRecord
 from keras_rcl.workflows.inputs import data_for, pixels, split_of
 
 _TOLERANCE = 1e-3
@@ -44,7 +45,7 @@ def verify_model(
     overwrite: bool = False,
     trust: bool = False,
     progress: Progress | None = None,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[VerificationRecord, Path]:
     """Verify a model's images in L-inf balls. If the call is interrupted at any instant, the same call resumes it.
 
     Args:
