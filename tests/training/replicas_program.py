@@ -90,7 +90,7 @@ def evaluated(folder: Path, workers: Workers):
     attacks = (PGD(epsilon=0.1, num_steps=3, num_restarts=2), AutoPGD(epsilon=0.1, num_steps=5, num_restarts=2))
     evaluator = Evaluator(lambda x: network(x, training=False)["logits"], attacks, batch_size=8)
     for _ in range(2):
-        journal = Journal(folder / "journal", {}) if workers.chief else None
+        journal = Journal(folder / "journal", evaluator.fingerprint(images, data.labels)) if workers.chief else None
         survival = evaluator(images, data.labels, keep_images=True, journal=journal, workers=workers)
         if workers.chief:
             journal.close()
