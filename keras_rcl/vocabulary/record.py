@@ -2,6 +2,8 @@
 
 from typing import Any, NotRequired, TypedDict
 
+from keras_rcl.vocabulary.threat import Norm
+
 
 class Row(TypedDict):
     """What one attack left, or the worst case of several attacks, which has no costs: a row of `Survival.rows`.
@@ -10,7 +12,7 @@ class Row(TypedDict):
     """
 
     attack: str
-    norm: str
+    norm: Norm
     epsilon: float
     protocol: str
     clean_accuracy: float
@@ -53,7 +55,7 @@ class Record(TypedDict):
 class VerificationRow(TypedDict):
     """What is proved at one epsilon: a row of `Certification.rows`. Accuracies are shares in [0, 1]."""
 
-    norm: str
+    norm: Norm
     epsilon: float
     clean_accuracy: float
     attacked_accuracy: float
