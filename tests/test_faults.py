@@ -253,6 +253,7 @@ def attempt(saved, folder, expected, **fault):
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("saved", SAVED, ids=lambda saved: saved.__name__.lower())
 def test_at_every_change(saved, tmp_path):
     counted = tmp_path / "counted"

@@ -96,7 +96,7 @@ CONFIGS = {
     "twice": ("seed: 1\nseed: 2", "'seed' is given 2 times"),
     "not finite": ("variant: at\nmethod: {name: at, attack: {name: pgd, epsilon: .nan}}", "finite"),
     "python": ("!!python/object/apply:os.system [id]", "could not determine a constructor"),
-    "empty": ("", "no mapping"),
+    "empty": ("", "does not hold a mapping"),
     "two documents": ("---\n---\n", "expected a single document"),
     "unhashable": ("? [a]\n: b", "is not YAML"),
     "host": ("variant: at\ndataset: {name: 'huggingface:mnist'}", "dataset.name"),

@@ -111,6 +111,7 @@ def test_killed_at_any_instant(folder, here):
     assert sorted(os.listdir(here)) == ["model", "out"]
 
 
+@pytest.mark.slow_after(1)
 def test_interrupted(folder, here, monkeypatch):
     """Exit status 130 and one line; the folder to replace stays until its replacement is complete."""
     (here / "out").mkdir()
@@ -125,6 +126,7 @@ def test_interrupted(folder, here, monkeypatch):
     assert sorted(os.listdir()) == ["model", "out"]
 
 
+@pytest.mark.slow
 def test_another_command_is_refused_or_starts_from_scratch(here, monkeypatch):
     terminated = interrupt_after(monkeypatch, 4, *COMMAND, "--output-dir", "out", by=signal.SIGTERM)
     assert terminated.exit_code == 143 and terminated.stderr.endswith("\ninterrupted; the same command resumes\n")

@@ -94,6 +94,8 @@ def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buff
     skip_image = {image_key: _skip_decoding()}
 
     def records(seed: tf.Tensor) -> tf.data.Dataset:
+        # The order depends on `seed` alone: TensorFlow would mix in a global seed of the process, and fail if it is 0.
+        tf.compat.v1.get_default_graph().seed = None
         file_seed, record_seed = tf.unstack(tf.random.experimental.stateless_split(seed))
         order = tf.random.experimental.stateless_shuffle(tf.range(len(pieces)), file_seed, alg="philox")
         shuffled = [tf.gather(column, order) for column in (files, skips, takes)]

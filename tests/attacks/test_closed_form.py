@@ -336,6 +336,7 @@ def broken(name, norm, attack):
     return np.argmax(network(x_adv), axis=1) != labels
 
 
+@pytest.mark.slow_after(5)
 @pytest.mark.parametrize("name, norm, attack", CASES)
 def test_succeeds_exactly_where_success_is_possible(name, norm, attack):
     """All images at epsilon / 1.05 fall, and none at epsilon / 0.95."""
@@ -347,6 +348,7 @@ def test_one_step_does_not_suffice_everywhere():
     assert 0 < broken("disjoint", "l2", FGSM()).sum() < 8
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize(
     "name, norm", [*itertools.product(["linear", "convex", "disjoint"], EPSILON), ("boxed", "linf")]
 )

@@ -174,6 +174,7 @@ def test_every_attack_that_runs_has_a_runner():
     assert {*RUNNERS} == runners
 
 
+@pytest.mark.slow_after(4)
 @every_attack
 def test_in_the_ball_and_in_the_box_and_the_network_is_untouched(attack, network):
     before = [np.array(variable) for variable in network.variables]
@@ -198,6 +199,7 @@ def test_epsilon_0_returns_the_image(attack):
     assert craft(attack.with_epsilon(0.0), smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == IMAGES.tobytes()
 
 
+@pytest.mark.slow_after(2)
 @every_attack
 def test_neither_order_nor_neighbours_matter(attack):
     labels = aims(attack)
@@ -224,6 +226,7 @@ def test_neighbours_hardly_matter_to_a_float32_network(network, name):
         assert np.mean(np.abs(alone[0] - together[i]) > 1e-5) < 0.02
 
 
+@pytest.mark.slow_after(2)
 @every_attack
 def test_the_seed_decides(attack):
     assert craft(attack, smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == crafted(attack).tobytes()
@@ -249,6 +252,7 @@ def test_the_next_seed_has_other_restarts(norm):
     assert not any(np.all(best == start, axis=(1, 2, 3)).any() for start in starts[1:])
 
 
+@pytest.mark.slow_after(2)
 @every_attack
 def test_eagerly_and_in_a_graph_alike(attack):
     graph = tf.function(lambda x, labels, seed: craft(attack, smooth, x, labels, seed=seed), autograph=False)
@@ -256,6 +260,7 @@ def test_eagerly_and_in_a_graph_alike(attack):
     np.testing.assert_allclose(found, crafted(attack), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", ["pgd", "pgd l2 restarts"])
 def test_xla_draws_the_same_starts(name):
     attack = dataclasses.replace(ATTACKS[name], num_steps=2)
@@ -266,6 +271,7 @@ def test_xla_draws_the_same_starts(name):
     np.testing.assert_allclose(compiled(IMAGES, LABELS), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow_after(2)
 @every_attack
 def test_cut_off_from_a_surrounding_tape(attack):
     x = tf.constant(IMAGES)
@@ -275,6 +281,7 @@ def test_cut_off_from_a_surrounding_tape(attack):
     assert tape.gradient(total, x) is None
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("attack", rows(ENSEMBLE))
 def test_no_image_is_made_worse_for_the_attacker(attack):
     """An image that is wrong stays wrong, and the classifier is fooled by more images than before."""
@@ -328,6 +335,7 @@ def test_restarts_keep_what_fools_before_what_has_the_better_loss(targeted, fool
     assert np.all(found[:, 0, 0, 0] > 0.5)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("targeted", [False, True])
 def test_restarts_keep_the_highest_loss_among_equals(targeted):
     """With two classes and no image fooled: the mean pixel, whose loss is monotone, of the best start of all."""
@@ -346,6 +354,7 @@ def test_restarts_keep_the_highest_loss_among_equals(targeted):
     assert np.all(means[-1] > np.max(images, axis=(1, 2, 3)) - 0.1) and np.mean(means[-1] > means[0]) > 0.5
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("field", ["num_steps", "num_restarts", "eot_iter"])
 def test_the_graph_does_not_grow(field):
     def operations(value):
@@ -366,6 +375,7 @@ def loops(concrete) -> int:
     return sum(node.op in ("While", "StatelessWhile") for node in nodes)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("attack", [ATTACKS["pgd"], ENSEMBLE["apgd"], ENSEMBLE["fab"], ENSEMBLE["square"]])
 def test_a_batch_in_two_halves_is_attacked_as_in_small_ones(attack):
     """32 images are attacked in two halves side by side; in batches of 8 they are not."""

@@ -132,6 +132,7 @@ def test_compiled_alike(attack):
     np.testing.assert_allclose(run(attack, INNER, jit=True), run(attack, INNER), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow_after(2)
 @every_noise
 def test_more_draws_fool_more_and_none_loses_what_it_had(attack):
     """A border that a single draw crosses now and then: each draw adds to those before."""

@@ -119,6 +119,7 @@ def published(predict, image, label, num_queries, tolerance):
         return asked, best_radius, best_ray
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3)),

@@ -53,6 +53,7 @@ def checker(network, label, wrong):
     return check
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "kind", [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
@@ -82,6 +83,7 @@ def test_decides_as_the_exact_minimum_does(kind):
     assert kind not in SPLITTING or max(domains) > 2
 
 
+@pytest.mark.slow
 def test_all_classes_at_once_are_each_of_them():
     network = balanced("conv")
     decide, answers = BranchAndBound(network), []
@@ -97,6 +99,7 @@ def test_all_classes_at_once_are_each_of_them():
     assert True in answers and False in answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_domains_bound_is_below_all_of_its_images(dtype):
     """Whatever the slopes and the multipliers are; the signs are those of one image, so that no domain is empty."""
@@ -131,6 +134,7 @@ def _values(steps, number, images):
     return evaluate(steps[: steps[number].inputs[0] + 1], images).reshape(len(images), -1)
 
 
+@pytest.mark.slow
 def test_out_of_time():
     network = balanced("deep")
     decide = BranchAndBound(network, root_iterations=1)

@@ -82,11 +82,13 @@ def test_random_networks():
     assert sum(CHECKED) >= 10_000, sum(CHECKED)
 
 
+@pytest.mark.slow
 def test_a_random_network():
     """One network of several layers under every method; the slow test above has ten."""
     assert check(random_network(["conv", "add", "max_pooling"], "flatten", 3), 3, 0.1) > 1000
 
 
+@pytest.mark.slow_after(3)
 @pytest.mark.parametrize("block", IMAGE_BLOCKS)
 def test_each_layer_between_convolutions(block):
     """So that bounds pass through it for windows and whole images alike."""

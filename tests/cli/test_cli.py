@@ -163,6 +163,7 @@ def attacked(tmp_path, *arguments) -> dict:
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_attack_under_every_protocol(here, tmp_path):
     attacks = ("--attack", "pgd-5", "--attack", "apgd:num_steps=5", "--epsilon", "16/255", "--restarts", "2")
     plain, every = attacked(tmp_path, *attacks), attacked(tmp_path, *attacks, "--protocol", "all")
@@ -181,6 +182,7 @@ def test_attack_under_every_protocol(here, tmp_path):
     assert one["survival"]["attacks"] == [every["survival"]["attacks"][4]] and one["protocol"] == "wang-meanstd"
 
 
+@pytest.mark.slow
 def test_the_protocols_side_by_side(here, tmp_path):
     base = ["attack", "saved_models/digits-at", "--attack", "fgsm", "--limit", "20", "--overwrite"]
     said = run(*base, "--output-dir", tmp_path / "out", "--protocol", "all").stdout.splitlines()
@@ -192,6 +194,7 @@ def test_the_protocols_side_by_side(here, tmp_path):
     assert "pixel protocol" in said[-2] and "distance" not in said[0]
 
 
+@pytest.mark.slow
 def test_transfer(here, tmp_path):
     """A transfer attack from the model itself is the white-box attack, in both spellings."""
     other = "saved_models/digits-at/model.keras"
@@ -206,6 +209,7 @@ def test_transfer(here, tmp_path):
     assert [row["attack"] for row in inner["rows"][2:4]] == [f"PGD-5x3 through {other} linf {eps}" for eps in "01"]
 
 
+@pytest.mark.slow
 def test_an_attack_in_bfloat16(here, tmp_path, monkeypatch):
     """Outcomes are those of the model itself on the adversarial images, and the record states the dtype."""
     arguments = ("--attack", "pgd-5", "--epsilon", "16/255", "--save-images")
@@ -220,6 +224,7 @@ def test_an_attack_in_bfloat16(here, tmp_path, monkeypatch):
     assert "note: this processor has no matrix units for bfloat16" in result.stderr
 
 
+@pytest.mark.slow
 def test_attacks_on_the_embedding_and_the_projection(here, tmp_path):
     """The model's own, and through a proxy of another image size; the same in batches of any size."""
     proxy = keras.Sequential(
@@ -236,6 +241,7 @@ def test_attacks_on_the_embedding_and_the_projection(here, tmp_path):
     assert [row["largest_distance"] for row in record["rows"][:3]] == pytest.approx([64 / 255] * 3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_show_and_train_under_a_protocol(here, tmp_path):
     protocol = ("--set", "method.attack.protocol=claf-repo")
     assert "adversarial (claf-repo)" in run("show", "--variant", "at", *protocol).stdout
@@ -363,6 +369,7 @@ def test_export_vnnlib_leaves_out_misclassified_and_broken_images(here, tmp_path
     assert exported["epsilons"][0]["left_out"] and exported["model"]["hash"] == record["model"]["hash"]
 
 
+@pytest.mark.slow
 def test_phases_of_another_run_are_reused(tmp_path, monkeypatch):
     """With another seed, other data or another network, no phase is reused."""
     monkeypatch.chdir(tmp_path)

@@ -96,6 +96,18 @@ def test_from_any_step_on_an_epoch_is_what_it_was(prepared):
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("global_seed", [0, 7])
+def test_the_order_does_not_depend_on_the_global_seed(prepared, global_seed):
+    train = load(dataset(prepared)).train
+    labels = [batch[1] for batch in epoch(Batches(train, (Clean(),), 7, seed=3), 2)]
+    tf.random.set_seed(global_seed)
+    try:
+        again = [batch[1] for batch in epoch(Batches(train, (Clean(),), 7, seed=3), 2)]
+    finally:
+        tf.random.set_seed(None)
+    np.testing.assert_array_equal(labels, again)
+
+
 def test_a_limit_takes_every_class_as_often_and_reads_no_further(prepared, monkeypatch):
     read = []
 

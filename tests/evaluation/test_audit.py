@@ -87,6 +87,7 @@ def record_of(logits, attack, **changes):
     return Evidence(**{**fields, **changes})
 
 
+@pytest.mark.slow
 def test_the_sound_model_stands():
     assert 0.3 < true_accuracy() < 0.8
     result, raised = found(Subject(sound, embedding=lambda x: flat(x) @ KERNEL), true_accuracy())
@@ -127,6 +128,7 @@ def test_softmax_fed_to_cross_entropy():
     assert "logits" in raised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rounds", pytest.param("jpeg", marks=pytest.mark.slow)])
 def test_gradient_masked_by_quantising(kind):
     def rounds(x):

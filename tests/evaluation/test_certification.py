@@ -103,6 +103,7 @@ def test_bounds_alone_leave_some_unknown(network, found):
     assert np.all(verified[0] <= verified[1]) and verified[0].sum() < verified[1].sum()
 
 
+@pytest.mark.slow
 def test_at_most_count_images_that_survive_the_attack_are_bounded(network, found):
     counted = Certifier(network, EPSILONS, attacks=QUICK, timeout=LONG, count=3)(*digits(COUNT))
     for some, every, by in zip(counted.statuses, found.statuses, found.decided_by, strict=True):
@@ -113,6 +114,7 @@ def test_at_most_count_images_that_survive_the_attack_are_bounded(network, found
         np.testing.assert_array_equal(np.delete(some, standing), np.delete(every, standing))
 
 
+@pytest.mark.slow
 def test_without_time_what_bounds_leave_open_is_a_timeout(network, found):
     hasty = Certifier(network, EPSILONS[1:], attacks=QUICK, timeout=0.0)(*digits(COUNT))
     out = hasty.statuses[0] == "timeout"

@@ -99,6 +99,7 @@ def test_attacks_read_the_folded_network_if_its_logits_are_the_served_ones(netwo
     assert classifier.gradient_fn(images) is classifier.logits
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("attack", [PGD(num_steps=2), MIFGSM(num_steps=2, protocol="cusin-repo"), AutoPGD(num_steps=2)])
 def test_an_attack_on_it_within_a_graph_of_so_many_images(folder, images, attack, count):

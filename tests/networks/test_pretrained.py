@@ -66,5 +66,5 @@ def test_invalid_weights_or_images_raise(shape, weights, said, tmp_path, monkeyp
 
 
 def test_other_encoders_have_no_pretrained_weights():
-    with pytest.raises(ValueError, match="of encoder resnet50, not of resnet18"):
+    with pytest.raises(ValueError, match="for encoder resnet50, not for resnet18"):
         Network(encoder="resnet18", pretrained="imagenet")

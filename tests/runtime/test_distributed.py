@@ -37,7 +37,7 @@ def test_a_chief_comes_first():
         (text(TWO, type="worker", index=2), "its task has index 2 of 2"),
         (text(TWO, type="worker", index=-1), "its task has index -1 of 2"),
         (text(TWO, type="worker", index="1"), "TF_CONFIG: '<=' not supported"),
-        (text(TWO, type="chief", index=0), "its task is of type 'chief', and its cluster has worker"),
+        (text(TWO, type="chief", index=0), "its task has type 'chief', and its cluster has worker"),
         (
             text({**TWO, "ps": ["c:3"]}, type="worker", index=0),
             "its cluster has ps, and all processes must be workers",

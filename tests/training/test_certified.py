@@ -135,6 +135,7 @@ def test_bounds_in_training_hold_for_every_image_of_the_ball(bound):
         assert all((point[name].numpy() >= values - 1e-4).all() for name, values in lower.items())
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.1, 20.0])
 def test_loss_fusion_lies_between_the_cross_entropies_of_the_balls_images_and_of_intervals(epsilon):
     """The loss of no image of the ball is above it; at epsilon 0 it is that of the image."""
@@ -186,6 +187,7 @@ def phase_of(epsilon, *terms, **changes) -> Phase:
     return Phase(**{**settings, "batch_size": BATCH, "optimizer": Adam(learning_rate=1e-3), **changes})
 
 
+@pytest.mark.slow
 def test_epsilon_0_is_clean_training():
     trained = []
     for phase in (
@@ -208,6 +210,7 @@ def small(name: str, **changes):
     return dataclasses.replace(method, **epochs, **changes)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "method",
     [
@@ -234,6 +237,7 @@ def test_every_form_trains_on_finite_numbers(method):
         assert run.trainer.traces == 1
 
 
+@pytest.mark.slow
 def test_kappa_weighs_the_two_cross_entropies():
     """One step at kappa = 0.25: the loss is 0.25 CE(clean) + 0.75 CE(worst case), each as the log shows it."""
     method = small("certified", initial_kappa=0.25, final_kappa=0.25, regularization=0.0)
@@ -291,6 +295,7 @@ def test_phases_without_meaning_raise(changes, said):
         phase_of(0.1, CrossEntropy(on="worst_case"), **changes)
 
 
+@pytest.mark.slow
 def test_a_few_epochs_certify_most_of_an_easy_task():
     """Stripes of another brightness, 128/255 above the noise: an untrained network certifies none of them."""
     data = image_data(8 * BATCH)

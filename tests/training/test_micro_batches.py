@@ -73,6 +73,7 @@ def stepped(
 ATTACKED = (Clean(), Adversarial(attack=PGD(epsilon=8 / 255, num_steps=3)))
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("micro_batch", [1, 4, 8])
 @pytest.mark.parametrize(
     "phase",
@@ -93,6 +94,7 @@ def test_a_step_equals_the_step_of_the_whole_batch(phase, micro_batch, batch):
     assert metrics_apart == pytest.approx(metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_scales_the_loss_and_not_the_step(batch):
     phase = phase_of(*ATTACKED, terms=(SupCon(temperature=0.5), CrossEntropy()))
     begun = uncoupled_network().get_weights()
@@ -103,6 +105,7 @@ def test_half_precision_scales_the_loss_and_not_the_step(batch):
     assert 0 < np.linalg.norm(changes[1] - changes[0]) < 0.01 * np.linalg.norm(changes[0])
 
 
+@pytest.mark.slow
 def test_statistics_move_once_per_micro_batch():
     phase = phase_of(
         Clean(), Clean(), terms=(SupCon(), CrossEntropy()), optimizer=SGD(learning_rate=1e-12, momentum=0.0)

@@ -60,6 +60,7 @@ def algorithm_1():
     return {phase.name: walk(network, phase) for phase in in_order(tiny_clafs())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAY_MOVE)
 def test_algorithm_1_moves(algorithm_1, name):
     walked, expected = algorithm_1[name], MAY_MOVE[name]
@@ -87,6 +88,7 @@ def test_a_phase_that_trains_only_the_classifier_has_no_other_trainable_weight(a
         assert {tuple(variable.shape) for variable in trainer.optimizer.variables} == {(), (3,), (64, 3)}
 
 
+@pytest.mark.slow
 def test_moving_statistics_move_and_nothing_else_of_the_encoder():
     network = tiny_network()
     warm_up, inner, _, linear = in_order(tiny_clafs(batchnorm_statistics="moving"))
@@ -120,6 +122,7 @@ def test_final_start_continued_keeps_the_inner_classifier():
     assert moved(walked.begun, walked.after)[0] == CLASSIFIER
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("state", ["kept", "anew"])
 def test_inner_optimizer_state(state, precision):
@@ -166,6 +169,7 @@ def one_step(phase, terms):
     return walked
 
 
+@pytest.mark.slow
 def test_an_online_head_learns_behind_a_stop_gradient():
     _, online, _ = tiny_clafs(head="online").phases()
     assert not online.refresh and online.detach_classifier
@@ -244,6 +248,7 @@ def test_no_phase_or_refresh_is_traced_twice(scripted):
     }
 
 
+@pytest.mark.slow
 def test_a_refresh_reuses_its_batches(monkeypatch):
     from keras_rcl.data import pipeline
 
@@ -307,6 +312,7 @@ def test_without_validation_the_last_weights_stay(tmp_path):
         np.testing.assert_array_equal(left, kept)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_training(tmp_path):
     weights = []
     method = tiny_clafs(head="online", warmup_epochs=0, linear_epochs=0, optimizer=SGD(learning_rate=0.05))
@@ -319,6 +325,7 @@ def test_the_seed_decides_the_training(tmp_path):
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("patience", "robust", "run"),
     [

@@ -142,6 +142,7 @@ def test_phases_of_another_run_are_not_trained_again(tmp_path):
     assert without_pictures(*found) == without_pictures(*expected)
 
 
+@pytest.mark.slow
 def test_a_signal_lets_the_step_end_and_stores_it(tmp_path):
     """Without regular snapshots nothing is lost; with a damaged snapshot one step is lost."""
     method = tiny_clafs(warmup_epochs=0, adversarial_epochs=0, linear_epochs=2)

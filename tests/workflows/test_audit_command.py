@@ -64,6 +64,7 @@ def here(folder, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_an_honest_record_stands(here):
     result = run("audit", "linear", "--record", "strong/record.json", *HERE, *QUICK, "--output-dir", "stands", "--json")
     assert result.exit_code == 0, result.output

@@ -88,6 +88,7 @@ def made(tmp_path_factory):
         yield report("tiny", scale="cpu", train=True)
 
 
+@pytest.mark.slow
 def test_all_that_was_missing_is_measured(made):
     printed, _ = made
     assert printed["missing"] == []
@@ -104,6 +105,7 @@ def test_all_that_was_missing_is_measured(made):
     assert difference["measured"][0][0]["mean"] == pytest.approx(ours)
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_records(made):
     printed, _ = made
     record = json.loads(Path("runs/tiny-cpu-baseline/record.json").read_text(encoding="utf-8"))
@@ -116,6 +118,7 @@ def test_numbers_are_those_of_the_records(made):
     assert all(line["loss"] == pytest.approx(line["cross_entropy"], abs=1e-4) for line in record["losses"])
 
 
+@pytest.mark.slow
 def test_the_folder_holds_tables_page_and_figures(made):
     printed, folder = made
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == printed
@@ -129,6 +132,7 @@ def test_the_folder_holds_tables_page_and_figures(made):
     assert "| Plain | 99.0 | " in text and "![Accuracy. No bar: not measured.](figure-3.png)" in text
 
 
+@pytest.mark.slow
 def test_a_second_report_trains_nothing_and_says_the_same(made, monkeypatch):
     for module, name in ((experiment, "fit"), (attacking, "attack")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("nothing is missing"))
@@ -136,6 +140,7 @@ def test_a_second_report_trains_nothing_and_says_the_same(made, monkeypatch):
     assert (again, folder) == made
 
 
+@pytest.mark.slow
 def test_rows_are_made_in_processes_of_their_own(made, tmp_path):
     """Trained as alone, except for the order of sums on fewer threads; a failed row does not stop the others."""
     folders = Folders(tmp_path, tmp_path / "runs", tmp_path / "saved_models")
@@ -152,6 +157,7 @@ def test_rows_are_made_in_processes_of_their_own(made, tmp_path):
     assert printed["attacks"] == alone["attacks"] and printed["config"] == alone["config"]
 
 
+@pytest.mark.slow
 def test_examples_that_rows_train_on_are_made_first(made, monkeypatch):
     """Of a proxy that is there already: it is not trained again, and the row trains on what is stored."""
     trained = "variant: pgd_ce\nmethods:\n  pgd_ce: {pretraining_epochs: 1, epochs: 1, batch_size: 30, attack: %s}\n"
@@ -172,6 +178,7 @@ def test_examples_that_rows_train_on_are_made_first(made, monkeypatch):
     assert examples["attack"]["name"] == "fgsm" and examples["data"]["part"] == "train"
 
 
+@pytest.mark.slow
 def test_without_models_what_needs_them_is_said(made, tmp_path):
     printed, folder = report("tiny", scale="cpu", folders=Folders(saved_models=tmp_path), output_dir=tmp_path / "here")
     assert printed == made[0]
@@ -180,6 +187,7 @@ def test_without_models_what_needs_them_is_said(made, tmp_path):
     assert page.count("data:image/png;base64,") == 3
 
 
+@pytest.mark.slow
 def test_without_records_the_paper_is_left(made, tmp_path):
     folders = Folders(results=tmp_path, runs=tmp_path)
     printed, folder = report("tiny", scale="cpu", seeds=2, folders=folders, output_dir=tmp_path / "here")
@@ -187,6 +195,7 @@ def test_without_records_the_paper_is_left(made, tmp_path):
     assert "| Plain | 99.0 | — | 1.5 | — | — | — |  |" in (folder / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_left_alone(made, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("Madam", encoding="utf-8")
@@ -203,6 +212,7 @@ def test_a_folder_of_something_else_is_left_alone(made, tmp_path):
         (9, "runs/tiny-cpu-limit9-baseline/training/question.json", "was begun by another experiment or version"),
     ],
 )
+@pytest.mark.slow
 def test_runs_of_other_experiments_are_left_alone(made, limit, left, said):
     path = Path(left)
     path.parent.mkdir(parents=True)

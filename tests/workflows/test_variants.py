@@ -33,6 +33,7 @@ def small(name: str):
     return dataclasses.replace(method, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name == "clafs" else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 )

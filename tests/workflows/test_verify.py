@@ -111,6 +111,7 @@ def test_as_many_images_as_asked_for_are_bounded(here):
     assert near["safe"] + near["safe-incomplete"] + near["timeout"] == 2 < near["unknown"]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_as_uninterrupted(here, monkeypatch):
     whole = json.loads(run("verify", "small.keras", *HERE, "--json", "--output-dir", "whole").stdout)
     ours, done = certification.Certifier._run, []
