@@ -13,6 +13,8 @@ from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.attacks import CarliniWagner
 from keras_rcl.vocabulary.network import Network
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 3
 RNG = np.random.default_rng(0)
 # A third of the pixels on the edge of the box.

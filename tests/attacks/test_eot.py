@@ -7,6 +7,8 @@ import tensorflow as tf
 from keras_rcl.attacks import craft, craft_and_count
 from keras_rcl.vocabulary.attacks import PGD, AutoAttack, AutoPGD
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 PASSES = 5
 # Weights that agree on the whole and not in each pixel; the first two are large, so that a scale per pass would show.

@@ -14,6 +14,8 @@ from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.attacks import FAB
 from keras_rcl.vocabulary.network import Network
 
+pytestmark = pytest.mark.slow
+
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 both = pytest.mark.parametrize("multi_targeted", [True, False])
 

@@ -14,6 +14,8 @@ from keras_rcl.attacks.gradient_ascent import Round
 from keras_rcl.attacks.noise import noise
 from keras_rcl.vocabulary.attacks import Noise
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("uniform", "gaussian", "salt_and_pepper")
 EPSILON = {"linf": 0.1, "l2": 0.8}
 every_noise = pytest.mark.parametrize(

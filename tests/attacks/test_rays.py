@@ -13,6 +13,8 @@ from keras_rcl.attacks.gradient_ascent import Round
 from keras_rcl.attacks.rays import minimal_perturbation, rays
 from keras_rcl.vocabulary.attacks import RayS
 
+pytestmark = pytest.mark.slow
+
 EASY = RayS(num_queries=400)
 
 

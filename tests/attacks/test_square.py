@@ -8,6 +8,8 @@ from keras_rcl.attacks.gradient_ascent import Round, ascend
 from keras_rcl.attacks.square import _hills, _move_mass, _repaint, _shrinks_at, _sides, _stripes, _tiles, square
 from keras_rcl.vocabulary.attacks import PGD, Square
 
+pytestmark = pytest.mark.slow
+
 EPSILON = {"linf": 0.1, "l2": 0.6}
 norms = pytest.mark.parametrize("norm", EPSILON)
 SHAPE = (10, 10, 2)

@@ -116,6 +116,7 @@ def test_the_resolved_config_is_read_back(here):
     assert resolved["method"]["epochs"] == 1 and resolved["dataset"]["limit"] == 120
 
 
+@pytest.mark.slow
 def test_attack_repeats_the_measurements_of_fit(here, tmp_path):
     result = run(
         "attack",
@@ -142,6 +143,7 @@ def test_attack_repeats_the_measurements_of_fit(here, tmp_path):
         assert list(saved["attacks"]) == [row["attack"] for row in record["rows"][:2]]
 
 
+@pytest.mark.slow
 def test_attack_sweeps_epsilons(here, tmp_path):
     result = run(
         *("attack", "saved_models/digits-at", "--attack", "pgd-5", "--epsilon", "0,8/255,1", "--limit", "50"),
@@ -257,6 +259,7 @@ def test_show_and_train_under_a_protocol(here, tmp_path):
     assert contract["threat_model"]["protocol"] == "claf-repo"
 
 
+@pytest.mark.slow
 def test_attack_in_numbered_folders(here):
     for name in ("digits-at", "digits-at-2"):
         assert run("attack", "saved_models/digits-at", "--attack", "fgsm", "--limit", "20").exit_code == 0

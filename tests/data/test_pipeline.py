@@ -136,7 +136,7 @@ def test_balanced_batches(batch_size):
     assert not np.array_equal(order, indices(epoch_of(batches, 1)))
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_shares_make_up_the_batch(count):
     """Each worker's rows are those that one process would have drawn, under every policy."""

@@ -100,6 +100,7 @@ def test_the_sound_model_stands():
     assert (result.verdict, raised) == ("stands", set()), result
 
 
+@pytest.mark.slow
 def test_a_false_number_falls_with_its_counterexamples():
     evidence = record_of(sound, PGD(epsilon=EPSILON, num_steps=1, step_size=0.001))
     result, raised = found(sound, float(evidence.survived.mean()), evidence=evidence)

@@ -51,6 +51,7 @@ def logits_of(network, images):
     return x @ last.kernel.numpy().astype("float64") + last.bias.numpy()
 
 
+@pytest.mark.slow
 def test_every_image_is_decided(network, found):
     images, labels = digits(COUNT)
     statuses = found.statuses

@@ -174,6 +174,7 @@ ATTACKS = (
 )
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_matter_and_craft_makes_the_same_again():
     first = Evaluator(linear, ATTACKS, batch_size=5, seed=3)(IMAGES, LABELS, keep_images=True)
     wrong = np.setdiff1d(np.arange(23), RIGHT)
@@ -298,6 +299,7 @@ def test_an_attack_on_the_embedding_restarts_on_what_survives_on_the_logits():
     assert broken[0] < broken[1]
 
 
+@pytest.mark.slow
 def test_passes_are_those_that_a_model_sees(monkeypatch):
     module = importlib.import_module("keras_rcl.attacks.craft")
     monkeypatch.setattr(module, "_splits", lambda *_: False)  # by which one image would be both halves

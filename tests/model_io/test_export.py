@@ -131,6 +131,7 @@ def test_model_json_says_what_it_is(network, folder):
     assert set(contract["endpoints"]) == {"serve", "serve_uint8", "embed"}
 
 
+@pytest.mark.slow
 def test_the_hash_covers_weights_and_normalisation(tmp_path):
     def hash_of(name, **changed):
         settings = dict(mean=[0.5], std=[0.25], seed=0) | changed
@@ -158,6 +159,7 @@ def test_an_existing_folder_is_kept_unless_told(network, tmp_path):
     assert (target / "saved_model.pb").is_file() and not (target / "precious.txt").exists()
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "writer, error",
     [

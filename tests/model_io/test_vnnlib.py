@@ -77,6 +77,7 @@ def test_vectors():
     same(network, np.random.default_rng(0).random((4, 5), np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["strided_cnn", "resnet18", "preact_resnet18"])
 def test_our_networks_are_plain_operators(encoder):
     network = build_network(Network(encoder=encoder), (8, 8, 3), 4, mean=[0.4, 0.5, 0.6], std=[0.1, 0.2, 0.3])

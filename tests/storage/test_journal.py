@@ -286,7 +286,7 @@ def resume(evaluator, path):
     return survival, journal.computed, count
 
 
-@pytest.mark.slow_after(1)
+@pytest.mark.slow
 def test_killed_in_any_batch(evaluator, uninterrupted, tmp_path):
     whole, computed, count = resume(evaluator, tmp_path / "whole")
     assert_same(whole, uninterrupted)

@@ -248,6 +248,7 @@ def test_kappa_weighs_the_two_cross_entropies():
     assert worst > clean and metrics["loss"] == pytest.approx(0.25 * clean + 0.75 * worst, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_radius_depends_on_the_steps_of_the_optimizer():
     """A resumed run therefore continues where it was: 2 steps per epoch, from 0 to 0.1 over 4 epochs."""
     phase = phase_of(Ramp(start=0, stop=0.1, epochs=4), CrossEntropy(on="worst_case"))

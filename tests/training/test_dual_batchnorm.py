@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 import numpy as np
+import pytest
 from tiny import BATCH, image_data, runner, tiny_network
 
 from keras_rcl.attacks import craft
@@ -11,6 +12,8 @@ from keras_rcl.methods.adversarial import AdversarialBatch
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.phase import SGD
+
+pytestmark = pytest.mark.slow
 
 
 def one_step(epsilon: float, network=None):

@@ -11,6 +11,8 @@ from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import Clean, Phase, WeightPerturbation
 
+pytestmark = pytest.mark.slow
+
 HEAD = dataclasses.replace(tiny_clafs().phases()[2], epochs=2, views=(Clean(), Clean()))
 
 

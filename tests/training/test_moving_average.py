@@ -14,6 +14,8 @@ from keras_rcl.training.moving_average import MovingAverage
 from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.phase import SGD, Phase
 
+pytestmark = pytest.mark.slow
+
 METHOD = AT(epochs=2, batch_size=16, augmentation="none", attack=FGSM(), optimizer=SGD(learning_rate=0.05))
 
 

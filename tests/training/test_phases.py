@@ -70,6 +70,7 @@ def test_algorithm_1_moves(algorithm_1, name):
     assert not (some & IDLE) or expected == FEATURES
 
 
+@pytest.mark.slow
 def test_only_linear_evaluation_reinitializes_and_only_the_classifier(algorithm_1):
     drawn = {name: moved(walked.before, walked.begun)[1] for name, walked in algorithm_1.items()}
     assert drawn.pop("linear evaluation") == CLASSIFIER
@@ -301,6 +302,7 @@ def test_every_line_has_its_numbers(scripted):
     assert [line["validation_robust_accuracy"] for line in scripted["lines"][-4:]] == [0.2, 0.7, 0.7, 0.3]
 
 
+@pytest.mark.slow
 def test_without_validation_the_last_weights_stay(tmp_path):
     network = tiny_network()
     chosen, lines = scripted_run(tmp_path, network, tiny_clafs(warmup_epochs=0, adversarial_epochs=0))

@@ -13,6 +13,8 @@ from keras_rcl.methods.adversarial import AdversarialBatch
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attacks import BIM, PGD, Refreshed, parse_attack
 
+pytestmark = pytest.mark.slow
+
 ATTACK = BIM(epsilon=8 / 255, step_size=3 / 255, num_steps=3)
 
 

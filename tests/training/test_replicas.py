@@ -71,6 +71,7 @@ def assert_same_step(expected, found):
     assert sum(np.abs(value).max() > 1e-3 for key, value in expected.items() if key.isdigit()) > 5
 
 
+@pytest.mark.slow
 def test_a_step_of_two_replicas_equals_the_step_of_one_device(tmp_path, alone):
     process = start(tmp_path, "step", "2")
     output, _ = process.communicate(timeout=600)

@@ -103,6 +103,7 @@ REFRESHED = AdversarialBatch(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "deaths", "where"),
     [

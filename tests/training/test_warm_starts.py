@@ -12,6 +12,8 @@ from keras_rcl.vocabulary.attacks import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean, CrossEntropy, Phase
 
+pytestmark = pytest.mark.slow
+
 EPSILON = 8 / 255
 VIEW = Adversarial(attack=PGD(epsilon=EPSILON, num_steps=5), warm_steps=2)
 

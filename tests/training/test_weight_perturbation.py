@@ -16,6 +16,8 @@ from keras_rcl.training.weight_perturbation import WeightAscent
 from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.phase import SGD, Adversarial, Clean, SupCon, WeightPerturbation
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = ("encoder", "projector", "classifier")
 
 
