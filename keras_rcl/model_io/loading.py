@@ -1,12 +1,12 @@
 """Models on disk as functions of images: SavedModel folders and `.keras` files, exported here or elsewhere."""
 
+import contextlib
 import functools
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +14,8 @@ import tensorflow as tf
 
 import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
 from keras_rcl.errors import InvalidInputError, did_you_mean
-from keras_rcl.model_io.safety import check_keras, check_saved_model
+from keras_rcl.model_io.pruned_graph import PrunedSavedModel, Signature
+from keras_rcl.model_io.safety import check_keras
 from keras_rcl.storage.atomic import read_json
 
 _FORMAT = 1
@@ -42,13 +43,13 @@ class LoadedModel:
         self.path, self._trust = Path(path), trust
 
     @functools.cached_property
-    def saved_model(self) -> Any:
-        """The SavedModel in the folder.
+    def saved_model(self) -> "PrunedSavedModel | _TrustedSavedModel":
+        """The SavedModel in the folder, of which `load` gives single signatures.
 
         Raises:
             InvalidInputError: If there is none, or it is damaged or not known to be harmless.
         """
-        return _load_saved_model(self.path, self._trust)
+        return _open_saved_model(self.path, self._trust)
 
     @functools.cached_property
     def layers(self) -> keras.Model:
@@ -90,15 +91,15 @@ class LoadedModel:
             return lambda images: model(images, training=False), spec
         model = self.saved_model
         endpoint = _chosen_endpoint(path, model, endpoint, defaults)
-        inputs = model.signatures[endpoint].structured_input_signature[1]
+        inputs = model.signatures[endpoint].inputs
         if len(inputs) != 1:
             raise InvalidInputError(
                 f"endpoint {endpoint!r} of {path} reads {', '.join(inputs) or 'nothing'}; it must read images only"
             )
-        ((name, spec),) = inputs.items()
+        (spec,) = inputs.values()
         _check_reads_images(path, spec)
-        # Through `model`, as the signature by itself does not keep its variables alive.
-        return lambda images: model.signatures[endpoint](**{name: images}), spec
+        with _damage_is_reported(path):
+            return model.load(endpoint), spec
 
     def inner_output(self, output: str) -> Callable | None:
         """Return images -> the classifier's own `embedding` or `projection` [N, D]; None if the model has none.
@@ -107,7 +108,7 @@ class LoadedModel:
         `.keras` file the embedding is the input of the last layer with weights.
         """
         if not self.path.is_file():
-            if output not in getattr(self.saved_model.signatures.get("embed"), "structured_outputs", {}):
+            if output not in getattr(self.saved_model.signatures.get("embed"), "outputs", {}):
                 return None
             call, _ = self.function("embed")
             return lambda images: call(images)[output]
@@ -126,7 +127,7 @@ class LoadedModel:
 
 def _chosen_endpoint(path: Path, model, endpoint: str | None, defaults: Sequence[str]) -> str:
     """The signature `endpoint`, or the first of the defaults, or the only one."""
-    signatures = dict(model.signatures)
+    signatures = model.signatures
     known = ", ".join(signatures) or "none"
     if endpoint is None:
         only = list(signatures) if len(signatures) == 1 else []
@@ -246,22 +247,42 @@ def error_line(error: Exception) -> str:
     return text if len(text) <= 160 else f"{text[:160]}..."
 
 
-def _load_saved_model(path: Path, trust: bool):
+class _TrustedSavedModel:
+    """A SavedModel that TensorFlow's own loader has loaded, with the interface of `PrunedSavedModel`."""
+
+    def __init__(self, folder: Path):
+        self._model = tf.saved_model.load(str(folder))
+        self.signatures = {
+            name: Signature(function.structured_input_signature[1], function.structured_outputs)
+            for name, function in self._model.signatures.items()
+        }
+
+    def load(self, name: str) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+        """Return a signature of one input as a function of images."""
+        (key,) = self.signatures[name].inputs
+        # Through the model, as the signature by itself does not keep its variables alive.
+        return lambda images: self._model.signatures[name](**{key: images})
+
+
+def _open_saved_model(path: Path, trust: bool) -> PrunedSavedModel | _TrustedSavedModel:
     """The SavedModel in a folder."""
     if not path.exists():
         raise InvalidInputError(f"there is no model at {path}; give a SavedModel folder or a .keras file")
     if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
         raise InvalidInputError(f"{path} holds no SavedModel; give a folder with saved_model.pb, or a .keras file")
+    with _damage_is_reported(path):
+        return _TrustedSavedModel(path) if trust else PrunedSavedModel(path)
+
+
+@contextlib.contextmanager
+def _damage_is_reported(path: Path) -> Iterator[None]:
+    """Report whatever TensorFlow raises about the files of a SavedModel in one line."""
     try:
-        if not trust:
-            check_saved_model(path)
-        model = tf.saved_model.load(str(path))
-        dict(model.signatures)
+        yield
     except InvalidInputError:
         raise
     except Exception as error:
         raise InvalidInputError(f"SavedModel {path} is damaged: {error_line(error)}; export it again") from None
-    return model
 
 
 def _load_keras(path: Path, trust: bool) -> keras.Model:

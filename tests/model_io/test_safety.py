@@ -16,8 +16,7 @@ from click.testing import CliRunner
 from keras_rcl.cli.app import cli
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.model_io.classifier import load_classifier
-from keras_rcl.model_io.encoder import load_encoder
-from keras_rcl.model_io.safety import check_keras, check_saved_model
+from keras_rcl.model_io.safety import check_keras
 
 PACKAGE = Path(__file__).parents[2] / "keras_rcl"
 IMAGES = tf.TensorSpec([None, 8, 8, 1])
@@ -51,154 +50,10 @@ def write_deep_within(images):
     return tf.cond(tf.reduce_sum(images) > 1e9, write, lambda: images)
 
 
-def write(images):
-    with tf.control_dependencies([tf.io.write_file("planted", "x")]):
-        return tf.identity(images)
-
-
-def read(images):
-    return images + tf.cast(tf.strings.length(tf.io.read_file("/etc/hostname")), tf.float32)
-
-
-def read_lines(images):
-    line = next(iter(tf.data.TextLineDataset("/etc/hostname")))
-    return images + tf.cast(tf.strings.length(line), tf.float32)
-
-
-def log(images):
-    tf.print("images", output_stream="file://planted")
-    return images
-
-
-def overwrite(images):
-    saved = tf.raw_ops.SaveV2(prefix="planted", tensor_names=["x"], shape_and_slices=[""], tensors=[images])
-    with tf.control_dependencies([saved]):
-        return tf.identity(images)
-
-
-HARMFUL = {
-    "WriteFile": write,
-    "ReadFile": read,
-    "EagerPyFunc": lambda images: tf.ensure_shape(tf.py_function(lambda x: x, [images], tf.float32), [None, 8, 8, 1]),
-    "PyFunc": lambda images: tf.ensure_shape(tf.numpy_function(lambda x: x, [images], tf.float32), [None, 8, 8, 1]),
-    "PrintV2": log,
-    "SaveV2": overwrite,
-    "RestoreV2": lambda images: (
-        images + tf.raw_ops.RestoreV2(prefix="x", tensor_names=["x"], shape_and_slices=[""], dtypes=[tf.float32])[0]
-    ),
-    "ImmutableConst": lambda images: (
-        images + tf.raw_ops.ImmutableConst(dtype=tf.float32, shape=[1], memory_region_name="/etc/hostname")
-    ),
-    "Dataset": read_lines,
-}
-
-
-@pytest.mark.parametrize("op", HARMFUL)
-def test_an_op_of_files_or_of_python_is_refused(tmp_path, monkeypatch, op):
-    monkeypatch.chdir(tmp_path)
-    path = save(tmp_path / "model", HARMFUL[op])
-    Path("planted").unlink(missing_ok=True)
-    for load in (load_classifier, lambda path: load_encoder(path, (8, 8, 1))):
-        with pytest.raises(InvalidInputError, match=rf"holds the op '\w*{op}' .* give --skip-safety-check") as refused:
-            load(path)
-        assert "\n" not in str(refused.value)
-    assert not Path("planted").exists()
-
-
-def test_an_op_in_a_function_in_a_function_is_refused(tmp_path):
-    path = save(tmp_path / "model", lambda images: tf.map_fn(write_deep_within, images))
-    with pytest.raises(InvalidInputError, match="holds the op 'WriteFile' in 'cond"):
-        check_saved_model(path)
-
-
-class Planted(tf.Module):
-    """A resource of which loading runs the initialiser."""
-
-    def __init__(self, place):
-        super().__init__()
-        self.table = tf.lookup.StaticHashTable(
-            tf.lookup.TextFileInitializer(place, tf.string, 0, tf.int64, 1, delimiter=" "), -1
-        )
-
-
-def test_an_initialiser_that_reads_a_file_is_refused(tmp_path):
-    (tmp_path / "words.txt").write_text("a 1\n")
-    path = save(tmp_path / "model", lambda images: images, planted=Planted(str(tmp_path / "words.txt")))
-    with pytest.raises(InvalidInputError, match="InitializeTableFromTextFileV2"):
-        check_saved_model(path)
-
-
-def edited(path, change):
-    """The SavedModel with its first graph changed."""
-    whole = tf.__internal__.saved_model.parse_saved_model(str(path))
-    change(whole.meta_graphs[0])
-    (path / "saved_model.pb").write_bytes(whole.SerializeToString())
-    return path
-
-
-def test_an_op_in_an_initialiser_is_refused(tmp_path):
-    """What runs when the model is loaded, and not when it is called."""
-
-    def plant(graph):
-        (name,) = (n for n in graph.object_graph_def.concrete_functions if "initializer" in n)
-        (function,) = (f for f in graph.graph_def.library.function if f.signature.name == name)
-        for text in ("planted", "x"):
-            node = function.node_def.add(name=text, op="Const")
-            node.attr["dtype"].type = tf.string.as_datatype_enum
-            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(text))
-        function.node_def.add(name="write", op="WriteFile", input=["planted:output:0", "x:output:0"])
-        function.control_ret["write"] = "write"
-
-    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(["a"], [1]), -1)
-    path = save(tmp_path / "model", lambda images: images, table=table)
-    check_saved_model(path)
-    with pytest.raises(InvalidInputError, match="holds the op 'WriteFile' in '__inference__initializer"):
-        check_saved_model(edited(path, plant))
-
-
-@pytest.mark.parametrize("who", ["signature", "gradient", "name"])
-def test_the_savers_own_function_is_for_the_saver_alone(tmp_path, who):
-    """`SaveV2` is in every SavedModel; another function must not call the one that holds it."""
-
-    def plant(graph):
-        library = graph.graph_def.library
-        (saver,) = (f for f in library.function if "traced_save" in f.signature.name)
-        other = next(f for f in library.function if "serve" in f.signature.name)
-        if who == "signature":
-            other.node_def.add(name="save", op="PartitionedCall").attr["f"].func.name = saver.signature.name
-        elif who == "gradient":
-            library.gradient.add(function_name=other.signature.name, gradient_func=saver.signature.name)
-        else:
-            other.node_def.add(name="save", op=saver.signature.name)
-
-    path = save(tmp_path / "model", lambda images: images)
-    check_saved_model(path)
-    with pytest.raises(InvalidInputError, match="in '__inference__traced_save"):
-        check_saved_model(edited(path, plant))
-
-
-@pytest.mark.parametrize(
-    "plant",
-    [
-        lambda graph: graph.graph_def.node.add(name="x", op="NoSuchOp"),
-        lambda graph: graph.graph_def.node.add(name="x", op="_Send"),
-        lambda graph: graph.graph_def.node.add(name="x", op="PartitionedCall").attr["f"].func.__setattr__("name", "y"),
-        lambda graph: graph.graph_def.library.function.add().signature.__setattr__("name", "WriteFile"),
-    ],
-    ids=["unknown op", "internal op", "function that is not there", "function named as an op"],
-)
-def test_what_is_not_known_is_refused(tmp_path, plant):
-    path = save(tmp_path / "model", lambda images: images)
-    with pytest.raises(InvalidInputError, match="not known to be harmless"):
-        check_saved_model(edited(path, plant))
-
-
 def test_trust_loads_what_never_writes_and_says_so_in_the_command_line(tmp_path, monkeypatch):
-    """The op is in a function that no signature calls."""
+    """The operation is in a branch that is never taken."""
     monkeypatch.chdir(tmp_path)
-    module_function = tf.function(write, input_signature=[IMAGES])
-    save("model", lambda images: images, unused=module_function)
-    Path("planted").unlink(missing_ok=True)
+    save("model", write_deep_within)
     np.save("images.npy", np.zeros((2, 8, 8, 1), np.float32))
     refused = CliRunner().invoke(cli, ["predict", "model", "images.npy"])
     assert refused.exit_code == 2 and "'WriteFile'" in refused.stderr and len(refused.stderr.splitlines()) == 1
@@ -210,22 +65,6 @@ def test_trust_loads_what_never_writes_and_says_so_in_the_command_line(tmp_path,
         assert "'WriteFile'" in CliRunner().invoke(cli, [*command, *through]).stderr
         assert "tells 3 classes apart" in CliRunner().invoke(cli, [*command, *through, "--skip-safety-check"]).stderr
     assert not Path("planted").exists()
-
-
-def test_a_link_out_of_the_folder_is_refused(tmp_path):
-    path = save(tmp_path / "model", lambda images: images)
-    (path / "assets").mkdir(exist_ok=True)
-    (path / "assets/inner").symlink_to("../fingerprint.pb")
-    check_saved_model(path)
-    (path / "assets/outer").symlink_to("/etc/hostname")
-    with pytest.raises(InvalidInputError, match="has the link assets/outer out of its folder"):
-        check_saved_model(path)
-
-
-def test_an_asset_out_of_the_folder_is_refused(tmp_path):
-    path = save(tmp_path / "model", lambda images: images)
-    with pytest.raises(InvalidInputError, match=r"has the asset '\.\./\.\./secret' out of its folder"):
-        check_saved_model(edited(path, lambda graph: graph.asset_file_def.add(filename="../../secret")))
 
 
 # --- ordinary models --------------------------------------------------------------------------------------------------
@@ -266,47 +105,7 @@ def test_models_of_keras_pass(tmp_path, make):
     model.save(tmp_path / "model.keras")
     check_keras(tmp_path / "model.keras")
     model.export(tmp_path / "export", verbose=False)
-    check_saved_model(tmp_path / "export")
-
-
-def test_tables_of_constants_loops_conditions_and_gradients_pass(tmp_path):
-    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(["a"], [1.0]), 0.0)
-
-    @tf.custom_gradient
-    def doubled(x):
-        return 2 * x, lambda upstream: 3 * upstream
-
-    def call(images):
-        images = tf.cond(tf.reduce_sum(images) > 0, lambda: images, lambda: -images)
-        for _ in tf.range(2):
-            images = doubled(images) + table.lookup(tf.constant(["a"]))
-        tf.debugging.assert_all_finite(images, "finite")
-        return tf.map_fn(lambda image: image + tf.random.normal([8, 8, 1]), images)
-
-    check_saved_model(save(tmp_path / "model", tf.function(call), table=table))
-
-
-@pytest.mark.parametrize("resource", [False, True])
-def test_a_graph_of_tensorflow_1_passes_and_its_saver_cannot_be_called(tmp_path, resource):
-    v1, path = tf.compat.v1, tmp_path / "model"
-    with tf.Graph().as_default(), v1.Session() as session:
-        image = v1.placeholder(tf.float32, [None, 8, 8, 1], "image")
-        kernel = v1.get_variable("kernel", [64, 3], use_resource=resource)
-        logits = tf.reshape(image, [-1, 64]) @ kernel
-        session.run(v1.global_variables_initializer())
-        inputs = {"image": v1.saved_model.build_tensor_info(image)}
-        outputs = {"logits": v1.saved_model.build_tensor_info(logits)}
-        builder = v1.saved_model.Builder(str(path))
-        signature = v1.saved_model.build_signature_def(inputs, outputs, "predict")
-        builder.add_meta_graph_and_variables(session, ["serve"], {"serve": signature})
-        builder.save()
-    assert load_classifier(path).num_classes == 3
-
-    def serve_the_saver(graph):
-        graph.signature_def["serve"].outputs["logits"].name = graph.saver_def.save_tensor_name
-
-    with pytest.raises(InvalidInputError, match="SaveV2|MergeV2Checkpoints|ShardedFilename"):
-        check_saved_model(edited(path, serve_the_saver))
+    assert load_classifier(tmp_path / "export").num_classes == 3
 
 
 # --- .keras files -----------------------------------------------------------------------------------------------------

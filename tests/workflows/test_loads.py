@@ -38,12 +38,12 @@ def loads(monkeypatch):
 
         monkeypatch.setattr(loading, name, call)
 
-    for name in ("check_saved_model", "_load_saved_model", "check_keras", "_load_keras"):
+    for name in ("_open_saved_model", "check_keras", "_load_keras"):
         counted(name)
     return calls
 
 
-ONCE = {"check_saved_model": 1, "_load_saved_model": 1, "check_keras": 1, "_load_keras": 1}
+ONCE = {"_open_saved_model": 1, "check_keras": 1, "_load_keras": 1}
 
 
 def test_attack(exported, loads, tmp_path, monkeypatch):
@@ -66,4 +66,4 @@ def test_audit(exported, loads, tmp_path):
     )
     claim = Claim(robust_accuracy=0.1, epsilon="1/255")
     audit_model(exported, claim=claim, budget=budget, dataset=DIGITS, output_dir=tmp_path / "out")
-    assert loads == {"check_saved_model": 1, "_load_saved_model": 1}
+    assert loads == {"_open_saved_model": 1}
