@@ -21,6 +21,11 @@ class InvalidInputError(ValueError):
         Square-5000 runs in pixels only, not under claf-repo
     """
 
+    def __init__(self, message: str):
+        # Names that a file or a user gave must not break the line, nor control the terminal.
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
+        super().__init__("".join(shown))
+
 
 def format_error(error: ValueError) -> str:
     """All that is wrong, in one line: `path: what (got value)` for what pydantic found, else the error's own text."""

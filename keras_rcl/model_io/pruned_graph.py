@@ -1,14 +1,16 @@
-"""SavedModels from elsewhere, read without TensorFlow's loader: one signature at a time, and nothing but its graph.
+"""Untrusted SavedModels, read without TensorFlow's loader: one signature at a time, and nothing but its graph.
 
 `tf.saved_model.load` runs initialisers, restores through operations of the graph, and calls functions that the object
-graph names. Here none of them is run. The graph of a signature is cut down to what its outputs need; each operation
-that is left, in each function that it calls, must be one of `ALLOWED_OPERATIONS`. The variables that the graph reads
-are filled by a checkpoint reader, the tables by constants that the graph holds. What the saver and the initialisers say
-is only read, to learn which tensor of the checkpoint belongs to which variable.
+graph names. Here none of them is run. The graph of a signature is pruned to what its outputs need; each operation that
+is left, in each function that it calls, must be one of `ALLOWED_OPERATIONS`. The variables that the graph reads are
+filled by a checkpoint reader, the tables by constants of the graph. The saver and the initialisers are only parsed, to
+find which tensor of the checkpoint belongs to which variable.
 """
 
+import collections
 import functools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +18,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
-from tensorflow.core.framework import function_pb2, graph_pb2, node_def_pb2, op_def_pb2
+from tensorflow.core.framework import (
+    attr_value_pb2,
+    function_pb2,
+    graph_pb2,
+    node_def_pb2,
+    op_def_pb2,
+    tensor_pb2,
+    types_pb2,
+)
 from tensorflow.core.function.capture import restore_captures
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2, saved_object_graph_pb2
 from tensorflow.python.framework import op_def_registry
@@ -31,7 +41,6 @@ _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 _FILLERS = {"InitializeTableV2", "LookupTableImportV2"}
 _OF_LOADER = {"__saved_model_init_op", "__saved_model_train_op"}
 _KEPT_ATTRIBUTES = {
-    "_gradient_op_type",
     "_lower_using_switch_merge",
     "_num_original_outputs",
     "_output_shapes",
@@ -39,9 +48,13 @@ _KEPT_ATTRIBUTES = {
     "_stateful_parallelism",
     "_xla_propagate_compile_time_consts",
 }
-"""Attributes of a node beyond those of its operation that are kept; the others are for other runtimes."""
+"""Attributes of a node beyond those of its operation that are kept; the others are options of the runtime."""
+_HANDLES = {types_pb2.DT_RESOURCE, types_pb2.DT_RESOURCE_REF, types_pb2.DT_VARIANT, types_pb2.DT_VARIANT_REF}
+"""Types of which a constant could name a resource of another model, or hold an object of a class of TensorFlow's."""
 _MOST_CALLS = 1_000
-"""Calls of functions that are followed to learn what the saver and the initialisers fill."""
+"""Calls of functions that are followed to find what the saver and the initialisers fill."""
+_MOST_BYTES = 2**31
+"""Size of the graph's file, and of a constant of the graph once it is expanded; protobuf has the same limit."""
 
 
 class Signature(NamedTuple):
@@ -74,7 +87,7 @@ class PrunedSavedModel:
         self._graph = _Graph(self._meta_graph, self.folder)
         self.signatures = {
             name: Signature(_specs_of(signature.inputs), _specs_of(signature.outputs))
-            for name, signature in self._meta_graph.signature_def.items()
+            for name, signature in sorted(self._meta_graph.signature_def.items())
             if name not in _OF_LOADER
         }
 
@@ -148,7 +161,9 @@ class _Scope:
     def constant(self, text: str) -> np.ndarray | None:
         """The value of a tensor that is a constant of the graph; None for any other."""
         _, node, _ = self.source(text)
-        return tf.make_ndarray(node.attr["value"].tensor) if node is not None and node.op == "Const" else None
+        if node is None or node.op != "Const" or _expanded_bytes(node.attr["value"].tensor) > _MOST_BYTES:
+            return None
+        return tf.make_ndarray(node.attr["value"].tensor)
 
 
 class _Graph:
@@ -165,6 +180,10 @@ class _Graph:
             for gradient in self.graph_def.library.registered_gradients
         }
         self.objects = meta_graph.object_graph_def
+        self.twins: dict[tuple[str, bytes], list[str]] = collections.defaultdict(list)
+        for node in self.graph_def.node:
+            if node.op in _VARIABLES:
+                self.twins[node.op, node.attr["shared_name"].s].append(node.name)
         self.scope = _Scope(self.nodes, {})
         self.checkpoint = _Checkpoint(folder)
         self._filled: dict[str, tf.Variable | tf.Tensor] = {}
@@ -173,10 +192,7 @@ class _Graph:
         """What these outputs need, and not what the input replaces; checked before anything of it is built."""
         kept, filled = self._needed(fed, outputs)
         names = self._called(kept)
-        for where, nodes in [("its graph", kept), *((name, self.library[name].node_def) for name in names)]:
-            for node in nodes:
-                if node.op not in self.library and node.op not in ALLOWED_OPERATIONS:
-                    raise _refusal(self.folder, f"runs the operation {node.op!r} in {where!r}, which is not allowed")
+        self._check(kept, names)
         with tf.init_scope():
             resources = {name: self._resource(self.nodes[name]) for name in filled}
             library = self._library(names)
@@ -184,12 +200,28 @@ class _Graph:
         graph_def = graph_pb2.GraphDef(versions=self.graph_def.versions)
         absent = filled | {fed.node}
         for node in kept:
-            copied = self._cleaned(graph_def.node.add(), node)
+            copied = self._cleaned(graph_def.node.add(), node, in_function=False)
             present = [text for text in node.input if not (text.startswith("^") and text[1:] in absent)]
             copied.ClearField("input")
             copied.input.extend(present)
             function_deserialization.fix_node_def(copied, functions, "")
         return _Pruned(graph_def, functions, resources, self._filled)
+
+    def _check(self, kept: list[node_def_pb2.NodeDef], names: list[str]) -> None:
+        """See that these nodes and functions compute and do nothing else."""
+        for name in names:
+            for attribute in self.library[name].signature.attr:
+                if _functions_of(attribute.default_value):
+                    raise _refusal(self.folder, f"has the function {name!r}, which takes functions")
+        for where, nodes in [("its graph", kept), *((name, self.library[name].node_def) for name in names)]:
+            for node in nodes:
+                if node.op not in self.library and node.op not in ALLOWED_OPERATIONS:
+                    raise _refusal(self.folder, f"runs the operation {node.op!r} in {where!r}, which is not allowed")
+                for tensor in (tensor for value in node.attr.values() for tensor in _tensors_of(value)):
+                    if tensor.dtype in _HANDLES:
+                        raise _refusal(self.folder, f"has a resource as the constant {node.name!r} in {where!r}")
+                    if _expanded_bytes(tensor) > _MOST_BYTES:
+                        raise _refusal(self.folder, f"has the constant {node.name!r} of over 2 GiB in {where!r}")
 
     def _needed(self, fed: _Tensor, outputs: Iterable[str]) -> tuple[list[node_def_pb2.NodeDef], set[str]]:
         """The nodes that these outputs need, in the graph's order; and the names of the variables and tables."""
@@ -198,7 +230,9 @@ class _Graph:
             text = waiting.pop()
             tensor = _Tensor.of(text.removeprefix("^"))
             node = self.nodes.get(tensor.node)
-            if tensor.node in kept | filled or (tensor == fed and (not text.startswith("^") or _is_fed(node))):
+            if tensor == fed and (not text.startswith("^") or _is_fed(node)):
+                continue
+            if tensor.node in kept or tensor.node in filled:
                 continue
             if node is None:
                 raise _refusal(self.folder, f"needs the node {tensor.node!r}, which it does not have")
@@ -213,7 +247,7 @@ class _Graph:
 
     def _called(self, nodes: list[node_def_pb2.NodeDef]) -> list[str]:
         """The functions that these nodes can lead to, their custom gradients included."""
-        found, waiting = [], list(nodes)
+        found, waiting = {}, list(nodes)
         while waiting:
             for name in self._named_by(waiting.pop()):
                 if name not in self.library:
@@ -221,19 +255,18 @@ class _Graph:
                 if op_def_registry.get(name) is not None:
                     raise _refusal(self.folder, f"gives a function the name of the operation {name!r}")
                 if name not in found:
-                    found.append(name)
+                    found[name] = None
                     waiting += self.library[name].node_def
-        return found
+        return list(found)
 
     def _named_by(self, node: node_def_pb2.NodeDef) -> Iterator[str]:
         """The functions that one node names: as its operation, in its attributes, or as its gradient."""
         if node.op in self.library:
             yield node.op
         for value in node.attr.values():
-            yield from (function.name for function in (value.func, *value.list.func) if function.name)
-        gradient = node.attr["_gradient_op_type"].s if "_gradient_op_type" in node.attr else b""
-        if gradient.decode("utf-8", "replace") in self.gradients:
-            yield self.gradients[gradient.decode("utf-8", "replace")]
+            yield from _functions_of(value)
+        if "_gradient_op_type" in node.attr and (gradient := _text(node.attr["_gradient_op_type"].s)) in self.gradients:
+            yield self.gradients[gradient]
 
     def _library(self, names: list[str]) -> function_pb2.FunctionDefLibrary:
         """These functions, with what they need to compute and no other attributes."""
@@ -246,7 +279,7 @@ class _Graph:
             if "_input_shapes" in original.attr:
                 function.attr["_input_shapes"].CopyFrom(original.attr["_input_shapes"])
             for node in original.node_def:
-                self._cleaned(function.node_def.add(), node)
+                self._cleaned(function.node_def.add(), node, in_function=True)
         for kind, function in self.gradients.items():
             if function in names:
                 library.registered_gradients.add(registered_op_type=kind, gradient_func=function)
@@ -293,20 +326,24 @@ class _Graph:
         if kind == "constant" and (value := self.scope.constant(saved.constant.operation)) is not None:
             return tf.constant(value)
         if kind == "variable":
-            for node in self.nodes.values():
-                if node.op == "VarHandleOp" and saved.variable.name.encode() == node.attr["shared_name"].s:
-                    return self._resource(node)
+            for name in self.twins["VarHandleOp", saved.variable.name.encode()]:
+                return self._resource(self.nodes[name])
         raise _refusal(self.folder, f"has a gradient that captures a {kind}, which is not in its graph")
 
-    def _cleaned(self, target: node_def_pb2.NodeDef, node: node_def_pb2.NodeDef) -> node_def_pb2.NodeDef:
+    def _cleaned(
+        self, target: node_def_pb2.NodeDef, node: node_def_pb2.NodeDef, in_function: bool
+    ) -> node_def_pb2.NodeDef:
         """A node for any device, with the attributes of its operation and no options of the runtime."""
         target.CopyFrom(node)
         target.ClearField("device")
         target.ClearField("experimental_debug_info")
         for key in list(target.attr):
             value = target.attr[key]
-            unknown_gradient = key == "_gradient_op_type" and value.s.decode("utf-8", "replace") not in self.gradients
-            if (key.startswith("_") and key not in _KEPT_ATTRIBUTES) or unknown_gradient:
+            # TensorFlow renames the custom gradients of operations in functions. Elsewhere a name could be that of a
+            # gradient which this process has registered for something else.
+            renamed = in_function and node.op not in _CALLS and _text(value.s) in self.gradients
+            of_file = key == "_gradient_op_type" and renamed
+            if key.startswith("_") and key not in _KEPT_ATTRIBUTES and not of_file:
                 del target.attr[key]
             elif node.op in _CALLS and key in ("config", "config_proto", "executor_type"):
                 value.s = b""
@@ -319,14 +356,14 @@ class _Graph:
 
     def _resource(self, node: node_def_pb2.NodeDef) -> tf.Variable | tf.Tensor:
         """A variable or a table in place of a node that makes one; nodes of one shared name have one."""
-        name = node.attr["shared_name"].s.decode("utf-8", "replace") or node.name
+        name = _text(node.attr["shared_name"].s) or node.name
         if name not in self._filled:
             make = self._table if node.op in _TABLES else self._variable
             self._filled[name] = make(node, name)
         return self._filled[name]
 
     def _variable(self, node: node_def_pb2.NodeDef, shared_name: str) -> tf.Variable | tf.Tensor:
-        twins = [node.name, *(other.name for other in self.nodes.values() if _is_twin(other, node, shared_name))]
+        twins = [node.name, *self.twins[node.op, shared_name.encode()]]
         keys = [self._restored[name] for name in twins if name in self._restored]
         keys += [(name, "") for name in (node.name, shared_name) if name in self.checkpoint]
         if not keys:
@@ -416,7 +453,7 @@ class _Graph:
         names, slices = scope.constant(node.input[1]), scope.constant(node.input[2])
         if names is None or slices is None or not index < min(names.size, slices.size):
             return None
-        return names.ravel()[index].decode("utf-8", "replace"), slices.ravel()[index].decode("utf-8", "replace")
+        return _text(names.ravel()[index]), _text(slices.ravel()[index])
 
     def _visited(self, nodes: Iterable[node_def_pb2.NodeDef]) -> Iterator[tuple[_Scope, node_def_pb2.NodeDef]]:
         """These nodes, and those of the functions that they call, each with the scope to follow its inputs in."""
@@ -466,16 +503,19 @@ class _Checkpoint:
 
     @functools.cached_property
     def _bytes(self) -> int:
-        return sum(file.stat().st_size for file in (self.folder / "variables").iterdir())
+        return sum(file.stat().st_size for file in self._files)
+
+    @functools.cached_property
+    def _files(self) -> list[Path]:
+        _inside(self.folder, self.folder / "variables")
+        return [_regular(self.folder, file) for file in (self.folder / "variables").glob("variables.*")]
 
     @functools.cached_property
     def _reader(self):
-        files = self.folder / "variables"
-        if not (files / "variables.index").exists():
+        prefix = self.folder / "variables/variables"
+        if prefix.with_suffix(".index") not in self._files:
             return None
-        for file in files.iterdir():
-            _regular(self.folder, file)
-        return tf.compat.v1.train.NewCheckpointReader(str(files / "variables"))
+        return tf.compat.v1.train.NewCheckpointReader(str(prefix))
 
 
 def _callable(
@@ -511,11 +551,14 @@ def _callable(
 def _serving_graph(folder: Path) -> meta_graph_pb2.MetaGraphDef:
     """The graph of a SavedModel: its only one, or the one for serving."""
     file = folder / "saved_model.pb"
-    if file.exists():
-        saved_model = saved_model_pb2.SavedModel.FromString(_regular(folder, file).read_bytes())
+    if not file.exists():
+        file = folder / "saved_model.pbtxt"
+    if (size := _regular(folder, file).stat().st_size) > _MOST_BYTES:
+        raise _refusal(folder, f"has a {file.name} of {size} bytes, and a graph has at most 2 GiB")
+    if file.suffix == ".pb":
+        saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     else:
-        text = _regular(folder, folder / "saved_model.pbtxt").read_text(encoding="utf-8")
-        saved_model = text_format.Parse(text, saved_model_pb2.SavedModel())
+        saved_model = text_format.Parse(file.read_text(encoding="utf-8"), saved_model_pb2.SavedModel())
     graphs = list(saved_model.meta_graphs)
     if len(graphs) > 1:
         graphs = [graph for graph in graphs if set(graph.meta_info_def.tags) == {"serve"}]
@@ -524,13 +567,52 @@ def _serving_graph(folder: Path) -> meta_graph_pb2.MetaGraphDef:
     return graphs[0]
 
 
+def check_links(folder: Path) -> None:
+    """See that no link in the folder of a model leads out of it.
+
+    Raises:
+        InvalidInputError: naming the first link that does.
+    """
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(path := os.path.join(root, name)):
+                _inside(folder, Path(path))
+
+
+def _inside(folder: Path, file: Path) -> None:
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise InvalidInputError(
+            f"{folder} has the link {str(file.relative_to(folder))!r} out of its folder, so it is not loaded; "
+            "hint: copy the folder with what its links lead to (cp -rL), if you trust whoever made the model"
+        )
+
+
 def _regular(folder: Path, file: Path) -> Path:
     """A file, if it is a regular one inside the folder of the model."""
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise _refusal(folder, f"has the link {file.relative_to(folder)} out of its folder")
+    _inside(folder, file)
     if not file.is_file():
-        raise _refusal(folder, f"has {file.relative_to(folder)}, which is not a regular file")
+        raise _refusal(folder, f"has {str(file.relative_to(folder))!r}, which is not a regular file")
     return file
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
+def _functions_of(value: attr_value_pb2.AttrValue) -> list[str]:
+    """The names of the functions that an attribute holds."""
+    return [function.name for function in (value.func, *value.list.func) if function.name]
+
+
+def _tensors_of(value: attr_value_pb2.AttrValue) -> Iterable[tensor_pb2.TensorProto]:
+    """The constants that an attribute holds."""
+    kind = value.WhichOneof("value")
+    return [value.tensor] if kind == "tensor" else value.list.tensor if kind == "list" else ()
+
+
+def _expanded_bytes(tensor: tensor_pb2.TensorProto) -> int:
+    """What a constant takes in memory, where one value in the file may stand for all."""
+    return math.prod(dim.size for dim in tensor.tensor_shape.dim) * tf.as_dtype(tensor.dtype or 1).size
 
 
 def _specs_of(tensors) -> dict[str, tf.TensorSpec]:

@@ -231,11 +231,12 @@ def doubled(x):
     return 2 * x, lambda upstream: 3 * upstream
 
 
+@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "plant", [in_signature, in_function, in_branch, in_custom_gradient], ids=lambda plant: plant.__name__
 )
-def test_every_operation_outside_the_allow_list_is_refused(tmp_path, plant):
-    """Before anything is built: the model is parsed once, and each operation is planted in it in turn."""
+def test_every_operation_outside_the_allow_list_is_refused(tmp_path, plant, every):
+    """Before anything is built: each operation (by default one in 40) is planted in turn."""
 
     def call(images):
         return tf.cond(tf.reduce_sum(images) > 0, lambda: doubled(images), lambda: -images)
@@ -254,7 +255,7 @@ def test_every_operation_outside_the_allow_list_is_refused(tmp_path, plant):
         "PlaceholderV2",
     }
     let_through = []
-    for operation in [*forbidden, "NoSuchOperation", "_Send", "__inference"]:
+    for operation in [*forbidden[::every], "NoSuchOperation", "_Send", "__inference"]:
         (path / "saved_model.pb").write_bytes(original)
         edited(path, lambda graph, operation=operation: plant(graph, operation))
         try:
