@@ -6,7 +6,7 @@ import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.cli.parsing import parse_attacks
-from keras_rcl.cli.start import join_workers, print_advice, progress_of
+from keras_rcl.cli.start import join_workers, print_advice, print_model_notes, progress_of
 from keras_rcl.report.tables import attack_table, protocol_table
 from keras_rcl.vocabulary.attacks import ALIASES, ATTACKS
 from keras_rcl.vocabulary.threat import PROTOCOLS
@@ -65,11 +65,10 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, wor
         record, written = attack(model, chosen, workers=workers, progress=progress, **options)
     if not workers.chief:
         return
+    print_model_notes(record["model"])
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return
-    if record["model"]["note"]:
-        click.echo(f"note: {record['model']['note']}", err=True)
     pixels = record["protocol"] == "pixel"
     click.echo(
         f"{attack_table(record) if pixels else protocol_table(record)}\n\n"

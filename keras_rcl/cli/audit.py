@@ -6,6 +6,7 @@ import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.cli.parsing import parse_claim, parse_epsilon
+from keras_rcl.cli.start import print_model_notes
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.tables import audit_text
 from keras_rcl.runtime.progress import StderrProgress
@@ -56,5 +57,6 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
             progress=progress,
             **options,
         )
+    print_model_notes(found["model"])
     click.echo(json.dumps(found, indent=1) if as_json else audit_text(found, written))
     return int(found["verdict"] == "falls")

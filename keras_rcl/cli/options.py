@@ -93,16 +93,19 @@ def data_options(split: str = "test") -> Decorator:
     return decorate
 
 
+input_range_option = click.option(
+    "--input-range",
+    type=click.Choice(["0..1", "0..255", "-1..1"]),
+    help="The range of the images that the model reads; by default that of its first layers, or the one in which it "
+    "is most accurate.",
+)
+"""How a model that was not made here is fed."""
+
+
 def foreign_model_options(command: Callable) -> Callable:
     """The options that say how a model that was not made here is fed and read."""
     return _all(
-        click.option(
-            "--input-range",
-            type=click.Choice(["0..1", "0..255", "-1..1"]),
-            default="0..1",
-            show_default=True,
-            help="The range of the images that the model takes.",
-        ),
+        input_range_option,
         click.option(
             "--output",
             type=click.Choice(["logits", "probabilities"]),

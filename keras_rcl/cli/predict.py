@@ -20,7 +20,7 @@ def predict(model, images, as_json, **options):
     start_tensorflow()
     from keras_rcl.workflows.predict import predict
 
-    entries = predict(model, images, **options)
+    entries = predict(model, images, say=lambda line: click.echo(f"note: {line}", err=True), **options)
     if as_json:
         click.echo(json.dumps(entries, indent=1))
         return

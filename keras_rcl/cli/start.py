@@ -3,7 +3,9 @@
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import click
 
@@ -42,3 +44,18 @@ def print_advice(*args, **kwargs) -> None:
     """Print what `advice` says of the chosen dtype and compiler as notes on stderr."""
     for line in advice(*args, **kwargs):
         click.echo(f"note: {line}", err=True)
+
+
+def print_model_notes(model: Mapping[str, Any]) -> None:
+    """Print on stderr what a record says was assumed of its model, and what says that the model is misread."""
+    if model.get("note"):
+        click.echo(f"note: {model['note']}", err=True)
+    if input_range := model.get("input_range"):
+        click.echo(f"note: {range_text(input_range)}", err=True)
+        for doubt in input_range["doubts"]:
+            click.echo(f"warning: {doubt}", err=True)
+
+
+def range_text(input_range: Mapping[str, Any]) -> str:
+    """The range that a model is read in, and why, in one line."""
+    return f"the model reads images in {input_range['name']} ({input_range['reason']})"

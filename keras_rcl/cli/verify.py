@@ -6,6 +6,7 @@ import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.cli.parsing import parse_radii
+from keras_rcl.cli.start import print_model_notes
 from keras_rcl.report.tables import verification_table
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
@@ -41,6 +42,7 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
     help="Bound at most N images per radius: the first that survive the attack.",
 )
 @click.option("--float64", is_flag=True, help="Compute bounds in float64: slower, with far smaller rounding errors.")
+@shared.input_range_option
 @shared.skip_safety_check_option
 @shared.data_options()
 @shared.output_dir_option("verifications/<model>")
@@ -58,6 +60,7 @@ def verify(model, epsilons, as_json, **options):
 
     with StderrProgress() as progress:
         record, written = verify_model(model, radii, progress=progress, **options)
+    print_model_notes(record["model"])
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return

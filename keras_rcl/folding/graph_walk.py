@@ -26,7 +26,7 @@ def propagate(network: keras.Model, rules: Mapping[type, LayerRule], start: Call
         InvalidInputError: if a layer on the way has no rule, by its path, such as `encoder/stage1_block1_relu1`; if
             the model is not functional, has several inputs, or has no such output.
     """
-    if not _has_graph(network):
+    if not has_graph(network):
         raise InvalidInputError(
             f"model {network.name} ({type(network).__name__}) has no graph to walk; give a built functional or "
             "Sequential model"
@@ -39,7 +39,7 @@ def propagate(network: keras.Model, rules: Mapping[type, LayerRule], start: Call
     return _value(_output(network, output), {id(image): start(image)}, rules, "")
 
 
-def _has_graph(layer) -> bool:
+def has_graph(layer) -> bool:
     """True for a built functional or Sequential model itself; a subclass may compute something else."""
     return type(layer).__name__ in ("Functional", "Sequential") and bool(getattr(layer, "outputs", None))
 
@@ -63,7 +63,7 @@ def _value(tensor, known: dict, rules: Mapping[type, LayerRule], path: str):
     values = [_value(operand, known, rules, path) for operand in layer._inbound_nodes[call].input_tensors]
     if type(layer) in rules:
         known[id(tensor)] = rules[type(layer)](layer, here, *values)
-    elif _has_graph(layer):
+    elif has_graph(layer):
         inner = known.setdefault(
             (id(layer), call), {id(operand): value for operand, value in zip(layer.inputs, values, strict=True)}
         )

@@ -1,15 +1,24 @@
 """Any classifier on disk as one function, images in [0, 1] -> logits: an export, any SavedModel, or a `.keras` file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding import folded
+from keras_rcl.model_io.input_range import (
+    INPUT_RANGES,
+    Declared,
+    InputRange,
+    check_input_range,
+    find_input_range,
+    range_of_layers,
+)
 from keras_rcl.model_io.loading import (
     LoadedModel,
     any_batch_size,
@@ -19,9 +28,6 @@ from keras_rcl.model_io.loading import (
     sample_images,
     select_output,
 )
-
-INPUT_RANGES = {"0..1": (1.0, 0.0), "0..255": (255.0, 0.0), "-1..1": (2.0, -1.0)}
-"""Scale and offset from pixels in [0, 1] to the pixels that the model reads."""
 
 OUTPUTS = ("logits", "probabilities")
 
@@ -43,6 +49,9 @@ class Classifier:
         model_hash: SHA-256 of the weights of a model exported here, or of the files.
         gives_probabilities: Whether `logits` are the logarithm of the model's output.
         note: What was assumed without being given, in one line; otherwise empty.
+        input_range: The range of the images that the model is read in.
+        declared: The range that was given, or that an export or the first layers declare; None if none is.
+        reader: Range -> what `logits` and `outputs` are if the model is read in this range.
 
     Example:
         >>> import tempfile
@@ -67,6 +76,39 @@ class Classifier:
     model_hash: str
     gives_probabilities: bool = False
     note: str = ""
+    input_range: str = "0..1"
+    declared: Declared | None = None
+    reader: Callable[[str], tuple[Callable, Callable]] | None = None
+
+    def read_as(self, input_range: str) -> "Classifier":
+        """Return the classifier that feeds the model images in another range."""
+        if input_range == self.input_range or self.reader is None:
+            return self
+        logits, outputs = self.reader(input_range)
+        return replace(self, logits=logits, outputs=outputs, input_range=input_range)
+
+    def as_trained(
+        self, images: np.ndarray, labels: np.ndarray, default: tuple[str, str] = ("0..1", "the default")
+    ) -> tuple["Classifier", InputRange]:
+        """Return the classifier in the range that the model was trained in, and how this range was found.
+
+        Args:
+            images: float32 [N, H, W, C] in [0, 1].
+            labels: int32 [N], the true classes.
+            default: The range to take if neither the model nor its accuracy tells, and why.
+
+        Raises:
+            InvalidInputError: If two ranges fit alike, see `find_input_range`.
+        """
+        found = find_input_range(
+            lambda name: self.read_as(name).logits,
+            images,
+            labels,
+            declared=self.declared,
+            default=default,
+            name=str(self.path),
+        )
+        return self.read_as(found.name), found
 
     @property
     def path(self) -> Path:
@@ -94,19 +136,38 @@ class Classifier:
         Raises:
             InvalidInputError: If it is `logits` itself, and the dtype is not float32.
         """
+        scale, offset = INPUT_RANGES[self.input_range]
+
+        def folded_in(dtype: str) -> Callable:
+            run = folded(self.model.layers, dtype=dtype)
+            return run if self.input_range == "0..1" else lambda images: run(scale * images + offset)
+
         try:
-            run, served = folded(self.model.layers), self.logits(images)
+            run, served = folded_in("float32"), self.logits(images)
             difference = np.abs(run(tf.constant(images)) - served).max()
             same = difference <= SAME_LOGITS * max(1.0, np.abs(served).max())
-        except (InvalidInputError, ValueError, tf.errors.InvalidArgumentError):
+        except (InvalidInputError, ValueError, TypeError, tf.errors.InvalidArgumentError):
             same = False
         if same:
-            return run if dtype == "float32" else folded(self.model.layers, dtype=dtype)
+            return run if dtype == "float32" else folded_in(dtype)
         if dtype != "float32":
             raise InvalidInputError(
                 f"{self.path} has no layers that can be computed in {dtype}; leave out --attack-dtype {dtype}"
             )
         return self.logits
+
+    def pixel_network(self, image_shape: tuple[int, int, int]) -> keras.Model:
+        """Return the layers as a network of images [N, *image_shape] in [0, 1], whatever size and range they read.
+
+        Raises:
+            InvalidInputError: If there are no layers.
+        """
+        layers = self.model.layers
+        if self.input_range == "0..1" and tuple(layers.inputs[0].shape[1:]) == tuple(image_shape):
+            return layers
+        scale, offset = INPUT_RANGES[self.input_range]
+        inputs = keras.Input(image_shape, dtype="float32")
+        return keras.Model(inputs, layers(keras.layers.Rescaling(scale, offset, dtype="float32")(inputs)))
 
 
 SAME_LOGITS = 1e-4
@@ -116,7 +177,7 @@ SAME_LOGITS = 1e-4
 def load_classifier(
     path: str | Path | LoadedModel,
     *,
-    input_range: str = "0..1",
+    input_range: str | None = None,
     output: str | None = None,
     endpoint: str | None = None,
     trust: bool = False,
@@ -126,7 +187,9 @@ def load_classifier(
     Args:
         path: A folder made by `keras_rcl.export`, any other SavedModel folder, or a `.keras` file (read in safe mode);
             or one of these that was loaded before.
-        input_range: The range of the pixels that the model reads: `0..1`, `0..255` or `-1..1`.
+        input_range: The range of the images that the model reads: `0..1`, `0..255` or `-1..1`. If it is not given, it
+            is read from the first layers of a Keras model, and otherwise it is `0..1`; `Classifier.as_trained` chooses
+            it by clean accuracy.
         output: Whether the model's output is `logits` or `probabilities`; detected on random images if not given.
         endpoint: The SavedModel's signature; `serve`, `serving_default` or the only one if not given.
         trust: Skip the search for what could do harm. Not read if `path` was loaded before.
@@ -151,26 +214,29 @@ def load_classifier(
         >>> classifier.num_classes, classifier.logits(np.zeros((2, 4, 4, 1), np.float32)).shape.as_list()
         (3, [2, 3])
     """
-    if input_range not in INPUT_RANGES:
-        raise InvalidInputError(f"unknown input range {input_range!r}; choose from {', '.join(INPUT_RANGES)}")
+    if input_range is not None:
+        check_input_range(input_range)
     if output not in (None, *OUTPUTS):
         raise InvalidInputError(f"unknown output {output!r}; choose from {', '.join(OUTPUTS)}")
     model = path if isinstance(path, LoadedModel) else LoadedModel(path, trust=trust)
     contract = read_contract(model.path)
-    if contract and input_range != "0..1":
+    if contract and input_range not in (None, "0..1"):
         raise InvalidInputError(
             f"{model.path} was exported here and reads pixels in 0..1; leave out --input-range {input_range}"
         )
-    files = _Files(model, input_range, output, endpoint)
+    declared = _declared(model, contract, input_range)
+    used = "0..1" if declared is None else declared.name
+    files = _Files(model, used, output, endpoint)
     class_names = tuple(contract.get("class_names", map(str, range(files.num_classes))))
     if len(class_names) != files.num_classes:
         raise InvalidInputError(
             f"{model.path} gives {files.num_classes} classes, and its model.json names {len(class_names)}; "
             "export it again"
         )
+    logits, outputs = files.read_as(used)
     return Classifier(
-        logits=files.logits,
-        outputs=files.output_fn,
+        logits=logits,
+        outputs=outputs,
         image_shape=tuple(files.spec.shape[1:]),
         num_classes=files.num_classes,
         class_names=class_names,
@@ -181,7 +247,19 @@ def load_classifier(
         note="its rows are non-negative and sum to 1, so its output is taken for probabilities"
         if files.detected
         else "",
+        input_range=used,
+        declared=declared,
+        reader=files.read_as,
     )
+
+
+def _declared(model: LoadedModel, contract: dict, input_range: str | None) -> Declared | None:
+    """The range that is given, or that the contract or the first layers of the model declare."""
+    if contract:
+        return Declared("0..1", "export", "it was exported by keras_rcl")
+    if input_range is not None:
+        return Declared(input_range, "given", "as given")
+    return range_of_layers(model.layers) if model.path.is_file() else None
 
 
 class _Files:
@@ -192,16 +270,14 @@ class _Files:
         num_classes: K.
         probabilities: Whether the model's output is probabilities.
         detected: Whether this was detected and not given.
-        logits: images [N, H, W, C] -> float32 [N, K].
     """
 
     def __init__(self, model: LoadedModel, input_range: str, output: str | None, endpoint: str | None):
         self._model, self._wanted = model, OUTPUTS if output is None else (output,)
-        self._scale, self._offset = INPUT_RANGES[input_range]
         self._call, self.spec = model.function(endpoint)
         self._sample = sample_images(self.spec.shape[1:], self.spec.shape[0])
         try:
-            outputs = self._call(self._scaled(self._sample))
+            outputs = self._call(self._scaled(self._sample, input_range))
         except Exception as error:
             raise InvalidInputError(
                 f"{model.path} fails on images {list(self._sample.shape)}: {error_line(error)}; choose another endpoint"
@@ -216,17 +292,22 @@ class _Files:
         named = output == "probabilities" or (output is None and name == "probabilities")
         self.detected = output is None and not named and _are_probabilities(values)
         self.probabilities = named or self.detected
-        self.logits = self._for_any_batch(self._logits_of, self.num_classes)
 
-    def _scaled(self, images):
+    def read_as(self, input_range: str) -> tuple[Callable, Callable]:
+        """Return the logits, images -> float32 [N, K], and the outputs of a `Classifier` of this range."""
+        logits = self._for_any_batch(lambda images: self._logits_of(images, input_range), self.num_classes)
+        return logits, lambda name: logits if name == "logits" else self._inner(name, input_range)
+
+    def _scaled(self, images, input_range: str):
         """Images in the range and dtype that the model reads."""
-        return tf.cast(self._scale * images + self._offset, self.spec.dtype)
+        scale, offset = INPUT_RANGES[input_range]
+        return tf.cast(scale * images + offset, self.spec.dtype)
 
     def _select(self, outputs) -> tuple[str | None, tf.Tensor]:
         return select_output(self._model.path, outputs, self._wanted, "choose another --endpoint")
 
-    def _logits_of(self, images):
-        _, values = self._select(self._call(self._scaled(images)))
+    def _logits_of(self, images, input_range: str):
+        _, values = self._select(self._call(self._scaled(images, input_range)))
         values = tf.cast(values, tf.float32)
         if self.probabilities:
             values = tf.math.log(tf.maximum(values, np.finfo(np.float32).tiny))
@@ -236,16 +317,14 @@ class _Files:
         batched = any_batch_size(rows_of, self.spec.shape[0], width)
         return lambda images: batched(tf.convert_to_tensor(images, tf.float32))
 
-    def output_fn(self, name: str) -> Callable | None:
-        """Return images -> `logits`, `embedding` or `projection`; None if the model does not expose it."""
-        if name == "logits":
-            return self.logits
+    def _inner(self, name: str, input_range: str) -> Callable | None:
+        """Return images -> `embedding` or `projection`; None if the model does not expose it."""
         call = self._model.inner_output(name)
         if call is None:
             return None
 
         def rows_of(images):
-            return tf.cast(call(self._scaled(images)), tf.float32)
+            return tf.cast(call(self._scaled(images, input_range)), tf.float32)
 
         return self._for_any_batch(rows_of, rows_of(self._sample).shape[1])
 

@@ -79,8 +79,9 @@ def attack(
     classifier = load_classifier(path, trust=trust, **foreign)
     data = data_for(classifier, dataset or {})
     chosen = split_of(data, part)
-    outputs, hashes = outputs_of(attacks, classifier.outputs, data, trust)
     images, progress = pixels(chosen.images), progress or Silent()
+    classifier, input_range = classifier.as_trained(images, chosen.labels)
+    outputs, hashes = outputs_of(attacks, classifier.outputs, data, trust)
     evaluator = Evaluator(
         classifier.logits,
         attacks,
@@ -93,7 +94,7 @@ def attack(
     evaluation = evaluator.fingerprint(images, chosen.labels, keep_images=save_images)
     fingerprint = dataclasses.replace(
         evaluation,
-        model={"hash": classifier.model_hash, **foreign},
+        model={"hash": classifier.model_hash, **foreign, "input_range": input_range.name},
         sources=hashes,
         versions=versions(),
         settings={**evaluation.settings, "attack_dtype": attack_dtype},
@@ -109,7 +110,7 @@ def attack(
         )
     record = make_record(
         survival,
-        model={**classifier.identity(), "note": classifier.note},
+        model={**classifier.identity(), "note": classifier.note, "input_range": input_range.to_json()},
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
         sources=hashes,

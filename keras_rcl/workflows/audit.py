@@ -98,6 +98,7 @@ def audit_model(
     if claim is None:
         raise InvalidInputError("no claim to audit; give a claim or a record")
     images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
+    classifier, input_range = classifier.as_trained(images, labels)
     budget.resolved_verifier(claim, randomised=False)  # raises before anything is written
     progress, batch_size = progress or Silent(), min(batch_size, len(images))
     subject = Subject(
@@ -107,7 +108,7 @@ def audit_model(
         others={name: logits for name, (logits, _) in others.items()},
     )
     fingerprint = Fingerprint(
-        model={"hash": classifier.model_hash, **foreign},
+        model={"hash": classifier.model_hash, **foreign, "input_range": input_range.name},
         sources={name: model_hash for name, (_, model_hash) in others.items()},
         images=hash_arrays(images, labels),
         seed=seed,
@@ -132,7 +133,7 @@ def audit_model(
         )
     found = _as_json(result, budget, seed)
     identity = classifier.identity()
-    found["model"] = {"name": identity["name"], "hash": identity["hash"]}
+    found["model"] = {"name": identity["name"], "hash": identity["hash"], "input_range": input_range.to_json()}
     found["record"] = None if record is None else str(record)
     found["data"] = {"name": data.name, "part": part, "indices": index_ranges(indices)}
     found["counterexamples"] = index_ranges(indices[result.counterexamples])

@@ -1,6 +1,6 @@
 """Classify image files with a model on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,21 @@ from keras_rcl.data.images import read_images
 from keras_rcl.model_io.classifier import load_classifier
 
 
-def predict(path: Path, inputs: Sequence[Path], *, resize: bool = False, **foreign) -> list[dict[str, Any]]:
+def predict(
+    path: Path,
+    inputs: Sequence[Path],
+    *,
+    resize: bool = False,
+    say: Callable[[str], object] | None = None,
+    **foreign,
+) -> list[dict[str, Any]]:
     """Classify image files, folders of them, or arrays.
 
     Args:
         path: a SavedModel or `.keras` file.
         inputs: PNG or JPEG files, folders of them, or `.npy` and `.npz` arrays.
         resize: resize images that do not have the model's size.
+        say: called with one line that says in which range the model reads images, and why.
         **foreign: how a model that was not made here is fed and read, see `load_classifier`.
 
     Returns:
@@ -38,6 +46,10 @@ def predict(path: Path, inputs: Sequence[Path], *, resize: bool = False, **forei
         (3, 0, 0.5)
     """
     classifier = load_classifier(path, **foreign)
+    if say is not None:
+        declared = classifier.declared
+        reason = "the default; hint: --input-range" if declared is None else declared.reason
+        say(f"the model reads images in {classifier.input_range} ({reason})")
     images, names = read_images(list(inputs), classifier.image_shape, resize=resize)
     evaluated = [classifier.logits(images[start : start + 250]) for start in range(0, len(images), 250)]
     probabilities = np.asarray(keras.ops.softmax(keras.ops.concatenate(evaluated, axis=0)))

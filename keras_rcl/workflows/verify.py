@@ -32,6 +32,7 @@ def verify_model(
     path: Path,
     epsilons: Sequence[float],
     *,
+    input_range: str | None = None,
     method: str = "branch-and-bound",
     timeout: float = 180.0,
     no_attack: bool = False,
@@ -50,7 +51,8 @@ def verify_model(
 
     Args:
         path: A folder that `export` made, or a `.keras` file.
-        epsilons: Radii in pixels.
+        epsilons: Radii in pixels, [0, 1].
+        input_range: The range of the images that the model reads, see `load_classifier`.
         method: The most expensive method that is tried, see `Certifier`.
         timeout: Seconds of branch and bound per image.
         no_attack: Run no attack first.
@@ -78,7 +80,8 @@ def verify_model(
         >>> record, folder = keras_rcl.verify_model(Path("saved_models/digits-certified"), [2 / 255])  # doctest: +SKIP
     """
     model = LoadedModel(path, trust=trust)
-    network, classifier = model.layers, load_classifier(model)
+    _ = model.layers  # before the SavedModel of an export: verification needs the layers
+    classifier = load_classifier(model, input_range=input_range)
     if classifier.gives_probabilities:
         raise InvalidInputError(
             f"{path} gives probabilities, and margins are of logits; save it without its last softmax"
@@ -86,6 +89,8 @@ def verify_model(
     data = data_for(classifier, dataset or {})
     chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
+    classifier, found_range = classifier.as_trained(images, chosen.labels)
+    network = classifier.pixel_network(images.shape[1:])
     settings: dict[str, Any] = {"method": method, "timeout": timeout, "count": count}
     attacks = () if no_attack else tuple(attack for attack in ATTACKS if attack.min_classes <= data.num_classes)
     certifier = Certifier(
@@ -98,7 +103,10 @@ def verify_model(
         **settings,
     )
     fingerprint = dataclasses.replace(
-        certifier.fingerprint(images, chosen.labels), model={"hash": classifier.model_hash}, versions=versions()
+        certifier.fingerprint(images, chosen.labels),
+        model={"hash": classifier.model_hash}
+        | ({} if found_range.name == "0..1" else {"input_range": found_range.name}),
+        versions=versions(),
     )
     _check_layers(path, network, classifier, images[:10])
     output_dir, journal = output_and_journal(output_dir, Path("verifications") / path.stem, fingerprint, overwrite)
@@ -108,7 +116,7 @@ def verify_model(
         found = certifier(images, chosen.labels, progress=progress, journal=journal)
     record = make_verification(
         found,
-        model=classifier.identity(),
+        model={**classifier.identity(), "input_range": found_range.to_json()},
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
         attacks=[describe(attack) for attack in attacks],
