@@ -21,7 +21,7 @@ from keras_rcl.attacks.noise import noise
 from keras_rcl.attacks.norms import choose
 from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
-from keras_rcl.attacks.surrogates import SURROGATES, logit_margin
+from keras_rcl.attacks.surrogates import SURROGATES, surrogate_of
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import Attack, Transfer
 
@@ -92,15 +92,15 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
     x, labels = _as_batch(x, labels)
     num_classes = int(logits_fn(x[:1]).shape[-1])
     members = [member.for_classes(num_classes) for member in attack.for_classes(num_classes).members]
-    surrogate = SURROGATES.get(getattr(attack, "loss", ""), logit_margin)
-    direction = -1.0 if attack.targeted else 1.0
+    loss = getattr(attack, "loss", "")
+    surrogate = surrogate_of(loss if loss in SURROGATES else "logit_margin", labels, attack.targeted)
 
     def attempt(member, number, best, best_rank, zeros):
         crafted = craft_round(member, logits_fn, x, labels, seed=seed, round=number)
         logits = tf.cast(logits_fn(crafted.images), tf.float32)
         reached = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
         fooled = reached if attack.targeted else ~reached
-        rank = tf.stack([tf.cast(fooled, tf.float32), direction * surrogate(labels, logits)], axis=1)
+        rank = tf.stack([tf.cast(fooled, tf.float32), surrogate(logits)], axis=1)
         better = (rank[:, 0] > best_rank[:, 0]) | ((rank[:, 0] == best_rank[:, 0]) & (rank[:, 1] > best_rank[:, 1]))
         best = choose(better, crafted.images, best)
         return number + 1, best, tf.where(better[:, None], rank, best_rank), zeros + crafted.zero_gradients

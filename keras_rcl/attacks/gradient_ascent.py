@@ -66,7 +66,7 @@ def gradient_attack(
     Args:
         logits_fn: images [N, H, W, C] -> float32 logits [N, K].
         x: float32 images in [0, 1], [N, H, W, C].
-        labels: int32 [N], the true classes; for a targeted attack, whose surrogate is minimised, the classes to reach.
+        labels: int32 [N], the true classes; for a targeted attack the classes to reach.
         attack: the hyper-parameters.
         round: seeds of the random start, or the start itself.
 
@@ -79,12 +79,11 @@ def gradient_attack(
     References:
         Those of `ascend`.
     """
-    direction = -1.0 if attack.targeted else 1.0
-    surrogate = surrogate_of(attack.loss, labels, lambda: logits_fn(x))
+    surrogate = surrogate_of(attack.loss, labels, attack.targeted, lambda: logits_fn(x))
     scaled = scaling(attack.eot_iter)
 
     def loss_fn(images):
-        return direction * surrogate(scaled(logits_fn(images)))
+        return surrogate(scaled(logits_fn(images)))
 
     def fooled_fn(images):
         reached = tf.equal(tf.argmax(logits_fn(images), axis=1, output_type=labels.dtype), labels)
@@ -183,7 +182,7 @@ def joint_attack(outputs_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: 
         InvalidInputError: as of `ascend`.
     """
     logits, projection = outputs_fn(x)
-    surrogate = surrogate_of(attack.loss, labels, lambda: logits)
+    surrogate = surrogate_of(attack.loss, labels, clean_logits=lambda: logits)
     contrast = labels, tf.stop_gradient(tf.math.l2_normalize(projection, axis=1)), attack.temperature
 
     def loss_fn(images):

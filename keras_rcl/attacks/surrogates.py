@@ -93,20 +93,27 @@ SURROGATES = {"cross_entropy": cross_entropy, "logit_margin": logit_margin, "dlr
 """Name of a loss of labels and logits -> its function `(labels [N], logits [N, K]) -> [N]`."""
 
 
-def surrogate_of(loss: str, labels: tf.Tensor, clean_logits: Callable[[], tf.Tensor]) -> Callable:
-    """The loss of this name as a function of the adversarial logits alone.
+def surrogate_of(
+    loss: str, labels: tf.Tensor, targeted: bool = False, clean_logits: Callable[[], tf.Tensor] | None = None
+) -> Callable:
+    """What an attack increases, as a function of the adversarial logits alone.
 
     Args:
         loss: a name in `SURROGATES`, or `kl_to_clean`.
-        labels: [N].
+        labels: [N], the true classes; with `targeted` the classes to reach.
+        targeted: whether the classes are to be reached: the negative loss of these classes, for `dlr` `dlr_targeted`
+            away from the likeliest other class, which is the label of a correctly classified image until it changes.
         clean_logits: gives the logits [N, K] of the clean images; called for `kl_to_clean` alone.
 
     Returns:
         logits [N, K] -> [N].
     """
-    if loss == "kl_to_clean":
+    if loss == "kl_to_clean" and clean_logits is not None:
         return functools.partial(kl_to_clean, tf.stop_gradient(clean_logits()))
-    return functools.partial(SURROGATES[loss], labels)
+    if targeted and loss == "dlr":
+        return lambda logits: dlr_targeted(top_wrong_class(labels, logits, 0), logits, labels)
+    surrogate = functools.partial(SURROGATES[loss], labels)
+    return (lambda logits: -surrogate(logits)) if targeted else surrogate
 
 
 @tf.custom_gradient

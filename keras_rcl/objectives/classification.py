@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.objectives.labels import LabelLoss, label_vector
 from keras_rcl.objectives.tensors import Tensor
 
 
@@ -134,7 +135,7 @@ def misclassified_kl(labels: Tensor, clean_logits: Tensor, adversarial_logits: T
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
-class CrossEntropy(keras.losses.Loss):
+class CrossEntropy(LabelLoss):
     """`cross_entropy` as a loss for `compile`: labels [N] or [N, 1] and logits [N, K].
 
     Args:
@@ -152,11 +153,11 @@ class CrossEntropy(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The value of each image, [N]."""
-        return cross_entropy(ops.reshape(ops.cast(y_true, "int32"), (-1,)), y_pred)
+        return cross_entropy(ops.cast(label_vector(y_true), "int32"), y_pred)
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
-class BoostedCrossEntropy(keras.losses.Loss):
+class BoostedCrossEntropy(LabelLoss):
     """`boosted_cross_entropy` as a loss for `compile`: labels [N] or [N, 1] and logits [N, K].
 
     Args:
@@ -174,7 +175,7 @@ class BoostedCrossEntropy(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The value of each image, [N]."""
-        return boosted_cross_entropy(ops.reshape(ops.cast(y_true, "int32"), (-1,)), y_pred)
+        return boosted_cross_entropy(ops.cast(label_vector(y_true), "int32"), y_pred)
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")

@@ -9,9 +9,11 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.objectives.labels import LabelLoss, check_rows, first_occurrences, label_vector
 from keras_rcl.objectives.tensors import Tensor
 
 MASKED = -1e30
@@ -37,7 +39,8 @@ def supervised_contrastive(labels: Tensor, projection: Tensor, *, temperature: f
         float32 [M].
 
     Raises:
-        InvalidInputError: If the temperature is not positive, or `projection` is not [M, D].
+        InvalidInputError: If the temperature is not positive, `projection` is not [M, D], or there is not one integer
+            label per row.
 
     Example:
         >>> import numpy as np
@@ -50,7 +53,8 @@ def supervised_contrastive(labels: Tensor, projection: Tensor, *, temperature: f
         Khosla et al. 2020, "Supervised contrastive learning", L_out; Wang eq. 1, Cusin eq. 1, CLAF eq. 2.
     """
     _check_temperature(temperature)
-    similarity = ops.where(_same_anchor(labels), MASKED, _similarity(projection))
+    labels, similarity = _labels_and_similarity(labels, projection)
+    similarity = ops.where(_same_anchor(labels), MASKED, similarity)
     similarity = similarity - ops.stop_gradient(ops.max(similarity, axis=1, keepdims=True))
     log_softmax = similarity / temperature
     log_softmax = log_softmax - ops.log(ops.sum(ops.exp(log_softmax), axis=1, keepdims=True))
@@ -79,7 +83,7 @@ def margin_contrastive(
         float32 [M].
 
     Raises:
-        InvalidInputError: If `projection` is not [M, D].
+        InvalidInputError: If `projection` is not [M, D], or there is not one integer label per row.
 
     Example:
         >>> import numpy as np
@@ -91,7 +95,7 @@ def margin_contrastive(
     References:
         Wang 2024, arXiv:2412.19747, eq. 4.
     """
-    similarity = _similarity(projection)
+    labels, similarity = _labels_and_similarity(labels, projection)
     too_far = _mean_where(_positives(labels), ops.relu(positive_margin - similarity))
     too_near = _mean_where(~_same_label(labels), ops.relu(similarity - negative_margin))
     return too_far + too_near
@@ -141,8 +145,12 @@ def collapse_value(num_anchors: int) -> float:
     return math.log(num_anchors - 1)
 
 
-class _Contrastive(keras.losses.Loss):
+class _Contrastive(LabelLoss):
     """An objective over anchors as a Keras loss: labels [N] or [N, 1], projections [N, D], or [N, V, D] for V views."""
+
+    def numbered(self, labels: Tensor) -> Tensor:
+        """Small numbers for labels [N] of any size: only which labels are equal matters."""
+        return first_occurrences(labels)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss of each image, [N]: the mean of the values of its views, or their sum for `reduction="sum"`."""
@@ -150,11 +158,11 @@ class _Contrastive(keras.losses.Loss):
             raise InvalidInputError(
                 f"projections of shape {tuple(y_pred.shape)} are not [N, D] or [N, V, D]; hint: reshape them"
             )
-        dimension = y_pred.shape[-1]
-        views = ops.reshape(y_pred, (ops.shape(y_true)[0], -1, dimension))
-        labels = ops.broadcast_to(ops.reshape(ops.cast(y_true, "int32"), (-1, 1)), ops.shape(views)[:2])
-        values = self.anchor_values(ops.reshape(labels, (-1,)), ops.reshape(views, (-1, dimension)))
-        values = ops.reshape(values, ops.shape(views)[:2])
+        labels = label_vector(y_true)
+        check_rows(labels, y_pred)
+        views = 1 if len(y_pred.shape) == 2 else ops.shape(y_pred)[1]
+        values = self.anchor_values(ops.repeat(labels, views), ops.reshape(y_pred, (-1, y_pred.shape[-1])))
+        values = ops.reshape(values, (-1, views))
         return ops.sum(values, axis=1) if self.reduction == "sum" else ops.mean(values, axis=1)
 
     def anchor_values(self, labels: Tensor, projection: Tensor) -> Tensor:
@@ -247,19 +255,27 @@ class MarginContrastive(_Contrastive):
         return {**super().get_config(), **margins}
 
 
-def _similarity(projection: Tensor) -> Tensor:
-    """z_i . z_a: [M, D] -> float32 [M, M]."""
+def _labels_and_similarity(labels: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels [M], checked, and z_i . z_a: [M, D] -> float32 [M, M]."""
     if len(projection.shape) != 2:
         raise InvalidInputError(f"projections of shape {tuple(projection.shape)} are not [M, D]; hint: stack the views")
+    labels = _anchor_labels(labels)
+    check_rows(labels, projection)
     projection = ops.cast(projection, "float32")
-    return ops.matmul(projection, ops.transpose(projection))
+    return labels, ops.matmul(projection, ops.transpose(projection))
+
+
+def _anchor_labels(labels: Tensor) -> Tensor:
+    """The labels [M], checked."""
+    shape = tuple(np.shape(labels))
+    if len(shape) != 1:
+        raise InvalidInputError(f"labels of shape {shape} are not [M]; hint: give one integer per anchor")
+    return label_vector(labels)
 
 
 def _same_label(labels: Tensor) -> Tensor:
     """bool [M, M]."""
-    labels = ops.convert_to_tensor(labels)
-    if len(labels.shape) != 1:
-        raise InvalidInputError(f"labels of shape {tuple(labels.shape)} are not [M]; hint: give one integer per anchor")
+    labels = _anchor_labels(labels)
     return ops.expand_dims(labels, 1) == ops.expand_dims(labels, 0)
 
 

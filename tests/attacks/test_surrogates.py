@@ -1,18 +1,21 @@
 """What an attacker maximises, and the gradient's scale."""
 
+import dataclasses
 import importlib
 import math
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from keras_rcl.attacks import craft_and_count
-from keras_rcl.attacks.surrogates import SURROGATES, unit_gradient
+from keras_rcl.attacks import craft, craft_and_count
+from keras_rcl.attacks.surrogates import SURROGATES, surrogate_of, unit_gradient
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
-from keras_rcl.vocabulary.attacks import BIM
+from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD
 from keras_rcl.vocabulary.network import Network
 
 quick = settings(max_examples=30)
@@ -86,3 +89,52 @@ def test_confidence_masks_no_gradient_in_half_precision(monkeypatch):
     assert shares["float32"] == shares["float32", "unscaled"]
     assert shares["mixed_float16"] <= shares["float32"]
     assert shares["mixed_float16", "unscaled"] > shares["float32"] + 0.1
+
+
+def test_the_targeted_dlr_is_equation_7():
+    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), where y is the likeliest class apart from t."""
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(30, 6)), rng.integers(0, 6, 30)
+    targets[:3] = logits[:3].argmax(axis=1)  # reached
+    expected = []
+    for z, target in zip(logits, targets, strict=True):
+        left = max((k for k in range(6) if k != target), key=lambda k, z=z: z[k])
+        largest = sorted(z, reverse=True)
+        expected.append((z[target] - z[left]) / (largest[0] - (largest[2] + largest[3]) / 2))
+    targets, logits = tf.constant(targets, tf.int32), tf.constant(logits)
+    np.testing.assert_allclose(surrogate_of("dlr", targets, targeted=True)(logits), expected, rtol=1e-9)
+    for name in ("cross_entropy", "logit_margin"):
+        found = surrogate_of(name, targets, targeted=True)(logits)
+        np.testing.assert_array_equal(found, -SURROGATES[name](targets, logits))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(num_steps=20), PGD(num_steps=20, num_restarts=2), BIM(num_steps=20, norm="l2"), MIFGSM(num_steps=20), FGSM()],
+    ids=["pgd", "restarts", "bim l2", "mifgsm", "fgsm"],
+)
+def test_the_targeted_dlr_reaches_its_target_about_as_often_as_the_margin(attack):
+    """The untargeted DLR, followed downwards, raises its own denominator instead."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(16, 10)).astype("float32")
+    images = rng.uniform(0.2, 0.8, (200, 4, 4, 1)).astype("float32")
+
+    def logits_fn(x):
+        return tf.reshape(x, [-1, 16]) @ kernel
+
+    targets = (np.argmax(logits_fn(images), axis=1) + 1 + np.arange(200) % 9) % 10
+    reached = {}
+    for loss in ("logit_margin", "dlr"):
+        chosen = attack.with_epsilon(0.15 if attack.norm == "linf" else 0.6)
+        chosen = dataclasses.replace(chosen, loss=loss, targeted=True)
+        found = np.argmax(logits_fn(craft(chosen, logits_fn, images, targets)), axis=1)
+        reached[loss] = np.mean(found == targets)
+    assert 0.1 < reached["logit_margin"] < 0.9
+    adapts = attack.name in ("pgd", "bim")  # one step, or the momentum of the first steps, follows the first direction
+    assert reached["dlr"] > (0.9 if adapts else 0.5) * reached["logit_margin"]
+
+
+def test_the_targeted_dlr_needs_four_classes():
+    attack = PGD(loss="dlr", targeted=True, num_steps=1)
+    with pytest.raises(InvalidInputError, match="needs at least 4 classes and the model has 3"):
+        craft(attack, lambda x: tf.reshape(x, [-1, 4])[:, :3], np.full((2, 2, 2, 1), 0.5, "float32"), [0, 1])

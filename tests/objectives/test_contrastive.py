@@ -12,6 +12,8 @@ from reference import objectives as reference
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.objectives import (
+    BoostedCrossEntropy,
+    CrossEntropy,
     MarginContrastive,
     SupervisedContrastive,
     collapse_value,
@@ -204,3 +206,82 @@ def test_wrong_shapes_raise():
         SupervisedContrastive()(np.zeros(2), np.ones(2))
     with pytest.raises(InvalidInputError, match="1 anchors cannot be contrasted"):
         collapse_value(1)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        2**24 + np.arange(8),  # rounded to float32 they run together in pairs
+        np.array([3000000001, 3000000002] * 4),
+        2**32 * np.array([0, 1] * 4),  # as int32 they are all 0
+        -(2**40) + np.arange(8) // 2,
+        np.uint64(2**63) + np.arange(8, dtype="uint64") % 4,
+    ],
+    ids=["above 2^24", "ten digits", "2^32 apart", "negative", "uint64"],
+)
+@pytest.mark.parametrize("column", [False, True])
+def test_labels_of_any_size_are_told_apart(labels, column):
+    projection = unit(np.random.default_rng(0), 8, 16)
+    numbers = np.unique(labels, return_inverse=True)[1]
+    y_true = labels[:, None] if column else labels
+    close(SupervisedContrastive(0.1)(y_true, projection), reference.supcon_mean(numbers, projection, 0.1))
+    close(MarginContrastive()(y_true, projection), reference.margin(numbers, projection, 0.5, 0.1).mean())
+    close(supervised_contrastive(labels, projection, temperature=0.1), reference.supcon(numbers, projection, 0.1))
+
+
+def test_large_labels_in_fit_are_told_apart():
+    """In `fit` the labels pass through the data adapter and a traced step."""
+    labels, projection = 2**24 + np.arange(8), unit(np.random.default_rng(0), 8, 16)
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Identity()])
+    model.compile(loss=SupervisedContrastive(0.1), jit_compile=False)
+    assert model.evaluate(projection, labels, batch_size=8, verbose=0) == 0.0  # no label is there twice
+    numbers = np.arange(8) // 2
+    expected = reference.supcon_mean(numbers, projection, 0.1)
+    assert model.evaluate(projection, 2**24 + 2 * numbers + 1, batch_size=8, verbose=0) == pytest.approx(expected, 1e-5)
+
+
+@pytest.mark.parametrize("loss", [SupervisedContrastive(0.1), MarginContrastive()])
+def test_views_stacked_view_by_view_with_one_label_per_image_raise(loss):
+    """Row 1 would become the second view of image 0; with a label per row, or as [N, V, D], the batch is right."""
+    labels, projection = np.arange(4), unit(np.random.default_rng(0), 8, 16)
+    with pytest.raises(InvalidInputError, match=r"4 labels, and projections of shape \(8, 16\); hint: stack the views"):
+        loss(labels, projection)
+    close(loss(labels, np.stack([projection[:4], projection[4:]], axis=1)), loss(np.tile(labels, 2), projection))
+
+
+def test_numbers_of_labels_and_projections_that_differ_raise():
+    rows = unit(np.random.default_rng(0), 8, 16)
+    for labels, projection in ((np.arange(16), rows), ([0], rows), (np.arange(4), rows.reshape(2, 4, 16))):
+        with pytest.raises(InvalidInputError, match="labels and projections differ in number"):
+            SupervisedContrastive(0.1)(labels, projection)
+    for function in (lambda y, z: supervised_contrastive(y, z, temperature=0.1), margin_contrastive):
+        with pytest.raises(InvalidInputError, match="1 labels, and projections"):
+            function(np.array([0]), rows)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, 16], tf.float32)])
+    def traced(y_true, y_pred):
+        return SupervisedContrastive(0.1)(y_true, y_pred)
+
+    close(traced(np.tile(np.arange(4), 2), rows), reference.supcon_mean(np.tile(np.arange(4), 2), rows, 0.1))
+    for labels in (np.arange(4), np.array([0])):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="labels and projections differ in number; hint"):
+            traced(labels, rows)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.eye(4)[[0, 1, 0, 1]], r"labels of shape \(4, 4\) are not \[N\] or \[N, 1\]; hint: .*argmax"),
+        (np.zeros((4, 1, 1), int), r"labels of shape \(4, 1, 1\)"),
+        (np.array(["cat", "dog", "cat", "dog"]), "labels are text"),
+        (np.array([0.5, 1.0, 0.5, 1.0]), "labels are not integers"),
+        (np.array([0.0, np.nan, 0.0, 1.0]), "labels are not integers"),
+    ],
+    ids=["one-hot", "three axes", "text", "fractions", "not a number"],
+)
+@pytest.mark.parametrize(
+    "loss", [SupervisedContrastive(0.1), MarginContrastive(), CrossEntropy(), BoostedCrossEntropy()]
+)
+def test_labels_that_are_not_one_integer_per_image_raise(loss, labels, message):
+    with pytest.raises(InvalidInputError, match=message):
+        loss(labels, np.ones((4, 4), "float32"))

@@ -46,7 +46,7 @@ class GradientAscent(AttackBase):
 
     @property
     def min_classes(self) -> int:
-        return 3 if self.loss == "dlr" else 2
+        return 3 + self.targeted if self.loss == "dlr" else 2
 
     @property
     def resolved_step_size(self) -> float:
@@ -83,7 +83,7 @@ class FGSM(GradientAscent):
         norm: the ball, `linf` or `l2`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         targeted: whether labels are the classes to reach, not the true ones.
-        loss: what the step increases; with `targeted` it is decreased.
+        loss: what the step increases; with `targeted` the loss of the class to reach is decreased.
         protocol: the coordinates that epsilon is measured in.
 
     Example:
@@ -121,7 +121,7 @@ class BIM(GradientAscent):
         step_size: length of a step in pixel units; a quarter of `epsilon` if not given.
         num_steps: steps per image.
         targeted: whether labels are the classes to reach, not the true ones.
-        loss: what the steps increase; with `targeted` it is decreased.
+        loss: what the steps increase; with `targeted` the loss of the class to reach is decreased.
         protocol: the coordinates that epsilon and the step are measured in.
 
     Example:
@@ -160,7 +160,7 @@ class MIFGSM(GradientAscent):
         num_steps: steps per image.
         momentum: the factor of the sum of earlier gradients, above 0.
         targeted: whether labels are the classes to reach, not the true ones.
-        loss: what the steps increase; with `targeted` it is decreased.
+        loss: what the steps increase; with `targeted` the loss of the class to reach is decreased.
         protocol: the coordinates that epsilon and the step are measured in.
 
     Example:
@@ -205,7 +205,8 @@ class PGD(GradientAscent):
         num_restarts: runs per image, each from another random start; an evaluation repeats only robust images.
         random_start: start at a random point of the ball; False starts at the image.
         targeted: whether labels are the classes to reach, not the true ones.
-        loss: what the steps increase; with `targeted` it is decreased. `kl_to_clean` needs a random start.
+        loss: what the steps increase; with `targeted` the loss of the class to reach is decreased (`dlr` is then the
+            targeted DLR, which needs four classes). `kl_to_clean` needs a random start and has no target.
         eot_iter: passes that each gradient is the mean of, for a randomised classifier (expectation over
             transformation, Athalye et al. 2018).
         protocol: the coordinates that epsilon and the step are measured in.
