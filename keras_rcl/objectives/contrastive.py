@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.objectives.labels import LabelLoss, check_rows, first_occurrences, label_vector
+from keras_rcl.objectives.labels import LabelLoss, first_occurrences, label_vector, one_per_row
 from keras_rcl.objectives.tensors import Tensor
 
 MASKED = -1e30
@@ -158,8 +158,7 @@ class _Contrastive(LabelLoss):
             raise InvalidInputError(
                 f"projections of shape {tuple(y_pred.shape)} are not [N, D] or [N, V, D]; hint: reshape them"
             )
-        labels = label_vector(y_true)
-        check_rows(labels, y_pred)
+        labels = one_per_row(label_vector(y_true), y_pred)
         views = 1 if len(y_pred.shape) == 2 else ops.shape(y_pred)[1]
         values = self.anchor_values(ops.repeat(labels, views), ops.reshape(y_pred, (-1, y_pred.shape[-1])))
         values = ops.reshape(values, (-1, views))
@@ -259,8 +258,7 @@ def _labels_and_similarity(labels: Tensor, projection: Tensor) -> tuple[Tensor, 
     """The labels [M], checked, and z_i . z_a: [M, D] -> float32 [M, M]."""
     if len(projection.shape) != 2:
         raise InvalidInputError(f"projections of shape {tuple(projection.shape)} are not [M, D]; hint: stack the views")
-    labels = _anchor_labels(labels)
-    check_rows(labels, projection)
+    labels = one_per_row(_anchor_labels(labels), projection)
     projection = ops.cast(projection, "float32")
     return labels, ops.matmul(projection, ops.transpose(projection))
 

@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
@@ -21,11 +20,11 @@ def label_vector(labels: Tensor) -> Tensor:
     Raises:
         InvalidInputError: If they are text or have another shape, or if a label that is known now is not an integer.
     """
-    labels = ops.convert_to_tensor(labels if tf.is_tensor(labels) else np.asarray(labels))
-    shape, dtype = tuple(labels.shape), keras.backend.standardize_dtype(labels.dtype)
-    if dtype == "string":
+    labels = labels if ops.is_tensor(labels) else np.asarray(labels)
+    shape, known = tuple(labels.shape), labels.numpy() if hasattr(labels, "numpy") else labels
+    if isinstance(known, np.ndarray) and known.dtype.kind not in "iufb":
         raise InvalidInputError(
-            "labels are text: a loss compares integers; hint: np.unique(labels, return_inverse=True)[1] numbers them"
+            "labels are text or objects, not integers; hint: number them by np.unique(labels, return_inverse=True)[1]"
         )
     if len(shape) == 2 and shape[1] not in (1, None):
         raise InvalidInputError(
@@ -33,10 +32,9 @@ def label_vector(labels: Tensor) -> Tensor:
         )
     if len(shape) not in (1, 2):
         raise InvalidInputError(f"labels of shape {shape} are not [N] or [N, 1]; hint: give one integer per image")
-    labels = labels if len(shape) == 1 else ops.squeeze(labels, axis=1)
-    if "float" in dtype and tf.executing_eagerly() and not bool(tf.reduce_all(tf.floor(labels) == labels)):
+    if isinstance(known, np.ndarray) and known.dtype.kind == "f" and not (np.floor(known) == known).all():
         raise InvalidInputError("labels are not integers; hint: give the number of each image's class")
-    return labels
+    return ops.reshape(labels, (-1,))
 
 
 def first_occurrences(labels: Tensor) -> Tensor:
@@ -61,27 +59,28 @@ def first_occurrences(labels: Tensor) -> Tensor:
     return ops.cast(ops.argmax(ops.cast(same, "int32"), axis=1), "int32")
 
 
-def check_rows(labels: Tensor, projections: Tensor) -> None:
-    """Check that there is one label per row of projections.
+def one_per_row(labels: Tensor, projections: Tensor) -> Tensor:
+    """Return the labels after a check that there is one per row of projections.
 
     Args:
         labels: [N].
         projections: [N, D], or [N, V, D] for V views of each image.
 
     Raises:
-        InvalidInputError: If the numbers of rows differ. If they are known only when the graph runs, TensorFlow raises
-            its own `InvalidArgumentError` with this text.
+        InvalidInputError: If the numbers differ. Numbers that are known only when the graph runs are compared there, by
+            a reshape that fails.
     """
-    stacked = len(projections.shape) == 2
-    hint = "stack the views of each image, [N, V, D]" + (", or give each row its label" if stacked else "")
-    problem = "labels and projections differ in number"
     count, rows = labels.shape[0], projections.shape[0]
     if count is None or rows is None:
-        tf.debugging.assert_equal(tf.shape(labels)[0], tf.shape(projections)[0], message=f"{problem}; hint: {hint}")
-    elif count != rows:
+        return ops.reshape(labels, (ops.shape(projections)[0],))
+    if count != rows:
+        stacked = len(projections.shape) == 2
+        hint = "stack the views of each image, [N, V, D]" + (", or give each row its label" if stacked else "")
         raise InvalidInputError(
-            f"{problem}: {count} labels, and projections of shape {tuple(projections.shape)}; hint: {hint}"
+            f"labels and projections differ in number: {count} labels, and projections of shape "
+            f"{tuple(projections.shape)}; hint: {hint}"
         )
+    return labels
 
 
 class LabelLoss(keras.losses.Loss):
