@@ -15,8 +15,8 @@ import tensorflow as tf
 import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
 from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.model_io.pruned_graph import PrunedSavedModel, Signature, check_links
-from keras_rcl.model_io.safety import check_keras
 from keras_rcl.storage.atomic import read_json
+from keras_rcl.storage.keras_archive import load_keras_archive
 
 _FORMAT = 1
 _UNKNOWN_SIZE = 224
@@ -298,15 +298,16 @@ def _load_keras(path: Path, trust: bool) -> keras.Model:
         raise InvalidInputError(f"{path} is not a valid .keras archive, or is truncated; save the model again")
     try:
         if not trust:
-            check_keras(path)
-        with warnings.catch_warnings(action="ignore"):
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+            model = load_keras_archive(path)
+        else:
+            with warnings.catch_warnings(action="ignore"):
+                model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except InvalidInputError:
         raise
     except Exception as error:
         if "deserialization of a `Lambda`" in str(error):
             raise InvalidInputError(
-                f"{path} carries Python code in a Lambda layer, which is not run; give a SavedModel"
+                f"{path} carries Python code in a Lambda layer, which is not run; hint: give a SavedModel"
             ) from None
         if "Could not locate class" in str(error):
             raise InvalidInputError(

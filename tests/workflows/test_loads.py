@@ -38,12 +38,12 @@ def loads(monkeypatch):
 
         monkeypatch.setattr(loading, name, call)
 
-    for name in ("_open_saved_model", "check_keras", "_load_keras"):
+    for name in ("_open_saved_model", "load_keras_archive", "_load_keras"):
         counted(name)
     return calls
 
 
-ONCE = {"_open_saved_model": 1, "check_keras": 1, "_load_keras": 1}
+ONCE = {"_open_saved_model": 1, "load_keras_archive": 1, "_load_keras": 1}
 
 
 def test_attack(exported, loads, tmp_path, monkeypatch):
