@@ -79,8 +79,11 @@ def papers_page() -> str:
     for paper in PAPERS.values():
         rows = experiments(paper, "cpu")
         lacking = missing(paper, "cpu", found, None, program=PROGRAM)
+        setups = {row: found.setup(experiment) for row, experiment in rows.items()}
         parts.append(
-            markdown_report(paper_report(paper, "cpu", lambda row, m, rows=rows: found.measured(rows[row], m), lacking))
+            markdown_report(
+                paper_report(paper, "cpu", lambda row, m, rows=rows: found.measured(rows[row], m), lacking, setups)
+            )
         )
     return "\n\n".join(parts) + "\n"
 

@@ -27,6 +27,8 @@ LONGEST_CHAIN = 8
 """The longest chain of files that extend one another."""
 TAGS = {"name", "term"}
 """The fields that say which of several specs a value is."""
+FILE_KEYS = ("variant", "methods", "extends", "scales", "search")
+"""What a file may hold besides the fields of an experiment."""
 RENAMED = {"craft_dtype": "attack_dtype"}
 """Old key of an experiment -> its current key."""
 
@@ -186,6 +188,9 @@ def load(
             f"method {raw['method']!r} is not a mapping; choose it by --variant, its fields by --set method.a=b"
         )
     if raw["method"].get("name") is None:
+        known = [*_fields(()), *FILE_KEYS]
+        if unknown := [f"{key}: no such field{did_you_mean(key, known)}" for key in raw if key not in known]:
+            raise InvalidInputError(f"{source} names no variant; {'; '.join(unknown)}")
         raise InvalidInputError(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
     return parse(raw, str(source))
 
@@ -251,7 +256,9 @@ def to_yaml(experiment: Experiment) -> str:
 def _hint(error: ValidationError) -> str:
     """A hint for unknown keys: the known keys that are close to them, or the command that prints the known keys."""
     unknown = [item["loc"] for item in error.errors() if item["type"] == "unexpected_keyword_argument"]
-    meant = dict.fromkeys(did_you_mean(str(key), _fields(path)) for *path, key in unknown)
+    meant = dict.fromkeys(
+        did_you_mean(str(key), [*_fields(path), *(() if path else FILE_KEYS)]) for *path, key in unknown
+    )
     return "".join(meant) or (f"; `{program_name()} show` prints the fields" if unknown else "")
 
 

@@ -5,6 +5,7 @@ import json
 import click
 
 from keras_rcl.cli import options as shared
+from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import parse_attacks
 from keras_rcl.cli.start import join_workers, print_advice, print_model_notes, progress_of
 from keras_rcl.report.tables import attack_table, protocol_table
@@ -22,6 +23,7 @@ EVALUATING = [name for name, attack in ATTACKS.items() if not attack.training_on
     "attacks",
     multiple=True,
     metavar=shared.ATTACK_SYNTAX,
+    shell_complete=complete_attack,
     help=f"One of {', '.join([*EVALUATING, *ALIASES])}; may be repeated; fgsm and pgd-40 by default.",
 )
 @click.option(
@@ -29,6 +31,7 @@ EVALUATING = [name for name, attack in ATTACKS.items() if not attack.training_on
     "transfers",
     multiple=True,
     metavar="MODEL",
+    type=click.Path(),
     help="Also craft the attacks on this SavedModel or .keras file; may be repeated.",
 )
 @click.option(

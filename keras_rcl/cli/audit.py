@@ -5,6 +5,7 @@ import json
 import click
 
 from keras_rcl.cli import options as shared
+from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import parse_claim, parse_epsilon
 from keras_rcl.cli.start import print_model_notes
 from keras_rcl.errors import InvalidInputError
@@ -28,7 +29,11 @@ from keras_rcl.vocabulary.claim import AuditBudget
 @click.option(
     "--check-images", type=shared.COUNT, default=100, show_default=True, help="The number of images of each check."
 )
-@click.option("--verifier", help="The attack that the claim is compared with; autoattack by default.")
+@click.option(
+    "--verifier",
+    shell_complete=complete_attack,
+    help="The attack that the claim is compared with; autoattack by default.",
+)
 @shared.foreign_model_options
 @shared.output_dir_option("audits/<model>")
 @shared.overwrite_option("Replace the folder, or an interrupted audit.")

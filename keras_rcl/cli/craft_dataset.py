@@ -5,6 +5,7 @@ import json
 import click
 
 from keras_rcl.cli import options as shared
+from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import stored_setting
 from keras_rcl.cli.start import join_workers, progress_of
 from keras_rcl.runtime.program import program_name
@@ -17,6 +18,7 @@ from keras_rcl.vocabulary.attacks import describe, parse_attack
     "--attack",
     "text",
     metavar=shared.ATTACK_SYNTAX,
+    shell_complete=complete_attack,
     default="pgd-10",
     show_default=True,
     help="The attack that makes the images.",

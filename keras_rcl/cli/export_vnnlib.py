@@ -3,6 +3,7 @@
 import click
 
 from keras_rcl.cli import options as shared
+from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import parse_attacks, parse_radii
 from keras_rcl.runtime.program import program_name
 from keras_rcl.runtime.progress import StderrProgress
@@ -31,6 +32,7 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
     "attacks",
     multiple=True,
     metavar=shared.ATTACK_SYNTAX,
+    shell_complete=complete_attack,
     help="Also leave out images that this attack breaks, as in `attack`; may be repeated.",
 )
 @click.option("--timeout", type=shared.COUNT, default=180, show_default=True, help="Seconds per image.")

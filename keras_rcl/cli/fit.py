@@ -7,6 +7,7 @@ import click
 
 from keras_rcl import config
 from keras_rcl.cli import options as shared
+from keras_rcl.cli.completion import complete_variant
 from keras_rcl.cli.parsing import pop_settings
 from keras_rcl.cli.start import join_workers, print_advice, progress_of
 from keras_rcl.report.tables import comparison_table, text_table
@@ -25,7 +26,12 @@ from keras_rcl.vocabulary.network import Precision
 @shared.workers_option
 @shared.training_limit_option
 @shared.data_dir_option
-@click.option("--compare", multiple=True, help="Also train this variant, for the table; may be repeated.")
+@click.option(
+    "--compare",
+    multiple=True,
+    shell_complete=complete_variant,
+    help="Also train this variant, for the table; may be repeated.",
+)
 @click.option("--no-compare", is_flag=True, help="Train no other variant.")
 @click.option("--name", help="The name of the run; <data set>-<variant> by default.")
 @shared.runs_option

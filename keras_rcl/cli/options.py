@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from keras_rcl import config
+from keras_rcl.cli.completion import complete_variant
 from keras_rcl.vocabulary.network import AttackDtype
 
 Decorator = Callable[[Callable], Callable]
@@ -50,7 +51,11 @@ def experiment_options(command: Callable) -> Callable:
     return _all(
         click.option("--config", "path", type=FOLDER, help="The YAML file to read; configs/digits.yaml by default."),
         click.option("--scale", help="A scale that the file names, such as full or cpu; the first by default."),
-        click.option("--variant", help="The variant to train, such as clafs; the command `variants` lists them."),
+        click.option(
+            "--variant",
+            shell_complete=complete_variant,
+            help="The variant to train, such as clafs; the command `variants` lists them.",
+        ),
         click.option(
             "--set", "settings", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated."
         ),
@@ -142,7 +147,9 @@ def json_option(what: str) -> Decorator:
     return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
 
 
-data_dir_option = click.option("--data-dir", help="The folder of TFDS data sets; TFDS_DATA_DIR by default.")
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(), help="The folder of TFDS data sets; TFDS_DATA_DIR by default."
+)
 """Where TFDS finds data sets, and downloads them to."""
 
 skip_safety_check_option = click.option(

@@ -6,6 +6,7 @@ import click
 
 from keras_rcl import config
 from keras_rcl.cli import options as shared
+from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import pop_settings
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.tables import trials_table
@@ -37,6 +38,7 @@ from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
     "--attack",
     "text",
     metavar=shared.ATTACK_SYNTAX,
+    shell_complete=complete_attack,
     help="The attack that robust accuracy is measured by; the file's validation_attack by default.",
 )
 @click.option("--trials", type=shared.COUNT, default=20, show_default=True, help="The total number of trials.")

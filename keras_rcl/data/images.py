@@ -70,7 +70,10 @@ def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = 
     if not images.size:
         raise InvalidInputError(f"images have shape {list(images.shape)}, which is empty; give at least one image")
     if image_shape is not None and images.shape[1:] != tuple(image_shape):
-        raise InvalidInputError(f"images are {_by(images.shape[1:])}, expected {_by(image_shape)}; resize them first")
+        raise InvalidInputError(
+            f"images are {_by(images.shape[1:])}, expected {_by(image_shape)}; "
+            f"{_hint_on_shapes(images.shape[1:], tuple(image_shape))}"
+        )
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
     if not np.issubdtype(images.dtype, np.floating):
@@ -205,6 +208,19 @@ def _named(path: Path, function, *arguments):
         return function(*arguments)
     except InvalidInputError as refused:
         raise InvalidInputError(f"{path}: {refused}") from None
+
+
+def _hint_on_shapes(given: tuple[int, ...], wanted: tuple[int | None, ...]) -> str:
+    """What makes an array of images of one shape (H, W, C) one of another."""
+    if given != wanted and given == (wanted[2], wanted[0], wanted[1]):
+        return "the channels are first; hint: np.moveaxis(images, 1, -1)"
+    if wanted[2] in (None, given[2]):
+        return "resize them first"
+    if given[2] == 1:
+        return f"the channels differ; hint: np.repeat(images, {wanted[2]}, axis=-1) makes colour images of grey ones"
+    if wanted[2] == 1 and given[2] in (3, 4):
+        return "the channels differ; hint: convert the images to greyscale"
+    return f"the channels differ; hint: give images of {wanted[2]} channels"
 
 
 def _by(shape) -> str:

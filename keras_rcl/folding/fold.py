@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.folding.graph_walk import propagate
+from keras_rcl.folding.graph_walk import ENDS_IN_LOGITS, PROBABILITIES, propagate
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +294,8 @@ class _Builder:
     def activate(self, layer, path: str, x: int) -> int:
         """The step of a layer's `activation`: none for the identity."""
         name = getattr(layer.activation, "__name__", str(layer.activation))
-        _refuse(name not in ("linear", "relu"), path, f"has activation {name}", "use relu")
+        hint = ENDS_IN_LOGITS if name in PROBABILITIES else "use relu"
+        _refuse(name not in ("linear", "relu"), path, f"has activation {name}", hint)
         return self.add(ReLU(), [x], self.steps[x].shape, path) if name == "relu" else x
 
     def max_pooling(self, layer, path: str, x: int) -> int:

@@ -6,6 +6,12 @@ import keras
 
 from keras_rcl.errors import InvalidInputError
 
+PROBABILITIES = ("softmax", "log_softmax", "sigmoid")
+"""Activations, and layers in lower case, that turn logits into probabilities; the order of the classes stays."""
+
+ENDS_IN_LOGITS = "if it is the last one, leave it out: bounds are of logits, and the classes stay the same"
+"""The hint where one of them has no bounds."""
+
 LayerRule = Callable
 """`rule(layer, path, *values) -> value`: the value of a layer's output from the values of its inputs."""
 
@@ -70,5 +76,6 @@ def _value(tensor, known: dict, rules: Mapping[type, LayerRule], path: str):
         known[id(tensor)] = _value(layer.outputs[index], inner, rules, f"{here}/")
     else:
         names = ", ".join(sorted(kind.__name__ for kind in rules))
-        raise InvalidInputError(f"layer {here} ({type(layer).__name__}) has no bounds; replace it by one of: {names}")
+        hint = ENDS_IN_LOGITS if type(layer).__name__.lower() in PROBABILITIES else f"replace it by one of: {names}"
+        raise InvalidInputError(f"layer {here} ({type(layer).__name__}) has no bounds; {hint}")
     return known[id(tensor)]

@@ -48,21 +48,21 @@ CLAF = Paper(
                 Row(label="AT", config="at", published=(84.8, 44.7, 25.9, None)),
                 Row(label="TRADES", config="trades", published=(83.7, 51.4, 34.3, None)),
                 Row(label="RoCL-AT", config="rocl_at", published=(80.2, 40.7, 22.8, None)),
-                Row(label="Ours", config="clafs", published=(92.4, 60.4, 48.3, None)),
-                Row(label="Ours, trained under claf-repo", config="clafs_claf_repo"),
+                Row(label="CLAF", config="clafs", published=(92.4, 60.4, 48.3, None)),
+                Row(label="CLAF, trained under claf-repo", config="clafs_claf_repo"),
             ),
             comparisons=tuple(
-                Comparison(row="Ours", against=other) for other in ("Natural", "SCL", "AT", "TRADES", "RoCL-AT")
+                Comparison(row="CLAF", against=other) for other in ("Natural", "SCL", "AT", "TRADES", "RoCL-AT")
             ),
             claims=(
                 Claim.above(
-                    "Ours is more robust than all others, at 8/255 and at 16/255",
+                    "CLAF is more robust than all others, at 8/255 and at 16/255",
                     _ADVERSARIAL,
-                    "Ours",
+                    "CLAF",
                     *("Natural", "SCL", "AT", "TRADES", "RoCL-AT"),
                 ),
                 Claim.above(
-                    "Ours is more accurate than adversarial training", ("Nat.",), "Ours", "AT", "TRADES", "RoCL-AT"
+                    "CLAF is more accurate than adversarial training", ("Nat.",), "CLAF", "AT", "TRADES", "RoCL-AT"
                 ),
             ),
             notes=(
@@ -89,7 +89,7 @@ CLAF = Paper(
             caption="More PGD steps",
             protocol=_REPO,
             columns=(_pgd(8, 20), _pgd(8, 40), _pgd(8, 100)),
-            rows=(Row(label="Ours", config="clafs", published=(60.12, 60.05, 60.03)),),
+            rows=(Row(label="CLAF", config="clafs", published=(60.12, 60.05, 60.03)),),
             notes=("The paper does not state epsilon here. The one of its Table 1 with 60.4 is used.",),
         ),
         Table(
@@ -153,7 +153,7 @@ CLAF = Paper(
         RobustCurves(
             title="Figure 1: natural and robust accuracy",
             table="Table 1",
-            rows=("Natural", "SCL", "AT", "TRADES", "RoCL-AT", "Ours"),
+            rows=("Natural", "SCL", "AT", "TRADES", "RoCL-AT", "CLAF"),
         ),
         LossCurves(
             title="Losses of training",
@@ -161,13 +161,13 @@ CLAF = Paper(
                 ("SCL", "scl", None),
                 ("AT", "at", None),
                 ("TRADES", "trades", None),
-                ("Ours", "clafs", None),
+                ("CLAF", "clafs", None),
             ),
         ),
-        Embeddings(title="Embeddings of test images", panels=(("Natural", "natural"), ("AT", "at"), ("Ours", "clafs"))),
+        Embeddings(title="Embeddings of test images", panels=(("Natural", "natural"), ("AT", "at"), ("CLAF", "clafs"))),
         Pictures(
             title="PGD-10 at 8/255 of a pixel's range",
-            panels=(("AT", "at"), ("Ours", "clafs")),
+            panels=(("AT", "at"), ("CLAF", "clafs")),
             attack=PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10),
         ),
     ),

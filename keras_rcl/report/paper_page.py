@@ -12,6 +12,8 @@ from keras_rcl.report.paper_tables import (
     captions,
     claims_grid,
     differences_grid,
+    made_by,
+    setups_grid,
     table_grid,
 )
 
@@ -31,6 +33,7 @@ def paper_page(report: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], 
         {
             "title": f"{data['name']}: {data['caption']}",
             "grid": table_grid(data),
+            "setups": setups_grid(data),
             "differences": differences_grid(data),
             "differences_note": DIFFERENCES,
             "claims": claims_grid(data),
@@ -40,4 +43,5 @@ def paper_page(report: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], 
         for data in report["tables"]
     ]
     inlined = [(caption, inline(path)) for caption, path in pictures]
-    return render("paper.html", report=report, legend=LEGEND, sections=sections, pictures=inlined, skipped=skipped)
+    legend = f"{LEGEND}{made_by(report)}"
+    return render("paper.html", report=report, legend=legend, sections=sections, pictures=inlined, skipped=skipped)

@@ -38,6 +38,28 @@ class Measured:
         return {status: sum(counts[status] for counts in found) for status in found[0]}
 
 
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How the networks of one system were trained.
+
+    Attributes:
+        network: the encoder.
+        epochs: the epochs of all phases.
+        data: the data set.
+        images: the number of training images; None if it is not known.
+        versions: the versions of this package that trained them.
+    """
+
+    network: str
+    epochs: int
+    data: str
+    images: int | None
+    versions: tuple[str, ...]
+
+
+Setups = Mapping[str, Setup | None]
+"""Config of a row -> how its networks were trained; None or no entry if there is none."""
+
 Lookup = Callable[[str, Measure], Measured | None]
 """(config of a row, measure) -> the measured values, or None."""
 
@@ -55,12 +77,18 @@ def measure_label(measure: Measure) -> str:
     return f"at {format_pixels(measure.epsilon)}" if measure.kind == "verified" else "here"
 
 
-def table_data(table: Table, lookup: Lookup) -> dict[str, Any]:
+def table_data(table: Table, lookup: Lookup, setups: Setups | None = None) -> dict[str, Any]:
     """A table with its measured numbers, as JSON values.
+
+    Args:
+        table: the table.
+        lookup: the measured values.
+        setups: how the networks of the rows were trained.
 
     Returns:
         `columns`, each with its `title`, whether any number is `published`, and the labels of the `measured` numbers;
-        `rows`, each with its `published` values, one per column, and its `measured` values, one list per column;
+        `rows`, each with its `published` values, one per column, its `measured` values, one list per column, and its
+        `setup`;
         `differences`, see `_difference`; and `claims`, see `_claim`.
     """
     published = [any(row.published and row.published[i] is not None for row in table.rows) for i in _columns(table)]
@@ -75,6 +103,7 @@ def table_data(table: Table, lookup: Lookup) -> dict[str, Any]:
             "config": row.config,
             "published": list(row.published or [None] * len(table.columns)),
             "measured": [[_as_json(m) for m in cell] for cell in found[row.label]],
+            "setup": dataclasses.asdict(setup) if setups and (setup := setups.get(row.config)) else None,
         }
         for row in table.rows
     ]
@@ -188,8 +217,17 @@ class Grid:
     rows: tuple[tuple[str, ...], ...]
 
 
-def table_grid(data: Mapping[str, Any]) -> Grid:
-    """Published and measured numbers side by side: one row per system, accuracies in percent."""
+Interval = Callable[[int, int], tuple[float, float]]
+"""(images that count, all images) -> the limits of their share."""
+
+
+def table_grid(data: Mapping[str, Any], interval: Interval | None = None) -> Grid:
+    """Published and measured numbers side by side: one row per system, accuracies in percent.
+
+    Args:
+        data: what `table_data` returned.
+        interval: if given, an accuracy of one seed has its interval over the images behind it.
+    """
     groups, header = [("", 1)], [""]
     for column in data["columns"]:
         under = [*(["published"] if column["published"] else []), *column["measured"]]
@@ -202,7 +240,7 @@ def table_grid(data: Mapping[str, Any]) -> Grid:
         for column, published, measured in zip(data["columns"], row["published"], row["measured"], strict=True):
             cells += [_number(published)] if column["published"] else []
             for found, limit in zip(measured, column["limits"], strict=True):
-                cells.append(_cell(found, min(limit or data["images"], data["images"])))
+                cells.append(_cell(found, min(limit or data["images"], data["images"]), interval))
                 seeds = max(seeds, len(found["seeds"]) if found else 0)
         rows.append((*cells, str(seeds) if seeds else ""))
     return Grid((*groups, ("", 1)), (*header, "seeds"), tuple(rows))
@@ -258,7 +296,29 @@ def _number(published: Published) -> str:
     return "" if published is None else str(published)
 
 
-def _cell(found: Mapping[str, Any] | None, expected: int) -> str:
+def setups_grid(data: Mapping[str, Any]) -> Grid | None:
+    """How the networks of the measured rows were trained; None if that is not known of any row."""
+    rows = tuple(
+        (
+            row["label"],
+            row["setup"]["network"],
+            str(row["setup"]["epochs"]),
+            row["setup"]["data"],
+            _images(row["setup"]["images"]),
+            ", ".join(row["setup"]["versions"]),
+        )
+        for row in data["rows"]
+        if row.get("setup")
+    )
+    header = ("trained here", "network", "epochs", "data set", "training images", "keras_rcl")
+    return Grid((("", len(header)),), header, rows) if rows else None
+
+
+def _images(count: int | None) -> str:
+    return "all" if count is None else f"{count:,}"
+
+
+def _cell(found: Mapping[str, Any] | None, expected: int, interval: Interval | None) -> str:
     if found is None:
         return NOT_MEASURED
     if "counts" in found:
@@ -266,7 +326,11 @@ def _cell(found: Mapping[str, Any] | None, expected: int) -> str:
         return f"{' / '.join(str(counts[status]) for status in VERIFIED)} of {sum(counts.values())}"
     spread = "" if found["spread"] is None else f" ± {found['spread']:.1f}"
     images = "" if found["images"] == expected else f" ({found['images']})"
-    return f"{found['mean']:.1f}{spread}{images}"
+    bounds = ""
+    if interval and found["spread"] is None:
+        low, high = interval(round(found["mean"] / 100 * found["images"]), found["images"])
+        bounds = f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{found['mean']:.1f}{spread}{bounds}{images}"
 
 
 def _signed(value: float | None) -> str:
@@ -285,9 +349,25 @@ def _spread_of(found: Mapping[str, Any] | None) -> str:
 def captions(data: Mapping[str, Any]) -> list[str]:
     """The lines below a table: how its numbers were measured, then its notes."""
     made = [f"Published under: {data['protocol']}."] if data["protocol"] else []
+    if setups := [row["setup"] for row in data["rows"] if row.get("setup")]:
+        made.append(_trained(setups))
     if data["images"]:
         made.append(f"Measured on {data['images']} test images, or on the number in brackets.")
     return [*([" ".join(made)] if made else []), *data["notes"]]
+
+
+def _trained(setups: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence on how all rows were trained."""
+    epochs = sorted({setup["epochs"] for setup in setups})
+    images = sorted({setup["images"] or 0 for setup in setups})
+    counts = " or ".join(_images(count or None) for count in images)
+    values = {key: ", ".join(dict.fromkeys(setup[key] for setup in setups)) for key in ("network", "data")}
+    versions = ", ".join(dict.fromkeys(version for setup in setups for version in setup["versions"]))
+    span = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"{epochs[0]} epochs"
+    return (
+        f"Here: {values['network']}, {span}, {counts} training images of {values['data']}, trained by keras_rcl "
+        f"{versions}."
+    )
 
 
 DIFFERENCES = (
@@ -303,7 +383,7 @@ CLAIMS = (
 
 def markdown_report(report: Mapping[str, Any]) -> str:
     """The report that `paper_report` returned, in Markdown, without its figures."""
-    parts = [f"## {report['title']}", f"{report['reference']}. Scale: {report['scale']}. {LEGEND}"]
+    parts = [f"## {report['title']}", f"{report['reference']}. Scale: {report['scale']}. {LEGEND}{made_by(report)}"]
     parts.append("\n".join(f"- {note}" for note in report["notes"]))
     for data in report["tables"]:
         parts += [f"### {data['name']}: {data['caption']}", markdown_of(data)]
@@ -323,6 +403,19 @@ def markdown_of(data: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in captions(data))])
 
 
+def made_by(report: Mapping[str, Any]) -> str:
+    """When and by what a report was made, as a sentence; empty if it does not say so."""
+    if not (made := report.get("made")):
+        return ""
+    commit = f", commit {made['commit'][:12]}" if made["commit"] else ""
+    return f" Made on {made['date']} by keras_rcl {made['version']}{commit}."
+
+
+INTERVALS = (
+    "In square brackets: the exact 95 % interval (Clopper and Pearson) of an accuracy of one seed, from its number of "
+    "images."
+)
+
 LEGEND = f"Accuracies in percent; {NOT_MEASURED} means not measured yet."
 
 
@@ -332,7 +425,9 @@ def _markdown_grid(grid: Grid) -> str:
     return markdown_table(header, grid.rows)
 
 
-def paper_report(paper: Paper, scale: str, lookup: Lookup, missing: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def paper_report(
+    paper: Paper, scale: str, lookup: Lookup, missing: Sequence[Mapping[str, Any]], setups: Setups | None = None
+) -> dict[str, Any]:
     """All tables of a paper at a scale, as JSON values; `missing` are rows, and the commands that measure them."""
     return {
         "paper": paper.name,
@@ -340,6 +435,6 @@ def paper_report(paper: Paper, scale: str, lookup: Lookup, missing: Sequence[Map
         "reference": paper.reference,
         "scale": scale,
         "notes": list(paper.notes),
-        "tables": [table_data(table, lookup) for table in paper.tables],
+        "tables": [table_data(table, lookup, setups) for table in paper.tables],
         "missing": list(missing),
     }

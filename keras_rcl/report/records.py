@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from keras_rcl import config
 from keras_rcl.config import CONFIGS, Experiment
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.report.paper_tables import Measured
+from keras_rcl.report.paper_tables import Measured, Setup
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.vocabulary.attacks import Attack, to_cli
@@ -121,6 +121,20 @@ class Results:
         if not measured:
             return None
         return Measured({seed: value for seed, (value, _) in measured.items()}, min(n for _, n in measured.values()))
+
+    def setup(self, experiment: Experiment, seeds: int | None = None) -> Setup | None:
+        """How the networks of an experiment were trained; None if there is no run."""
+        records = [run.record for run in self.runs(experiment, seeds).values()]
+        if not records:
+            return None
+        trained = [record["model"].get("training_images", experiment.dataset.limit) for record in records]
+        return Setup(
+            network=experiment.network.encoder,
+            epochs=sum(phase.epochs for phase in experiment.method.phases()),
+            data=experiment.dataset.name,
+            images=None if None in trained else min(trained),
+            versions=tuple(dict.fromkeys(record["versions"]["keras_rcl"] for record in records)),
+        )
 
 
 def _read(path: Path) -> Any:

@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from keras_rcl.errors import InvalidInputError
+
 
 def start_tensorflow(*, deterministic: bool = False) -> None:
     """Import TensorFlow and Keras with fast settings, and keep their start-up messages off the terminal.
@@ -16,10 +18,13 @@ def start_tensorflow(*, deterministic: bool = False) -> None:
 
     Args:
         deterministic: Every operation gives the same bits each time, for the rest of the process.
+
+    Raises:
+        InvalidInputError: If another backend of Keras runs or was chosen.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    _choose_backend()
     if "tensorflow" not in sys.modules:
         with _quiet_stderr():
             import keras  # noqa: F401
@@ -34,6 +39,19 @@ def start_tensorflow(*, deterministic: bool = False) -> None:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
+
+
+def _choose_backend() -> None:
+    """Let Keras run on TensorFlow; check that no other backend was chosen before."""
+    if "keras" in sys.modules:
+        import keras
+
+        chosen, hint = keras.config.backend(), "set KERAS_BACKEND=tensorflow before keras is imported"
+    else:
+        os.environ["KERAS_BACKEND"] = chosen = os.environ.get("KERAS_BACKEND") or "tensorflow"
+        hint = "unset KERAS_BACKEND, or set it to tensorflow"
+    if chosen != "tensorflow":
+        raise InvalidInputError(f"the Keras backend is {chosen}: keras_rcl computes with TensorFlow; hint: {hint}")
 
 
 def advice(precision: str = "float32", jit: bool = False, attack_dtype: str = "float32") -> list[str]:

@@ -71,13 +71,22 @@ def _check_fit(classifier: Classifier, data: sources.ImageData) -> None:
     if any(want is not None and want != have for want, have in zip(shape, data.image_shape, strict=True)):
         raise InvalidInputError(
             f"{classifier.path} takes images of shape {shape}, but {data.name} has {data.image_shape}; "
-            "give --dataset, or --image-size to resize"
+            f"{_hint_on_shapes(shape, data.image_shape)}"
         )
     if classifier.num_classes != data.num_classes:
         raise InvalidInputError(
             f"{classifier.path} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
             "give the --dataset that it was trained on"
         )
+
+
+def _hint_on_shapes(wanted: tuple[int | None, ...], given: tuple[int, ...]) -> str:
+    """What makes the images of a data set fit a model: another size can be given, other channels cannot."""
+    if wanted[2] not in (None, given[2]):
+        return f"give the --dataset that it was trained on, with images of {wanted[2]} channels"
+    if wanted[0] != wanted[1]:
+        return "give the --dataset that it was trained on; --image-size makes square images"
+    return f"give the --dataset that it was trained on, or --image-size {wanted[0]} to resize"
 
 
 def outputs_of(

@@ -1,9 +1,11 @@
 """Report a paper's tables and figures from records; train, attack and verify the rows that have none."""
 
 import dataclasses
+import datetime
 import importlib.util
 import io
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from keras_rcl.config import Experiment, training_attacks
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import RECORD
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation.record import commit
 from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.papers import PAPERS
 from keras_rcl.report import records as results
@@ -129,7 +132,9 @@ def report(
     def lookup(row: str, measure: Measure):
         return found.measured(rows[row], measure, seeds)
 
-    made = paper_report(spec, scale, lookup, results.missing(spec, scale, found, seeds, settings))
+    setups = {row: found.setup(rows[row], seeds) for row in rows}
+    made = paper_report(spec, scale, lookup, results.missing(spec, scale, found, seeds, settings), setups)
+    made["made"] = {"date": datetime.date.today().isoformat(), "version": version("keras_rcl"), "commit": commit()}
     with atomic_folder(output_dir, overwrite=True) as folder:
         data_dir = {"data_dir": rows[spec.configs[0]].dataset.data_dir}
         writer = _FigureWriter(spec, lambda row: found.runs(rows[row], seeds), lookup, folders, data_dir, folder)

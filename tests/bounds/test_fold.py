@@ -96,8 +96,10 @@ class Doubled(L.Dense):
 @pytest.mark.parametrize(
     "layer, what",
     [
-        (L.Softmax(name="odd"), r"\(Softmax\) has no bounds; replace it by one of: Activation, Add"),
-        (Doubled(2, name="odd"), r"\(Doubled\) has no bounds"),
+        (L.Softmax(name="odd"), r"\(Softmax\) has no bounds; if it is the last one, leave it out"),
+        (L.Activation("softmax", name="odd"), "has activation softmax.*if it is the last one, leave it out"),
+        (L.Activation("sigmoid", name="odd"), "has activation sigmoid.*if it is the last one, leave it out"),
+        (Doubled(2, name="odd"), r"\(Doubled\) has no bounds; replace it by one of: Activation, Add"),
         (L.Activation("tanh", name="odd"), "has activation tanh.*use relu"),
         (L.Conv2D(2, 3, activation="gelu", name="odd"), "has activation gelu"),
         (L.Conv2D(2, 3, groups=2, name="odd"), "has 2 groups"),

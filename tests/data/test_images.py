@@ -171,3 +171,23 @@ def test_an_array_file_is_named(tmp_path):
     np.save(tmp_path / "big.npy", 255 * np.ones((1, *SHAPE)))
     with pytest.raises(InvalidInputError, match="big.npy: images have values up to 255"):
         read_images([tmp_path / "big.npy"], SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "hint"),
+    [
+        ((1, 8, 8), (8, 8, 1), r"the channels are first; hint: np.moveaxis\(images, 1, -1\)"),
+        ((3, 32, 32), (32, 32, 3), "the channels are first"),
+        ((8, 8, 1), (8, 8, 3), r"the channels differ; hint: np.repeat\(images, 3, axis=-1\)"),
+        ((8, 8, 3), (8, 8, 1), "the channels differ; hint: convert the images to greyscale"),
+        ((8, 8, 4), (8, 8, 3), "the channels differ; hint: give images of 3 channels"),
+        ((9, 9, 3), (8, 8, 3), "resize them first"),
+    ],
+)
+def test_a_hint_names_what_differs(given, wanted, hint):
+    with pytest.raises(InvalidInputError, match=f"images are .*, expected .*; {hint}"):
+        check_images(np.zeros((2, *given), np.uint8), wanted)
+    if "np." in hint:  # the hint does what it says
+        images = np.zeros((2, *given))
+        changed = hint.partition("hint: ")[2].replace("\\", "")
+        assert eval(changed, {"np": np, "images": images}).shape[1:] == wanted

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from keras_rcl.report.paper_page import paper_page
 from keras_rcl.report.paper_tables import (
     Measured,
+    Setup,
     captions,
     claims_grid,
     differences_grid,
     markdown_report,
     mean_and_spread,
     paper_report,
+    setups_grid,
     table_data,
     table_grid,
 )
@@ -181,3 +183,46 @@ def test_the_page_holds_all_that_it_shows(report, tmp_path):
     assert '<th colspan="2">clean</th>' in page and '<td class="published">90.0</td>' in page
     assert '<td>better</td><td class="published">holds (+5.2)</td><td>holds (+9.0)</td>' in page
     assert "python cli.py fit --config new.yaml" in page
+
+
+SETUPS = {
+    "ours": Setup(network="small_cnn", epochs=30, data="digits", images=900, versions=("0.1.0",)),
+    "at": Setup(network="small_cnn", epochs=10, data="digits", images=900, versions=("0.2.0",)),
+    "new": None,
+}
+
+
+def test_a_report_says_what_was_trained_here_when_and_by_what():
+    """A published number is of the paper's network; the page says which network, epochs and images are beside it."""
+    paper = Paper(name="p", title="P", reference="A 2020", tables=(TABLE,))
+    report = paper_report(paper, "cpu", lookup, [], SETUPS)
+    said = "Here: small_cnn, 10 to 30 epochs, 900 training images of digits, trained by keras_rcl 0.1.0, 0.2.0."
+    assert said in captions(report["tables"][0])[0]
+    assert said in markdown_report(report) and said in paper_page(report, [])
+    assert setups_grid(report["tables"][0]).rows == (
+        ("Ours", "small_cnn", "30", "digits", "900", "0.1.0"),
+        ("AT", "small_cnn", "10", "digits", "900", "0.2.0"),
+    )
+    assert "Made on" not in markdown_report(report)
+    report["made"] = {"date": "2026-11-28", "version": "0.2.0", "commit": "0123456789abcdef"}
+    for text in (markdown_report(report), paper_page(report, [])):
+        assert "Made on 2026-11-28 by keras_rcl 0.2.0, commit 0123456789ab." in text
+    report["made"]["commit"] = None
+    assert "Made on 2026-11-28 by keras_rcl 0.2.0." in paper_page(report, [])
+
+
+@pytest.mark.parametrize("setups", [None, {}, {"ours": None}])
+def test_a_report_without_runs_says_nothing_of_them(setups):
+    data = table_data(TABLE, lookup, setups)
+    assert setups_grid(data) is None and not any("Here" in line for line in captions(data))
+
+
+def test_a_page_is_dark_where_the_reader_wants_it_and_fits_a_phone(report):
+    page = paper_page(report, [])
+    dark = re.search(r"@media \(prefers-color-scheme: dark\) \{\s*:root \{([^}]*)\}", page)[1]
+    light = re.search(r":root \{([^}]*)\}", page)[1]
+    names = set(re.findall(r"(--[a-z-]+):", light))
+    assert names == set(re.findall(r"(--[a-z-]+):", dark)) == set(re.findall(r"var\((--[a-z-]+)\)", page)) | {"--alarm"}
+    assert 'content="width=device-width, initial-scale=1"' in page and "max-width: 40rem" in page
+    tables, scrolled = page.count("<table>"), len(re.findall(r'<div class="wide[^"]*"><table>', page))
+    assert tables == scrolled > 0
