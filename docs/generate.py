@@ -16,6 +16,7 @@ from readme_tables import readme_tables
 
 from keras_rcl.cli.app import cli
 from keras_rcl.config import Experiment
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.papers import PAPERS
 from keras_rcl.report.paper_tables import markdown_report, paper_report
 from keras_rcl.report.records import Results, config_path, experiments, missing
@@ -149,7 +150,11 @@ def documents() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for path, text in documents().items():
+    try:
+        made = documents()
+    except InvalidInputError as error:
+        sys.exit(f"error: {error}")
+    for path, text in made.items():
         stale = not path.exists() or path.read_text(encoding="utf-8") != text
         if stale and "--check" in sys.argv:
             sys.exit(f"{path.relative_to(ROOT)} is out of date: run python docs/generate.py")

@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from keras_rcl import config
+from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
 from keras_rcl.report.paper_tables import markdown_of, table_data
 from keras_rcl.report.records import Results, config_path, experiments
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
 from keras_rcl.storage.atomic import read_json
+from keras_rcl.storage.kinds import AUDIT, RECORD, VERIFICATION
 from keras_rcl.vocabulary.attacks import AutoAttack
 from keras_rcl.vocabulary.threat import format_pixels
 
@@ -38,9 +40,17 @@ def _summary(docstring: str) -> str:
 
 def _records(folder: Path, data_set: str) -> dict[str, dict]:
     """The committed records of a data set by the name of their model, in the order of the variants."""
-    read = [read_json(path) for path in folder.glob(f"{data_set}-*.json")]
-    read.sort(key=lambda record: (list(VARIANTS).index(record["model"]["variant"]), record["model"]["name"]))
-    return {record["model"]["name"].removeprefix(f"{data_set}-"): record for record in read}
+    read = []
+    for path in folder.glob(f"{data_set}-*.json"):
+        record = RECORD.read(path)
+        if (variant := record["model"].get("variant")) not in [*VARIANTS]:
+            raise InvalidInputError(
+                f"{path}: model.variant {variant!r} is not a variant{did_you_mean(str(variant), VARIANTS)}; "
+                f"hint: {RECORD.hint}"
+            )
+        read.append((list(VARIANTS).index(variant), record["model"]["name"], record))
+    read.sort(key=lambda found: found[:2])
+    return {name.removeprefix(f"{data_set}-"): record for _, name, record in read}
 
 
 def _digits(results: Path) -> str:
@@ -114,7 +124,7 @@ def _verifications(results: Path) -> str:
     """One row per model and epsilon: clean, attacked and verified accuracy, and the commands."""
     shown, rows = [], []
     for path in sorted((results / "verifications").glob("*.json")):
-        record = read_json(path)
+        record = VERIFICATION.read(path)
         if record.get("count"):  # only part of the images was bounded, for a paper's table
             continue
         shown.append(record["command"])
@@ -131,7 +141,7 @@ def _audits(results: Path) -> str:
     """One block per committed audit: its command, the checks that it raised, and the verdict."""
     blocks = []
     for path in sorted((results / "audits").glob("*.json")):
-        found = read_json(path)
+        found = AUDIT.read(path)
         raised = [finding for finding in found["findings"] if finding["status"] == "raised"]
         lines = [
             f"$ {found['command']}",

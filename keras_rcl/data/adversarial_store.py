@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -11,8 +10,7 @@ import tensorflow as tf
 from keras_rcl.data.splits import ImageData, Split, StreamedSplit
 from keras_rcl.data.tfdata_options import untuned
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.runtime.program import program_name
-from keras_rcl.storage.atomic import read_json
+from keras_rcl.storage.kinds import EXAMPLES
 from keras_rcl.vocabulary.attacks import Attack, Stored
 from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
 
@@ -89,7 +87,7 @@ def with_stored(data: ImageData, attacks: Iterable[Attack]) -> ImageData:
 def _examples(attack: Stored, data: ImageData) -> np.ndarray:
     """The stored example of each training image, uint8 [N, H, W, C], in their order."""
     folder = Path(attack.folder).expanduser()
-    record = _record(folder)
+    record = EXAMPLES.read(folder / RECORD)
     split, source = record["data"]["part"], record["data"]["name"]
     if split != "train":
         raise _leak(folder, split)
@@ -97,7 +95,7 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
         raise InvalidInputError(
             f"{folder} holds examples of {source}, and the training is on {data.name}; craft them of that"
         )
-    norm, epsilon = record["attack"]["norm"], parse_pixels(record["attack"]["epsilon"])
+    norm, epsilon = record["attack"]["norm"], _epsilon(record["attack"]["epsilon"], folder / RECORD)
     if (norm, epsilon) != (attack.norm, attack.epsilon):
         raise InvalidInputError(
             f"{folder} holds examples of {norm} {format_pixels(epsilon)}, and the training asks for {attack.norm} "
@@ -121,33 +119,40 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
     return images
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    hint = f"make them with `{program_name()} craft-dataset MODEL --output-dir FOLDER`"
-    try:
-        record = read_json(folder / RECORD)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{folder} holds no adversarial examples ({RECORD}: {error}); {hint}") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not {"attack", "data", "shards"} <= {*record}:
-        raise InvalidInputError(f"{folder / RECORD} is not a record of adversarial examples of format {FORMAT}; {hint}")
-    return record
-
-
 def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> Split:
-    """All examples of the shards; raises InvalidInputError if one is from another split than training."""
+    """All examples of the shards; raises InvalidInputError if one is damaged, or from another split than training."""
     images, labels, indices = [], [], []
-    files = [str(folder / name) for name in shards]
-    try:
-        for batch in tf.data.TFRecordDataset(files).batch(1024).with_options(untuned()):
-            read = tf.io.parse_example(batch, _FEATURES)
-            for split in np.unique(read["part"].numpy()):
-                if split != b"train":
-                    raise _leak(folder, split.decode())
-            images.append(tf.reshape(tf.io.decode_raw(read["image"], tf.uint8), [-1, *shape]).numpy())
-            labels.append(read["label"].numpy())
-            indices.append(read["index"].numpy())
-    except tf.errors.OpError as error:
-        raise InvalidInputError(f"{folder}: {error.message.splitlines()[0]}; craft the examples again") from None
+    for shard in shards:
+        path = folder / shard
+        try:
+            for batch in tf.data.TFRecordDataset(str(path)).batch(1024).with_options(untuned()):
+                read = tf.io.parse_example(batch, _FEATURES)
+                for split in np.unique(read["part"].numpy()):
+                    if split != b"train":
+                        raise _leak(folder, split.decode(errors="backslashreplace"))
+                sizes = tf.strings.length(read["image"]).numpy()
+                if (sizes != np.prod(shape)).any():
+                    raise InvalidInputError(
+                        f"{path}: an image has {sizes[sizes != np.prod(shape)][0]} bytes, and images of shape {shape} "
+                        f"have {np.prod(shape)}; hint: {EXAMPLES.hint}"
+                    )
+                images.append(tf.reshape(tf.io.decode_raw(read["image"], tf.uint8), [-1, *shape]).numpy())
+                labels.append(read["label"].numpy())
+                indices.append(read["index"].numpy())
+        except tf.errors.OpError as error:
+            reason = (error.message or type(error).__name__).splitlines()[0]
+            raise InvalidInputError(f"{path} cannot be read: {reason}; hint: {EXAMPLES.hint}") from None
+    if not images:
+        raise InvalidInputError(f"{folder} holds no example; hint: {EXAMPLES.hint}")
     return Split(*map(np.concatenate, (images, labels, indices)))
+
+
+def _epsilon(stored: str | float, path: Path) -> float:
+    """The radius that a record holds."""
+    try:
+        return parse_pixels(stored)
+    except ValueError as error:
+        raise InvalidInputError(f"{path}: attack.epsilon: {error}; hint: {EXAMPLES.hint}") from None
 
 
 def _leak(folder: Path, split: str) -> InvalidInputError:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.evaluation.certification import Certification
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.runtime.program import program_name
-from keras_rcl.storage.atomic import read_json
+from keras_rcl.storage.kinds import RECORD, stored_attacks
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.record import Record, VerificationRecord
 
@@ -135,44 +134,18 @@ def read_record(path: Path) -> dict[str, Any]:
         InvalidInputError: If there is no such file, or it is not a record: not JSON, of another format or
             inconsistent.
     """
-    try:
-        record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            f"{path} cannot be read as a record: {error}; give the record.json of an attack"
-        ) from None
-    try:
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r}, and this version reads {FORMAT}")
-        record["attacks"] = _ATTACKS.validate_python(record["attacks"])
-        counted = sum(last - first + 1 for first, last in record["data"]["indices"])
-        if counted != record["images"]:
-            raise ValueError(f"its indices are of {counted} images, and it is of {record['images']}")
-        runs = [np.arange(first, last + 1) for first, last in record["data"]["indices"]]
-        record["data"]["indices"] = np.concatenate([np.zeros(0, int), *runs]).astype(int)
-        clean, attacks = record["survival"]["clean"], record["survival"]["attacks"]
-        record["survival"] = {"clean": _outcomes(clean), "attacks": np.array([_outcomes(row) for row in attacks])}
-        counts = {record["images"], len(record["data"]["indices"]), len(clean), *(len(row) for row in attacks)}
-        if len(counts) != 1 or len(attacks) != len(record["attacks"]):
-            raise ValueError(
-                f"its outcomes are of {sorted(counts)} images and {len(attacks)} attacks, and it names "
-                f"{len(record['attacks'])} attacks"
-            )
-        if not (isinstance(record["model"]["hash"], str) and isinstance(record["data"]["name"], str)):
-            raise ValueError("model hash and data set must be texts")
-        if (part := record["data"]["part"]) not in ("train", "validation", "test"):
-            raise ValueError(f"its part {part!r} is none of train, validation and test")
-    except ValidationError as error:
-        raise InvalidInputError(f"{path} is not a record: attacks: {format_error(error)}") from None
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, MemoryError, IndexError) as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise InvalidInputError(f"{path} is not a record: {what}; give the record.json of an attack") from None
+    record: dict[str, Any] = dict(RECORD.read(path))
+    record["attacks"] = stored_attacks(record, path)
+    runs = [np.arange(first, last + 1) for first, last in record["data"]["indices"]]
+    indices = np.concatenate([np.zeros(0, int), *runs]).astype(int)
+    record["data"] = {**record["data"], "indices": indices}
+    survival = record["survival"]
+    attacked = np.array([_outcomes(row) for row in survival["attacks"]], bool).reshape(-1, record["images"])
+    record["survival"] = {"clean": _outcomes(survival["clean"]), "attacks": attacked}
     return record
 
 
 def _outcomes(bits: str) -> np.ndarray:
-    if not set(bits) <= {"0", "1"}:
-        raise ValueError("outcomes must be strings of 0 and 1")
     return np.array([bit == "1" for bit in bits], bool)
 
 

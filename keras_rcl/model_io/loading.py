@@ -17,18 +17,9 @@ from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.model_io.pruned_graph import PrunedSavedModel, Signature, check_links
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.keras_archive import load_keras_archive
+from keras_rcl.storage.kinds import CONTRACT
 
-_FORMAT = 1
 _UNKNOWN_SIZE = 224
-
-_CONTRACT: dict[str, Callable] = {
-    "model_hash": lambda value: isinstance(value, str),
-    "name": lambda value: isinstance(value, str),
-    "variant": lambda value: value is None or isinstance(value, str),
-    "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-    "config": lambda value: isinstance(value, dict) and isinstance(value.get("dataset"), dict),
-}
-"""What is read of `model.json`: whether a value can be one of an export's."""
 
 
 class LoadedModel:
@@ -155,17 +146,10 @@ def read_contract(path: Path) -> dict:
     try:
         contract = read_json(file)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{file} cannot be read: {error_line(error)}; export the model again") from None
+        raise InvalidInputError(f"{file} cannot be read: {error_line(error)}; hint: {CONTRACT.hint}") from None
     if not isinstance(contract, dict) or "model_hash" not in contract:
         return {}
-    if contract.get("format") != _FORMAT:
-        raise InvalidInputError(
-            f"{file} has format {contract.get('format')!r}, and this version reads {_FORMAT}; export it again"
-        )
-    wrong = [key for key, sound in _CONTRACT.items() if key in contract and not sound(contract[key])]
-    if wrong:
-        raise InvalidInputError(f"{file}: {wrong[0]} has a value that an export does not write; export the model again")
-    return contract
+    return dict(CONTRACT.validate(contract, file))
 
 
 def hash_model(path: Path, contract: dict) -> str:

@@ -4,6 +4,7 @@ The files are laid out as in the competition VNN-COMP and as alpha-beta-CROWN re
 `network.onnx`, one file per property, and `instances.csv` with one line per property.
 """
 
+import math
 import pickle
 from collections import defaultdict
 from collections.abc import Sequence
@@ -122,7 +123,10 @@ def read_results(path: Path) -> list[tuple[str, float]]:
     try:
         with Path(path).open("rb") as file:
             results = _PlainUnpickler(file).load()["results"]
-        return [(_status(said), float(seconds)) for said, seconds in results]
+        found = [(_status(said), float(seconds)) for said, seconds in results]
+        if wrong := [seconds for _, seconds in found if not 0 <= seconds < math.inf]:
+            raise InvalidInputError(f"has the time {wrong[0]!r} of a result; give the file of its CSV mode")
+        return found
     except FileNotFoundError:
         raise InvalidInputError(f"there is no {path}; run alpha-beta-CROWN there first, as abcrown.yaml says") from None
     except InvalidInputError as error:

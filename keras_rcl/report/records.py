@@ -7,15 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from keras_rcl import config
 from keras_rcl.config import CONFIGS, Experiment
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.paper_tables import Measured, Setup
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
-from keras_rcl.vocabulary.attacks import Attack, to_cli
+from keras_rcl.storage.kinds import RECORD, VERIFICATION, AnotherVersion, stored_attacks
+from keras_rcl.vocabulary.attacks import to_cli
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.paper import Measure, Paper
 from keras_rcl.vocabulary.record import Record, VerificationRecord
@@ -24,8 +23,6 @@ from keras_rcl.vocabulary.threat import format_pixels
 VERIFIED_IMAGES, VERIFIED_COUNT = 1000, 20
 """A missing verification attacks the first number of images and bounds the second number of those that survive, as
 Cusin did."""
-
-_ATTACKS = TypeAdapter(tuple[Attack, ...])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,18 +92,18 @@ class Results:
 
     @cached_property
     def _records(self) -> list[Any]:
-        return [record for path in self.paths if (record := _read(path)) is not None]
+        return [record for path in self.paths if (record := read_result(path)) is not None]
 
     @cached_property
     def _runs(self) -> dict[Experiment, dict[int, Run]]:
         """The part of an experiment that its training depends on -> seed -> the run of the first such record."""
         found: dict[Experiment, dict[int, Run]] = {}
         for record in self._records:
-            if (training := _training(record)) is not None:
+            if (trained := _training(record)) is not None:
                 model_hash = record["model"]["hash"]
                 others = (one for one in self._records if one is not record and one["model"]["hash"] == model_hash)
-                seeds = found.setdefault(training, {})
-                seeds.setdefault(record["config"]["seed"], Run(record, (record, *others)))
+                seeds = found.setdefault(config.training_of(trained), {})
+                seeds.setdefault(trained.seed, Run(record, (record, *others)))
         return found
 
     def runs(self, experiment: Experiment, seeds: int | None = None) -> dict[int, Run]:
@@ -137,33 +134,35 @@ class Results:
         )
 
 
-def _read(path: Path) -> Any:
-    """A record of a network, its attacks as specs; None if the file is another one, such as that of a benchmark.
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Return a record of a network, its attacks as specs; None if the file is another one, such as that of a benchmark.
 
     Raises:
-        InvalidInputError: if it cannot be read.
+        InvalidInputError: if it cannot be read, or is a record that was not written so.
     """
     try:
-        record = read_json(path)
+        value = read_json(path)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read as JSON: {error}; fix it or move it away") from None
-    kinds = {"survival", "outcomes"}
-    if not (isinstance(record, dict) and isinstance(record.get("model"), dict) and kinds & record.keys()):
+        raise InvalidInputError(f"{path} cannot be read as JSON: {error}; hint: fix it or move it away") from None
+    if not isinstance(value, dict):
         return None
-    if "survival" in record:
-        try:
-            record["attacks"] = _ATTACKS.validate_python(record["attacks"])
-        except (ValidationError, KeyError):
-            return None  # of a version with other attacks
-    return record
+    if "outcomes" in value:
+        return dict(VERIFICATION.validate(value, path))
+    if "survival" not in value:
+        return None
+    record: dict[str, Any] = dict(RECORD.validate(value, path))
+    try:
+        return {**record, "attacks": stored_attacks(record, path)}
+    except AnotherVersion:
+        return None
 
 
 def _training(record: dict[str, Any]) -> Experiment | None:
-    """The experiment that a record's training depends on; None if it is not a training's or has unknown fields."""
+    """The experiment of a record; None if it is not a training's or has unknown fields."""
     if "config" not in record:
         return None
     try:
-        return config.training_of(config.parse(record["config"], ""))
+        return config.parse(record["config"], "")
     except InvalidInputError:
         return None
 

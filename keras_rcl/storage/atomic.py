@@ -188,12 +188,21 @@ def read_json(path: str | Path) -> Any:
         OSError: If the file cannot be read.
         ValueError: If it is not JSON in UTF-8, holds NaN or infinity, or is nested too deeply.
     """
+    return parse_json(Path(path).read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: If it is not JSON, holds NaN or infinity, or is nested too deeply.
+    """
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

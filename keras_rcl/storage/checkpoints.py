@@ -60,9 +60,11 @@ class Checkpoints:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)  # Keras only warns about weights that it does not load
                 network.load_weights(self.path(name))
-        except (OSError, ValueError, KeyError, UserWarning) as error:
+        except Exception as error:  # HDF5 and Keras raise many kinds for damaged or edited files
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InvalidInputError(
-                f"checkpoint {self.path(name)} cannot be read: {str(error).splitlines()[0]}"
+                f"checkpoint {self.path(name)} cannot be read: {reason}; hint: choose another checkpoint, or repeat "
+                "the run"
             ) from None
 
 

@@ -1,6 +1,5 @@
 """The folder of a run, claimed by one process: what it depends on, what it still needs, and whether it is finished."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.atomic import atomic_folder, refusal, sweep, write_json
 from keras_rcl.storage.fingerprint import Fingerprint
+from keras_rcl.storage.kinds import FINGERPRINT
 from keras_rcl.storage.lock import Lock
 
 
@@ -107,10 +107,7 @@ class RunFolder:
 
     def _is_of(self, fingerprint: Fingerprint, overwrite: bool) -> bool:
         """Whether the unfinished run is of this fingerprint; raises if it is not and may not be replaced."""
-        try:
-            stored = Fingerprint.from_json(json.loads(self._fingerprint.read_text(encoding="utf-8")))
-        except ValueError:
-            raise InvalidInputError(f"{self._fingerprint} cannot be read; remove {self.path}") from None
+        stored = Fingerprint.from_json(FINGERPRINT.read(self._fingerprint))
         if not overwrite:
             fingerprint.check_equal(stored, f"{self.path} holds an unfinished run", "--name")
         return stored == fingerprint

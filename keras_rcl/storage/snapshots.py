@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_rcl.storage.atomic import atomic_path, sync
+from keras_rcl.storage.atomic import atomic_path, parse_json, sync
+from keras_rcl.storage.kinds import SNAPSHOT
 
 FORMAT = 1
 KEPT = 2
@@ -91,16 +92,15 @@ class SnapshotStore:
         """Return a snapshot after checking it.
 
         Raises:
-            OSError, ValueError, KeyError, EOFError, BadZipFile: If it is damaged, or was saved by another version.
+            OSError, ValueError, KeyError, EOFError, BadZipFile: If it is damaged, or was saved by another version. The
+            error of a header that was edited is an `InvalidInputError`, which is a ValueError.
         """
         content = self._path(number).read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             raise ValueError("its checksum does not match")
         with np.load(io.BytesIO(content[32:]), allow_pickle=False) as archive:
             arrays = dict(archive)
-        header = json.loads(arrays.pop("header").tobytes())
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}, and this version reads {FORMAT}")
+        header = dict(SNAPSHOT.validate(parse_json(arrays.pop("header").tobytes().decode()), "its header"))
         for name, length in header["logs"].items():
             if os.path.getsize(self.run / name) < length:
                 raise ValueError(f"{name} is shorter than it was")

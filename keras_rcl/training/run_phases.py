@@ -5,8 +5,6 @@ the training depends on a `TrainingPosition`, on the network, and on the variabl
 make a snapshot.
 """
 
-import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +19,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.distributed import Message
 from keras_rcl.runtime.signals import held_signals
 from keras_rcl.storage.checkpoints import Checkpoints
+from keras_rcl.storage.kinds import METRICS
 from keras_rcl.storage.snapshots import Snapshot
 from keras_rcl.training.monitor import Monitor, epoch_warnings
 from keras_rcl.training.phase_runner import PhaseRunner, freeze
@@ -295,13 +294,16 @@ class _Training:
                 name = checkpoint_name(epoch.number, epoch.runner.phase)
                 checkpoints.load(self.network, name)
                 self.checkpoints.save(self.network, name)
-        with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
-            for line in itertools.islice(lines, len(done)):
-                metrics: dict[str, Any] = {
-                    name: math.nan if value is None else value for name, value in json.loads(line).items()
-                }
-                metrics.pop("step")
-                self.recorder.epoch(metrics.pop("phase"), metrics.pop("epoch"), metrics)
+        lines = METRICS.read_lines(run / "metrics.jsonl")
+        if len(lines) < len(done):
+            raise InvalidInputError(
+                f"{run}/metrics.jsonl has {len(lines)} lines, and {len(done)} epochs are to be reused; "
+                f"hint: {METRICS.hint}"
+            )
+        for line in lines[: len(done)]:
+            metrics: dict[str, Any] = {name: math.nan if value is None else value for name, value in line.items()}
+            metrics.pop("step")
+            self.recorder.epoch(metrics.pop("phase"), metrics.pop("epoch"), metrics)
         self.position.done = len(done)
         self.context.progress.say(f"up to {done[-1].label} as in {run}")
 

@@ -1,10 +1,44 @@
-"""The JSON values of a record file, as types: what `attack`, `fit` and `verify` write and `report` reads."""
+"""The JSON values of records, as types: what `attack`, `fit`, `verify` and `audit` write and other commands read.
 
-from typing import Any, NotRequired, TypedDict
+The types are also what files are checked against when they are read back, so they say which keys every file has.
+"""
 
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, with_config
+from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
+
+from keras_rcl.vocabulary.spec import STORED
 from keras_rcl.vocabulary.threat import Norm
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Length = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Outcomes = Annotated[str, Field(pattern="^[01]*$")]
+"""One digit per image: 1 where the model was correct."""
+IndexRange = Annotated[list[Count], Field(min_length=2, max_length=2)]
+"""The first and the last of consecutive positions in a data set's own split."""
 
+
+@with_config(STORED)
+class ModelIdentity(TypedDict):
+    """What a record says of the model."""
+
+    name: str
+    hash: str
+    variant: NotRequired[str | None]
+
+
+@with_config(STORED)
+class DataIdentity(TypedDict):
+    """The images of a record."""
+
+    name: str
+    part: Literal["train", "validation", "test"]
+    indices: list[IndexRange]
+
+
+@with_config(STORED)
 class Row(TypedDict):
     """What one attack left, or the worst case of several attacks, which has no costs: a row of `Survival.rows`.
 
@@ -13,83 +47,127 @@ class Row(TypedDict):
 
     attack: str
     norm: Norm
-    epsilon: float
-    protocol: str
-    clean_accuracy: float
-    adversarial_accuracy: float
-    attack_success_rate: float
-    attack_failure_rate: float
-    robust_accuracy: float
-    largest_distance: NotRequired[float | None]
-    median_distance_fallen: NotRequired[float | None]
-    zero_gradients: NotRequired[float]
+    epsilon: Length
+    protocol: NotRequired[str]
+    clean_accuracy: Share
+    adversarial_accuracy: Share
+    attack_success_rate: Share
+    attack_failure_rate: Share
+    robust_accuracy: Share
+    largest_distance: NotRequired[Length | None]
+    median_distance_fallen: NotRequired[Length | None]
+    zero_gradients: NotRequired[Share]
     forwards: NotRequired[int]
     backwards: NotRequired[int]
     seconds: NotRequired[float]
-    stages: NotRequired[dict[str, float]]
+    stages: NotRequired[dict[str, Share]]
 
 
+@with_config(STORED)
+class SurvivalBits(TypedDict):
+    """The outcome of every image: before any attack, and under each attack."""
+
+    clean: Outcomes
+    attacks: list[Outcomes]
+
+
+@with_config(STORED)
+class Losses(TypedDict):
+    """The losses of one epoch; further keys are its terms."""
+
+    phase: str
+    epoch: int
+    loss: NotRequired[float | None]
+
+
+@with_config(STORED)
 class Record(TypedDict):
     """The JSON values of one evaluation; what `fit` adds is not required."""
 
     format: int
     command: str
     protocol: str
-    model: dict[str, Any]
-    sources: dict[str, str]
-    data: dict[str, Any]
-    images: int
+    model: ModelIdentity
+    sources: NotRequired[dict[str, str]]
+    data: DataIdentity
+    images: Count
     seed: int
-    attack_dtype: str
+    attack_dtype: NotRequired[str]
     attacks: list[dict[str, Any]]
-    clean_accuracy: float
+    clean_accuracy: Share
     rows: list[Row]
-    survival: dict[str, Any]
+    survival: SurvivalBits
     versions: dict[str, str]
     geometry: NotRequired[dict[str, Any] | None]
     config: NotRequired[dict[str, Any]]
     validation: NotRequired[dict[str, float]]
-    losses: NotRequired[list[dict[str, Any]]]
+    losses: NotRequired[list[Losses]]
 
 
+@with_config(STORED)
 class VerificationRow(TypedDict):
     """What is proved at one epsilon: a row of `Certification.rows`. Accuracies are shares in [0, 1]."""
 
     norm: Norm
-    epsilon: float
-    clean_accuracy: float
-    attacked_accuracy: float
-    verified_accuracy: float
+    epsilon: Length
+    clean_accuracy: Share
+    attacked_accuracy: Share
+    verified_accuracy: Share
     counts: dict[str, int]
     seconds: float
 
 
-class Outcomes(TypedDict):
+@with_config(STORED)
+class VerifiedImages(TypedDict):
     """The result of each image at one epsilon."""
 
-    epsilon: float
+    epsilon: Length
     statuses: list[str]
     decided_by: list[str]
-    margins: list[float | None]
-    seconds: list[float]
+    margins: NotRequired[list[float | None]]
+    seconds: NotRequired[list[float]]
 
 
+@with_config(STORED)
 class VerificationRecord(TypedDict):
     """The JSON values of one verification; the settings are those of `verify`."""
 
     format: int
     command: str
     protocol: str
-    model: dict[str, Any]
-    data: dict[str, Any]
-    images: int
+    model: ModelIdentity
+    data: DataIdentity
+    images: Annotated[int, Field(gt=0, lt=2**63)]
     seed: int
-    clean_accuracy: float
+    clean_accuracy: Share
     rows: list[VerificationRow]
-    outcomes: list[Outcomes]
+    outcomes: list[VerifiedImages]
     versions: dict[str, str]
     attacks: NotRequired[list[str]]
     method: NotRequired[str]
     timeout: NotRequired[float]
-    count: NotRequired[int | None]
+    count: NotRequired[Count | None]
     dtype: NotRequired[str]
+
+
+@with_config(STORED)
+class Finding(TypedDict):
+    """What one check of an audit found."""
+
+    check: str
+    status: str
+    because: str
+
+
+@with_config(STORED)
+class AuditRecord(TypedDict):
+    """The JSON values of one audit, as far as they are read back."""
+
+    format: int
+    command: str
+    verdict: str
+    reason: str
+    findings: list[Finding]
+    images: Count
+    clean_accuracy: Share
+    measured: list[Row]

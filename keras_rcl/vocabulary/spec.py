@@ -9,6 +9,9 @@ from typing import dataclass_transform
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+STORED = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+"""How the types of stored JSON values are checked: exact types, finite numbers, and further keys are kept."""
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def spec(cls):

@@ -18,6 +18,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
+from keras_rcl.storage.stored import read_arrays
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.threat import Norm, format_pixels
@@ -94,7 +95,7 @@ def audit_model(
     kept, evidence = np.arange(len(chosen.labels)), None
     if record is not None and stored is not None:
         kept = _positions(record, stored, data.name, chosen.indices)
-        claim, evidence = _of_record(record, stored, classifier.model_hash, norm, epsilon)
+        claim, evidence = _of_record(record, stored, classifier.model_hash, norm, epsilon, data.image_shape)
     if claim is None:
         raise InvalidInputError("no claim to audit; give a claim or a record")
     images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
@@ -187,7 +188,12 @@ def _positions(path: Path, stored: dict[str, Any], data_name: str, indices: np.n
 
 
 def _of_record(
-    path: Path, stored: dict[str, Any], model_hash: str, norm: Norm | None, epsilon: float | None
+    path: Path,
+    stored: dict[str, Any],
+    model_hash: str,
+    norm: Norm | None,
+    epsilon: float | None,
+    image_shape: tuple[int, ...],
 ) -> tuple[Claim, Evidence]:
     """The claim of a record for one threat model, and what it reports of each image."""
     known = dict.fromkeys((attack.norm, attack.epsilon) for attack in stored["attacks"])
@@ -205,26 +211,26 @@ def _of_record(
         survived=survived,
         protocol=next((name for name in protocols if name != "pixel"), "pixel"),
         same_model=stored["model"]["hash"] == model_hash,
-        attacked=_kept_images(path, stored, numbers),
+        attacked=_kept_images(path, stored, numbers, image_shape),
         largest_distance=max((d for d in distances if d is not None), default=None),
     )
     return Claim(robust_accuracy=float(survived.mean()), norm=norm, epsilon=epsilon), evidence
 
 
-def _kept_images(path: Path, stored: dict[str, Any], numbers: list[int]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def _kept_images(
+    path: Path, stored: dict[str, Any], numbers: list[int], image_shape: tuple[int, ...]
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """The adversarial images beside the record, attack by attack, and whether it counts each as robust."""
-    archive = Path(path).parent / "adversarial.npz"
+    archive, hint = Path(path).parent / "adversarial.npz", "move it away to audit the record alone"
     if not archive.is_file():
         return ()
-    try:
-        with np.load(archive, allow_pickle=False) as kept:
-            images, names = kept["images"], [str(name) for name in kept["attacks"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInputError(f"{archive} cannot be read: {error}; move it away to audit the record alone") from None
-    if names != [describe(attack) for attack in stored["attacks"]] or images.shape[1] != stored["images"]:
-        raise InvalidInputError(
-            f"{archive} is of other attacks or images than {path}; move it away to audit the record alone"
-        )
+    kept = read_arrays(archive, {"images": ("f", 5), "attacks": ("U", 1)}, hint)
+    images, names = kept["images"], [str(name) for name in kept["attacks"]]
+    wanted = [describe(attack) for attack in stored["attacks"]]
+    if names != wanted or images.shape != (len(wanted), stored["images"], *image_shape):
+        raise InvalidInputError(f"{archive} is of other attacks or images than {path}; hint: {hint}")
+    if not np.isfinite(images).all():
+        raise InvalidInputError(f"{archive} has pixels that are not finite; hint: {hint}")
     clean, outcomes = stored["survival"]["clean"], stored["survival"]["attacks"]
     return tuple((images[i].astype(np.float32), clean & outcomes[i]) for i in numbers)
 

@@ -15,7 +15,8 @@ from keras_rcl.model_io.loading import LoadedModel
 from keras_rcl.model_io.onnx import onnx_network
 from keras_rcl.model_io.vnnlib import RESULTS, STATUSES, Instance, read_results, write_instances
 from keras_rcl.runtime.progress import Progress, Silent
-from keras_rcl.storage.atomic import atomic_folder, check_writable, read_json, write_json
+from keras_rcl.storage.atomic import atomic_folder, check_writable, write_json
+from keras_rcl.storage.kinds import INSTANCES
 from keras_rcl.storage.output_folder import check_replaceable, free_name
 from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
@@ -128,17 +129,12 @@ def read_verifier_results(folder: Path) -> dict[str, Any]:
         InvalidInputError: If the folder was not written by `export_vnnlib`, or its result file is missing, damaged or
             incomplete.
     """
-    try:
-        exported = read_json(folder / "instances.json")
-        instances, radii, _ = exported["instances"], exported.pop("epsilons"), exported["model"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InvalidInputError(
-            f"{folder} has no instances.json to read; give a folder that export-vnnlib wrote"
-        ) from None
-    results = read_results(folder / RESULTS)
+    exported: dict[str, Any] = dict(INSTANCES.read(Path(folder) / "instances.json"))
+    instances, radii = exported["instances"], exported.pop("epsilons")
+    results = read_results(Path(folder) / RESULTS)
     if len(results) != len(instances):
         raise InvalidInputError(
-            f"{folder / RESULTS} has {len(results)} results of {len(instances)} instances; run all of them"
+            f"{Path(folder) / RESULTS} has {len(results)} results of {len(instances)} instances; run all of them"
         )
     for instance, (status, seconds) in zip(instances, results, strict=True):
         instance.update(status=status, seconds=round(seconds, 3))

@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import functools
 import hashlib
-import json
 import os
 import platform
 import re
@@ -23,20 +22,22 @@ from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.record import command_line, make_record, read_record, versions
+from keras_rcl.evaluation.record import command_line, make_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.folding import at_inference
 from keras_rcl.model_io.export import export as write_export
 from keras_rcl.model_io.export import model_hash
+from keras_rcl.model_io.loading import read_contract
 from keras_rcl.networks.two_headed import build_network, synchronize
 from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.runtime.signals import held_signals
 from keras_rcl.runtime.tensorflow import start_tensorflow
-from keras_rcl.storage.atomic import FolderInUse, atomic_path, check_writable, read_json, sweep, write_json
+from keras_rcl.storage.atomic import FolderInUse, atomic_path, check_writable, sweep, write_json
 from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
+from keras_rcl.storage.kinds import ENVIRONMENT, METRICS, RECORD
 from keras_rcl.storage.output_folder import check_name, check_replaceable, free_name
 from keras_rcl.storage.run_folder import RunFolder
 from keras_rcl.storage.snapshots import Snapshot, SnapshotStore
@@ -366,8 +367,7 @@ class Run:
         """The record of a run that was interrupted after it was written; the same on all workers."""
         record = None
         if self.folder is not None and self.folder.record.is_file():
-            read_record(self.folder.record)  # refused if it was edited
-            record = read_json(self.folder.record)
+            record = RECORD.read(self.folder.record)
         return self.workers.broadcast(Message(record)).value
 
     def _log(self, writer: TensorBoardWriter, record: Record) -> None:
@@ -408,8 +408,8 @@ def find_reusable(
     for run in [reuse] if is_run else sorted(path.parent for path in reuse.glob("*/config.yaml")):
         try:
             other = config.load(run / "config.yaml")
-            given = read_json(run / "environment.json").get("given")
-        except (InvalidInputError, OSError, ValueError):  # of another version
+            given = ENVIRONMENT.read(run / "environment.json").get("given")
+        except InvalidInputError:  # of another version
             continue
         same = dataclasses.replace(config.training_of(other), method=experiment.method)
         if (same, other.seed, given) == wanted:
@@ -469,7 +469,7 @@ def _losses(metrics: Path, phases: Sequence[Phase]) -> list[dict[str, Any]]:
     names = {"phase", "epoch", "loss"}
     for phase in phases:
         names.update(name for step in (*phase.refresh, phase) for name in term_names(step))
-    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    lines = METRICS.read_lines(metrics)
     rounded = lambda value: round(value, 5) if isinstance(value, float) else value  # noqa: E731
     return [{key: rounded(value) for key, value in line.items() if key in names} for line in lines]
 
@@ -477,8 +477,8 @@ def _losses(metrics: Path, phases: Sequence[Phase]) -> list[dict[str, Any]]:
 def _exported_hash(folder: Path) -> str | None:
     """The hash of the model that is exported in a folder; None if there is none."""
     try:
-        return json.loads((folder / "model.json").read_text(encoding="utf-8"))["model_hash"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_contract(folder).get("model_hash")
+    except InvalidInputError:
         return None
 
 

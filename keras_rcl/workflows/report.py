@@ -20,6 +20,7 @@ from keras_rcl.data.adversarial_store import RECORD
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import commit
 from keras_rcl.model_io.classifier import Classifier, load_classifier
+from keras_rcl.model_io.loading import read_contract
 from keras_rcl.papers import PAPERS
 from keras_rcl.report import records as results
 from keras_rcl.report.figures import (
@@ -34,7 +35,7 @@ from keras_rcl.report.paper_tables import Lookup, markdown_report, mean_and_spre
 from keras_rcl.report.records import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent, StderrProgress
-from keras_rcl.storage.atomic import FolderInUse, atomic_folder, read_json, write_json
+from keras_rcl.storage.atomic import FolderInUse, atomic_folder, write_json
 from keras_rcl.storage.output_folder import check_replaceable
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.dataset import Dataset
@@ -76,7 +77,7 @@ class Folders:
     def model(self, run: Run) -> Path | None:
         """The export of a run, under any name; None if there is none."""
         for contract in sorted(self.saved_models.glob("*/model.json")):
-            if read_json(contract).get("model_hash") == run.model_hash:
+            if read_contract(contract.parent).get("model_hash") == run.model_hash:
                 return contract.parent
         return None
 

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from keras_rcl import config
 from keras_rcl.config import Experiment
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import check_writable, read_json, sweep, write_json
+from keras_rcl.storage import kinds
+from keras_rcl.storage.atomic import check_writable, sweep, write_json
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.lock import Lock
 from keras_rcl.vocabulary.attacks import Attack, describe
@@ -72,18 +73,9 @@ class Study:
         path = self.folder / STUDY
         if not path.is_file():
             return
-        try:
-            found = read_json(path)
-            if found["format"] != FORMAT:
-                raise ValueError(f"format {found['format']!r}, and this version reads {FORMAT}")
-            stored, table = (
-                Fingerprint.from_json(found["question"]),
-                {trial["number"]: trial for trial in found["trials"]},
-            )
-            if sorted(table) != list(range(len(table))) or any({"settings", "state"} - {*t} for t in table.values()):
-                raise ValueError("its trials are incomplete")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(f"{path} is not a study: {error}; remove {self.folder}") from None
+        found = kinds.STUDY.read(path)
+        stored = Fingerprint.from_json(found["question"])
+        table: dict[int, dict[str, Any]] = {trial["number"]: dict(trial) for trial in found["trials"]}
         if stored == self.fingerprint:
             self.table = table
             return

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_path
 from keras_rcl.storage.fingerprint import Fingerprint
+from keras_rcl.storage.kinds import METRICS
 from keras_rcl.storage.snapshots import SnapshotStore
 from keras_rcl.training.monitor import DEAD
 from keras_rcl.training.run_context import RunContext
@@ -361,11 +361,10 @@ def _dead(folder: Path, objective: str) -> str | None:
     If it is the attack of the training, the training was not adversarial; if it is the monitored attack, the robust
     accuracy is high only because the gradient vanished.
     """
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:  # a method without epochs
+    metrics = folder / "metrics.jsonl"
+    if not metrics.exists():  # a method without epochs
         return None
-    ends = list({line["phase"]: line for line in map(json.loads, lines)}.items())
+    ends = list({line["phase"]: dict(line) for line in METRICS.read_lines(metrics)}.items())
     for phase, line in ends:
         monitored = phase == ends[-1][0] and objective != "clean_accuracy"
         for name in ("zero_gradients", "monitor_zero_gradients")[: 1 + monitored]:

@@ -108,8 +108,8 @@ def test_test_images_that_all_labels_call_training_images_are_refused(store):
         (dict(data={"name": "circles", "part": "train"}), "examples of circles, and the training is on squares"),
         (dict(attack={"norm": "linf", "epsilon": "4/255"}), "of linf 4/255, and the training asks for linf 8/255"),
         (dict(attack={"norm": "l2", "epsilon": "8/255"}), "of l2 8/255, and"),
-        (dict(format=0), "not a record of adversarial examples of format 1"),
-        (dict(shards=["lost.tfrecord"]), "craft the examples again"),
+        (dict(format=0), "format 0, and this version reads 1"),
+        (dict(shards=["lost.tfrecord"]), "make them again with `craft-dataset`"),
     ],
 )
 def test_what_does_not_fit_is_refused(store, changes, said):
@@ -117,11 +117,13 @@ def test_what_does_not_fit_is_refused(store, changes, said):
 
 
 def test_what_is_no_store_is_refused(store, tmp_path):
-    assert "holds no adversarial examples" in refusal(Stored(folder=str(tmp_path / "nowhere")))
+    assert "examples.json cannot be read as a record of adversarial examples: No such file" in refusal(
+        Stored(folder=str(tmp_path / "nowhere"))
+    )
     attack = store()
     shard = tmp_path / shard_name(1, 3)
     shard.write_bytes(shard.read_bytes()[:-20])
-    assert "craft the examples again" in refusal(attack)
+    assert "make them again with `craft-dataset`" in refusal(attack)
 
 
 @given(

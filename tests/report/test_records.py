@@ -21,18 +21,27 @@ FGSM_8, PGD_8 = Robust(attack=FGSM()), Robust(attack=PGD())
 EXPERIMENT = load(None, "at", ["evaluation.attacks=[{name: fgsm}]"])
 
 
+def row(attack: str, robust: float) -> dict:
+    """A row of a record."""
+    shares = ("clean_accuracy", "adversarial_accuracy", "attack_success_rate", "attack_failure_rate")
+    return {"attack": attack, "norm": "linf", "epsilon": 8 / 255, "robust_accuracy": robust, **dict.fromkeys(shares, 0)}
+
+
 def evaluation(model_hash: str, attack: str = "fgsm", robust: float = 0.5, clean: float = 0.75, **fields) -> dict:
-    """A record of `attack`, as far as results are read from it."""
-    return {
+    """A record of `attack`."""
+    images = fields.get("images", 100)
+    record = {
+        **dict(format=1, command="", protocol="pixel", seed=0, versions={}),
         "model": {"name": model_hash, "hash": model_hash},
         "data": {"name": "digits", "part": "test"},
-        "images": 100,
+        "images": images,
         "attacks": [{"name": attack}],
         "clean_accuracy": clean,
-        "rows": [{"robust_accuracy": robust}, {"attack": "worst case", "robust_accuracy": 0.0}],
-        "survival": {},
+        "rows": [row(attack, robust), row("worst case", 0.0)],
+        "survival": {"clean": "1" * images, "attacks": ["0" * images]},
         **fields,
     }
+    return {**record, "data": {**record["data"], "indices": [[0, images - 1]]}}
 
 
 def training(model_hash: str, *settings: str, **fields) -> dict:
@@ -99,6 +108,7 @@ def test_a_verification_counts_what_stood_the_attack(read):
     decided = ["", "attack", "branch-and-bound", "", "branch-and-bound", "branch-and-bound", "crown"]
     verified = {
         **{key: value for key, value in evaluation("a", images=7).items() if key not in ("survival", "attacks")},
+        "rows": [],
         "outcomes": [{"epsilon": 2 / 255, "statuses": statuses, "decided_by": decided}],
     }
     found = read(run=training("a"), verified=verified)
@@ -114,7 +124,7 @@ def test_a_verification_of_so_many_images_counts_no_others(read):
         "decided_by": ["attack", "branch-and-bound", "", "", "", ""],
     }
     verified = {key: value for key, value in evaluation("a", images=6).items() if key not in ("survival", "attacks")}
-    found = read(run=training("a"), verified={**verified, "count": 2, "outcomes": [outcome]})
+    found = read(run=training("a"), verified={**verified, "count": 2, "rows": [], "outcomes": [outcome]})
     counts = {"timeout": 1, "safe": 1, "safe-incomplete": 0, "unsafe": 0, "unknown": 0}
     assert found.measured(EXPERIMENT, Verified(epsilon=2 / 255)).values == {0: counts}
 

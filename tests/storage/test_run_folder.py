@@ -70,7 +70,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
 def test_a_fingerprint_that_cannot_be_read(tmp_path):
     claim(tmp_path / "run").release()
     (tmp_path / "run/training/question.json").write_text("[1]")
-    with pytest.raises(InvalidInputError, match="question.json cannot be read; remove .*run"):
+    with pytest.raises(InvalidInputError, match="question.json is not the fingerprint of a run.*remove the folder"):
         claim(tmp_path / "run")
 
 
