@@ -16,7 +16,7 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 @shared.foreign_model_options
 @shared.json_option("the predictions")
 def predict(model, images, as_json, **options):
-    """Classify PNG or JPEG files, folders of them, or .npy/.npz arrays."""
+    """Classify image files, folders of them with their sub-folders, or .npy/.npz arrays."""
     start_tensorflow()
     from keras_rcl.workflows.predict import predict
 

@@ -4,18 +4,29 @@ Pixels are the unit everywhere: images that are neither 8-bit nor in [0, 1] are 
 """
 
 import contextlib
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from keras_rcl.errors import InvalidInputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp"),
+    *(".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"),
+)
+"""The image files that are read, by the ends of their names in lower case."""
 ARRAY_SUFFIXES = (".npy", ".npz")
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+UNREAD_SUFFIXES = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".tga", ".ico", ".exr", ".hdr"),
+    *(".dng", ".cr2", ".nef", ".arw", ".raw", ".dcm"),
+)
+"""Image files that are not read, and are not left out without a word either."""
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+_KINDS = "PNG, JPEG, BMP, WebP, TIFF, GIF or PNM"
 Image.init()  # registers all of them; Pillow knows only some before it has met its first unknown file
 _DEEP = ("has more than 8 bits per channel", "save it as 8-bit")
 _GREYSCALE_MODES = ("1", "L", "LA")
@@ -24,18 +35,20 @@ _GREYSCALE_MODES = ("1", "L", "LA")
 def read_images(
     paths: list[Path], image_shape: tuple[int | None, ...], resize: bool = False
 ) -> tuple[np.ndarray, list[str]]:
-    """Read image files, folders of them (sorted, not recursive) and `.npy` / `.npz` arrays.
+    """Read image files, folders of them (sorted, with their sub-folders) and `.npy` / `.npz` arrays.
 
     Args:
-        paths: files and folders, in the order of the result.
-        image_shape: (H, W, C) that every image must have; the channels of image files are converted.
+        paths: files and folders, in the order of the result. Hidden files in folders are left out.
+        image_shape: (H, W, C) that every image must have, None for any size; the channels of image files are converted
+            to grey (C = 1) or RGB (C = 3).
         resize: resize image files of another size (bilinear, antialiased) instead of refusing them.
 
     Returns:
         Images float32 [N, H, W, C] in [0, 1], and N names: the path, with `[i]` behind it for arrays.
 
     Raises:
-        InvalidInputError: if a file is missing, empty, corrupt, animated or 16-bit, or an image has another size.
+        InvalidInputError: if a file is missing, empty, corrupt, animated or 16-bit, an image has another size, or the
+            model reads neither 1 nor 3 channels and the file is not an array.
     """
     images, names = [], []
     for path in _expand(paths):
@@ -48,10 +61,16 @@ def read_images(
         images.append(found)
     if not images:
         raise InvalidInputError("no images given; name image files, folders of them, or .npy / .npz arrays")
+    for found, name in zip(images, names, strict=False):
+        if found.shape[1:] != images[0].shape[1:]:
+            raise InvalidInputError(
+                f"{name} is {_by(found.shape[1:])}, and {names[0]} is {_by(images[0].shape[1:])}; give images of one "
+                "size at a time"
+            )
     return np.concatenate(images), names
 
 
-def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = None) -> np.ndarray:
+def check_images(images: np.ndarray, image_shape: tuple[int | None, ...] | None = None) -> np.ndarray:
     """Check that an array is a batch of images, and convert it to float32.
 
     Args:
@@ -69,7 +88,9 @@ def check_images(images: np.ndarray, image_shape: tuple[int, int, int] | None = 
         raise InvalidInputError(f"images have shape {list(images.shape)}; give [N, H, W, C]")
     if not images.size:
         raise InvalidInputError(f"images have shape {list(images.shape)}, which is empty; give at least one image")
-    if image_shape is not None and images.shape[1:] != tuple(image_shape):
+    if image_shape is not None and any(
+        want not in (None, have) for want, have in zip(image_shape, images.shape[1:], strict=True)
+    ):
         raise InvalidInputError(
             f"images are {_by(images.shape[1:])}, expected {_by(image_shape)}; "
             f"{_hint_on_shapes(images.shape[1:], tuple(image_shape))}"
@@ -107,6 +128,41 @@ _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image
 """The exceptions that Pillow raises for a broken file."""
 
 
+def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Return the files below a folder whose names end in one of the suffixes, sorted.
+
+    Sub-folders are searched, also through links; hidden files and folders and `__MACOSX` are left out.
+
+    Raises:
+        InvalidInputError: if a folder cannot be searched, or holds an image of a format that is not read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise InvalidInputError(f"{error.filename} cannot be searched: {error.strerror}; move it away") from None
+
+    found, seen = [], set()
+    for inner, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        if (place := os.path.realpath(inner)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(place)
+        for path in (Path(inner, name) for name in names if not is_hidden(name)):
+            suffix = path.suffix.lower()
+            if suffix in UNREAD_SUFFIXES:
+                raise InvalidInputError(
+                    f"{path} is an image of a format that is not read; save it as PNG or move it away"
+                )
+            if suffix in suffixes:
+                found.append(path)
+    return sorted(found)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that systems add to others: `.name`, or macOS' `__MACOSX` in an archive."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def open_image(path: Path) -> Image.Image:
     """Open an image file, of which only the header has been read.
 
@@ -121,7 +177,7 @@ def open_image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise InvalidInputError(f"{path} does not exist") from None
     except _BROKEN:
-        raise InvalidInputError(f"{path} is not a readable PNG, JPEG, BMP or WebP image; repair or remove it") from None
+        raise InvalidInputError(f"{path} is not a readable {_KINDS} image; repair or remove it") from None
     deep = image.mode[0] in "IF" or any(";16" in str(tile) for tile in image.tile)
     if frames > 1 or deep:
         image.close()
@@ -135,15 +191,44 @@ def is_greyscale(image: Image.Image) -> bool:
     return image.mode in _GREYSCALE_MODES
 
 
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation -> what shows the stored image upright."""
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation of an opened image: 1 where it is stored upright, or EXIF is absent or damaged."""
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1  # Pillow turns a TIFF itself, and would decode a whole PNG to look for EXIF behind its pixels
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises many kinds for damaged EXIF
+        return 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image as viewers show it, turned by EXIF's orientation."""
+    return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
+
+
 def decode(image: Image.Image, path: Path, channels: int) -> np.ndarray:
-    """Decode an opened image to uint8 [H, W, C], C = 1 greyscale or 3 RGB; transparency is dropped.
+    """Decode an opened image to uint8 [H, W, C], C = 1 greyscale or 3 RGB, upright; transparency is dropped.
 
     Raises:
         InvalidInputError: if the file is truncated or corrupt; the message names `path`.
     """
     try:
         with image, _quiet():
+            turn = _TURNED.get(_orientation(image))
             converted = image.convert("RGBA") if image.mode == "P" else image
+            converted = converted if turn is None else converted.transpose(turn)
             pixels = np.asarray(converted.convert("L" if channels == 1 else "RGB"))
     except _BROKEN:
         raise InvalidInputError(f"{path} is truncated or corrupt; repair or remove it") from None
@@ -160,27 +245,36 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _expand(paths: list[Path]) -> list[Path]:
-    """Replace each folder by its image and array files, sorted by name."""
+    """Replace each folder by the image and array files below it, sorted."""
     files = []
     for path in (Path(path).expanduser() for path in paths):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES + ARRAY_SUFFIXES)
+            inside = image_files(path, SUFFIXES + ARRAY_SUFFIXES)
             if not inside:
-                raise InvalidInputError(f"{path} holds no PNG, JPEG, BMP, WebP, .npy or .npz file; name another folder")
+                raise InvalidInputError(f"{path} holds no {_KINDS} image and no .npy or .npz file; name another folder")
             files += inside
         else:
             files.append(path)
     return files
 
 
-def _read_one(path: Path, image_shape: tuple[int, int, int], resize: bool) -> np.ndarray:
+def _read_one(path: Path, image_shape: tuple[int | None, ...], resize: bool) -> np.ndarray:
     """One image file as uint8 [H, W, C]."""
     height, width, channels = image_shape
+    if channels not in (None, 1, 3):
+        raise InvalidInputError(
+            f"{path} is read as grey or RGB, and the model reads {channels} channels; give an .npy array [N, H, W, "
+            f"{channels}]"
+        )
     image = open_image(path)
-    if not resize and image.size != (width, height):
+    own_width, own_height = upright_size(image)
+    height, width = height or own_height, width or own_width
+    if not resize and (own_height, own_width) != (height, width):
         image.close()
-        raise InvalidInputError(f"{path} is {_by(image.size[::-1])}, expected {_by((height, width))}; resize it first")
-    return resized(decode(image, path, channels), height, width)
+        raise InvalidInputError(
+            f"{path} is {_by((own_height, own_width))}, expected {_by((height, width))}; resize it first"
+        )
+    return resized(decode(image, path, channels or 3), height, width)
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -224,5 +318,5 @@ def _hint_on_shapes(given: tuple[int, ...], wanted: tuple[int | None, ...]) -> s
 
 
 def _by(shape) -> str:
-    """A shape as the field writes it: 32x32x3."""
-    return "x".join(str(size) for size in shape)
+    """A shape as the field writes it: 32x32x3, and ? for any size."""
+    return "x".join("?" if size is None else str(size) for size in shape)

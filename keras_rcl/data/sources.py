@@ -3,19 +3,43 @@
 import contextlib
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from keras_rcl.data.images import decode, is_greyscale, open_image, resized
+from keras_rcl.data.images import decode, image_files, is_greyscale, is_hidden, open_image, resized, upright_size
 from keras_rcl.data.splits import ImageData, SourceSplit, Split, StreamedSplit, gathered, stratified
 from keras_rcl.data.streaming import load_streamed
 from keras_rcl.data.tfds_sets import tfds_splits
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.storage.atomic import check_storable
 from keras_rcl.vocabulary.dataset import Dataset
 
 __all__ = ["ImageData", "Split", "StreamedSplit", "load"]
 
-FOLDER_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""The name of a folder in lower case -> the split whose class folders it holds."""
+LAYOUTS = "one sub-folder per class, or train/, val/ and test/ with such sub-folders"
+
+
+class SourceData(NamedTuple):
+    """What a source holds: the class names, and its own splits.
+
+    Attributes:
+        class_names: K names.
+        train: From which the splits that are None are held out.
+        test: Its own test split.
+        validation: Its own validation split.
+    """
+
+    class_names: list[str]
+    train: SourceSplit
+    test: SourceSplit | None = None
+    validation: SourceSplit | None = None
 
 
 def load(dataset: Dataset) -> ImageData:
@@ -35,19 +59,21 @@ def load(dataset: Dataset) -> ImageData:
     with _quiet_logs():
         if dataset.streamed:
             return load_streamed(dataset)
-        class_names, train, test = source(dataset)
-        for split in filter(None, (train, test)):
-            if wrong := [int(label) for label in split.labels if not 0 <= label < len(class_names)]:
-                classes = f"its {len(class_names)} classes"
+        found = SourceData(*source(dataset))
+        for split in filter(None, (found.train, found.validation, found.test)):
+            if wrong := [int(label) for label in split.labels if not 0 <= label < len(found.class_names)]:
+                classes = f"its {len(found.class_names)} classes"
                 raise InvalidInputError(f"{dataset.name}: label {wrong[0]} is outside {classes}; mend the data set")
-        return _divide(dataset, class_names, train, test)
+        return _divide(dataset, found)
 
 
-def _divide(dataset: Dataset, class_names: list[str], train: SourceSplit, test: SourceSplit | None) -> ImageData:
+def _divide(dataset: Dataset, source: SourceData) -> ImageData:
     """Hold out the validation split, and the test split if there is none, each stratified; then apply the limit.
 
-    Only the images that are kept are read. What is held out depends on `split_seed` alone, not on the limit.
+    Only the images that are kept are read. What is held out depends on `split_seed` alone, not on the limit. A source's
+    own validation split is taken whole, unless the fraction is 0.
     """
+    class_names, train, test, validation = source
     rng = np.random.default_rng(dataset.split_seed)
 
     def hold_out(pool: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +92,11 @@ def _divide(dataset: Dataset, class_names: list[str], train: SourceSplit, test: 
     pool, tested = np.arange(len(train.labels)), None
     if test is None:
         pool, tested = hold_out(pool, dataset.test_fraction)
-    trained, validated = (limited(train, indices) for indices in hold_out(pool, dataset.validation_fraction))
+    if validation is None:
+        trained, validated = (limited(train, indices) for indices in hold_out(pool, dataset.validation_fraction))
+    else:
+        own = np.arange(len(validation.labels)) if dataset.validation_fraction else np.zeros(0, np.int64)
+        trained, validated = limited(train, pool), limited(validation, own)
     tested = limited(test or train, np.arange(len(test.labels)) if test else tested)
     for name, indices in (("train", trained), ("test", tested)):
         if not len(indices):
@@ -74,7 +104,10 @@ def _divide(dataset: Dataset, class_names: list[str], train: SourceSplit, test: 
             raise InvalidInputError(
                 f"{dataset.name}: {len(train.labels)} images leave none for its {name} split; {hint}"
             )
-    train_split, validation_split = splits_of(train, trained, validated)
+    if validation is None:
+        train_split, validation_split = splits_of(train, trained, validated)
+    else:
+        (train_split,), (validation_split,) = splits_of(train, trained), splits_of(validation, validated)
     (test_split,) = splits_of(test or train, tested)
     return ImageData(dataset.name, tuple(class_names), train_split, validation_split, test_split)
 
@@ -100,29 +133,31 @@ def _digits(dataset: Dataset) -> tuple[list[str], SourceSplit, None]:
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def _folder(dataset: Dataset) -> tuple[list[str], SourceSplit, SourceSplit | None]:
-    """A folder with one sub-folder per class, or with `train` and `test` folders of such sub-folders."""
+def _folder(dataset: Dataset) -> SourceData:
+    """A folder with one sub-folder per class, or with a folder of such sub-folders for each split."""
     if dataset.folder is None:
         raise InvalidInputError("dataset.folder is not given; name a folder with one sub-folder per class")
     root = Path(dataset.folder).expanduser()
     if not root.is_dir():
-        raise InvalidInputError(f"dataset.folder {root} is not a folder; name one with one sub-folder per class")
-    roots = [root]
-    if {"train", "test"} == set(_subfolders(root)):
-        roots = [root / "train", root / "test"]
-    class_names = _subfolders(roots[0])
+        raise InvalidInputError(f"dataset.folder {root} is not a folder; name one with {LAYOUTS}")
+    check_storable(root)
+    roots = _split_folders(root)
+    class_names = _subfolders(roots["train"])
     if len(class_names) < 2:
         raise InvalidInputError(
-            f"{roots[0]} has {len(class_names)} class folders, at least 2 are needed; give one sub-folder per class"
+            f"{roots['train']} has {len(class_names)} class folders, at least 2 are needed; give {LAYOUTS}"
         )
-    if _subfolders(roots[-1]) != class_names:
-        raise InvalidInputError(f"{roots[0]} and {roots[-1]} have different class folders; give both the same")
-    files = [[_class_files(folder / name) for name in class_names] for folder in roots]
+    for name in class_names:
+        check_storable(roots["train"] / name)
+    for other in roots.values():
+        if _subfolders(other) != class_names:
+            raise InvalidInputError(f"{roots['train']} and {other} have different class folders; give both the same")
+    files = {split: [_class_files(folder / name) for name in class_names] for split, folder in roots.items()}
 
     sizes, greyscale = set(), True
-    for path in (path for split in files for members in split for path in members):
+    for path in (path for split in files.values() for members in split for path in members):
         with open_image(path) as image:
-            sizes.add(image.size)
+            sizes.add(upright_size(image))
             greyscale = greyscale and is_greyscale(image)
         if len(sizes) > 1 and dataset.image_size is None:
             raise InvalidInputError(f"{path} is of another size than the images before it; set dataset.image_size")
@@ -138,22 +173,46 @@ def _folder(dataset: Dataset) -> tuple[list[str], SourceSplit, SourceSplit | Non
 
         return SourceSplit(np.repeat(np.arange(len(members)), [len(of_class) for of_class in members]), read)
 
-    splits = [split_of(members) for members in files]
-    return class_names, splits[0], splits[1] if len(splits) > 1 else None
+    return SourceData(class_names, **{split: split_of(members) for split, members in files.items()})
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Split -> the folder of its class folders; `train` is the root itself if the root has no folders of splits.
+
+    Without a test folder the validation folder is the test split, as for data sets of TFDS.
+    """
+    found: dict[str, Path] = {}
+    others = []
+    for name in _subfolders(root):
+        split = SPLIT_FOLDERS.get(name.lower())
+        if split is None:
+            others.append(name)
+        elif split in found:
+            raise InvalidInputError(f"{root} has {found[split].name} and {name}, which are one split; merge them")
+        else:
+            found[split] = root / name
+    names = " and ".join(folder.name for folder in found.values())
+    if others and len(found) < 2:  # a class may be called train
+        return {"train": root}
+    if others:
+        raise InvalidInputError(f"{root} has {names} beside {others[0]}; give {LAYOUTS}")
+    if found and "train" not in found:
+        raise InvalidInputError(f"{root} has {names} and no train folder; give {LAYOUTS}")
+    if "test" not in found and "validation" in found:
+        found["test"] = found.pop("validation")
+    return found or {"train": root}
 
 
 def _subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def _class_files(folder: Path) -> list[Path]:
-    """The image files of one class, sorted by name."""
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in FOLDER_SUFFIXES and not path.name.startswith(".")
-    )
+    """The image files of one class, with those of its sub-folders, sorted."""
+    files = image_files(folder)
     if not files:
-        raise InvalidInputError(f"{folder} holds no PNG, JPEG or BMP image; add some or remove this class")
+        raise InvalidInputError(f"{folder} holds no PNG, JPEG or other image; add some, or give {LAYOUTS}")
     return files
 
 

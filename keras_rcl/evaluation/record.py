@@ -123,7 +123,7 @@ def make_verification(
     }
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: str | Path) -> dict[str, Any]:
     """A record as `make_record` returned it, with `attacks` as specs and outcomes and indices as arrays.
 
     Returns:

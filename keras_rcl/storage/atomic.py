@@ -207,13 +207,29 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def check_storable(path: str | Path) -> None:
+    """Check that a path can be written into text files, such as a configuration or a record.
+
+    Raises:
+        InvalidInputError: If its bytes are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            f"{os.fsencode(path)!r} is not UTF-8, so its name cannot be stored; hint: rename it, "
+            "such as by `convmv -f latin1 -t utf8`"
+        ) from None
+
+
 def check_writable(folder: str | Path) -> None:
     """Create a folder if it does not exist, and check that a file can be created in it, before a long run.
 
     Raises:
-        InvalidInputError: If the folder cannot be created or written, with its path, the reason and a hint.
+        InvalidInputError: If the folder cannot be created or written, or its name is not UTF-8.
     """
     folder = Path(folder)
+    check_storable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -75,7 +75,7 @@ class AnotherVersion(InvalidInputError):
     """A record names an attack, or a field of one, that this version does not have."""
 
 
-def stored_attacks(record: Mapping[str, Any], path: Path) -> tuple[Attack, ...]:
+def stored_attacks(record: Mapping[str, Any], path: str | Path) -> tuple[Attack, ...]:
     """Return the attacks of a record that was read from `path`.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.progress import Progress
-from keras_rcl.storage.atomic import FolderInUse, check_writable, sweep
+from keras_rcl.storage.atomic import FolderInUse, check_storable, check_writable, sweep
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
 
@@ -24,9 +24,10 @@ def free_name(default: str, folders: Sequence[Path], overwrite: bool) -> str:
 
 
 def check_name(name: str) -> None:
-    """Raise InvalidInputError for a name that is a path."""
+    """Raise InvalidInputError for a name that is a path, or is not UTF-8."""
     if Path(name).name != name or name in ("", ".", ".."):
         raise InvalidInputError(f"name {name!r} must be one plain word; folders go to --runs and --saved-models")
+    check_storable(name)
 
 
 def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
@@ -40,7 +41,7 @@ def check_replaceable(folder: Path, marker: str, overwrite: bool) -> None:
 
 
 def output_and_journal(
-    output_dir: Path | None, default: Path, fingerprint: Fingerprint, overwrite: bool, marker: str = "record.json"
+    output_dir: str | Path | None, default: Path, fingerprint: Fingerprint, overwrite: bool, marker: str = "record.json"
 ) -> tuple[Path, Journal]:
     """Return the folder for the results, of which `marker` is one, and the journal beside it.
 
@@ -54,7 +55,7 @@ def output_and_journal(
         return journal
 
     if output_dir or overwrite:
-        output_dir = output_dir or default
+        output_dir = Path(output_dir or default)
         check_replaceable(output_dir, marker, overwrite)
         return output_dir, journal_of(output_dir)
     check_writable(default.parent)

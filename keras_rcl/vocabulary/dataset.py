@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from keras_rcl.vocabulary.spec import spec
+from keras_rcl.vocabulary.spec import PathText, spec
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed that NumPy, Keras and TensorFlow accept."""
@@ -96,8 +96,8 @@ class Dataset:
     """
 
     name: Annotated[str, Field(pattern=r"^\w+(/[\w.+-]+)?(:[\d.*]+)?$")] = "digits"
-    folder: str | None = None
-    data_dir: str | None = None
+    folder: PathText | None = None
+    data_dir: PathText | None = None
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

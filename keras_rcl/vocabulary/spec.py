@@ -4,9 +4,10 @@ The same class reads YAML, serves Python users and is used in tests, with one va
 they can be static arguments of a traced function.
 """
 
-from typing import dataclass_transform
+import os
+from typing import TYPE_CHECKING, Annotated, Any, dataclass_transform
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
 STORED = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -17,3 +18,12 @@ STORED = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 def spec(cls):
     """Turn a class of annotated fields into a spec."""
     return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
+
+
+if TYPE_CHECKING:
+    PathText = Any  # A field that a user sets by a text or a path, and that is read as a text.
+else:
+    PathText = Annotated[
+        str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)
+    ]
+"""The text of a path."""

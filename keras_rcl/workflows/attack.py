@@ -25,12 +25,12 @@ from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, pixels
 # One keyword per option of the command, so that a call in Python reads like the command line; they alone
 # take a quarter of the lines.
 def attack(
-    path: Path,
+    path: str | Path,
     attacks: Sequence[Attack],
     *,
     dataset: dict[str, Any] | None = None,
     part: str = "test",
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     batch_size: int = 250,
     seed: int = 0,
     save_images: bool = False,
@@ -102,7 +102,9 @@ def attack(
     workers.assert_same_inputs(fingerprint.to_json())
     journal = None
     if workers.chief:
-        output_dir, journal = output_and_journal(output_dir, Path("attacks") / path.stem, fingerprint, overwrite)
+        output_dir, journal = output_and_journal(
+            output_dir, Path("attacks") / classifier.path.stem, fingerprint, overwrite
+        )
         report_resumed(journal, progress)
     with contextlib.nullcontext() if journal is None else journal:
         survival = evaluator(

@@ -31,17 +31,17 @@ PICTURED_IMAGES, KEPT_IMAGES = 16, 500
 # One keyword per option of the command, so that a call in Python reads like the command line; they alone
 # take a quarter of the lines.
 def audit_model(
-    path: Path,
+    path: str | Path,
     *,
     claim: Claim | None = None,
-    record: Path | None = None,
+    record: str | Path | None = None,
     norm: Norm | None = None,
     epsilon: float | None = None,
     dataset: dict[str, Any] | None = None,
     part: str = "test",
-    transfer_from: Sequence[Path] = (),
+    transfer_from: Sequence[str | Path] = (),
     budget: AuditBudget = AuditBudget(),  # noqa: B008  a frozen value
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     batch_size: int = 250,
     seed: int = 0,
     overwrite: bool = False,
@@ -116,7 +116,7 @@ def audit_model(
         versions=versions(),
         settings=_settings(claim, record, budget, batch_size),
     )
-    default = Path("audits") / path.stem
+    default = Path("audits") / classifier.path.stem
     output_dir, journal = output_and_journal(output_dir, default, fingerprint, overwrite, marker="audit.json")
     with journal:
         report_resumed(journal, progress)
@@ -148,7 +148,7 @@ def audit_model(
     return found, output_dir
 
 
-def _settings(claim: Claim, record: Path | None, budget: AuditBudget, batch_size: int) -> dict[str, Any]:
+def _settings(claim: Claim, record: str | Path | None, budget: AuditBudget, batch_size: int) -> dict[str, Any]:
     """The settings of the fingerprint."""
     return {
         "claim": TypeAdapter(Claim).dump_python(claim, mode="json"),
@@ -172,7 +172,7 @@ def _save_counterexamples(
     )
 
 
-def _positions(path: Path, stored: dict[str, Any], data_name: str, indices: np.ndarray) -> np.ndarray:
+def _positions(path: str | Path, stored: dict[str, Any], data_name: str, indices: np.ndarray) -> np.ndarray:
     """The positions of the record's images in the split."""
     if stored["data"]["name"] != data_name:
         raise InvalidInputError(
@@ -188,7 +188,7 @@ def _positions(path: Path, stored: dict[str, Any], data_name: str, indices: np.n
 
 
 def _of_record(
-    path: Path,
+    path: str | Path,
     stored: dict[str, Any],
     model_hash: str,
     norm: Norm | None,
@@ -218,7 +218,7 @@ def _of_record(
 
 
 def _kept_images(
-    path: Path, stored: dict[str, Any], numbers: list[int], image_shape: tuple[int, ...]
+    path: str | Path, stored: dict[str, Any], numbers: list[int], image_shape: tuple[int, ...]
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """The adversarial images beside the record, attack by attack, and whether it counts each as robust."""
     archive, hint = Path(path).parent / "adversarial.npz", "move it away to audit the record alone"

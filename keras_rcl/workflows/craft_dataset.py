@@ -29,9 +29,9 @@ from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, s
 
 # One keyword per option of the command, as `attack` has them; one composition in 64 lines.
 def craft_dataset(
-    path: Path,
+    path: str | Path,
     attack: Attack,
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     *,
     dataset: dict[str, Any] | None = None,
     part: str = "train",
@@ -89,7 +89,11 @@ def craft_dataset(
     compute = _batch_function(classifier, attacked, attack.targeted, chosen)
     inputs = {
         "attack": TypeAdapter(Attack).dump_python(attack, mode="json"),
-        "model": {"name": classifier.contract.get("name", path.stem), "hash": classifier.model_hash, **foreign},
+        "model": {
+            "name": classifier.contract.get("name", classifier.path.stem),
+            "hash": classifier.model_hash,
+            **foreign,
+        },
         "sources": hashes,
         "data": {"name": data.name, "part": part},
         "seed": seed,
@@ -100,7 +104,7 @@ def craft_dataset(
     workers.assert_same_inputs(fingerprint.to_json())
     progress, journal = progress or Silent(), None
     if workers.chief:
-        default = Path("adversarial") / path.stem
+        default = Path("adversarial") / classifier.path.stem
         output_dir, journal = output_and_journal(output_dir, default, fingerprint, overwrite, marker=RECORD)
         if done := len(journal):
             progress.say(f"resuming {journal.path}: {done} batches done")

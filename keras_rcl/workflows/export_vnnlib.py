@@ -24,7 +24,7 @@ from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, s
 
 # One keyword per option of the command, so that a call in Python reads like the command line.
 def export_vnnlib(
-    path: Path,
+    path: str | Path,
     epsilons: Sequence[float],
     *,
     count: int = 20,
@@ -32,7 +32,7 @@ def export_vnnlib(
     timeout: float = 180,
     dataset: dict[str, Any] | None = None,
     part: str = "test",
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     batch_size: int = 250,
     seed: int = 0,
     overwrite: bool = False,
@@ -68,7 +68,8 @@ def export_vnnlib(
     network, classifier = loaded.layers, load_classifier(loaded)
     data = data_for(classifier, dataset or {})
     chosen = split_of(data, part)
-    output_dir = output_dir or Path("interchange") / free_name(path.stem, (Path("interchange"),), overwrite)
+    default = Path("interchange") / free_name(loaded.path.stem, (Path("interchange"),), overwrite)
+    output_dir = Path(output_dir or default)
     check_replaceable(output_dir, "instances.json", overwrite)
     model = onnx_network(network)
     check_writable(output_dir.parent)
@@ -118,7 +119,7 @@ def _robust_images(evaluator: Evaluator, part: sources.Split, count: int, progre
     return found, len(part.labels)
 
 
-def read_verifier_results(folder: Path) -> dict[str, Any]:
+def read_verifier_results(folder: str | Path) -> dict[str, Any]:
     """Read the results of alpha-beta-CROWN in a folder that `export_vnnlib` wrote.
 
     Returns:

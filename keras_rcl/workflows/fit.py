@@ -99,11 +99,11 @@ def fit(
     experiment: Experiment,
     *,
     name: str | None = None,
-    runs: Path = FitOptions.runs,
-    saved_models: Path = FitOptions.saved_models,
+    runs: str | Path = FitOptions.runs,
+    saved_models: str | Path = FitOptions.saved_models,
     overwrite: bool = False,
     deterministic: bool = False,
-    reuse: Path | None = None,
+    reuse: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
     """Train a variant, attack it on the test split, and export it.
@@ -133,7 +133,9 @@ def fit(
         >>> fitted = keras_rcl.fit(keras_rcl.Experiment(method=keras_rcl.AT(epochs=3)))  # doctest: +SKIP
         >>> fitted.saved_model  # doctest: +SKIP
     """
-    options = FitOptions(name, runs, saved_models, overwrite, deterministic, reuse)
+    options = FitOptions(
+        name, Path(runs), Path(saved_models), overwrite, deterministic, None if reuse is None else Path(reuse)
+    )
     return fit_all([experiment], options, progress=progress)[0]
 
 
@@ -577,10 +579,10 @@ def contract(experiment: Experiment, data: sources.ImageData, record: Record) ->
 
 
 def export_run(
-    run: Path,
+    run: str | Path,
     *,
     checkpoint: str = "best",
-    saved_models: Path = Path("saved_models"),
+    saved_models: str | Path = Path("saved_models"),
     name: str | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -589,7 +591,7 @@ def export_run(
     Raises:
         InvalidInputError: If `run` is not the folder of a run, or has no such checkpoint.
     """
-    run = Path(run)
+    run, saved_models = Path(run), Path(saved_models)
     if not (run / "config.yaml").is_file():
         raise InvalidInputError(f"{run} is not the folder of a run: it has no config.yaml; give runs/<name>")
     experiment = config.load(run / "config.yaml")

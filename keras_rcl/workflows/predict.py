@@ -1,5 +1,6 @@
 """Classify image files with a model on disk."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from keras_rcl.model_io.classifier import load_classifier
 
 
 def predict(
-    path: Path,
-    inputs: Sequence[Path],
+    path: str | Path,
+    inputs: str | Path | Sequence[str | Path],
     *,
     resize: bool = False,
     say: Callable[[str], object] | None = None,
@@ -23,7 +24,7 @@ def predict(
 
     Args:
         path: a SavedModel or `.keras` file.
-        inputs: PNG or JPEG files, folders of them, or `.npy` and `.npz` arrays.
+        inputs: image files, folders of them with their sub-folders, or `.npy` and `.npz` arrays; or one of these.
         resize: resize images that do not have the model's size.
         say: called with one line that says in which range the model reads images, and why.
         **foreign: how a model that was not made here is fed and read, see `load_classifier`.
@@ -50,7 +51,8 @@ def predict(
         declared = classifier.declared
         reason = "the default; hint: --input-range" if declared is None else declared.reason
         say(f"the model reads images in {classifier.input_range} ({reason})")
-    images, names = read_images(list(inputs), classifier.image_shape, resize=resize)
+    paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    images, names = read_images([Path(one) for one in paths], classifier.image_shape, resize=resize)
     evaluated = [classifier.logits(images[start : start + 250]) for start in range(0, len(images), 250)]
     probabilities = np.asarray(keras.ops.softmax(keras.ops.concatenate(evaluated, axis=0)))
     class_names = classifier.class_names or tuple(str(index) for index in range(classifier.num_classes))

@@ -70,6 +70,10 @@ class Folders:
     runs: Path = Path("runs")
     saved_models: Path = Path("saved_models")
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, Path(getattr(self, field.name)))
+
     def read(self) -> Results:
         """All records that are in the folders now."""
         return Results(self.results, (self.runs, Path("attacks"), Path("verifications")))
@@ -93,7 +97,7 @@ def report(
     settings: Sequence[str] = (),
     limit: int | None = None,
     folders: Folders = Folders(),  # noqa: B008  a frozen value
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Write a paper's tables and figures, published beside measured, to a folder.
@@ -123,7 +127,7 @@ def report(
     settings = [*settings, *([f"dataset.limit={limit}"] if limit else [])]
     rows = results.experiments(spec, scale, settings)
     called = scale + (f"-limit{limit}" if limit else "")
-    output_dir = output_dir or Path("reports") / f"{paper}-{called}"
+    output_dir = Path(output_dir or Path("reports") / f"{paper}-{called}")
     check_replaceable(output_dir, "report.json", overwrite=True)
     if train:
         proxies = {stored.proxy: results.experiment(stored.proxy, scale, settings) for stored in spec.stored}

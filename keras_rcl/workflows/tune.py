@@ -78,7 +78,7 @@ class TuneOptions:
     attack: Attack | None = None
     trials: int = 20
     processes: int = 1
-    output_dir: Path | None = None
+    output_dir: str | Path | None = None
     overwrite: bool = False
     save_every: float = 60.0
 
@@ -150,7 +150,7 @@ class _Search:
         self.progress = progress
         self.attack = options.attack or experiment.evaluation.validation_attack
         default = Path("tuned") / f"{experiment.dataset.name}-{experiment.method.name}"
-        self.folder = options.output_dir or default
+        self.folder = Path(options.output_dir or default)
         self._shares: dict[int, float] = {}
 
     def check(self) -> None:

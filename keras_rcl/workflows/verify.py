@@ -29,7 +29,7 @@ _TOLERANCE = 1e-3
 # One keyword per option of the command, so that a call in Python reads like the command line; they alone
 # take a quarter of the lines.
 def verify_model(
-    path: Path,
+    path: str | Path,
     epsilons: Sequence[float],
     *,
     input_range: str | None = None,
@@ -40,7 +40,7 @@ def verify_model(
     float64: bool = False,
     dataset: dict[str, Any] | None = None,
     part: str = "test",
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     batch_size: int = 250,
     seed: int = 0,
     overwrite: bool = False,
@@ -109,7 +109,9 @@ def verify_model(
         versions=versions(),
     )
     _check_layers(path, network, classifier, images[:10])
-    output_dir, journal = output_and_journal(output_dir, Path("verifications") / path.stem, fingerprint, overwrite)
+    output_dir, journal = output_and_journal(
+        output_dir, Path("verifications") / model.path.stem, fingerprint, overwrite
+    )
     with journal:
         if len(journal):
             progress.say(f"resuming {journal.path}: {len(journal)} pieces done")
@@ -131,7 +133,7 @@ def verify_model(
     return record, output_dir
 
 
-def _check_layers(path: Path, network: keras.Model, classifier: Classifier, images: np.ndarray) -> None:
+def _check_layers(path: str | Path, network: keras.Model, classifier: Classifier, images: np.ndarray) -> None:
     """Raise InvalidInputError if the layers do not give the served logits."""
     served, folded = classifier.logits(images), evaluate(fold(network, dtype="float64"), images)
     if not np.allclose(folded, served, rtol=_TOLERANCE, atol=_TOLERANCE):

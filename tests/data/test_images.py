@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import Image, ImageOps
 
-from keras_rcl.data.images import check_images, read_images, resized
+from keras_rcl.data.images import check_images, image_files, read_images, resized
 from keras_rcl.errors import InvalidInputError
 
 SHAPE = (4, 5, 3)
@@ -53,15 +53,62 @@ def test_transparency_and_palettes(tmp_path):
     np.testing.assert_allclose(read_images([tmp_path / "p.png"], SHAPE)[0][0, 0, 0], [0, 0, 1], atol=1e-7)
 
 
-def test_a_folder_is_sorted_and_not_recursive(tmp_path):
-    for name in ("b.png", "a.PNG", "c.txt", "sub/d.png"):
+def test_a_folder_is_sorted_with_its_sub_folders_and_without_hidden_files(tmp_path):
+    hidden = ("._a.png", ".cache/x.png", "__MACOSX/._b.png")
+    for name in ("b.png", "a.PNG", "c.txt", "sub/d.png", *hidden):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         if name.lower().endswith("png"):
             save(tmp_path / name, pixels())
         else:
             (tmp_path / name).write_text("no image")
     _, names = read_images([tmp_path], SHAPE)
-    assert names == [str(tmp_path / "a.PNG"), str(tmp_path / "b.png")]
+    assert names == [str(tmp_path / name) for name in ("a.PNG", "b.png", "sub/d.png")]
+    (tmp_path / "sub/above").symlink_to(tmp_path)  # a loop is searched once
+    assert len(read_images([tmp_path], SHAPE)[1]) == 3
+    (tmp_path / "sub/e.heic").touch()
+    with pytest.raises(InvalidInputError, match="e.heic has a format that is not read; save it as PNG"):
+        read_images([tmp_path], SHAPE)
+
+
+@pytest.mark.parametrize("name", ["x.jfif", "x.tif", "x.gif", "x.webp", "x.ppm"])
+def test_further_formats(tmp_path, name):
+    grey = np.full((4, 5), 128, np.uint8)
+    path = save(tmp_path / name, grey if name == "x.gif" else np.repeat(grey[..., None], 3, axis=-1))
+    np.testing.assert_allclose(read_images([tmp_path], SHAPE)[0], 128 / 255, atol=0.01)
+    assert image_files(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_a_photograph_is_turned_as_viewers_turn_it(tmp_path, orientation, suffix):
+    """Pillow's own function for it is the reference; a wrong orientation is ignored, as viewers do."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.kron(np.arange(8).reshape(4, 2) * 30, np.ones((8, 8), int)).astype(np.uint8)
+    Image.fromarray(stored).save(tmp_path / f"x.{suffix}", exif=exif)
+    with Image.open(tmp_path / f"x.{suffix}") as image:
+        shown = np.asarray(ImageOps.exif_transpose(image))
+    found, _ = read_images([tmp_path / f"x.{suffix}"], (*shown.shape, 1))
+    np.testing.assert_allclose(found[0, ..., 0], shown / 255, atol=1e-7)
+
+
+def test_damaged_exif_is_ignored(tmp_path):
+    Image.fromarray(pixels()).save(tmp_path / "x.png", exif=b"Exif\0\0" + bytes(range(60)))
+    np.testing.assert_allclose(read_images([tmp_path / "x.png"], SHAPE)[0][0], pixels() / 255, atol=1e-7)
+
+
+def test_models_of_any_size_and_of_other_channels(tmp_path):
+    path = save(tmp_path / "x.png", pixels())
+    other = save(tmp_path / "y.png", pixels((8, 8, 3)))
+    assert read_images([path], (None, None, 1))[0].shape == (1, 4, 5, 1)
+    assert read_images([path], (None, 10, 3), resize=True)[0].shape == (1, 4, 10, 3)
+    with pytest.raises(InvalidInputError, match="y.png is 8x8x3, and .*x.png is 4x5x3; give images of one size"):
+        read_images([path, other], (None, None, 3))
+    for channels in (2, 4):
+        with pytest.raises(InvalidInputError, match=f"the model reads {channels} channels; give an .npy array"):
+            read_images([path], (4, 5, channels))
+        np.save(tmp_path / "x.npy", np.zeros((2, 4, 5, channels), np.uint8))
+        assert read_images([tmp_path / "x.npy"], (None, 5, channels))[0].shape == (2, 4, 5, channels)
 
 
 def test_arrays(tmp_path):

@@ -1,8 +1,10 @@
 """Data sets and their parts: disjoint, stratified, fixed by one seed, limited in balance; and what is refused."""
 
 import os
+import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -297,6 +299,91 @@ def test_folder_refusals(tmp_path):
     (tmp_path / "b").mkdir()
     with pytest.raises(InvalidInputError, match="a holds no PNG"):
         load(Dataset(name="folder", folder=str(tmp_path)))
+
+
+def lengths(folder, **fields):
+    data = load(Dataset(name="folder", folder=folder, **{"validation_fraction": 0.2, **fields}))
+    return [len(part.labels) for part in parts(data)], data
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        (("train", "test"), [8, 2, 4]),
+        (("Train", "Test"), [8, 2, 4]),
+        (("train", "val", "test"), [10, 6, 4]),
+        (("training", "Validation", "testing"), [10, 6, 4]),
+        (("train", "val"), [8, 2, 6]),  # as for TFDS, the validation images are the test split
+        (("train",), [6, 2, 2]),
+    ],
+)
+def test_folders_of_splits(tmp_path, layout, expected):
+    for name in layout:
+        two_classes(tmp_path / name, per_class={"tra": 5, "val": 3, "tes": 2}[name[:3].lower()])
+    found, data = lengths(tmp_path)
+    assert found == expected and data.class_names == ("a", "b")
+    (tmp_path / "__MACOSX").mkdir()
+    assert lengths(tmp_path)[0] == expected
+
+
+def test_a_validation_folder_is_left_out_with_a_fraction_of_0(tmp_path):
+    for name, count in (("train", 5), ("val", 3), ("test", 2)):
+        two_classes(tmp_path / name, per_class=count)
+    assert lengths(tmp_path, validation_fraction=0)[0] == [10, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (("train", "test", "extra"), "has test and train beside extra; give one sub-folder per class, or train/, val/"),
+        (("val", "test"), "has test and val and no train folder"),
+        (("train", "Train"), "which are one split; merge them"),
+        (("train", "test"), "train has 0 class folders"),
+    ],
+)
+def test_other_layouts_are_named(tmp_path, folders, said):
+    for name in folders:
+        save(tmp_path / name / ("x.png" if folders == ("train", "test") else "a/x.png"), np.zeros((4, 3)))
+    with pytest.raises(InvalidInputError, match=said):
+        lengths(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "train"):
+        for number in range(5):
+            save(tmp_path / name / f"{number}.png", np.zeros((4, 3)))
+    assert lengths(tmp_path)[1].class_names == ("bus", "train")
+
+
+def test_every_image_below_a_class_is_read(tmp_path):
+    """As many as Keras finds where it reads the formats, and those of other formats too."""
+    for name in ("a", "b"):
+        for number in range(5):
+            save(tmp_path / name / f"{number}.png", np.full((4, 3), number))
+            for camera in ("left", "right"):
+                save(tmp_path / name / camera / f"{number}.png", np.full((4, 3), number))
+        save(tmp_path / name / ".thumbnails/0.png", np.zeros((4, 3)))
+    keras_reads = keras.utils.image_dataset_from_directory(tmp_path, verbose=False).file_paths
+    assert sum(lengths(tmp_path)[0]) == 30 == sum("thumbnails" not in path for path in keras_reads)
+    for suffix in ("webp", "jfif", "tif"):
+        save(tmp_path / f"a/x.{suffix}", np.zeros((4, 3)))
+    assert sum(lengths(tmp_path)[0]) == 33
+    (tmp_path / "b/right/photo.HEIC").touch()
+    with pytest.raises(InvalidInputError, match="photo.HEIC has a format that is not read"):
+        lengths(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names must be UTF-8 there")
+@pytest.mark.parametrize("place", [b"caf\xe9/a", b"data/caf\xe9", b"data/train/caf\xe9"])
+def test_names_that_are_not_utf_8_are_refused_before_the_training(tmp_path, place):
+    folder = tmp_path / os.fsdecode(place)
+    for name in (folder, folder.with_name("b")):
+        save(name / "x.png", np.zeros((4, 3)))
+    with pytest.raises(
+        InvalidInputError, match=r"caf\\xe9.* is not UTF-8, so its name cannot be stored; hint: rename it"
+    ):
+        lengths(tmp_path / Path(os.fsdecode(place)).parts[0])
+    save(tmp_path / "data/x" / os.fsdecode(b"\xe9.png"), np.zeros((4, 3)))  # a file may be called so
 
 
 def test_a_split_left_empty_is_refused(tmp_path):

@@ -173,17 +173,20 @@ def test_refusals(here, arguments, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda r: r.pop("survival"), "it lacks 'survival'"),
+        (lambda r: r.pop("survival"), "survival is missing"),
         (lambda r: r.update(format=9), "format 9"),
         (lambda r: r["survival"].update(clean="10"), "of [2, 50] images"),
-        (lambda r: r["survival"].update(clean="2" * 50), "strings of 0 and 1"),
+        (lambda r: r["survival"].update(clean="2" * 50), "survival.clean: string should match"),
         (lambda r: r["attacks"][0].update(name="pdg"), "attacks"),
         (lambda r: r["data"].update(indices=[[0, 3]]), "indices are of 4 images, and it is of 50"),
         (lambda r: r["data"].update(indices=[[0, 10**15]]), "indices are of 1000000000000001 images"),
         (lambda r: r["data"].update(indices=[[10**400, 10**400 + 49]]), "is not a record"),
         (lambda r: r["data"].update(indices=[["0", "49"]]), "is not a record"),
-        (lambda r: r["data"].update(name=3), "must be texts"),
-        (lambda r: r["data"].update(part="8/255"), "its part '8/255' is none of train, validation and test"),
+        (lambda r: r["data"].update(name=3), "data.name: input should be a valid string (got 3)"),
+        (
+            lambda r: r["data"].update(part="8/255"),
+            "data.part: input should be 'train', 'validation' or 'test'",
+        ),
         (lambda r: r.update(attacks=[]), "names 0 attacks"),
     ],
 )

@@ -127,6 +127,7 @@ def test_objectives_by_hand():
 def test_a_robust_accuracy_without_gradients_does_not_count(tmp_path):
     def leave(**last):
         lines = [{"phase": "pre-training", "zero_gradients": 0.1}, {"phase": "training", **last}]
+        lines = [{"step": step, "epoch": 1, **line} for step, line in enumerate(lines, start=1)]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     leave(zero_gradients=0.1, monitor_zero_gradients=0.9)

@@ -6,7 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from keras_rcl.vocabulary.attacks.base import through, times
 from keras_rcl.vocabulary.attacks.gradient import GradientAscent
-from keras_rcl.vocabulary.spec import spec
+from keras_rcl.vocabulary.spec import PathText, spec
 from keras_rcl.vocabulary.threat import Norm, Pixels, Protocol
 
 
@@ -41,7 +41,7 @@ class Embedding(GradientAscent):
     step_size: Pixels | None = None
     num_steps: PositiveInt = 10
     num_restarts: PositiveInt = 1
-    source: str | None = None
+    source: PathText | None = None
     protocol: Protocol = "pixel"
 
     @property

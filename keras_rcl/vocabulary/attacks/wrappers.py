@@ -9,7 +9,7 @@ from keras_rcl.vocabulary.attacks.base import AttackBase, through
 from keras_rcl.vocabulary.attacks.black_box import Square
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
-from keras_rcl.vocabulary.spec import spec
+from keras_rcl.vocabulary.spec import PathText, spec
 from keras_rcl.vocabulary.threat import Norm, Pixels, Protocol
 
 
@@ -55,7 +55,7 @@ class Transfer(Wrapping):
     """
 
     name: Literal["transfer"] = "transfer"
-    source: Annotated[str, Field(min_length=1)]
+    source: Annotated[PathText, Field(min_length=1)]
     attack: Annotated[
         Union[FGSM, BIM, MIFGSM, PGD, AutoPGD, Square],
         BeforeValidator(_parse),
@@ -122,7 +122,7 @@ class Stored(AttackBase):
     """
 
     name: Literal["stored"] = "stored"
-    folder: Annotated[str, Field(min_length=1)]
+    folder: Annotated[PathText, Field(min_length=1)]
     norm: Norm = "linf"
     epsilon: Pixels = 8 / 255
 
