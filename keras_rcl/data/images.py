@@ -150,9 +150,7 @@ def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
         for path in (Path(inner, name) for name in names if not is_hidden(name)):
             suffix = path.suffix.lower()
             if suffix in UNREAD_SUFFIXES:
-                raise InvalidInputError(
-                    f"{path} is an image of a format that is not read; save it as PNG or move it away"
-                )
+                raise InvalidInputError(f"{path} has a format that is not read; save it as PNG or move it away")
             if suffix in suffixes:
                 found.append(path)
     return sorted(found)

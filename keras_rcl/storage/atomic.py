@@ -35,15 +35,34 @@ _HINTS = {
 }
 
 
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
 class FolderInUse(InvalidInputError):
     """The file or folder belongs to another run, which is in progress or was interrupted."""
 
 
-def refusal(path: Path, error: OSError) -> Exception:
+class CannotWrite(InvalidInputError):
+    """A file or folder cannot be written: the disk is full or broken, or the place is not writable."""
+
+
+def disk_error(error: BaseException) -> int | None:
+    """Return the errno of a failed write, also where TensorFlow or HDF5 reports it; None for any other exception."""
+    if isinstance(error, OSError) and error.errno in _HINTS:
+        return error.errno
+    text = str(error)
+    if isinstance(error, OSError) and (found := re.search(r"errno = (\d+)", text)):  # HDF5
+        return int(found[1]) if int(found[1]) in _HINTS else None
+    if hasattr(error, "error_code"):  # TensorFlow, whose message ends in that of the system
+        return next((number for number in _OF_DISKS if os.strerror(number) in text), None)
+    return None
+
+
+def refusal(path: Path, error: Exception) -> Exception:
     """Return the error to raise for a failed write: one line, or the error itself if the disk is not the cause."""
-    if error.errno not in _HINTS:
+    if (number := disk_error(error)) is None:
         return error
-    return InvalidInputError(f"cannot write to {path}: {os.strerror(error.errno).lower()}; {_HINTS[error.errno]}")
+    return CannotWrite(f"cannot write to {path}: {os.strerror(number).lower()}; {_HINTS[number]}")
 
 
 @contextlib.contextmanager
@@ -51,8 +70,8 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
     """Yield (target, an unused path in the target's folder); whatever is left at the latter is deleted at the end.
 
     The target is `path` with its symbolic links resolved, so that a linked file is replaced and not its link. An
-    OSError of the body is refused if it concerns one of the two paths or an open file. It is passed on if it concerns
-    something else, such as an input that the body reads.
+    OSError of the body, or what TensorFlow or HDF5 raises in its place, is refused if it concerns one of the two paths
+    or an open file. It is passed on if it concerns something else, such as an input that the body reads.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
@@ -62,8 +81,11 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
         raise refusal(path, error) from None
     try:
         yield target, temporary
-    except OSError as error:
-        if error.filename is None or str(error.filename).startswith((str(temporary), str(target))):
+    except InvalidInputError:
+        raise
+    except Exception as error:
+        name = getattr(error, "filename", None)
+        if name is None or str(name).startswith((str(temporary), str(target))):
             raise refusal(path, error) from error
         raise
     finally:

@@ -1,7 +1,10 @@
 """What a run writes for TensorBoard: scalars, picture grids, texts, hyper-parameters, the embedding projector."""
 
 import contextlib
+import errno
 import json
+import os
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,11 +15,14 @@ from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import api as hparams_api
 
 from keras_rcl.data.pictures import to_rgb
-from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import atomic_path
+from keras_rcl.storage.atomic import atomic_path, refusal
 
 Scalar = bool | int | float | str
 
+_LENGTH = struct.Struct("<Q")
+"""The length of a record's content, which begins a record of an event file."""
+_RECORD_OVERHEAD = 16
+"""The bytes of a record besides its content: the length and two checksums."""
 SPRITE_SIDE = 8192
 """The largest side of a sprite, in pixels, that the projector's WebGL takes."""
 
@@ -45,7 +51,9 @@ class TensorBoardWriter:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder) / "tensorboard"
-        self._writer = tf.summary.create_file_writer(str(self.folder), flush_millis=10_000)
+        with self._refusing():
+            self._checked: dict[Path, int] = {}
+            self._writer = tf.summary.create_file_writer(str(self.folder), flush_millis=10_000)
 
     def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
         """Add one value to each curve `phase/name`."""
@@ -119,6 +127,7 @@ class TensorBoardWriter:
         """
         with self._refusing():
             self._writer.flush()
+            self._check_whole()
 
     def close(self) -> None:
         """Write all buffered numbers, and close the event file.
@@ -128,6 +137,20 @@ class TensorBoardWriter:
         """
         with self._refusing():
             self._writer.close()
+            self._check_whole()
+
+    def _check_whole(self) -> None:
+        """Raise OSError if an event file ends within a record: TensorFlow does not report a write that failed there."""
+        for path in self.folder.glob("events.out.tfevents.*"):
+            size, end = path.stat().st_size, self._checked.get(path, 0)
+            with path.open("rb") as file:
+                while end < size:
+                    file.seek(end)
+                    header = file.read(_LENGTH.size)
+                    end += _RECORD_OVERHEAD + (_LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else size)
+            if end > size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._checked[path] = end
 
     @contextlib.contextmanager
     def _writing(self, step: int):
@@ -140,11 +163,8 @@ class TensorBoardWriter:
         """Within this context a failed write raises an error of one line."""
         try:
             yield
-        except tf.errors.OpError as error:
-            reason = error.message.splitlines()[0].rpartition("; ")[2].lower()
-            raise InvalidInputError(
-                f"cannot write to {self.folder}: {reason}; hint: free some space or choose another folder"
-            ) from None
+        except (OSError, tf.errors.OpError) as error:
+            raise refusal(self.folder, error) from error
 
     def __enter__(self):
         return self

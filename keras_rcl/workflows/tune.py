@@ -21,7 +21,7 @@ from keras_rcl.evaluation.record import command_line
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent
-from keras_rcl.storage.atomic import atomic_path
+from keras_rcl.storage.atomic import CannotWrite, atomic_path, disk_error, refusal
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.kinds import METRICS
 from keras_rcl.storage.snapshots import SnapshotStore
@@ -35,6 +35,8 @@ from keras_rcl.workflows.fit import fingerprint_of, hash_data, networks, output_
 from keras_rcl.workflows.inputs import pixels
 from keras_rcl.workflows.trial_table import BEST, Study, lock_folder
 
+STOPPED = "stopped"
+"""The state of a trial that could not be written; it is not stored, so that the same command runs the trial again."""
 UNITS = 1000
 """Steps of the progress bar per trial."""
 
@@ -201,6 +203,8 @@ class _Search:
         """Show the completed share of a trial, or store its outcome."""
         objective = self.options.objective
         if outcome is not None:
+            if outcome["state"] == STOPPED:
+                raise CannotWrite(f"{outcome['reason']}; the same command resumes")
             study.end(number, outcome)
             for left in ("training", "checkpoints"):
                 shutil.rmtree(self._trial_folder(number) / left, ignore_errors=True)
@@ -291,7 +295,7 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
         tell: Called with the completed share of the training, in [0, 1].
 
     Returns:
-        The trial's `state`, `done` or `failed`, with its results or the `reason`.
+        The trial's `state`, `done`, `failed` or `STOPPED`, with its results or the `reason`.
     """
     folder = Path(job.folder)
     experiment = config.parse(job.experiment, f"trial {job.number}")
@@ -320,6 +324,12 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
                 writer.hparams(flatten(config.to_dict(experiment)), {f"validation {k}": v for k, v in reached.items()})
             if reason := _dead(folder, job.objective):
                 outcome |= {"state": "failed", "reason": reason}
+        except CannotWrite as error:  # the trial itself has not failed
+            return {"state": STOPPED, "reason": str(error)}
+        except OSError as error:
+            if disk_error(error) is None:
+                raise
+            return {"state": STOPPED, "reason": str(refusal(folder, error))}
         except (InvalidInputError, tf.errors.OpError) as error:
             outcome = {"state": "failed", "reason": " ".join(str(error).split())[:600]}
     return outcome

@@ -379,9 +379,7 @@ def test_names_that_are_not_utf_8_are_refused_before_the_training(tmp_path, plac
     folder = tmp_path / os.fsdecode(place)
     for name in (folder, folder.with_name("b")):
         save(name / "x.png", np.zeros((4, 3)))
-    with pytest.raises(
-        InvalidInputError, match=r"caf\\xe9.* is not UTF-8, so its name cannot be stored; hint: rename it"
-    ):
+    with pytest.raises(InvalidInputError, match=r"caf\\xe9.* is not UTF-8, so its name cannot be stored; hint: "):
         lengths(tmp_path / Path(os.fsdecode(place)).parts[0])
     save(tmp_path / "data/x" / os.fsdecode(b"\xe9.png"), np.zeros((4, 3)))  # a file may be called so
 
