@@ -90,7 +90,7 @@ def craft_dataset(
     inputs = {
         "attack": TypeAdapter(Attack).dump_python(attack, mode="json"),
         "model": {
-            "name": classifier.contract.get("name", classifier.path.stem),
+            "name": classifier.identity()["name"],
             "hash": classifier.model_hash,
             **foreign,
         },
