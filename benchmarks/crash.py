@@ -1,18 +1,23 @@
-"""Kill `fit` at random instants and resume it: does it end as an uninterrupted run does, bit for bit?
+"""Kill commands at random instants and resume them: does each end as an uninterrupted one does, bit for bit?
 
-    python -m benchmarks.crash --kills 200 --json results/benchmarks/crash.json
+    python -m benchmarks.crash --kills 200 --json results/robustness/crash.json
+    python -m benchmarks.crash --subjects mtl_ibp tune report craft-dataset audit verify attack workers --kills 100
 
-For one variant per family, on digits with a short schedule: one run to its end, then the same command again and again
-in another folder, killed after a random time (by SIGKILL, one time in five by SIGTERM), until a run is complete.
-Compared are the files, all checkpoints, the hash of the exported model, the metrics, the record and TensorBoard's
-curves, except for seconds, images per second, and the number of event files.
+A subject is `fit` of one variant per family, on digits with a short schedule; another command that can be resumed; or
+`fit` by two workers. Each is run once to its end, then again and again in another folder, killed after a random time
+(by SIGKILL, one time in five by SIGTERM), until a run is complete. Compared are all files that the command wrote: bytes
+of TFRecords, arrays and pictures, weights, metrics, records and TensorBoard's curves, except for seconds, images per
+second, pages of HTML, and the number of event files.
 
 Every run is a process of its own, forked from a server that has imported TensorFlow and called nothing of it, and that
-has one thread, as the result says. That saves the ten seconds per run that the import takes.
+has one thread, as the result says. That saves the ten seconds per run that the import takes. Only workers are started
+as users start them.
 """
 
 import argparse
 import collections
+import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -20,9 +25,11 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -48,6 +55,7 @@ METHODS = {
     "sc_both": dict(pretraining_epochs=1, supcon_epochs=1, finetuning_epochs=1),
     "adversarial_contrastive": dict(encoder_epochs=1, linear_epochs=2),
     "certified": dict(epochs=3, start_epochs=0, ramp_epochs=2),
+    "mtl_ibp": dict(epochs=3, start_epochs=0, ramp_epochs=2),
 }
 """One variant per family, with its schedule; the first one trains another variant after itself."""
 
@@ -62,17 +70,77 @@ CONFIG = {
     "methods": {name: {**schedule, "batch_size": 32} for name, schedule in METHODS.items()},
 }
 
-TIMES = {"command", "seconds", "training_seconds", "images_per_second"}
+PAPER = {
+    "tiny.yaml": "dataset: {name: digits, validation_fraction: 0}\n"
+    "network: {projection_hidden: 8, projection_dim: 4}\n"
+    "evaluation: {attacks: [{name: fgsm, epsilon: 16/255}]}\n"
+    "scales: {cpu: {dataset: {limit: 60}}}\n",
+    "tiny/baseline.yaml": "extends: ../tiny.yaml\nvariant: baseline\nmethods:\n  baseline: {epochs: 2, batch_size: 30}\n",
+    "tiny/scl.yaml": "extends: ../tiny.yaml\nvariant: scl\nmethods:\n  scl: {epochs: 2, batch_size: 30}\n",
+}
+"""The configurations of a paper of two rows, for `report --train`."""
+
+TIMES = {"command", "seconds", "training_seconds", "images_per_second", "started", "date"}
 """What differs between two runs of the same bits."""
 
 
-def command(variant: str, settings: Path) -> list[str]:
-    """The command line of `fit`."""
-    beside = ["--compare", "at"] if variant == next(iter(METHODS)) else ["--no-compare"]
-    return ["fit", "--config", str(settings), "--variant", variant, "--deterministic", "--save-every", "0", *beside]
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A command that is interrupted.
+
+    Attributes:
+        arguments: Of the command line.
+        finished: Whether all results are in a folder, of which the second one is that of the undisturbed run.
+        process: How it is run: `fork` from the server, or `start` as a user starts it.
+    """
+
+    arguments: list[str]
+    finished: Callable[[Path, Path], bool]
+    process: str = "fork"
 
 
-def run(arguments: list[str], folder: Path) -> None:
+def runs_finished(folder: Path, whole: Path) -> bool:
+    """Whether all runs are there and none is unfinished; a process may also be killed after that."""
+    runs, wanted = ({path.parent.name for path in where.glob("runs/*/record.json")} for where in (folder, whole))
+    return runs == wanted and not any(folder.glob("runs/*/training/question.json"))
+
+
+def holds(*files: str) -> Callable[[Path, Path], bool]:
+    """A function that says whether a folder holds all of these files, and no unfinished run."""
+    return lambda folder, whole: (
+        all((folder / file).is_file() for file in files) and not any(folder.glob("runs/*/training/question.json"))
+    )
+
+
+def subjects(root: Path) -> dict[str, Subject]:
+    """Every subject by name; models are those of `make_models`."""
+    settings, models = root / "crash.yaml", root / "models/saved_models"
+    shared = ["--output-dir", "out"]
+    found = {}
+    for variant in METHODS:
+        beside = ["--compare", "at"] if variant == next(iter(METHODS)) else ["--no-compare"]
+        base = ["fit", "--config", str(settings), "--variant", variant, "--deterministic", "--save-every", "0"]
+        found[variant] = Subject([*base, *beside], runs_finished)
+    at, certified = str(models / "at"), str(models / "certified")
+    attacks = ["--attack", "pgd-20:epsilon=16/255,num_restarts=2", "--attack", "square-100:epsilon=16/255"]
+    crafted = ["--attack", "pgd-20:epsilon=16/255", "--batch-size", "10", "--shard-size", "30"]
+    claim = ["--claim", "60%", "--epsilon", "16/255", "--limit", "40", "--check-images", "20", "--batch-size", "20"]
+    space = ["--search", "method.batch_size=choice(16,32,60)", "--trials", "3", "--save-every", "0"]
+    balls = ["--epsilon", "1/255,2/255", "--limit", "30", "--max-images", "8", "--timeout", "60", "--batch-size", "10"]
+    table = {
+        "attack": (["attack", at, *attacks, "--batch-size", "10", "--save-images", *shared], ["out/record.json"]),
+        "craft-dataset": (["craft-dataset", at, *crafted, *shared], ["out/examples.json"]),
+        "audit": (["audit", at, *claim, *shared], ["out/audit.json"]),
+        "verify": (["verify", certified, *balls, *shared], ["out/record.json"]),
+        "tune": (["tune", "--config", str(settings), "--variant", "at", *space, *shared], ["out/best.yaml"]),
+        "report": (["report", "--paper", "tiny", "--scale", "cpu", "--train"], ["reports/tiny-cpu/report.json"]),
+    }
+    found |= {name: Subject(arguments, holds(*files)) for name, (arguments, files) in table.items()}
+    two = [*found["at"].arguments, "--workers", "2"]
+    return {**found, "workers": Subject(two, runs_finished, "start")}
+
+
+def run(arguments: list[str], folder: Path, root: Path) -> None:
     """Run the command in a process of its own; its output goes to the file `said`."""
     from keras_rcl.cli.app import cli
 
@@ -82,14 +150,83 @@ def run(arguments: list[str], folder: Path) -> None:
     os.dup2(said, 2)
     threads = re.search(r"Threads:\s+(\d+)", Path(f"/proc/{os.getppid()}/status").read_text())
     Path("threads").write_text(threads[1])
+    start_tensorflow(deterministic=True)  # not every command has the option
+    if arguments[0] == "report":
+        register_paper(root / "configs")
     sys.argv = ["cli.py", *arguments]
     cli()
 
 
-def start(context, arguments: list[str], folder: Path):
-    process = context.Process(target=run, args=(arguments, folder))
-    process.start()
-    return process
+def register_paper(configs: Path) -> None:
+    """Make a paper of two rows known to this process."""
+    from keras_rcl.cli.report import report as command
+    from keras_rcl.report import records
+    from keras_rcl.vocabulary.attacks import FGSM, PGD
+    from keras_rcl.vocabulary.paper import Clean, Column, Paper, Robust, Row, Table, Verified
+    from keras_rcl.workflows import report
+
+    columns = (
+        Column(title="clean", measures=(Clean(),)),
+        Column(title="FGSM", measures=(Robust(attack=FGSM(epsilon=16 / 255)),)),
+        Column(title="PGD", measures=(Robust(attack=PGD(num_steps=2), limit=20),)),
+        Column(title="verified", measures=(Verified(epsilon=1e-5),)),
+    )
+    rows = (Row(label="Plain", config="baseline"), Row(label="Contrastive", config="scl"))
+    table = Table(name="Table 1", caption="", protocol="pixel", columns=columns, rows=rows)
+    report.PAPERS["tiny"] = Paper(name="tiny", title="Tiny", reference="", tables=(table,))
+    records.CONFIGS = configs
+    (option,) = (parameter for parameter in command.params if parameter.name == "paper")
+    option.type.choices = [*option.type.choices, "tiny"]
+
+
+class Forked:
+    """A run that is forked from the server."""
+
+    def __init__(self, context, arguments: list[str], folder: Path, root: Path):
+        self._process = context.Process(target=run, args=(arguments, folder, root))
+        self._process.start()
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Wait for its end; returns its exit status, None if it still runs."""
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    def kill(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+
+class Started:
+    """A run that is started as a user starts it, with the processes that it starts."""
+
+    def __init__(self, arguments: list[str], folder: Path):
+        self._folder = folder
+        with (folder / "said").open("ab") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "keras_rcl", *arguments],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+                stdout=said,
+                stderr=said,
+            )
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Wait for the end of all processes; returns the exit status, None if the first one still runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        while self._process.returncode is not None and self._others():
+            time.sleep(0.2)
+        return self._process.returncode
+
+    def kill(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def _others(self) -> bool:
+        """Whether a process still works in the folder."""
+        for place in Path("/proc").glob("[0-9]*/cwd"):
+            with contextlib.suppress(OSError):
+                if place.readlink() == self._folder:
+                    return True
+        return False
 
 
 def plain(value):
@@ -123,12 +260,18 @@ def curves(folder: Path) -> dict[str, list]:
     return {tag: [(e.step, e.tensor_proto.SerializeToString()) for e in events.Tensors(tag)] for tag in sorted(tags)}
 
 
+UNCOMPARED = (".keras", ".pb", ".data-00000-of-00001", ".index", ".html", ".md")
+"""Files whose bytes hold times and identifiers; the hash of the model is in model.json."""
+
+
 def contents(folder: Path) -> dict[str, object]:
     """Everything that a completed command wrote, in a form that is equal if the bits are."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent != folder):
         name = str(path.relative_to(folder))
-        if path.suffix == ".h5":
+        if path.name in ("environment.json", "fingerprint.pb") or path.suffix in UNCOMPARED:
+            found[name] = None
+        elif path.suffix == ".h5":
             found[name] = weights(path)
         elif path.suffix == ".json":
             found[name] = plain(json.loads(path.read_text()))
@@ -136,27 +279,23 @@ def contents(folder: Path) -> dict[str, object]:
             found[name] = [plain(json.loads(line)) for line in path.read_text().splitlines()]
         elif "tfevents" in name:
             found[str(Path(name).parent)] = curves(path.parent)
-        elif path.suffix in (".keras", ".pb", ".data-00000-of-00001", ".index") or path.name == "fingerprint.pb":
-            found[name] = None  # their bytes hold times and identifiers; the model's hash is in model.json
+        elif path.name == "best.yaml":
+            found[name] = [line for line in path.read_text().splitlines() if not line.startswith("#")]
         else:
             found[name] = path.read_bytes()
-    for name in list(found):
-        if name.endswith("environment.json"):
-            found[name] = None
     return found
-
-
-def is_done(folder: Path, whole: Path) -> bool:
-    """Whether all runs are there and none is unfinished; a process may also be killed after that."""
-    runs, wanted = ({path.parent.name for path in where.glob("runs/*/record.json")} for where in (folder, whole))
-    return runs == wanted and not any(folder.glob("runs/*/training/question.json"))
 
 
 def instant(folder: Path) -> str:
     """What the process did when it was killed, according to its files."""
+    if (journal := folder / ".out.partial").exists():
+        if (folder / "out").exists():
+            return "after the results"
+        writes = any(re.fullmatch(r"\.[0-9a-f]{8}\.out", path.name) for path in folder.iterdir())
+        return "writing the results" if writes else "computing"
     latest = max(folder.glob("runs/*/training"), key=os.path.getmtime, default=None)
     if latest is None:
-        return "after the run" if any(folder.glob("runs/*")) else "before the run"
+        return "between two runs" if any(folder.glob("*/*")) else "before the run"
     run_folder, states = latest.parent, SnapshotStore(latest.parent, print)
     if (run_folder / "record.json").is_file():
         return "after the record"
@@ -172,11 +311,120 @@ def instant(folder: Path) -> str:
     return "before the first state"
 
 
-# A script: one pass from arguments to result.
+class Bench:
+    """The runs of all subjects.
+
+    Args:
+        root: The folder that they work in.
+        seed: Of the instants.
+    """
+
+    def __init__(self, root: Path, seed: int):
+        self.root, self.rng = root, np.random.default_rng(seed)
+        self.instants: collections.Counter = collections.Counter()
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["benchmarks.started"])
+        warm_up = self._context.Process(target=abs, args=(0,))
+        warm_up.start()
+        warm_up.join()
+
+    def start(self, subject: Subject, folder: Path) -> Forked | Started:
+        """Start a run in a folder."""
+        if subject.process == "start":
+            return Started(subject.arguments, folder)
+        return Forked(self._context, subject.arguments, folder, self.root)
+
+    def undisturbed(self, name: str, subject: Subject, folder: Path) -> float:
+        """Run a subject to its end; returns the seconds."""
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        if self.start(subject, folder).wait():
+            sys.exit(f"{name}: the undisturbed run failed: {(folder / 'said').read_text()}")
+        return time.perf_counter() - started
+
+    def make_models(self) -> None:
+        """Train the models that other commands than `fit` read."""
+        for variant in ("at", "certified"):
+            fit = subjects(self.root)[variant]
+            named = dataclasses.replace(fit, arguments=[*fit.arguments, "--name", variant])
+            self.undisturbed(variant, named, self.root / "models")
+
+    def kill_and_resume(self, name: str, subject: Subject, wanted: int) -> dict:
+        """Kill a subject a number of times; returns the row of the result."""
+        seconds = self.undisturbed(name, subject, whole := self.root / name / "whole")
+        expected = contents(whole)
+        row = dict(subject=name, seconds=round(seconds, 1), kills=0, terminations=0, resumed=0, finished=0)
+        row |= dict(differences=[], unreadable=0, statuses=[])
+        while row["kills"] < wanted:
+            folder = self.root / name / f"cut{row['finished']}"
+            folder.mkdir(exist_ok=True)
+            process = self.start(subject, folder)
+            status = process.wait(self.rng.uniform(0, 0.5 * seconds))
+            if status is None:
+                self._kill(name, row, process, folder)
+                if not subject.finished(folder, whole):
+                    if row["kills"] < wanted:
+                        continue
+                    status = self.start(subject, folder).wait()
+            self._compare(subject, row, folder, whole, expected, status)
+        return row
+
+    def _kill(self, name: str, row: dict, process: Forked | Started, folder: Path) -> None:
+        """Kill a run, and count what it did."""
+        by = signal.SIGTERM if self.rng.random() < 0.2 else signal.SIGKILL
+        with contextlib.suppress(ProcessLookupError):
+            process.kill(by)
+        status = process.wait()
+        row["kills"] += 1
+        row["terminations"] += by == signal.SIGTERM
+        if by == signal.SIGTERM and status not in (143, -signal.SIGTERM, 0):
+            row["statuses"].append(status)
+        where = instant(folder)
+        self.instants[where] += 1
+        print(f"{name:24} {row['kills']:3} {by.name:8} {where}", file=sys.stderr, flush=True)
+
+    def _compare(self, subject: Subject, row: dict, folder: Path, whole: Path, expected: dict, status) -> None:
+        """Compare a completed run with the undisturbed one, and delete it."""
+        said = (folder / "said").read_text()
+        row["resumed"] += said.count("resuming ")
+        row["unreadable"] += said.count("is damaged")
+        row["finished"] += 1
+        if not subject.finished(folder, whole):
+            row["statuses"].append(status)
+            row["differences"].append(said[-2000:])
+            return
+        found = contents(folder)
+        row["differences"] += [
+            name for name in expected.keys() | found.keys() if expected.get(name, 0) != found.get(name, 0)
+        ]
+        # A journal is deleted once the results are in place; a kill between the two leaves it.
+        row["differences"] += [
+            str(path.relative_to(folder)) for path in folder.rglob(".*") if not path.name.startswith(".out.partial")
+        ]
+        shutil.rmtree(folder)
+
+
+def result_of(rows: list[dict], instants: collections.Counter, threads: int, minutes: float) -> dict:
+    """The result of all subjects."""
+    return {
+        "command": shlex.join(["python", "-m", "benchmarks.crash", *sys.argv[1:]]),
+        "versions": versions(),
+        **{name: sum(row[name] for row in rows) for name in ("kills", "terminations", "resumed", "finished")},
+        "differences": sum(len(row["differences"]) for row in rows),
+        "unreadable_states": sum(row["unreadable"] for row in rows),
+        "wrong_statuses": sum(len(row["statuses"]) for row in rows),
+        "instants": dict(instants.most_common()),
+        "threads_of_the_server": threads,
+        "minutes": minutes,
+        "subjects": rows,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--variants", nargs="+", default=list(METHODS), choices=list(METHODS))
+    known = list(subjects(Path()))
+    parser.add_argument("--subjects", nargs="+", default=list(METHODS), choices=known)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="Work here, and leave the runs; a temporary folder by default.")
@@ -184,93 +432,25 @@ def main() -> None:
     os.environ.update(
         OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="1"
     )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.started"])
-    warm_up = context.Process(target=abs, args=(0,))
-    warm_up.start()
-    warm_up.join()
-    rng = np.random.default_rng(options.seed)
     root = (options.keep or Path(tempfile.mkdtemp(prefix="crash"))).resolve()
-    began, instants, rows = time.time(), collections.Counter(), []
     root.mkdir(exist_ok=True)
     (root / "crash.yaml").write_text(json.dumps(CONFIG))
-    for number, variant in enumerate(options.variants):
-        arguments, whole = command(variant, root / "crash.yaml"), root / variant / "whole"
-        whole.mkdir(parents=True)
-        started = time.perf_counter()
-        process = start(context, arguments, whole)
-        process.join()
-        seconds = time.perf_counter() - started
-        if process.exitcode:
-            sys.exit(f"{variant}: the undisturbed run failed: {(whole / 'said').read_text()}")
-        expected = contents(whole)
-        row = dict(
-            variant=variant,
-            seconds=round(seconds, 1),
-            kills=0,
-            terminations=0,
-            resumed=0,
-            finished=0,
-            differences=[],
-            unreadable=0,
-            statuses=[],
-        )
-        wanted = options.kills // len(options.variants) + (number < options.kills % len(options.variants))
-        while row["kills"] < wanted:
-            folder = root / variant / f"cut{row['finished']}"
-            folder.mkdir(exist_ok=True)
-            process = start(context, arguments, folder)
-            process.join(rng.uniform(0, 0.5 * seconds))
-            if process.exitcode is None:
-                by = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
-                os.kill(process.pid, by)
-                process.join()
-                row["kills"] += 1
-                row["terminations"] += by == signal.SIGTERM
-                if by == signal.SIGTERM and process.exitcode not in (143, -signal.SIGTERM, 0):
-                    row["statuses"].append(process.exitcode)
-                where = instant(folder)
-                instants[where] += 1
-                print(f"{variant:24} {row['kills']:3} {by.name:8} {where}", file=sys.stderr, flush=True)
-                if not is_done(folder, whole):
-                    if row["kills"] < wanted:
-                        continue
-                    process = start(context, arguments, folder)
-                    process.join()
-            said = (folder / "said").read_text()
-            row["resumed"] += said.count("resuming ")
-            row["unreadable"] += said.count("is damaged")
-            row["finished"] += 1
-            if not is_done(folder, whole):
-                row["statuses"].append(process.exitcode)
-                row["differences"].append(said[-2000:])
-                continue
-            found = contents(folder)
-            differing = [name for name in expected.keys() | found.keys() if expected.get(name, 0) != found.get(name, 0)]
-            left = [str(p.relative_to(folder)) for p in folder.rglob(".*")]
-            row["differences"] += differing + left
-            shutil.rmtree(folder)
-        rows.append(row)
-        print(json.dumps(row), file=sys.stderr, flush=True)
-    threads = (root / options.variants[0] / "whole" / "threads").read_text()
-    result = {
-        "command": shlex.join(["python", "-m", "benchmarks.crash", *sys.argv[1:]]),
-        "versions": versions(),
-        "kills": sum(row["kills"] for row in rows),
-        "terminations": sum(row["terminations"] for row in rows),
-        "resumed": sum(row["resumed"] for row in rows),
-        "finished": sum(row["finished"] for row in rows),
-        "differences": sum(len(row["differences"]) for row in rows),
-        "unreadable_states": sum(row["unreadable"] for row in rows),
-        "wrong_statuses": sum(len(row["statuses"]) for row in rows),
-        "instants": dict(instants.most_common()),
-        "threads_of_the_server": int(threads),
-        "minutes": round((time.time() - began) / 60, 1),
-        "variants": rows,
-    }
+    for name, text in PAPER.items():
+        path = root / "configs/papers" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    began, bench, rows = time.time(), Bench(root, options.seed), []
+    if set(options.subjects) - {*METHODS, "tune", "report", "workers"}:
+        bench.make_models()
+    for number, name in enumerate(options.subjects):
+        wanted = options.kills // len(options.subjects) + (number < options.kills % len(options.subjects))
+        rows.append(bench.kill_and_resume(name, subjects(root)[name], wanted))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    threads = max((int(path.read_text()) for path in root.glob("*/whole/threads")), default=0)
+    result = result_of(rows, bench.instants, threads, round((time.time() - began) / 60, 1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "variants"}, indent=1))
+    print(json.dumps({key: value for key, value in result.items() if key != "subjects"}, indent=1))
     if not options.keep:
         shutil.rmtree(root)
     sys.exit(bool(result["differences"] or result["unreadable_states"] or result["wrong_statuses"]))

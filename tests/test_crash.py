@@ -29,7 +29,7 @@ def keras_rcl(folder: Path, *arguments: str) -> subprocess.Popen:
 @pytest.mark.slow
 def test_kills_at_random_instants_change_no_bit(tmp_path):
     """A short form of the recorded run of results/robustness/crash.json, with its own seed."""
-    command = [sys.executable, "-m", "benchmarks.crash", "--variants", "clafs", "--kills", "3", "--seed", "20"]
+    command = [sys.executable, "-m", "benchmarks.crash", "--subjects", "clafs", "--kills", "3", "--seed", "20"]
     done = subprocess.run(
         [*command, "--json", tmp_path / "crash.json", "--keep", tmp_path / "runs"],
         cwd=ROOT,
