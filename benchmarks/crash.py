@@ -75,8 +75,10 @@ PAPER = {
     "network: {projection_hidden: 8, projection_dim: 4}\n"
     "evaluation: {attacks: [{name: fgsm, epsilon: 16/255}]}\n"
     "scales: {cpu: {dataset: {limit: 60}}}\n",
-    "tiny/baseline.yaml": "extends: ../tiny.yaml\nvariant: baseline\nmethods:\n  baseline: {epochs: 2, batch_size: 30}\n",
-    "tiny/scl.yaml": "extends: ../tiny.yaml\nvariant: scl\nmethods:\n  scl: {epochs: 2, batch_size: 30}\n",
+    **{
+        f"tiny/{row}.yaml": f"extends: ../tiny.yaml\nvariant: {row}\nmethods: {{{row}: {{epochs: 2, batch_size: 30}}}}\n"
+        for row in ("baseline", "scl")
+    },
 }
 """The configurations of a paper of two rows, for `report --train`."""
 
@@ -288,7 +290,7 @@ def contents(folder: Path) -> dict[str, object]:
 
 def instant(folder: Path) -> str:
     """What the process did when it was killed, according to its files."""
-    if (journal := folder / ".out.partial").exists():
+    if (folder / ".out.partial").exists():
         if (folder / "out").exists():
             return "after the results"
         writes = any(re.fullmatch(r"\.[0-9a-f]{8}\.out", path.name) for path in folder.iterdir())
