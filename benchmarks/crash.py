@@ -76,7 +76,7 @@ PAPER = {
     "evaluation: {attacks: [{name: fgsm, epsilon: 16/255}]}\n"
     "scales: {cpu: {dataset: {limit: 60}}}\n",
     **{
-        f"tiny/{row}.yaml": f"extends: ../tiny.yaml\nvariant: {row}\nmethods: {{{row}: {{epochs: 2, batch_size: 30}}}}\n"
+        f"tiny/{row}.yaml": f"{{extends: ../tiny.yaml, variant: {row}, methods: {{{row}: {{epochs: 2, batch_size: 30}}}}}}"
         for row in ("baseline", "scl")
     },
 }

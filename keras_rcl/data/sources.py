@@ -10,7 +10,7 @@ import numpy as np
 from keras_rcl.data.images import decode, image_files, is_greyscale, is_hidden, open_image, resized, upright_size
 from keras_rcl.data.splits import ImageData, SourceSplit, Split, StreamedSplit, gathered, stratified
 from keras_rcl.data.streaming import load_streamed
-from keras_rcl.data.tfds_sets import tfds_splits
+from keras_rcl.data.tfds_sets import readable, tfds_splits
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.atomic import check_storable
 from keras_rcl.vocabulary.dataset import Dataset
@@ -56,7 +56,7 @@ def load(dataset: Dataset) -> ImageData:
             image is corrupt.
     """
     source = {"digits": _digits, "folder": _folder}.get(dataset.name, tfds_splits)
-    with _quiet_logs():
+    with _quiet_logs(), readable(dataset.name) if source is tfds_splits else contextlib.nullcontext():
         if dataset.streamed:
             return load_streamed(dataset)
         found = SourceData(*source(dataset))

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,23 @@ def prepared(dataset: Dataset):
             f"{dataset.name} has no train split, only {sorted(builder.info.splits)}; choose another data set"
         )
     return builder, keys
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """A context in which files of a prepared data set are read; a damaged one is named in one line."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except InvalidInputError:
+        raise
+    except (tf.errors.OpError, ValueError, LookupError, TypeError, AttributeError) as error:  # of TFDS and its files
+        reason = _line(error)
+        raise InvalidInputError(
+            f"{name} cannot be read: {reason if len(reason) <= 300 else reason[:300] + '...'}; hint: prepare the data set "
+            "again"
+        ) from error
 
 
 def _data_dir(dataset: Dataset) -> str | None:

@@ -200,6 +200,11 @@ class PhaseRunner:
             metrics = self._run_intervals(progress, label, resumed, after_step)
         except tf.errors.ResourceExhaustedError:
             raise InvalidInputError(self._out_of_memory()) from None
+        except tf.errors.DataLossError as error:
+            reason = error.message.splitlines()[0]
+            raise InvalidInputError(
+                f"the training images cannot be read: {reason}; hint: prepare the data set again"
+            ) from None
         seconds = time.perf_counter() - started
         if self.average:
             self.average.show(True)

@@ -179,6 +179,8 @@ class _Search:
     def run(self, study: Study) -> None:
         """Run the trials that are missing, in this process or in several."""
         self.progress.start("trials", self.options.trials * UNITS)
+        for trial in study.ended():  # of which the last one may have been interrupted before this
+            self._discard_states(trial["number"])
         if self.options.processes == 1:
             for job in self.jobs(study):
                 outcome = run_trial(job, functools.partial(self.report, study, job.number, outcome=None))
@@ -206,8 +208,7 @@ class _Search:
             if outcome["state"] == STOPPED:
                 raise CannotWrite(f"{outcome['reason']}; the same command resumes")
             study.end(number, outcome)
-            for left in ("training", "checkpoints"):
-                shutil.rmtree(self._trial_folder(number) / left, ignore_errors=True)
+            self._discard_states(number)
             self._shares.pop(number, None)
             self.progress.say(_line(study.table[number], study.best()))
             self.progress.start("trials", self.options.trials * UNITS)
@@ -216,6 +217,11 @@ class _Search:
         best = study.best()
         note = f"best {objective} {best['objective']:.2%}" if best else ""
         self.progress.update(round(UNITS * (len(study.ended()) + sum(self._shares.values()))), note)
+
+    def _discard_states(self, number: int) -> None:
+        """Delete what only an unfinished trial needs."""
+        for left in ("training", "checkpoints"):
+            shutil.rmtree(self._trial_folder(number) / left, ignore_errors=True)
 
     def write_best(self, best: dict[str, Any]) -> None:
         """Write the experiment of the best trial, as a configuration file."""
