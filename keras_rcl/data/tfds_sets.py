@@ -55,10 +55,8 @@ def readable(name: str) -> Iterator[None]:
     except InvalidInputError:
         raise
     except (tf.errors.OpError, ValueError, LookupError, TypeError, AttributeError) as error:  # of TFDS and its files
-        reason = _line(error)
         raise InvalidInputError(
-            f"{name} cannot be read: {reason if len(reason) <= 300 else reason[:300] + '...'}; hint: prepare the data set "
-            "again"
+            f"{name} cannot be read: {_line(error)[:300]}; hint: prepare the data set again"
         ) from error
 
 
