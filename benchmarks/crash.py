@@ -75,7 +75,7 @@ PAPER = {
     "network: {projection_hidden: 8, projection_dim: 4}\n"
     "evaluation: {attacks: [{name: fgsm, epsilon: 16/255}]}\n"
     "scales: {cpu: {dataset: {limit: 60}}}\n",
-    "tiny/baseline.yaml": "{extends: ../tiny.yaml, variant: baseline, methods: {baseline: {epochs: 2, batch_size: 30}}}",
+    "tiny/baseline.yaml": "{extends: ../tiny.yaml, variant: baseline, methods: {baseline: {epochs: 2}}}",
     "tiny/scl.yaml": "{extends: ../tiny.yaml, variant: scl, methods: {scl: {epochs: 2, batch_size: 30}}}",
 }
 """The configurations of a paper of two rows, for `report --train`."""

@@ -1,11 +1,13 @@
 """Figures of a report: curves, bars, embeddings, and attacked images, as PNG with 150 dots per inch."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from keras_rcl.data.pictures import GAP, picture_grid
@@ -24,8 +26,43 @@ NAME_LENGTH = 14
 
 
 def _save(figure: Figure, path: str | Path) -> None:
+    for text in figure.findobj(Text):
+        _make_drawable(text)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
+
+
+def _make_drawable(text: Text) -> None:
+    """Give a text that the font lacks characters of a font that has them; what no font has is escaped, as in Python."""
+    missing = frozenset(text.get_text()) - _characters(font_manager.findfont(text.get_fontproperties())) - {"\n"}
+    if not missing:
+        return
+    families, lacking = _families_with(missing)
+    text.set_fontfamily([*text.get_fontfamily(), *families])
+    escaped = (letter.encode("unicode_escape").decode() if letter in lacking else letter for letter in text.get_text())
+    text.set_text("".join(escaped))
+
+
+@functools.cache
+def _characters(font: str) -> frozenset[str]:
+    """The characters of a font file; none if it cannot be read."""
+    try:
+        return frozenset(map(chr, font_manager.get_font(font).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@functools.cache
+def _families_with(missing: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The installed font families that have some of these characters, and the characters that no font has."""
+    families = []
+    for font in font_manager.fontManager.ttflist:
+        if not missing:
+            break
+        if font.style == "normal" and (found := missing & _characters(font.fname)):
+            families.append(font.name)
+            missing -= found
+    return tuple(families), missing
 
 
 def accuracy_epsilon_plot(

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from matplotlib import pyplot
+from matplotlib import font_manager, pyplot
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from keras_rcl.errors import InvalidInputError
@@ -142,3 +143,26 @@ def test_embeddings(tmp_path, saved):
     assert [axes.get_title() for axes in panels] == ["plain", "ours"]
     np.testing.assert_array_equal(panels[0].collections[1].get_offsets(), points[labels == 1])
     assert [text.get_text() for text in saved[0].legends[0].get_texts()] == ["a", "b", "c"]
+
+
+def test_characters_that_no_font_has_are_escaped(tmp_path, saved, monkeypatch):
+    """matplotlib's warning about a missing glyph would be an error here."""
+    known = figures._characters
+    monkeypatch.setattr(figures, "_characters", lambda font: known(font) if "DejaVu" in font else frozenset())
+    figures._families_with.cache_clear()
+    attacked(2, tmp_path / "cats.png", class_names=("猫", "Häuser", *"23456789"))
+    drawn = [text.get_text() for text in saved[0].findobj(Text)]
+    assert r"true \u732b" in drawn and "true Häuser" in drawn
+
+
+def test_a_font_that_has_the_characters_is_taken(tmp_path, saved, monkeypatch):
+    """Another font than the default that has a character of the name, or what stands for one."""
+    default = font_manager.findfont("DejaVu Sans")
+    monkeypatch.setattr(
+        figures, "_characters", lambda font: frozenset("true a") if font == default else frozenset("猫")
+    )
+    figures._families_with.cache_clear()
+    text = Figure().text(0, 0, "true 猫")
+    figures._make_drawable(text)
+    assert text.get_text() == "true 猫" and len(text.get_fontfamily()) == 2
+    figures._families_with.cache_clear()
