@@ -120,7 +120,8 @@ def read_arrays(path: str | Path, arrays: Mapping[str, tuple[str, int]], hint: s
         InvalidInputError: If there is no such file, it is damaged, or an array is missing or another one.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file open that it cannot read.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in arrays}
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be read: {error.strerror or error}; hint: {hint}") from None
