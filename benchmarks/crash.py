@@ -122,8 +122,8 @@ def subjects(root: Path) -> dict[str, Subject]:
         base = ["fit", "--config", str(settings), "--variant", variant, "--deterministic", "--save-every", "0"]
         found[variant] = Subject([*base, *beside], runs_finished)
     at, certified = str(models / "at"), str(models / "certified")
-    attacks = ["--attack", "pgd-20:epsilon=16/255,num_restarts=2", "--attack", "square-100:epsilon=16/255"]
-    crafted = ["--attack", "pgd-20:epsilon=16/255", "--batch-size", "10", "--shard-size", "30"]
+    attacks = ["--attack", "pgd-100:epsilon=16/255,num_restarts=2", "--attack", "square-100:epsilon=16/255"]
+    crafted = ["--attack", "pgd-200:epsilon=16/255", "--batch-size", "5", "--shard-size", "30"]
     claim = ["--claim", "60%", "--epsilon", "16/255", "--limit", "40", "--check-images", "20", "--batch-size", "20"]
     space = ["--search", "method.batch_size=choice(16,32,60)", "--trials", "3", "--save-every", "0"]
     balls = ["--epsilon", "1/255,2/255", "--limit", "30", "--max-images", "8", "--timeout", "60", "--batch-size", "10"]
@@ -359,7 +359,7 @@ class Bench:
             folder = self.root / name / f"cut{row['finished']}"
             folder.mkdir(exist_ok=True)
             process = self.start(subject, folder)
-            status = process.wait(self.rng.uniform(0, 0.5 * seconds))
+            status = process.wait(self.rng.uniform(0, 0.8 * seconds))
             if status is None:
                 self._kill(name, row, process, folder)
                 if not subject.finished(folder, whole):

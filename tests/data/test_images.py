@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageOps
+from PIL import Image
 
 from keras_rcl.data.images import check_images, image_files, read_images, resized
 from keras_rcl.errors import InvalidInputError
@@ -78,19 +78,29 @@ def test_further_formats(tmp_path, name):
     assert image_files(tmp_path) == [path]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.T,
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].T,
+    8: lambda a: np.rot90(a),
+}
+"""EXIF's orientation -> how its standard shows the stored array."""
+
+
+@pytest.mark.parametrize("orientation", TURNED)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_a_photograph_is_turned_as_viewers_turn_it(tmp_path, orientation, suffix):
-    """Pillow's own function for it is the reference; a wrong orientation is ignored, as viewers do."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.kron(np.arange(8).reshape(4, 2) * 30, np.ones((8, 8), int)).astype(np.uint8)
     Image.fromarray(stored).save(tmp_path / f"x.{suffix}", exif=exif)
-    with Image.open(tmp_path / f"x.{suffix}") as image:
-        image.load()  # Pillow turns a TIFF when it loads it, and would turn it twice
-        shown = np.asarray(ImageOps.exif_transpose(image))
+    shown = TURNED[orientation](stored)
     found, _ = read_images([tmp_path / f"x.{suffix}"], (*shown.shape, 1))
-    np.testing.assert_allclose(found[0, ..., 0], shown / 255, atol=1e-7)
+    np.testing.assert_allclose(found[0, ..., 0], shown / 255, atol=0.02 if suffix == "jpg" else 1e-7)
 
 
 def test_damaged_exif_is_ignored(tmp_path):
