@@ -170,6 +170,7 @@ def open_image(path: Path) -> Image.Image:
     try:
         with _quiet():
             image = Image.open(path, formats=_FORMATS)
+            image.filename = ""  # else Pillow maps an uncompressed TIFF into memory, wrongly where it must be turned
             # MPO is a JPEG with pictures behind it.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except FileNotFoundError:
