@@ -1,6 +1,7 @@
 """Distances in pixel units, in which every epsilon and step size of this package is given."""
 
 import math
+import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +26,8 @@ def parse_pixels(value: Any) -> float:
         ValueError: if the value is not a number or fraction, is negative, or is not finite.
     """
     try:
+        if isinstance(value, str) and re.search(r"e[+-]?\d{4}", value, re.IGNORECASE):
+            raise ValueError  # a fraction of so many digits takes minutes
         number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{value!r} is not a distance; write it as 8/255 or 0.031") from None

@@ -41,7 +41,25 @@ def test_other_distances(value, text):
 
 
 @pytest.mark.parametrize(
-    "value", ["-1", "-1/255", "nan", "inf", "8/0", "abc", "", "8/255/2", "1e999", -0.1, math.nan, math.inf, None, [8]]
+    "value",
+    [
+        "-1",
+        "-1/255",
+        "nan",
+        "inf",
+        "8/0",
+        "abc",
+        "",
+        "8/255/2",
+        "1e999",
+        "1e99999999",
+        "1e-99999999",
+        -0.1,
+        math.nan,
+        math.inf,
+        None,
+        [8],
+    ],
 )
 def test_no_distance(value):
     with pytest.raises(ValueError, match="is not a distance") as caught:
