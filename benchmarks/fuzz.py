@@ -177,7 +177,7 @@ class Seeds:
     """
 
     fit = ("fit", "--variant", "baseline", "--no-compare", "--limit", "20", "--set", "network.projection_hidden=8")
-    tune = ("tune", "--variant", "baseline", "--limit", "20", "--search", "method.learning_rate=log(1e-4,1e-2)")
+    tune = ("tune", "--variant", "baseline", "--limit", "20", "--search", "method.batch_size=choice(8,16,128)")
 
     def __init__(self, folder: Path):
         folder.mkdir(exist_ok=True)

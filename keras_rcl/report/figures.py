@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, font_manager
@@ -190,7 +191,7 @@ def loss_surface_plot(surface: np.ndarray, path: str | Path, *, reach: str, titl
 
 
 def loss_curves_plot(
-    panels: Sequence[tuple[str, Sequence[Mapping[str, float]]]], path: str | Path, *, columns: int = 4
+    panels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], path: str | Path, *, columns: int = 4
 ) -> None:
     """The loss of each epoch and its terms, with one panel per training.
 

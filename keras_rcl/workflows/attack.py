@@ -100,11 +100,10 @@ def attack(
         settings={**evaluation.settings, "attack_dtype": attack_dtype},
     )
     workers.assert_same_inputs(fingerprint.to_json())
-    journal = None
+    written, journal = None, None
     if workers.chief:
-        output_dir, journal = output_and_journal(
-            output_dir, Path("attacks") / classifier.path.stem, fingerprint, overwrite
-        )
+        default = Path("attacks") / classifier.path.stem
+        written, journal = output_and_journal(output_dir, default, fingerprint, overwrite)
         report_resumed(journal, progress)
     with contextlib.nullcontext() if journal is None else journal:
         survival = evaluator(
@@ -118,17 +117,17 @@ def attack(
         sources=hashes,
         attack_dtype=attack_dtype,
     )
-    if journal is None or output_dir is None:  # not the chief
+    if journal is None or written is None:  # not the chief
         return record, None
     record["geometry"] = geometry_of(classifier.outputs, chosen, attacks, seed)
     class_names = classifier.class_names or data.class_names
-    with atomic_folder(output_dir, overwrite=overwrite) as folder:
+    with atomic_folder(written, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)
         _draw(evaluator, survival, images, class_names, record["model"]["name"], folder)
         if save_images:
             _save_images(survival, chosen.indices, folder / "adversarial.npz")
     journal.discard()
-    return record, output_dir
+    return record, written
 
 
 def _save_images(survival: Survival, indices: np.ndarray, path: Path) -> None:

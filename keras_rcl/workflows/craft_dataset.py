@@ -102,10 +102,10 @@ def craft_dataset(
     images_hash = hash_arrays(chosen.images, chosen.labels, chosen.indices)
     fingerprint = Fingerprint.from_json({**inputs, "images": images_hash, "batch_size": batch_size})
     workers.assert_same_inputs(fingerprint.to_json())
-    progress, journal = progress or Silent(), None
+    progress, written, journal = progress or Silent(), None, None
     if workers.chief:
         default = Path("adversarial") / classifier.path.stem
-        output_dir, journal = output_and_journal(output_dir, default, fingerprint, overwrite, marker=RECORD)
+        written, journal = output_and_journal(output_dir, default, fingerprint, overwrite, marker=RECORD)
         if done := len(journal):
             progress.say(f"resuming {journal.path}: {done} batches done")
     with contextlib.nullcontext() if journal is None else journal:
@@ -121,15 +121,15 @@ def craft_dataset(
             "accuracy": float(results["stood"].mean()),
             "shards": [shard_name(number, len(starts)) for number in range(len(starts))],
         }
-        if journal is None or output_dir is None:  # Only the chief writes.
+        if journal is None or written is None:  # Only the chief writes.
             return record, None
-        with atomic_folder(output_dir, overwrite=overwrite) as folder:
+        with atomic_folder(written, overwrite=overwrite) as folder:
             examples = sources.Split(results["images"], chosen.labels, chosen.indices)
             for name, start in zip(record["shards"], starts, strict=True):
                 write_shard(folder / name, _rows(examples, slice(start, start + shard_size)), part)
             write_json(folder / RECORD, record)
         journal.discard()
-    return record, output_dir
+    return record, written
 
 
 def _batch_function(

@@ -466,7 +466,7 @@ def _run_folder(experiment: Experiment, fingerprint: Fingerprint, options: FitOp
     return RunFolder(runs / name, fingerprint, begin, overwrite=overwrite)
 
 
-def _losses(metrics: Path, phases: Sequence[Phase]) -> list[dict[str, Any]]:
+def _losses(metrics: Path, phases: Sequence[Phase]) -> list[Any]:
     """The losses of each epoch, refreshes included: `phase`, `epoch`, `loss` and its terms, means over batches."""
     names = {"phase", "epoch", "loss"}
     for phase in phases:

@@ -380,7 +380,8 @@ def _dead(folder: Path, objective: str) -> str | None:
     metrics = folder / "metrics.jsonl"
     if not metrics.exists():  # a method without epochs
         return None
-    ends = list({line["phase"]: dict(line) for line in METRICS.read_lines(metrics)}.items())
+    lines: list[dict[str, Any]] = [dict(line) for line in METRICS.read_lines(metrics)]
+    ends = list({line["phase"]: line for line in lines}.items())
     for phase, line in ends:
         monitored = phase == ends[-1][0] and objective != "clean_accuracy"
         for name in ("zero_gradients", "monitor_zero_gradients")[: 1 + monitored]:
