@@ -283,9 +283,9 @@ def picture_builder() -> type:
             )
 
         def _split_generators(self, dl_manager):
-            return {"train": self._examples(), "test": self._examples()}
+            return {"train": self._generate_examples(), "test": self._examples()}
 
-        def _examples(self):
+        def _generate_examples(self):
             for number in range(30):
                 yield number, {"image": np.full((8, 8, 1), 8 * number, np.uint8), "label": number % 10}
 
