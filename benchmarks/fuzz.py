@@ -283,7 +283,7 @@ def picture_builder() -> type:
             )
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(), "test": self._examples()}
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
 
         def _generate_examples(self):
             for number in range(30):
@@ -765,13 +765,13 @@ def work(folder: Path, seed: int, numbers: range, seconds: float) -> None:
     """What the worker does: a line of JSON before and after each input, on its own standard output."""
     from keras_rcl.runtime.tensorflow import start_tensorflow
 
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print while the seeds are made
     start_tensorflow()
     warnings.simplefilter("always")  # every time, and not only the first
     seeds = Seeds(folder)
     if not seeds.record.is_file():
         seeds.make()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     with without_the_work(seeds):
         for number in numbers:
             print(json.dumps({"number": number}), file=answers, flush=True)
