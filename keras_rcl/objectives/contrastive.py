@@ -6,6 +6,7 @@ normalized here: if an equation means cosines, bring them to unit length first, 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,9 +14,12 @@ import numpy as np
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.objectives.labels import LabelLoss, first_occurrences, label_vector, one_per_row
+from keras_rcl.objectives import tiled
+from keras_rcl.objectives.labels import LabelLoss, groups_of, label_vector, one_per_row
 from keras_rcl.objectives.tensors import Tensor
 
+TILED_FROM = 2048
+"""From this number of anchors, similarities are computed a block of rows at a time (`keras_rcl.objectives.tiled`)."""
 MASKED = -1e30
 """Replaces the similarity of an anchor to itself; finite, so that even a batch of one image gives no NaN."""
 
@@ -53,12 +57,26 @@ def supervised_contrastive(labels: Tensor, projection: Tensor, *, temperature: f
         Khosla et al. 2020, "Supervised contrastive learning", L_out; Wang eq. 1, Cusin eq. 1, CLAF eq. 2.
     """
     _check_temperature(temperature)
-    labels, similarity = _labels_and_similarity(labels, projection)
-    similarity = ops.where(_same_anchor(labels), MASKED, similarity)
+    return _plain_or_tiled(_supcon, _tiled_supcon, labels, projection, temperature)
+
+
+def _supcon(labels: Tensor, projection: Tensor, temperature: float) -> Tensor:
+    """The M x M log-softmax, averaged over the positives."""
+    similarity = ops.where(_same_anchor(labels), MASKED, _similarity(projection))
     similarity = similarity - ops.stop_gradient(ops.max(similarity, axis=1, keepdims=True))
     log_softmax = similarity / temperature
     log_softmax = log_softmax - ops.log(ops.sum(ops.exp(log_softmax), axis=1, keepdims=True))
     return -_mean_where(_positives(labels), log_softmax)
+
+
+def _tiled_supcon(labels: Tensor, projection: Tensor, temperature: float) -> Tensor:
+    """log sum_{a in A(i)} exp(z_i . z_a / tau) - z_i . mean_{p in P(i)} z_p / tau; the mean is a sum over the class."""
+    groups = groups_of(labels)
+    positives = groups.sizes - 1
+    to_positives = ops.sum(projection * (tiled.sum_over_group(projection, groups) - projection), axis=1)
+    to_positives = ops.divide_no_nan(to_positives, positives) / temperature
+    others = tiled.log_sum_exp_of_others(projection, temperature)
+    return ops.where(positives > 0, others - to_positives, 0.0)
 
 
 def margin_contrastive(
@@ -95,10 +113,18 @@ def margin_contrastive(
     References:
         Wang 2024, arXiv:2412.19747, eq. 4.
     """
-    labels, similarity = _labels_and_similarity(labels, projection)
+    return _plain_or_tiled(_margin, _tiled_margin, labels, projection, positive_margin, negative_margin)
+
+
+def _margin(labels: Tensor, projection: Tensor, positive_margin: float, negative_margin: float) -> Tensor:
+    similarity = _similarity(projection)
     too_far = _mean_where(_positives(labels), ops.relu(positive_margin - similarity))
     too_near = _mean_where(~_same_label(labels), ops.relu(similarity - negative_margin))
     return too_far + too_near
+
+
+def _tiled_margin(labels: Tensor, projection: Tensor, positive_margin: float, negative_margin: float) -> Tensor:
+    return tiled.margin_sums(projection, groups_of(labels), positive_margin, negative_margin)
 
 
 def has_positive(labels: Tensor) -> Tensor:
@@ -110,7 +136,7 @@ def has_positive(labels: Tensor) -> Tensor:
     Returns:
         bool [M].
     """
-    return ops.any(_positives(labels), axis=1)
+    return groups_of(_anchor_labels(labels)).sizes > 1
 
 
 def mean_over_anchors(values: Tensor, labels: Tensor) -> Tensor:
@@ -150,7 +176,7 @@ class _Contrastive(LabelLoss):
 
     def numbered(self, labels: Tensor) -> Tensor:
         """Small numbers for labels [N] of any size: only which labels are equal matters."""
-        return first_occurrences(labels)
+        return groups_of(labels).segments
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss of each image, [N]: the mean of the values of its views, or their sum for `reduction="sum"`."""
@@ -254,13 +280,29 @@ class MarginContrastive(_Contrastive):
         return {**super().get_config(), **margins}
 
 
-def _labels_and_similarity(labels: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    """The labels [M], checked, and z_i . z_a: [M, D] -> float32 [M, M]."""
+def _plain_or_tiled(plain: Callable, blocks: Callable, labels: Tensor, projection: Tensor, *settings: float) -> Tensor:
+    """Check labels and projections, and compute an objective by its plain form for few anchors, else by blocks.
+
+    A graph chooses if M is not known. The two forms differ by rounding only. The plain one is faster for few anchors,
+    and its memory grows with M x M.
+    """
     if len(projection.shape) != 2:
         raise InvalidInputError(f"projections of shape {tuple(projection.shape)} are not [M, D]; hint: stack the views")
-    labels = one_per_row(_anchor_labels(labels), projection)
+    labels = ops.convert_to_tensor(one_per_row(_anchor_labels(labels), projection))
     projection = ops.cast(projection, "float32")
-    return labels, ops.matmul(projection, ops.transpose(projection))
+
+    def by(form):
+        return lambda: form(labels, projection, *settings)
+
+    count = projection.shape[0]
+    if count is None:
+        return ops.cond(ops.shape(projection)[0] < TILED_FROM, by(plain), by(blocks))
+    return by(plain if count < TILED_FROM else blocks)()
+
+
+def _similarity(projection: Tensor) -> Tensor:
+    """z_i . z_a: [M, D] -> [M, M]."""
+    return ops.matmul(projection, ops.transpose(projection))
 
 
 def _anchor_labels(labels: Tensor) -> Tensor:
@@ -273,7 +315,6 @@ def _anchor_labels(labels: Tensor) -> Tensor:
 
 def _same_label(labels: Tensor) -> Tensor:
     """bool [M, M]."""
-    labels = _anchor_labels(labels)
     return ops.expand_dims(labels, 1) == ops.expand_dims(labels, 0)
 
 

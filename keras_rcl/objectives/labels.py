@@ -1,5 +1,7 @@
 """Labels as losses receive them: [N] or [N, 1], integers of any size, never one-hot."""
 
+from typing import NamedTuple
+
 import keras
 import numpy as np
 from keras import ops
@@ -37,26 +39,39 @@ def label_vector(labels: Tensor) -> Tensor:
     return ops.reshape(labels, (-1,))
 
 
-def first_occurrences(labels: Tensor) -> Tensor:
-    """Number labels by the place of their first occurrence, so that equal labels, and only these, have equal numbers.
+class Groups(NamedTuple):
+    """The anchors that share a label.
+
+    Attributes:
+        segments: The number of the group of each anchor, integers [M] below M.
+        sizes: The number of anchors of the group of each anchor, float32 [M].
+    """
+
+    segments: Tensor
+    sizes: Tensor
+
+
+def groups_of(labels: Tensor) -> Groups:
+    """Number the groups of equal labels.
 
     Keras casts the labels of a loss to float32, in which integers above 2^24 run together; these numbers are small.
 
     Args:
-        labels: [N].
-
-    Returns:
-        int32 [N].
+        labels: Integers [M].
 
     Example:
         >>> import numpy as np
-        >>> first_occurrences(np.array([2**24, 2**24 + 1, 2**24])).numpy().tolist()
+        >>> groups_of(np.array([2**24, 2**24 + 1, 2**24])).segments.numpy().tolist()
         [0, 1, 0]
     """
     labels = ops.convert_to_tensor(labels)
-    place = ops.arange(ops.shape(labels)[0])
-    same = (labels[:, None] == labels[None, :]) | (place[:, None] == place[None, :])
-    return ops.cast(ops.argmax(ops.cast(same, "int32"), axis=1), "int32")
+    count = ops.shape(labels)[0]
+    order = ops.argsort(labels)
+    in_order = ops.take(labels, order)
+    begins = ops.concatenate([ops.zeros_like(order[:1]), ops.cast(in_order[1:] != in_order[:-1], order.dtype)])
+    segments = ops.scatter(order[:, None], ops.cumsum(begins), (count,))
+    members = ops.segment_sum(ops.ones((count,), "float32"), segments, count)
+    return Groups(segments, ops.take(members, segments))
 
 
 def one_per_row(labels: Tensor, projections: Tensor) -> Tensor:

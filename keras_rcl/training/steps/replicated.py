@@ -6,7 +6,7 @@ the whole batch and computes their loss; from its own part of dL / d outputs it 
     dL/dw = sum over replicas of (d outputs / dw)^T (dL / d outputs)
 
 So every anchor of a contrastive loss is compared with every other one, on whichever replica it is, and no gradient
-passes through the gather.
+passes through the gather. A tiled loss compares only the anchors of its own replica with all others.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_rcl.networks.two_headed import batch_norms
+from keras_rcl.objectives.tiled import RowShards, sharded_rows
 from keras_rcl.runtime.distributed import Workers
 from keras_rcl.training.loss_terms import outputs_read
 from keras_rcl.training.steps.step import Gradients, Outputs, StepInput, StepResult
@@ -88,6 +89,7 @@ class ReplicatedStep:
         with tf.GradientTape() as tape:
             outputs = trainer(batch, training=True)
         own = {name: outputs[name] for name in self._read}
+        images = batch.labels.shape[0] // len(trainer.kinds)
         beside = {
             "labels": tf.cast(batch.labels, tf.float32)[:, None],
             "zero gradients": tf.fill([tf.shape(batch.labels)[0], 1], batch.zero_gradients),
@@ -97,37 +99,49 @@ class ReplicatedStep:
         zero_gradients = tf.reduce_mean(gathered.pop("zero gradients"))
         with tf.GradientTape() as loss_tape:
             loss_tape.watch(gathered)
-            loss, values = trainer.loss_and_values(labels, gathered)
-            scaled = trainer.optimizer.scale_loss(loss)
-        pulled = {name: rows for name, rows in loss_tape.gradient(scaled, gathered).items() if rows is not None}
+            with sharded_rows(self._row_shards(images)):
+                loss, values = trainer.loss_and_values(labels, gathered)
+                scaled = trainer.optimizer.scale_loss(loss)
+                pulled = loss_tape.gradient(scaled, gathered)
+        pulled = {name: rows for name, rows in pulled.items() if rows is not None}
         gradients = tape.gradient(
             [own[name] for name in pulled],
             trainer.trainable_variables,
-            output_gradients=[self._own_rows(rows) for rows in pulled.values()],
+            output_gradients=[self._own_rows(rows, images) for rows in pulled.values()],
         )
         result = StepResult(labels, gathered, loss, trainer.with_zero_gradients(values, zero_gradients))
         return self._for_optimizer(gradients), result
 
     def _gather(self, rows: Outputs) -> Outputs:
-        """Arrays [V * n, D] of this replica -> [V * N, D] of all replicas, stacked view by view as on one device.
+        """Arrays [V * n, D] of this replica -> [V * N, D] of all replicas, stacked view by view as on one device."""
+        packed = tf.concat(list(rows.values()), axis=1)
+        stacked = self._all_rows(packed, packed.shape[0] // len(self._trainer.kinds))
+        return dict(zip(rows, tf.split(stacked, [array.shape[1] for array in rows.values()], axis=1), strict=True))
+
+    def _row_shards(self, images: int) -> RowShards:
+        """The anchors of a loss, divided like the images of which they are views."""
+        return RowShards(
+            own=lambda rows: self._own_rows(rows, images),
+            gather=lambda values: self._all_rows(values[:, None], images)[:, 0],
+        )
+
+    def _all_rows(self, rows: tf.Tensor, images: int) -> tf.Tensor:
+        """Views of this replica's n images, [V * n, D] -> those of all replicas, [V * N, D].
 
         They are concatenated and summed over the replicas; the array of each replica is zero where the others' are.
         Every strategy can do that.
         """
-        context, views = tf.distribute.get_replica_context(), len(self._trainer.kinds)
-        packed = tf.concat(list(rows.values()), axis=1)
-        place = tf.one_hot(context.replica_id_in_sync_group, self._workers.replicas, dtype=packed.dtype)
-        gathered = context.all_reduce(SUM, place[:, None, None] * packed)  # [R, V * n, D]
-        shape = [self._workers.replicas, views, packed.shape[0] // views, packed.shape[1]]
-        stacked = tf.reshape(tf.transpose(tf.reshape(gathered, shape), [1, 0, 2, 3]), [-1, packed.shape[1]])
-        return dict(zip(rows, tf.split(stacked, [array.shape[1] for array in rows.values()], axis=1), strict=True))
+        context, replicas = tf.distribute.get_replica_context(), self._workers.replicas
+        place = tf.one_hot(context.replica_id_in_sync_group, replicas, dtype=rows.dtype)
+        gathered = context.all_reduce(SUM, place[:, None, None] * rows)  # [R, V * n, D]
+        by_view = tf.transpose(tf.reshape(gathered, [replicas, -1, images, rows.shape[1]]), [1, 0, 2, 3])
+        return tf.reshape(by_view, [-1, rows.shape[1]])
 
-    def _own_rows(self, rows: tf.Tensor) -> tf.Tensor:
-        """The rows of this replica [V * n, D] among those of all [V * N, D]."""
-        views, replicas = len(self._trainer.kinds), self._workers.replicas
-        shape = [views, replicas, rows.shape[0] // (views * replicas), rows.shape[1]]
-        own = tf.reshape(rows, shape)[:, tf.distribute.get_replica_context().replica_id_in_sync_group]
-        return tf.reshape(own, [-1, rows.shape[1]])
+    def _own_rows(self, rows: tf.Tensor, images: int) -> tf.Tensor:
+        """The views of this replica's n images, [V * n, ...], among those of all, [V * N, ...]."""
+        by_replica = tf.reshape(rows, [-1, self._workers.replicas, images, *rows.shape[1:]])
+        own = by_replica[:, tf.distribute.get_replica_context().replica_id_in_sync_group]
+        return tf.reshape(own, [-1, *rows.shape[1:]])
 
     def _for_optimizer(self, gradients: Gradients) -> Gradients:
         """The gradients that the optimizer of this replica is given, before it sums those of all replicas.
