@@ -281,23 +281,16 @@ class MarginContrastive(_Contrastive):
 
 
 def _plain_or_tiled(plain: Callable, blocks: Callable, labels: Tensor, projection: Tensor, *settings: float) -> Tensor:
-    """Check labels and projections, and compute an objective by its plain form for few anchors, else by blocks.
+    """Check labels and projections, and compute an objective: few anchors by its plain form, more by blocks.
 
-    A graph chooses if M is not known. The two forms differ by rounding only. The plain one is faster for few anchors,
-    and its memory grows with M x M.
+    The two forms differ by rounding only. The plain one is faster for few anchors, and its memory grows with M x M. A
+    graph that does not know M computes by blocks.
     """
     if len(projection.shape) != 2:
         raise InvalidInputError(f"projections of shape {tuple(projection.shape)} are not [M, D]; hint: stack the views")
     labels = ops.convert_to_tensor(one_per_row(_anchor_labels(labels), projection))
-    projection = ops.cast(projection, "float32")
-
-    def by(form):
-        return lambda: form(labels, projection, *settings)
-
-    count = projection.shape[0]
-    if count is None:
-        return ops.cond(ops.shape(projection)[0] < TILED_FROM, by(plain), by(blocks))
-    return by(plain if count < TILED_FROM else blocks)()
+    few = projection.shape[0] is not None and projection.shape[0] < TILED_FROM
+    return (plain if few else blocks)(labels, ops.cast(projection, "float32"), *settings)
 
 
 def _similarity(projection: Tensor) -> Tensor:

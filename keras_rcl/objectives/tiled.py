@@ -10,6 +10,7 @@ Rows are therefore independent, in the value and in the gradient. With `sharded_
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -80,12 +81,12 @@ def log_sum_exp_of_others(rows: Tensor, temperature: float) -> Tensor:
 
     @ops.custom_gradient
     def function(rows):
-        scaled = rows / temperature
-        values = _gathered(_by_blocks(value, scaled, rows, -SELF))
+        scaled = rows / math.sqrt(temperature)
+        values = _gathered(_by_blocks(value, scaled, -SELF))
 
         def gradient(*given, upstream=None):
             upstream = given[0] if upstream is None else upstream
-            return _pairs_gradient(weights, scaled, rows, -SELF, (values, upstream)) / temperature
+            return _pairs_gradient(weights, scaled, -SELF, (values, upstream)) / math.sqrt(temperature)
 
         return values, gradient
 
@@ -124,28 +125,27 @@ def margin_sums(rows: Tensor, groups: Groups, positive_margin: float, negative_m
 
     @ops.custom_gradient
     def function(rows):
-        values = _gathered(_by_blocks(value, rows, rows, SELF, shares))
+        values = _gathered(_by_blocks(value, rows, SELF, shares))
 
         def gradient(*given, upstream=None):
             upstream = given[0] if upstream is None else upstream
-            return _pairs_gradient(weights, rows, rows, SELF, (*shares, upstream))
+            return _pairs_gradient(weights, rows, SELF, (*shares, upstream))
 
         return values, gradient
 
     return function(rows)
 
 
-def _by_blocks(fn: Callable, rows: Tensor, columns: Tensor, own: float, *beside: tuple[Tensor, ...]) -> Tensor:
+def _by_blocks(fn: Callable, rows: Tensor, own: float, *beside: tuple[Tensor, ...]) -> Tensor:
     """Compute `fn(similarities [B, M], arrays of the block)` for this replica's rows, a block at a time.
 
     Args:
         fn: Returns one row per row of the block.
-        rows: Compared with all columns, [M, D].
-        columns: [M, D].
+        rows: [M, D].
         own: The value of a row's similarity to itself.
         *beside: At most one tuple of arrays [M], of which `fn` receives the rows of the block.
     """
-    count, dimension = ops.shape(columns)[0], columns.shape[1]
+    count, dimension = ops.shape(rows)[0], rows.shape[1]
     arrays = [rows, ops.arange(count), *(beside[0] if beside else ())]
     arrays = [_own(array) for array in arrays]
     mine = ops.shape(arrays[0])[0]
@@ -157,12 +157,11 @@ def _by_blocks(fn: Callable, rows: Tensor, columns: Tensor, own: float, *beside:
         padded = ops.concatenate([array, ops.zeros((padding, *array.shape[1:]), array.dtype)])
         return ops.reshape(padded, (blocks, height, *array.shape[1:]))
 
-    transposed = ops.transpose(columns)
+    columns = ops.transpose(rows)
 
     def one(block):
         part, index, *others = block
-        part = ops.reshape(part, (-1, dimension))
-        similarity = ops.matmul(part, transposed)
+        similarity = ops.matmul(ops.reshape(part, (-1, dimension)), columns)
         places = ops.stack([ops.arange(ops.shape(index)[0]), index], axis=1)
         similarity = ops.scatter_update(similarity, places, ops.full(ops.shape(index), own, "float32"))
         return fn(similarity, tuple(others))
@@ -171,18 +170,18 @@ def _by_blocks(fn: Callable, rows: Tensor, columns: Tensor, own: float, *beside:
     return ops.reshape(found, (-1, *found.shape[2:]))[:mine]
 
 
-def _pairs_gradient(weights: Callable, rows: Tensor, columns: Tensor, own: float, arrays: tuple[Tensor, ...]) -> Tensor:
+def _pairs_gradient(weights: Callable, rows: Tensor, own: float, arrays: tuple[Tensor, ...]) -> Tensor:
     """sum over j of w_ij z_j of this replica's rows, with 0 in the rows of the other replicas: [M, D]."""
 
     def block(similarity, mine):
-        return ops.matmul(weights(similarity, mine, arrays), columns)
+        return ops.matmul(weights(similarity, mine, arrays), rows)
 
-    found = _by_blocks(block, rows, columns, own, arrays)
+    found = _by_blocks(block, rows, own, arrays)
     shards = _shards.get()
     if shards is None:
         return found
-    places = shards.own(ops.arange(ops.shape(columns)[0]))
-    return ops.scatter(places[:, None], found, ops.shape(columns))
+    places = shards.own(ops.arange(ops.shape(rows)[0]))
+    return ops.scatter(places[:, None], found, ops.shape(rows))
 
 
 def _own(array: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The program of each process of `test_replicas.py`: `replicas_program.py FOLDER STAGE [REPLICAS]`.
 
-It runs alone, or among the workers of `TF_CONFIG`. With the stage `step` it runs one step, else all stages. The result
-of each stage is written to `FOLDER/<stage><worker>.npz`; in the last stage a worker is killed.
+It runs alone, or among the workers of `TF_CONFIG`. With the stage `step` it runs one step, with `tiled` one step whose
+loss is computed by blocks of rows, with `all` all stages. The result of each stage is written to
+`FOLDER/<stage><worker>.npz`; in the last stage a worker is killed.
 """
 
 import os
@@ -13,6 +14,7 @@ import numpy as np
 from tiny import BATCH, image_data, tiny_clafs, tiny_network, train
 
 from keras_rcl.networks import synchronize
+from keras_rcl.objectives import contrastive, tiled
 from keras_rcl.runtime.distributed import Message, Workers
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.runtime.signals import WorkerLost
@@ -116,12 +118,15 @@ def main(folder: Path, stage: str, replicas: int | None) -> None:
     start_tensorflow()
     workers = start_workers(replicas, heartbeat=30)
 
+    if stage == "tiled":
+        contrastive.TILED_FROM, tiled.BLOCK_ELEMENTS = 0, 64
+
     def write(**stages: dict[str, np.ndarray]) -> None:
         for name, arrays in stages.items():
             np.savez(folder / f"{name}{workers.index}.npz", **arrays)
 
     write(supcon=stepped(SUPCON, workers))
-    if stage == "step":
+    if stage != "all":
         return
     own = folder / f"run{workers.index}"
     write(clafs=trained(own, workers, Copies(own, 4) if workers.chief else None))

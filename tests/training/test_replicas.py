@@ -72,8 +72,10 @@ def assert_same_step(expected, found):
 
 
 @pytest.mark.slow
-def test_a_step_of_two_replicas_equals_the_step_of_one_device(tmp_path, alone):
-    process = start(tmp_path, "step", "2")
+@pytest.mark.parametrize("stage", ("step", "tiled"))
+def test_a_step_of_two_replicas_equals_the_step_of_one_device(tmp_path, alone, stage):
+    """Also if each replica compares only its own anchors with all others, by blocks."""
+    process = start(tmp_path, stage, "2")
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert_same_step(alone, dict(np.load(tmp_path / "supcon0.npz")))
