@@ -140,6 +140,7 @@ def craft_round(
         InvalidInputError: as of `craft`.
     """
     x, labels = _as_batch(x, labels)
+    attack.check_images(x.shape[1:])
     if _splits(attack, x.shape[0], support):
         count = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
         # Of an odd number both halves hold the middle image, so that neither is empty: oneDNN's fused convolutions
@@ -172,7 +173,7 @@ def _craft_round(attack: Attack, logits_fn: Callable, x, labels, start, seed, ro
     """`craft_round` of a batch as one."""
     restart = tf.cast(round // (attack.num_rounds // attack.num_restarts), tf.int64)
     # 2^32 apart, so that the restarts of one seed are not those of the next.
-    seeds = _example_seeds(x, seed) + tf.stack([tf.zeros_like(restart), restart]) * 2**32
+    seeds = example_seeds(x, seed) + tf.stack([tf.zeros_like(restart), restart]) * 2**32
 
     def logits_of(images):
         # A SavedModel forgets the size of the batch, forwards and backwards; a reshape's gradient knows it again.
@@ -238,7 +239,7 @@ def check_images(x: tf.Tensor | np.ndarray) -> None:
         )
 
 
-def _example_seeds(x: tf.Tensor, seed) -> tf.Tensor:
+def example_seeds(x: tf.Tensor, seed) -> tf.Tensor:
     """[N, 2] stateless seeds, a function of the seed and of each image's own bits: independent of batch and order."""
     base = tf.cast(tf.reshape(tf.stack([0, seed]) if np.ndim(seed) == 0 else seed, [2]), tf.int64)
     bits = tf.cast(tf.reshape(tf.bitcast(x, tf.int32), [tf.shape(x)[0], -1]), tf.int64)

@@ -6,7 +6,7 @@ import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.cli.completion import complete_attack
-from keras_rcl.cli.parsing import parse_claim, parse_epsilon
+from keras_rcl.cli.parsing import check_not_in, parse_claim, parse_epsilon
 from keras_rcl.cli.start import print_model_notes
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.tables import audit_text
@@ -47,6 +47,7 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
         raise InvalidInputError("give either --claim SHARE or --record FILE")
     radius = None if epsilon is None else parse_epsilon(epsilon)
     claim = None if share is None else parse_claim(share, norm, radius)
+    check_not_in([verifier or ""], "epsilon", "the --epsilon of the claim")
     verifier = None if verifier is None else parse_attack(verifier)
     start_tensorflow()
     from keras_rcl.workflows.audit import audit_model

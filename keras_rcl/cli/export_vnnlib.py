@@ -4,7 +4,7 @@ import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.cli.completion import complete_attack
-from keras_rcl.cli.parsing import parse_attacks, parse_radii
+from keras_rcl.cli.parsing import check_not_in, parse_attacks, parse_radii
 from keras_rcl.runtime.program import program_name
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
@@ -42,6 +42,7 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 @shared.overwrite_option("Replace the folder.")
 def export_vnnlib(model, epsilons, attacks, **options):
     """Write a model as ONNX and its robustness as VNN-LIB, for alpha-beta-CROWN and other verifiers."""
+    check_not_in(attacks, "epsilon", f"--epsilon {epsilons}")
     radii, attacks = parse_radii(epsilons), parse_attacks(attacks)
     start_tensorflow()
     from keras_rcl.workflows.export_vnnlib import export_vnnlib

@@ -50,6 +50,8 @@ def fit(choice, compare, no_compare, replicas, workers, as_json, **options):
 
     If the command is interrupted or killed, the same command resumes it.
     """
+    if no_compare:
+        shared.refuse_unused("--no-compare trains no other variant; give one of the two", "compare")
     given = pop_settings(options, "seed", "precision", "attack_dtype", "jit", "micro_batch", "limit", "data_dir")
     experiment = choice.load(given)
     names = () if no_compare else (compare or experiment.compare)

@@ -9,6 +9,7 @@ import click
 
 from keras_rcl import config
 from keras_rcl.cli.completion import complete_variant
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.network import AttackDtype
 
 Decorator = Callable[[Callable], Callable]
@@ -187,6 +188,23 @@ runs_option = click.option("--runs", type=FOLDER, default="runs", show_default=T
 saved_models_option = click.option(
     "--saved-models", type=FOLDER, default="saved_models", show_default=True, help="The folder of SavedModels."
 )
+
+
+def refuse_unused(why: str, *names: str) -> None:
+    """Refuse options of the running command that were given and have no effect.
+
+    Args:
+        why: Why they have none, and what to do.
+        *names: The names of the options, as the command receives them.
+
+    Raises:
+        InvalidInputError: If one of them was given.
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            (option,) = (parameter.opts[0] for parameter in context.command.params if parameter.name == name)
+            raise InvalidInputError(f"{option} has no effect: {why}")
 
 
 def _all(*options: Decorator) -> Decorator:

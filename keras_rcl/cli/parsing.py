@@ -55,10 +55,18 @@ def parse_attacks(
     Raises:
         InvalidInputError: if a text cannot be read, or an attack does not take what is asked of it.
     """
+    for field, value in {"epsilon": epsilons, "num_restarts": restarts, "protocol": protocol}.items():
+        if value is not None:
+            check_not_in(texts, field, f"--{field.removeprefix('num_')} {value}")
     attacks = [parse_attack(text) for text in texts]
     attacks += [_through(source, attack) for source in transfers for attack in attacks]
     if restarts:
-        attacks = [_with_restarts(attack, restarts) for attack in attacks]
+        repeated = [_with_restarts(attack, restarts) for attack in attacks]
+        if restarts > 1 and repeated == attacks:
+            raise InvalidInputError(
+                f"--restarts {restarts}: {attacks[0].label} has no restarts to set; leave it out, or add pgd or apgd"
+            )
+        attacks = repeated
     try:
         if epsilons:
             attacks = [
@@ -69,6 +77,17 @@ def parse_attacks(
     if protocol == "all":
         return [a.with_protocol(name) for a in attacks for name in (PROTOCOLS if a.takes_protocol else ["pixel"])]
     return [attack.with_protocol(protocol) for attack in attacks] if protocol else attacks
+
+
+def check_not_in(texts: Sequence[str], field: str, option: str) -> None:
+    """Refuse an option that sets a field which the text of an attack sets as well.
+
+    Raises:
+        InvalidInputError: if a text sets it.
+    """
+    for text in texts:
+        if field in (item.partition("=")[0].strip() for item in text.partition(":")[2].split(",")):
+            raise InvalidInputError(f"{option}: attack {text!r} sets {field} as well; give one of the two")
 
 
 def _through(source: str, attack) -> Transfer:

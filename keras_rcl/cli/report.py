@@ -52,6 +52,8 @@ def report(paper, settings, results, runs, saved_models, as_json, **options):
     """
     if paper is None:
         raise InvalidInputError(f"no paper is given; give --paper, one of {', '.join(PAPERS)}")
+    if not options["train"]:
+        shared.refuse_unused("it is for --train; leave it out", "processes")
     _check_results(results)
     settings = [*settings, *pop_settings(options, "data_dir")]
     start_tensorflow()

@@ -55,6 +55,10 @@ def verify(model, epsilons, as_json, **options):
     file. If the command is interrupted or killed, the same command resumes it.
     """
     radii = parse_radii(epsilons)
+    if options["method"] != METHODS[-1]:
+        shared.refuse_unused(f"it is for {METHODS[-1]}, and --method is {options['method']}; leave it out", "timeout")
+    if options["no_attack"]:
+        shared.refuse_unused("it is for attacks, and --no-attack runs none; leave it out", "seed", "batch_size")
     start_tensorflow()
     from keras_rcl.workflows.verify import verify_model
 

@@ -252,6 +252,8 @@ class Evaluator:
                 is not defined for so few classes.
         """
         check_images(images)
+        for attack in self.attacks:
+            attack.check_images(images.shape[1:])
         images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
         progress, pieces = progress or Silent(), Pieces(workers, journal)
         (first,) = pieces([(b"clean", lambda: {"predictions": self.predict(images)})])

@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.spec import spec
 
 Norm = Literal["linf", "l2"]
@@ -55,30 +57,66 @@ else:
 """A distance in pixel units, [0, 1]: accepts `8/255`, `"8/255"` and `0.031`, and prints as `8/255`."""
 
 
+LARGEST_LENGTH = {"linf": 1.0, "l2": 100.0}
+"""The largest distance of each norm that a setting accepts; a larger one was probably given in units of 0 to 255.
+
+No two images differ by more than 1 in `linf`. In `l2` they differ by at most sqrt(H W C), which `check_ball` compares
+with where the images are known; 100 is above that for images of up to 57 x 57 x 3, and far above every radius in use.
+"""
+
+
 def check_epsilon(epsilon: float, norm: Norm) -> None:
-    """Reject an L-inf radius above the whole pixel range: epsilon was probably given in 0-255.
+    """Reject a radius that no image in [0, 1] needs: epsilon was probably given in 0-255.
 
     Raises:
-        ValueError: if `norm` is `linf` and `epsilon` is larger than 1.
+        ValueError: if `epsilon` is larger than `LARGEST_LENGTH` of the norm.
     """
-    if norm == "linf" and epsilon > 1:
-        raise ValueError(
-            f"epsilon {epsilon:g} is larger than the whole pixel range [0, 1]; did you mean {epsilon:g}/255?"
-        )
+    _check_length("epsilon", epsilon, norm)
 
 
 def check_step_size(step_size: float | None, norm: Norm) -> None:
-    """Reject a step of length 0 and an L-inf step above the whole pixel range; None is valid.
+    """Reject a step of length 0 and one that is longer than any radius; None is valid.
 
     Raises:
-        ValueError: if `step_size` is 0, or `norm` is `linf` and it is larger than 1.
+        ValueError: if `step_size` is 0, or larger than `LARGEST_LENGTH` of the norm.
     """
     if step_size == 0:
         raise ValueError("step_size 0 never moves; leave it out for a quarter of epsilon")
-    if step_size is not None and norm == "linf" and step_size > 1:
-        raise ValueError(
-            f"step_size {step_size:g} is larger than the whole pixel range [0, 1]; did you mean {step_size:g}/255?"
+    if step_size is not None:
+        _check_length("step_size", step_size, norm)
+
+
+def check_ball(epsilon: float, norm: Norm, image_shape: Sequence[int | None], name: str = "epsilon") -> None:
+    """Reject a distance that is longer than the diagonal of the pixel box of these images.
+
+    Args:
+        epsilon: the distance.
+        norm: `linf` or `l2`.
+        image_shape: (H, W, C). A shape with None is not checked.
+        name: the name of the distance in the message.
+
+    Raises:
+        InvalidInputError: if no two images in [0, 1] of this shape are as far apart.
+    """
+    if norm == "linf" or None in image_shape:
+        return
+    diagonal = math.sqrt(math.prod(size for size in image_shape if size is not None))
+    if epsilon > diagonal * (1 + 1e-6):
+        shape = "x".join(map(str, image_shape))
+        raise InvalidInputError(
+            f"{name} {epsilon:g} in l2 is larger than {diagonal:g}, the largest distance of two {shape} images in "
+            f"[0, 1]; did you mean {epsilon:g}/255?"
         )
+
+
+def _check_length(name: str, length: float, norm: Norm) -> None:
+    if length <= LARGEST_LENGTH[norm]:
+        return
+    if norm == "linf":
+        why = f"{name} {length:g} is larger than the whole pixel range [0, 1]"
+    else:
+        why = f"{name} {length:g} in l2 is larger than {LARGEST_LENGTH[norm]:g}; pixels are in [0, 1]"
+    raise ValueError(f"{why}; did you mean {length:g}/255?")
 
 
 @spec

@@ -76,7 +76,7 @@ def export_vnnlib(
     instances, rows = [], []
     for epsilon in dict.fromkeys(epsilons):
         words = [word.with_epsilon(epsilon) for word in attacks]
-        outputs, _ = outputs_of(words, classifier.outputs, data)
+        outputs, _ = outputs_of(words, classifier.outputs, data, trust)
         support = support_of(words, outputs, data)
         evaluator = Evaluator(
             classifier.logits, words, batch_size=batch_size, seed=seed, outputs=outputs, support=support
@@ -95,7 +95,7 @@ def export_vnnlib(
         "command": command_line(),
         "model": classifier.identity(),
         "data": {"name": data.name, "part": part},
-        "attacks": [describe(word) for word in attacks],
+        "attacks": [describe(word.with_epsilon(epsilon)) for word in attacks for epsilon in dict.fromkeys(epsilons)],
         "timeout": timeout,
         "epsilons": rows,
         "instances": [{"index": one.index, "label": one.label, "epsilon": one.epsilon} for one in instances],

@@ -61,9 +61,12 @@ def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
         # Of a model from elsewhere; TFDS would write there.
         fields = {**settings["dataset"], "data_dir": None, **fields}
     try:
-        return Dataset(**fields)
+        dataset = Dataset(**fields)
     except ValidationError as error:
         raise InvalidInputError(f"data set: {format_error(error)}") from None
+    if dataset.folder is not None and dataset.name != "folder":
+        raise InvalidInputError(f"--folder {dataset.folder} is not read for --dataset {dataset.name}; leave out one")
+    return dataset
 
 
 def _check_fit(classifier: Classifier, data: sources.ImageData) -> None:
@@ -97,6 +100,8 @@ def outputs_of(
     `own` gives the attacked model's: `logits`, `embedding` or `projection` -> function, None where it tells none.
     """
     found, hashes = {}, {}
+    for attack in attacks:
+        attack.check_images(data.image_shape)
     for member in itertools.chain.from_iterable(attack.members for attack in attacks):
         key = proxy, output = member.proxy, member.target_output
         if key in found:

@@ -121,7 +121,7 @@ def verify_model(
         model={**classifier.identity(), "input_range": found_range.to_json()},
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
-        attacks=[describe(attack) for attack in attacks],
+        attacks=[describe(attack.with_epsilon(epsilon)) for attack in attacks for epsilon in epsilons],
         **settings,
         dtype="float64" if float64 else "float32",
     )

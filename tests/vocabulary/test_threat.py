@@ -1,14 +1,16 @@
 """Distances in pixels: written as the field writes them, and the 0-255 mistake."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from keras_rcl.errors import format_error
-from keras_rcl.vocabulary.attacks import BIM, FGSM, PGD
+from keras_rcl.errors import InvalidInputError, format_error
+from keras_rcl.vocabulary.attacks import BIM, FGSM, PGD, AutoAttack, CarliniWagner, Stored, Transfer
+from keras_rcl.vocabulary.claim import Claim
 from keras_rcl.vocabulary.threat import Pixels, ThreatModel, format_pixels, parse_pixels
 
 quick = settings(max_examples=300)
@@ -79,6 +81,43 @@ def test_an_epsilon_in_0_255_is_refused_with_its_cure(make, epsilon):
 def test_the_radius_of_an_l2_ball_may_be_larger_than_1():
     assert ThreatModel(norm="l2", epsilon=2).epsilon == 2
     assert ThreatModel(epsilon=1).epsilon == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ThreatModel(norm="l2", epsilon=128),
+        lambda: Claim(robust_accuracy=0.6, norm="l2", epsilon=128),
+        lambda: PGD(norm="l2", epsilon=128),
+        lambda: CarliniWagner(epsilon=128),
+        lambda: AutoAttack(norm="l2", epsilon=128),
+        lambda: Stored(folder="adversarial", norm="l2", epsilon=128),
+        lambda: PGD(norm="l2", epsilon="128/255", step_size=128),
+    ],
+)
+def test_an_l2_distance_in_0_255_is_refused_with_its_cure(make):
+    with pytest.raises(ValueError) as caught:
+        make()
+    (line,) = format_error(caught.value).splitlines()
+    assert "did you mean 128/255?" in line and "[0, 1]" in line
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        (PGD(norm="l2", epsilon=9), "epsilon 9 in l2 is larger than 8"),
+        (CarliniWagner(epsilon=64), "did you mean 64/255?"),
+        (PGD(norm="l2", epsilon=1, step_size=9), "step_size 9 in l2 is larger than 8"),
+        (Transfer(source="other", attack=PGD(norm="l2", epsilon=9)), "epsilon 9"),
+    ],
+)
+def test_a_ball_wider_than_the_images_is_refused(attack, said):
+    """The diagonal of the box of 8x8x1 pixels is sqrt(64) = 8."""
+    with pytest.raises(InvalidInputError, match=re.escape(said)):
+        attack.check_images((8, 8, 1))
+    attack.check_images((None, None, 1))
+    PGD(norm="l2", epsilon=8, step_size=8).check_images((8, 8, 1))
+    PGD(norm="l2", epsilon=9, protocol="wang-minus1to1").check_images((8, 8, 1))
 
 
 def test_equal_however_it_is_written():

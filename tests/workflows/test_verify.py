@@ -77,6 +77,7 @@ def test_the_record_the_counterexamples_and_the_table(here):
     assert record == json.loads((here / "verifications/small/record.json").read_text())
     assert record["protocol"] == "pixel" and record["dtype"] == "float32" and record["method"] == METHODS[-1]
     assert [row["epsilon"] for row in record["rows"]] == [1 / 255, 40 / 255]
+    assert record["attacks"] == ["APGD-CE linf 1/255", "APGD-CE linf 40/255"]
     for row, outcome in zip(record["rows"], record["outcomes"], strict=True):
         statuses = outcome["statuses"]
         assert len(statuses) == record["images"] == sum(row["counts"].values())

@@ -1,10 +1,11 @@
 """What every attack offers, whatever its hyper-parameters are."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.threat import Norm, Protocol, ThreatModel, check_epsilon, check_step_size
+from keras_rcl.vocabulary.threat import Norm, Protocol, ThreatModel, check_ball, check_epsilon, check_step_size
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -97,6 +98,19 @@ class AttackBase(DataclassInstance):
     def takes_protocol(self) -> bool:
         """Whether the attack runs in the coordinates of another protocol than `pixel`."""
         return has_protocol(type(self))
+
+    def check_images(self, image_shape: Sequence[int | None]) -> None:
+        """Check that ball and step are not longer than the distance of any two images of this shape (H, W, C).
+
+        Under another protocol than `pixel` they have other units and are not checked.
+
+        Raises:
+            InvalidInputError: if one of them is.
+        """
+        if self.protocol != "pixel":
+            return
+        check_ball(self.epsilon, self.norm, image_shape)
+        check_ball(getattr(self, "step_size", None) or 0.0, self.norm, image_shape, "step_size")
 
     def with_epsilon(self, epsilon: float) -> Self:
         """The same attack with another radius, in pixel units."""

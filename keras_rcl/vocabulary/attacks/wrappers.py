@@ -1,6 +1,7 @@
 """Adversarial examples of another attack: transferred from another model, read from disk, or kept for many steps."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, PositiveInt
@@ -35,6 +36,9 @@ class Wrapping(AttackBase):
 
     def with_epsilon(self, epsilon: float) -> Self:
         return dataclasses.replace(self, attack=self.attack.with_epsilon(epsilon))
+
+    def check_images(self, image_shape: Sequence[int | None]) -> None:
+        self.attack.check_images(image_shape)
 
 
 @spec
