@@ -21,6 +21,7 @@ from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
+from keras_rcl.vocabulary.threat import check_ball
 
 __all__ = ["Audit", "Evidence", "Finding", "Subject", "Verdict", "audit"]
 
@@ -45,6 +46,9 @@ class Audit:
             robust.
         adversarial: [M, H, W, C], the image that broke each counterexample.
         predictions: [M], the classes of `adversarial`.
+        robust_accuracy: The share of images that survive the verifier and the checks' attacks.
+        interval: The exact (Clopper-Pearson) interval of that share, for images like these.
+        images_needed: If the images are too few for a verdict, the number that would decide; None otherwise.
         surface: [GRID, GRID], the logit margin of one image along its gradient's sign (rows) and a random sign
             (columns), from -epsilon to epsilon.
 
@@ -65,6 +69,9 @@ class Audit:
     counterexamples: np.ndarray
     adversarial: np.ndarray
     predictions: np.ndarray
+    robust_accuracy: float
+    interval: tuple[float, float]
+    images_needed: int | None
     surface: np.ndarray
 
 
@@ -84,9 +91,11 @@ def audit(
 ) -> Audit:
     """Audit a claim.
 
-    The verdict is `falls` if fewer images survive the verifier than are claimed: by more than `budget.claim_tolerance`
-    on the images of a record, or also by more than two standard errors of a share of N images if the claim is a
-    number. It is `not shown` if a check that blocks is raised, and `stands` otherwise.
+    The verdict is `falls` if there are counterexamples and fewer images survive than are claimed: by more than
+    `budget.claim_tolerance` on the images of a record; if the claim is a number, so few that this has a probability
+    below 2.5 % if the claim is true (exact binomial). It is `stands` if at least as many survive as are claimed, the
+    images are enough for that (`budget.resolution`), and no check that blocks is raised. Otherwise, and always if the
+    model is not read as it was trained, it is `not shown`.
 
     Args:
         subject: The model.
@@ -104,7 +113,8 @@ def audit(
         The verdict, with one finding per check.
 
     Raises:
-        InvalidInputError: If there are no images, or they are not in [0, 1].
+        InvalidInputError: If there are no images, they are not in [0, 1], the ball is wider than the box, or the
+            given verifier is not defined for the model.
 
     Example:
         >>> import keras_rcl
@@ -116,15 +126,14 @@ def audit(
     check_images(images)
     if not len(images):
         raise InvalidInputError("no images to audit; choose another split or a higher limit")
+    check_ball(claim.epsilon, claim.norm, images.shape[1:])
     labels = np.asarray(labels, np.int32)
     context = Context(subject, images, labels, claim, evidence, budget, batch_size, seed, progress or Silent(), journal)
+    _ = context.verifier  # raises before anything is attacked
     findings = run_checks(context)
     verdict, reason = _verdict(context, findings)
-    survived, adversarial, predictions = context.worst_case
-    broken = context.measured.clean & ~survived
-    if evidence is not None:
-        broken &= evidence.survived
-    counterexamples = np.flatnonzero(broken) if verdict == "falls" else np.zeros(0, int)
+    _, adversarial, predictions = context.worst_case
+    counterexamples = np.flatnonzero(context.counterexamples) if verdict == "falls" else np.zeros(0, int)
     return Audit(
         claim=claim,
         verdict=verdict,
@@ -135,6 +144,9 @@ def audit(
         counterexamples=counterexamples,
         adversarial=adversarial[counterexamples],
         predictions=predictions[counterexamples],
+        robust_accuracy=context.robust_accuracy,
+        interval=context.interval,
+        images_needed=context.images_needed,
         surface=_surface(context),
     )
 
@@ -142,12 +154,25 @@ def audit(
 def _verdict(context: Context, findings: tuple[Finding, ...]) -> tuple[Verdict, str]:
     """The verdict and its reason."""
     reason = comparison_text(context)
+    raised = {finding.check: finding.because for finding in findings if finding.status == "raised"}
+    void = [because for name, because in raised.items() if CHECKS[name].voids]
+    if void:
+        return "not shown", f"the model is probably not read as it was trained ({'; '.join(void)}); {reason}"
     if context.falls:
         return "falls", reason
-    blocking = [finding.check for finding in findings if finding.status == "raised" and CHECKS[finding.check].blocks]
+    doubts = []
+    if context.contradicted:
+        doubts.append("no attack broke an image that the claim counts as robust")
+    elif not context.reached:
+        doubts.append("fewer survive than are claimed, though chance explains it")
+    elif not context.enough_images:
+        doubts.append("these are too few images for this claim")
+    if context.images_needed is not None:
+        doubts[-1] += f"; about {context.images_needed} images would decide"
+    blocking = [name for name in raised if CHECKS[name].blocks]
     if blocking:
-        return "not shown", f"{reason}; but {', '.join(blocking)} was raised, so it may be lower still"
-    return "stands", reason
+        doubts.append(f"{', '.join(blocking)} {'was' if len(blocking) == 1 else 'were'} raised")
+    return ("not shown", f"{reason}; but {', and '.join(doubts)}") if doubts else ("stands", reason)
 
 
 def _surface(context: Context) -> np.ndarray:

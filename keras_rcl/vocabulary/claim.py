@@ -1,11 +1,11 @@
 """A robustness claim, and how thoroughly to audit it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attacks import Attack, AutoAttack
+from keras_rcl.vocabulary.attacks import Attack, AutoAttack, AutoPGD, Square
 from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Norm, Pixels, check_epsilon
 
@@ -46,10 +46,14 @@ class AuditBudget:
         num_restarts: restarts of the PGD with restarts.
         num_queries: queries per image of the black-box check.
         num_draws: draws per image of each noise control.
-        verifier: the attack that measures robust accuracy at the claim's epsilon; AutoAttack if not given, in version
-            `rand` if the model is random.
+        verifier: the attack that measures robust accuracy at the claim's epsilon. If not given: AutoAttack, in version
+            `rand` if the model is random; APGD for fewer than four classes; Square if no gradient reaches the pixels.
         tolerance: the share of images by which two measurements may differ before a check raises a finding.
-        claim_tolerance: the share by which a claim on the same images may exceed the measured robust accuracy.
+        claim_tolerance: the share by which a claim on the same images may exceed the measured robust accuracy, and the
+            rounding of a claim that is a number.
+        confidence: the probability with which an interval contains the share that it is of.
+        resolution: a claim stands only if the lower limit of the measured share's interval is at most this far below
+            the claim, and at most half the claim: with fewer images the number says too little.
 
     Example:
         >>> import keras_rcl
@@ -65,17 +69,49 @@ class AuditBudget:
     verifier: Attack | None = None
     tolerance: Share = 0.02
     claim_tolerance: Share = 0.005
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    resolution: Share = 0.15
 
-    def resolved_verifier(self, claim: Claim, randomised: bool) -> Attack:
+    def resolved_verifier(
+        self, claim: Claim, randomised: bool, num_classes: int | None = None, differentiable: bool = True
+    ) -> Attack:
         """The verifier, in the claim's ball.
 
+        Args:
+            claim: norm and epsilon.
+            randomised: whether the model is random.
+            num_classes: the number of the model's classes; None if it is not known.
+            differentiable: whether a gradient of the model reaches the pixels.
+
         Raises:
-            InvalidInputError: if the verifier has another norm than the claim.
+            InvalidInputError: if the given verifier has another norm than the claim, runs in other coordinates than
+                pixels, or is not defined for the model.
         """
+        ball: dict[str, Any] = dict(norm=claim.norm, epsilon=claim.epsilon)
         if self.verifier is not None:
-            if self.verifier.norm != claim.norm:
-                raise InvalidInputError(
-                    f"verifier {self.verifier.label} has norm {self.verifier.norm}, the claim {claim.norm}; use one"
-                )
-            return self.verifier.with_epsilon(claim.epsilon)
-        return AutoAttack(norm=claim.norm, epsilon=claim.epsilon, version="rand" if randomised else "standard")
+            return self._given_verifier(claim, num_classes, differentiable)
+        if not differentiable:
+            return Square(**ball)
+        if num_classes is not None and num_classes < 4:
+            return AutoPGD(**ball, num_restarts=5)
+        return AutoAttack(**ball, version="rand" if randomised else "standard")
+
+    def _given_verifier(self, claim: Claim, num_classes: int | None, differentiable: bool) -> Attack:
+        """The verifier that was given, which is run or refused, never replaced."""
+        verifier = self.verifier
+        assert verifier is not None
+        if verifier.norm != claim.norm:
+            raise InvalidInputError(
+                f"verifier {verifier.label} has norm {verifier.norm}, the claim {claim.norm}; use one"
+            )
+        if verifier.protocol != "pixel" or verifier.training_only:
+            why = "is an attack of training" if verifier.training_only else f"runs under {verifier.protocol}"
+            raise InvalidInputError(f"verifier {verifier.label} {why}; a claim is of pixels; use autoattack or pgd")
+        if num_classes is not None:
+            verifier.for_classes(num_classes)
+        reads_own_gradient = any(member.num_passes[1] and member.proxy is None for member in verifier.members)
+        if not differentiable and reads_own_gradient:
+            raise InvalidInputError(
+                f"verifier {verifier.label} needs gradients, and no gradient reaches the pixels; use square or rays"
+            )
+        return verifier.with_epsilon(claim.epsilon)

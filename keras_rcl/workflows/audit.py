@@ -21,7 +21,7 @@ from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.storage.stored import read_arrays
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
-from keras_rcl.vocabulary.threat import Norm, format_pixels
+from keras_rcl.vocabulary.threat import Norm, check_ball, format_pixels
 from keras_rcl.workflows.inputs import data_for, logits_through, pixels, split_of
 
 FORMAT = 1
@@ -99,8 +99,10 @@ def audit_model(
     if claim is None:
         raise InvalidInputError("no claim to audit; give a claim or a record")
     images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
+    # Raise before anything is written.
+    check_ball(claim.epsilon, claim.norm, images.shape[1:])
+    budget.resolved_verifier(claim, randomised=False, num_classes=classifier.num_classes)
     classifier, input_range = classifier.as_trained(images, labels)
-    budget.resolved_verifier(claim, randomised=False)  # raises before anything is written
     progress, batch_size = progress or Silent(), min(batch_size, len(images))
     subject = Subject(
         logits=classifier.logits,
@@ -256,6 +258,9 @@ def _as_json(result: Audit, budget: AuditBudget, seed: int) -> dict[str, Any]:
         ],
         "images": len(result.measured.labels),
         "clean_accuracy": result.measured.clean_accuracy,
+        "robust_accuracy": result.robust_accuracy,
+        "interval": list(result.interval),
+        "images_needed": result.images_needed,
         "measured": result.measured.rows(),
         "checked": result.checked.rows(),
         "budget": TypeAdapter(AuditBudget).dump_python(budget, mode="json"),

@@ -7,7 +7,7 @@ To add a check: write `def check(context: Context) -> Result` in one of the modu
 from collections.abc import Callable
 from typing import NamedTuple
 
-from keras_rcl.evaluation.checks import claim, comparison, model
+from keras_rcl.evaluation.checks import claim, comparison, model, reading
 from keras_rcl.evaluation.checks.context import Context, Evidence, Finding, Result, Status, Subject
 
 __all__ = ["CHECKS", "Check", "Context", "Evidence", "Finding", "Result", "Status", "Subject", "run_checks"]
@@ -21,15 +21,31 @@ class Check(NamedTuple):
         meaning: What it means if the check is raised.
         remedy: What to do then.
         blocks: Whether a claim does not stand while the check is raised.
+        voids: Whether there is no verdict at all while the check is raised: a claim does not fall either.
     """
 
     run: Callable[[Context], Result]
     meaning: str
     remedy: str
     blocks: bool = True
+    voids: bool = False
 
 
 CHECKS: dict[str, Check] = {
+    "read as trained": Check(
+        reading.read_as_trained,
+        "The model is probably not given the images that it was trained on, so nothing that is measured here is about "
+        "the model of the claim.",
+        "Check the range of the pixels (--input-range), the data set, the order of the classes and the channels, until "
+        "the clean accuracy is the one that is known of this model; then audit again.",
+        voids=True,
+    ),
+    "clean accuracy": Check(
+        claim.clean_accuracy,
+        "Fewer images are classified correctly without any attack than are claimed to be robust: the claim is of "
+        "another model or other images, or it is false.",
+        "Audit the model and the images that the claim is of.",
+    ),
     "logits": Check(
         model.logits,
         "The output is already a softmax. Cross-entropy applies another softmax, whose gradient almost vanishes: the "
@@ -98,8 +114,15 @@ CHECKS: dict[str, Check] = {
     ),
     "converged": Check(
         comparison.converged,
-        "Twice the steps, or restarts, break further images: the attack had not converged.",
-        "Raise steps and restarts until nothing changes.",
+        "The verifier with twice the steps and queries and other random numbers, or PGD, breaks images that the "
+        "verifier left: it had not converged, and more would be broken by more of it.",
+        "Raise steps, restarts and queries of the verifier until nothing changes.",
+    ),
+    "finite differences": Check(
+        comparison.finite_differences,
+        "Slopes that are measured from the logits lead to adversarial images where the model's own gradient does not: "
+        "its gradient misleads.",
+        "Attack along measured slopes (SPSA), or through a differentiable replacement of the layer (BPDA).",
     ),
     "black box": Check(
         comparison.black_box,
@@ -130,8 +153,9 @@ CHECKS: dict[str, Check] = {
     ),
     "protocol": Check(
         claim.protocol,
-        "The claim was measured in other coordinates than pixels, as on normalised images: its epsilon is "
-        "smaller in pixels, or its images were clamped elsewhere.",
+        "The claim was, or may have been, measured in other coordinates than pixels, as on normalised images: its "
+        "epsilon is then smaller in pixels, or its images were clamped elsewhere. A record names its coordinates; a "
+        "number that fits can be a coincidence.",
         "State epsilon in [0, 1] pixels and attack with the normalisation inside the model.",
     ),
     "claimed number": Check(

@@ -1,23 +1,32 @@
 """Checks of the claim, and of the record that it is read from."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
-from keras_rcl.evaluation.checks.context import Context, Result, not_run, result, standard_error
+from keras_rcl.evaluation.checks.context import Context, Result, not_run, result
+from keras_rcl.evaluation.intervals import interval
 from keras_rcl.vocabulary.attacks import PGD, Attack, describe
-from keras_rcl.vocabulary.threat import PROTOCOLS
+from keras_rcl.vocabulary.threat import PROTOCOLS, Norm
+
+
+def clean_accuracy(context: Context) -> Result:
+    """Whether the model classifies at least as many images as are claimed to be robust."""
+    correct, _ = context.as_given
+    clean, claimed = correct / len(context.labels), context.claim.robust_accuracy
+    because = f"{clean:.1%} of the images are classified correctly without an attack, {claimed:.1%} are claimed robust"
+    return result(claimed - clean > context.budget.claim_tolerance, because, clean_accuracy=clean)
 
 
 def ball_and_box(context: Context) -> Result:
     """Whether every adversarial image, of the record and of this audit, is in ball and box, in float64."""
     limit = context.claim.epsilon * (1 + 1e-5) + 1e-6
     outside, seen, farthest = 0, 0, 0.0
-    for images, adversarial in _adversarial_pairs(context):
-        change = adversarial.astype(np.float64) - images
-        axes = (1, 2, 3)
-        size = np.abs(change).max(axis=axes) if context.claim.norm == "linf" else np.sqrt((change**2).sum(axis=axes))
-        boxed = (adversarial.min(axis=axes) >= 0) & (adversarial.max(axis=axes) <= 1)
+    stored = context.evidence.attacked if context.evidence is not None else ()
+    recorded_pairs = ((context.images, adversarial) for adversarial, _ in stored)
+    for images, adversarial in itertools.chain(recorded_pairs, context.adversarial_pairs()):
+        size, boxed = _size(images, adversarial, context.claim.norm)
         outside += int(np.sum((size > limit) | ~boxed))
         seen, farthest = seen + len(size), max(farthest, float(size.max()))
     recorded = context.evidence.largest_distance if context.evidence is not None else None
@@ -28,20 +37,11 @@ def ball_and_box(context: Context) -> Result:
     return result(outside > 0 or far, because, outside=outside, farthest=farthest)
 
 
-def _adversarial_pairs(context: Context) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images and adversarial images within the claim's ball: of the record, of the verifier and of the checks."""
-    stored = context.evidence.attacked if context.evidence is not None else ()
-    checked, measured = context.checked, context.measured
-    assert checked.adversarial is not None and measured.adversarial is not None
-    return [
-        *((context.images, adversarial) for adversarial, _ in stored),
-        (context.images, measured.adversarial[0]),
-        *(
-            (context.images[: context.count], adversarial)
-            for attack, adversarial in zip(checked.attacks, checked.adversarial, strict=True)
-            if attack.epsilon <= context.claim.epsilon
-        ),
-    ]
+def _size(images: np.ndarray, adversarial: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+    """[N], the size of each change in float64; and [N] bool, whether the image is in [0, 1]."""
+    change, axes = adversarial.astype(np.float64) - images, (1, 2, 3)
+    size = np.abs(change).max(axis=axes) if norm == "linf" else np.sqrt((change**2).sum(axis=axes))
+    return size, (adversarial.min(axis=axes) >= 0) & (adversarial.max(axis=axes) <= 1)
 
 
 def record(context: Context) -> Result:
@@ -70,47 +70,59 @@ def record(context: Context) -> Result:
 
 
 def protocol(context: Context) -> Result:
-    """Whether the claim is of other coordinates: as its record says, or because they give the claimed number."""
-    named = context.evidence.protocol if context.evidence is not None else "pixel"
-    if named != "pixel":
-        return result(True, f"its record names the protocol {named}")
+    """Whether the claim is of other coordinates: as its record says, or because they give the claimed number.
+
+    A record says which coordinates it is of, and its images show it; only a bare number is compared with what other
+    coordinates give.
+    """
+    if context.evidence is not None:
+        named = context.evidence.protocol
+        if named != "pixel":
+            return result(True, f"its record names the protocol {named}")
+        kept = f", and {len(context.evidence.attacked)} attacks' images are kept" if context.evidence.attacked else ""
+        return result(False, f"its record is of pixels{kept}")
     if not context.falls or not context.differentiable:
         return result(False, "no other protocol is named")
     claim, budget = context.claim, context.budget
     pgd = PGD(norm=claim.norm, epsilon=claim.epsilon, num_steps=budget.num_steps)
     protocols = [name for name in PROTOCOLS if name != "pixel"] if context.images.shape[-1] in (1, 3) else []
     attacks: tuple[Attack, ...] = tuple(dataclasses.replace(pgd, protocol=name) for name in protocols)
-    survival = context.evaluate(attacks, slice(0, context.count))
-    shares = {name: survived.mean() for name, survived in zip(protocols, survival.survived, strict=True)}
-    matching = [
-        name
-        for name, survived in zip(protocols, survival.survived, strict=True)
-        if abs(survived.mean() - claim.robust_accuracy) <= budget.tolerance + 2 * standard_error(survived)
-    ]
-    text = ", ".join(f"{name} ({shares[name]:.1%})" for name in matching)
-    because = "no other known coordinates give the claimed number"
-    if matching:
-        because = (
-            f"the claimed {claim.robust_accuracy:.1%} is, within chance, what PGD gives in the coordinates of {text}"
-        )
-    return result(bool(matching), because, **shares)
+    survival = context.evaluate(attacks, slice(None))
+    shares = {name: float(one.mean()) for name, one in zip(protocols, survival.survived, strict=True)}
+    counts = dict(zip(protocols, survival.survived.sum(axis=1), strict=True))
+    within = {name: interval(int(counts[name]), len(context.labels), budget.confidence) for name in protocols}
+    matching = [name for name, (low, high) in within.items() if low <= claim.robust_accuracy <= high]
+    if not matching:
+        return result(False, "no other known coordinates give the claimed number", **shares)
+    text = ", ".join(
+        f"{name} ({shares[name]:.1%}, {within[name][0]:.1%} to {within[name][1]:.1%})" for name in matching
+    )
+    because = (
+        f"{claim.robust_accuracy:.1%} is, within the chance of {len(context.labels)} images, what PGD gives in the "
+        f"coordinates of {text}; this may be a coincidence"
+    )
+    return result(True, because, **shares)
 
 
 def claimed_number(context: Context) -> Result:
     """Whether as many images survive as are claimed."""
+    low, high = context.interval
     return result(
-        context.falls,
+        context.contradicted,
         comparison_text(context),
         claimed=context.claim.robust_accuracy,
-        measured=context.worst_case.survived.mean(),
-        allowed=context.allowed_shortfall,
+        measured=context.robust_accuracy,
+        low=low,
+        high=high,
+        probability=context.probability,
     )
 
 
 def comparison_text(context: Context) -> str:
     """Return the claimed and the measured robust accuracy in one sentence."""
-    survived = context.worst_case.survived
+    low, high = context.interval
     return (
-        f"{context.claim.robust_accuracy:.1%} claimed, {float(survived.mean()):.1%} of {len(survived)} images survive "
-        f"{describe(context.verifier)} and the checks' attacks"
+        f"{context.claim.robust_accuracy:.1%} claimed, {context.robust_accuracy:.1%} of {len(context.labels)} images "
+        f"survive {describe(context.verifier)} and the checks' attacks ({context.budget.confidence:.0%} interval "
+        f"{low:.1%} to {high:.1%})"
     )

@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.attacks.estimated_gradient import with_estimated_gradient
 from keras_rcl.attacks.surrogates import logit_margin
+from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation.intervals import images_to_refute, images_to_show, interval, probability_of_at_most
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.runtime.progress import Progress
 from keras_rcl.storage.journal import Journal
@@ -18,7 +22,6 @@ from keras_rcl.vocabulary.attacks import (
     FGSM,
     PGD,
     Attack,
-    AutoPGD,
     Embedding,
     Noise,
     RayS,
@@ -26,11 +29,17 @@ from keras_rcl.vocabulary.attacks import (
     Transfer,
 )
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
+from keras_rcl.vocabulary.threat import LARGEST_LENGTH
 
 Status = Literal["passed", "raised", "not run"]
 
 WHITE_BOX = ("fgsm", "pgd", "more steps", "restarts", "margin")
 """The names of the attacks through the classifier at the claim's epsilon."""
+
+ESTIMATED = "finite differences"
+"""The name of the model itself as the source of attacks along an estimated gradient."""
+DRAWS = 32
+"""The number of directions of each estimated gradient."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +120,18 @@ class Evidence:
     largest_distance: float | None = None
 
 
+class Attempt(NamedTuple):
+    """The outcome of attacks on some of the images.
+
+    Attributes:
+        positions: [m], of the attacked images.
+        survival: Their survival table; None if no image was left to attack.
+    """
+
+    positions: np.ndarray
+    survival: Survival | None
+
+
 class WorstCase(NamedTuple):
     """The outcome of each image under the verifier and the attacks of the checks within the ball.
 
@@ -167,6 +188,28 @@ class Context:
         )
 
     # The model by itself.
+
+    def accuracy(self, images_fn: Callable[[np.ndarray], np.ndarray] = np.asarray) -> tuple[int, np.ndarray]:
+        """How many images the model classifies correctly if they are given to it as `images_fn` makes them.
+
+        Returns:
+            The number, and the predicted classes [N].
+        """
+        batches = [
+            self.images[start : start + self.batch_size] for start in range(0, len(self.images), self.batch_size)
+        ]
+        predicted = np.concatenate([np.argmax(self.logits(images_fn(batch)), axis=1) for batch in batches])
+        return int(np.sum(predicted == self.labels)), predicted
+
+    @functools.cached_property
+    def as_given(self) -> tuple[int, np.ndarray]:
+        """`accuracy` on the images as they are."""
+        return self.accuracy()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of the model's classes."""
+        return int(self.logits(self.images[:1]).shape[1])
 
     @functools.cached_property
     def repeated(self) -> tuple[np.ndarray, np.ndarray, float, float]:
@@ -234,24 +277,26 @@ class Context:
         attacks["square"] = Square(**ball, num_queries=budget.num_queries)
         if claim.norm == "linf":
             attacks["rays"] = RayS(**ball, num_queries=budget.num_queries)
+        pgd = PGD(**ball, num_steps=budget.num_steps)
+        attacks |= {
+            f"transfer {name}": Transfer(source=name, attack=dataclasses.replace(pgd, loss="logit_margin"))
+            for name in self.subject.others
+        }
         if not self.differentiable:
             return attacks
-        pgd = PGD(**ball, num_steps=budget.num_steps)
-        largest = 1.0 if claim.norm == "linf" else math.sqrt(self.images[0].size)
+        largest = min(1.0 if claim.norm == "linf" else math.sqrt(self.images[0].size), LARGEST_LENGTH[claim.norm])
         attacks |= {
             "epsilon 0": BIM(norm=claim.norm, epsilon=0.0, num_steps=2, step_size=1 / 255),
             "fgsm": FGSM(**ball),
             "half": pgd.with_epsilon(claim.epsilon / 2),
             "pgd": pgd,
             "double": pgd.with_epsilon(min(2 * claim.epsilon, largest)),
-            "largest": dataclasses.replace(pgd.with_epsilon(largest), loss="logit_margin"),
+            "largest": dataclasses.replace(
+                pgd.with_epsilon(largest), loss="logit_margin", num_restarts=budget.num_restarts
+            ),
             "more steps": dataclasses.replace(pgd, num_steps=2 * budget.num_steps),
             "restarts": dataclasses.replace(pgd, num_restarts=budget.num_restarts),
             "margin": dataclasses.replace(pgd, num_steps=2 * budget.num_steps, loss="logit_margin"),
-        }
-        attacks |= {
-            f"transfer {name}": Transfer(source=name, attack=dataclasses.replace(pgd, loss="logit_margin"))
-            for name in self.subject.others
         }
         if self.subject.embedding is not None:
             attacks["embedding"] = Embedding(**ball, num_steps=2 * budget.num_steps)
@@ -259,19 +304,24 @@ class Context:
 
     def _attacked_function(self, attack: Attack) -> Callable:
         """The function of images that an attack reads."""
-        if attack.target_output == "embedding":
+        if attack.proxy == ESTIMATED:
+            radius = self.claim.epsilon / 2 or 1 / 255
+            if self.claim.norm == "l2":
+                radius /= math.sqrt(self.images[0].size)
+            return with_estimated_gradient(self.logits, radius, DRAWS, self.seed)
+        if attack.target_output == "embedding" and attack.proxy is None:
             assert self.subject.embedding is not None
             return self.subject.embedding
         return self.subject.logits if attack.proxy is None else self.subject.others[attack.proxy]
 
-    def evaluate(self, attacks: tuple[Attack, ...], chosen: slice) -> Survival:
+    def evaluate(self, attacks: tuple[Attack, ...], chosen: slice | np.ndarray, seed: int | None = None) -> Survival:
         """Attack the chosen images. The journal returns batches in the order in which they were stored."""
         images, labels = self.images[chosen], self.labels[chosen]
         evaluator = Evaluator(
             self.subject.logits,
             attacks,
             batch_size=min(self.batch_size, len(images)),
-            seed=self.seed,
+            seed=self.seed if seed is None else seed,
             outputs=self._attacked_function,
         )
         return evaluator(images, labels, keep_images=True, progress=self.progress, journal=self.journal)
@@ -290,16 +340,67 @@ class Context:
         """Whether a share of the checks' images is larger than the tolerance and more than one image."""
         return bool(share > self.budget.tolerance and round(share * self.count) > 1)
 
+    @functools.cached_property
+    def left(self) -> np.ndarray:
+        """[n] bool: which of the checks' images survive the verifier. A check is raised for these alone."""
+        return self.measured.survived[0][: self.count]
+
+    @functools.cached_property
+    def stronger(self) -> Attempt:
+        """The verifier with twice the steps and queries and other random numbers, on the checks' images that it left.
+
+        Of an ensemble, members that minimise the distance are left out: they take longest and rarely decide.
+        """
+        members = self.verifier.members
+        chosen = [one for one in members if len(members) == 1 or one.name not in ("fab", "cw")]
+        return self._attempt(tuple(_strengthened(member) for member in chosen), self.seed + 1)
+
+    @functools.cached_property
+    def estimated(self) -> Attempt:
+        """PGD along an estimated gradient, on the checks' images that the verifier left."""
+        claim, budget = self.claim, self.budget
+        pgd = PGD(
+            norm=claim.norm,
+            epsilon=claim.epsilon,
+            num_steps=budget.num_steps,
+            num_restarts=2,
+            loss="logit_margin",
+        )
+        return self._attempt((Transfer(source=ESTIMATED, attack=pgd),), self.seed)
+
+    def _attempt(self, attacks: tuple[Attack, ...], seed: int) -> Attempt:
+        positions = np.flatnonzero(self.left & (not self.randomised))
+        return Attempt(positions, self.evaluate(attacks, positions, seed) if len(positions) else None)
+
+    def broken_by(self, attempt: Attempt) -> np.ndarray:
+        """[n] bool: which of the checks' images an attempt broke."""
+        broken = np.zeros(self.count, bool)
+        if attempt.survival is not None:
+            broken[attempt.positions] = ~attempt.survival.survived.all(axis=0)
+        return broken
+
     # The claim.
 
     @functools.cached_property
     def verifier(self) -> Attack:
-        """The attack that the claimed number is compared with."""
-        if not self.differentiable:
-            return Square(norm=self.claim.norm, epsilon=self.claim.epsilon)
-        if self.logits(self.images[:1]).shape[1] < 4:
-            return AutoPGD(norm=self.claim.norm, epsilon=self.claim.epsilon, num_restarts=5)
-        return self.budget.resolved_verifier(self.claim, self.randomised)
+        """The attack that the claimed number is compared with.
+
+        Raises:
+            InvalidInputError: If the one that was given is not defined for the model.
+        """
+        verifier = self.budget.resolved_verifier(self.claim, self.randomised, self.num_classes, self.differentiable)
+        for member in verifier.members:
+            if member.proxy is not None and member.proxy not in self.subject.others:
+                raise InvalidInputError(
+                    f"verifier {member.label}: {member.proxy} was not given; give it with --transfer-from as well"
+                )
+            known = member.target_output == "embedding" and self.subject.embedding is not None
+            if member.target_output != "logits" and not known:
+                raise InvalidInputError(
+                    f"verifier {member.label} reads the {member.target_output}, which the audited model does not "
+                    "return; use autoattack or pgd"
+                )
+        return verifier
 
     @functools.cached_property
     def measured(self) -> Survival:
@@ -307,33 +408,106 @@ class Context:
         _ = self.checked
         return self.evaluate((self.verifier,), slice(None))
 
+    def _outcomes(self) -> Iterator[tuple[np.ndarray, Survival, int]]:
+        """Positions, table and row of each attack of the checks within the claim's ball."""
+        attempts = [Attempt(np.arange(self.count), self.checked), self.stronger, self.estimated]
+        for positions, survival in attempts:
+            if survival is not None:
+                for number, attack in enumerate(survival.attacks):
+                    if attack.epsilon <= self.claim.epsilon:
+                        yield positions, survival, number
+
+    def adversarial_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images and adversarial images within the claim's ball, of the verifier and of the checks."""
+        everything = np.arange(len(self.images)), self.measured, 0
+        for positions, survival, number in itertools.chain([everything], self._outcomes()):
+            assert survival.adversarial is not None
+            yield self.images[positions], survival.adversarial[number]
+
     @functools.cached_property
     def worst_case(self) -> WorstCase:
         """Each image under the verifier and all attacks of the checks within the claim's ball."""
-        survived, checked = self.measured.survived[0].copy(), self.checked
-        assert self.measured.adversarial is not None and checked.adversarial is not None
+        survived = self.measured.survived[0].copy()
+        assert self.measured.adversarial is not None
         adversarial, predictions = self.measured.adversarial[0].copy(), self.measured.predictions[0].copy()
-        for number, attack in enumerate(checked.attacks):
-            if attack.epsilon <= self.claim.epsilon:
-                broken = np.flatnonzero(survived[: self.count] & ~checked.survived[number])
-                survived[broken], adversarial[broken] = False, checked.adversarial[number][broken]
-                predictions[broken] = checked.predictions[number][broken]
+        for positions, survival, number in self._outcomes():
+            assert survival.adversarial is not None
+            rows = np.flatnonzero(survived[positions] & ~survival.survived[number])
+            broken = positions[rows]
+            survived[broken], adversarial[broken] = False, survival.adversarial[number][rows]
+            predictions[broken] = survival.predictions[number][rows]
         return WorstCase(survived, adversarial, predictions)
 
     @property
-    def allowed_shortfall(self) -> float:
-        """By how much the measured robust accuracy may be below the claimed one."""
+    def robust_accuracy(self) -> float:
+        """The share of images that survive the worst case."""
+        return float(self.worst_case.survived.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The exact interval of the robust accuracy, for images like these."""
+        survived = self.worst_case.survived
+        return interval(int(survived.sum()), len(survived), self.budget.confidence)
+
+    @property
+    def probability(self) -> float:
+        """The probability that so few images survive if the claim is true."""
+        survived = self.worst_case.survived
+        return probability_of_at_most(int(survived.sum()), len(survived), self.claim.robust_accuracy)
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether fewer images survive than chance explains; a record is of these very images, without chance."""
         if self.evidence is None:
-            return self.budget.claim_tolerance + 2 * standard_error(self.worst_case.survived)
-        return self.budget.claim_tolerance
+            return self.probability < (1 - self.budget.confidence) / 2
+        return self.claim.robust_accuracy - self.robust_accuracy > self.budget.claim_tolerance
+
+    @property
+    def counterexamples(self) -> np.ndarray:
+        """[N] bool: the broken images that the claim counts, or may count, as robust."""
+        broken = self.measured.clean & ~self.worst_case.survived
+        return broken if self.evidence is None else broken & self.evidence.survived
 
     @property
     def falls(self) -> bool:
-        """Whether fewer images survive than are claimed."""
-        return self.claim.robust_accuracy - float(self.worst_case.survived.mean()) > self.allowed_shortfall
+        """Whether fewer images survive than are claimed, with counterexamples."""
+        return self.contradicted and bool(self.counterexamples.any())
+
+    @property
+    def reached(self) -> bool:
+        """Whether as many images survive as are claimed."""
+        return self.claim.robust_accuracy - self.robust_accuracy <= self.budget.claim_tolerance
+
+    @property
+    def lowest(self) -> float:
+        """The lower limit that the interval must reach for the claim to stand."""
+        claimed = self.claim.robust_accuracy
+        return claimed - min(self.budget.resolution, claimed / 2)
+
+    @property
+    def enough_images(self) -> bool:
+        """Whether the images are enough for a claim of this size."""
+        return self.interval[0] >= self.lowest
+
+    @property
+    def images_needed(self) -> int | None:
+        """The number of images at which the open question would be decided; None if it is, or no number does.
+
+        If fewer survive than are claimed, that at which the same share would contradict the claim; otherwise that at
+        which the claimed share is enough for the claim to stand.
+        """
+        claimed, confidence = self.claim.robust_accuracy, self.budget.confidence
+        if not self.reached:
+            return None if self.contradicted else images_to_refute(claimed, self.robust_accuracy, confidence)
+        if self.enough_images:
+            return None
+        return images_to_show(claimed, self.lowest, confidence, above=len(self.images))
 
 
-def standard_error(outcomes: np.ndarray) -> float:
-    """Return the standard error of a share, sqrt(p (1 - p) / N)."""
-    share = float(np.mean(outcomes))
-    return math.sqrt(share * (1 - share) / len(outcomes))
+def _strengthened(attack: Attack) -> Attack:
+    """The attack with twice the steps, or twice the queries, or twice the restarts."""
+    if isinstance(attack, Transfer):
+        return dataclasses.replace(attack, attack=_strengthened(attack.attack))
+    fields = {field.name for field in dataclasses.fields(attack)}
+    doubled = next((name for name in ("num_steps", "num_queries", "num_restarts") if name in fields), None)
+    return attack if doubled is None else dataclasses.replace(attack, **{doubled: 2 * getattr(attack, doubled)})

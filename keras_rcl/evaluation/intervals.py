@@ -1,0 +1,64 @@
+"""Exact statistics of a share of images: how far a sample of them can be from the share of all."""
+
+import numpy as np
+from scipy.special import bdtr, betaincinv
+
+
+def interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share: the shares under which neither so few nor so many images would be unlikely.
+
+    Args:
+        count: The images that count.
+        total: All images, at least one.
+        confidence: The probability with which the interval contains the share.
+
+    Returns:
+        The lower and the upper limit.
+
+    References:
+        Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the binomial".
+    """
+    low, high = limits(np.array([count]), np.array([total]), confidence)
+    return float(low[0]), float(high[0])
+
+
+def limits(counts: np.ndarray, totals: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """The limits [N] of `interval` for counts [N] of totals [N]."""
+    tail, others = (1 - confidence) / 2, totals - counts
+    low = np.where(counts > 0, betaincinv(np.maximum(counts, 1), others + 1, tail), 0.0)
+    high = np.where(others > 0, betaincinv(counts + 1, np.maximum(others, 1), 1 - tail), 1.0)
+    return low, high
+
+
+def probability_of_at_most(count: int, total: int, share: float) -> float:
+    """The probability that at most `count` of `total` images count if each does with the probability `share`."""
+    return float(bdtr(count, total, share))
+
+
+MOST_IMAGES = 100_000
+"""The largest number of images that the functions below look for."""
+
+
+def images_to_show(share: float, lowest: float, confidence: float, above: int = 0) -> int | None:
+    """The smallest number of images, above a given one, of which the share itself lifts the lower limit to `lowest`.
+
+    Args:
+        share: The share that is to be shown, in [0, 1].
+        lowest: Below `share`; the lower limit of the interval must not be lower.
+        confidence: That of the interval.
+        above: The number must be larger than this.
+
+    Returns:
+        The number; None if it is larger than `MOST_IMAGES`.
+    """
+    totals = np.arange(above + 1, MOST_IMAGES)
+    low, _ = limits(np.ceil(share * totals - 1e-9).astype(int), totals, confidence)
+    enough = np.flatnonzero(low >= lowest)
+    return int(totals[enough[0]]) if len(enough) else None
+
+
+def images_to_refute(claimed: float, measured: float, confidence: float) -> int | None:
+    """The smallest number of images of which the measured share contradicts a larger claimed one; None as above."""
+    totals = np.arange(1, MOST_IMAGES)
+    unlikely = np.flatnonzero(bdtr(np.floor(measured * totals + 1e-9), totals, claimed) < (1 - confidence) / 2)
+    return int(totals[unlikely[0]]) if len(unlikely) else None
