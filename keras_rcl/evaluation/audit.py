@@ -46,8 +46,8 @@ class Audit:
             robust.
         adversarial: [M, H, W, C], the image that broke each counterexample.
         predictions: [M], the classes of `adversarial`.
-        robust_accuracy: The share of images that survive the verifier and the checks' attacks.
-        interval: The exact (Clopper-Pearson) interval of that share, for images like these.
+        survived: [N] bool: which images survive the verifier and the attacks of the checks.
+        interval: The exact (Clopper-Pearson) interval of the share that survives, for images like these.
         images_needed: If the images are too few for a verdict, the number that would decide; None otherwise.
         surface: [GRID, GRID], the logit margin of one image along its gradient's sign (rows) and a random sign
             (columns), from -epsilon to epsilon.
@@ -69,10 +69,15 @@ class Audit:
     counterexamples: np.ndarray
     adversarial: np.ndarray
     predictions: np.ndarray
-    robust_accuracy: float
+    survived: np.ndarray
     interval: tuple[float, float]
     images_needed: int | None
     surface: np.ndarray
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of images that survive."""
+        return float(self.survived.mean())
 
 
 # Ten parameters: each of the keyword arguments is an independent choice with a default.
@@ -144,7 +149,7 @@ def audit(
         counterexamples=counterexamples,
         adversarial=adversarial[counterexamples],
         predictions=predictions[counterexamples],
-        robust_accuracy=context.robust_accuracy,
+        survived=context.worst_case.survived,
         interval=context.interval,
         images_needed=context.images_needed,
         surface=_surface(context),

@@ -1,8 +1,10 @@
 """An audit as an HTML page: the verdict, each finding with its meaning and remedy, and the pictures."""
 
+import datetime
 from collections.abc import Mapping, Sequence
 
 from keras_rcl.report.page import render
+from keras_rcl.report.tables import audit_summary
 
 
 def audit_page(audit: Mapping, pictures: Sequence[tuple[str, str]]) -> str:
@@ -15,4 +17,6 @@ def audit_page(audit: Mapping, pictures: Sequence[tuple[str, str]]) -> str:
     Returns:
         The HTML text.
     """
-    return render("audit.html", audit=audit, pictures=pictures)
+    versions = ", ".join(f"{name} {version}" for name, version in audit["versions"].items())
+    summary = [*audit_summary(audit), ("date", datetime.date.today().isoformat()), ("versions", versions)]
+    return render("audit.html", audit=audit, summary=summary, pictures=pictures)

@@ -66,8 +66,29 @@ def verification_table(record: Mapping) -> str:
     return text_table(["epsilon", "clean", "attacked", "verified", *statuses, "s/image"], rows)
 
 
+def audit_summary(found: Mapping) -> list[tuple[str, str]]:
+    """Accuracies of an audit, as name and text: clean, after each member of the verifier, and after all checks."""
+    images, (row, *_) = found["images"], found["measured"]
+
+    def share(value: float) -> str:
+        return f"{value:.1%} ({round(value * images)} of {images})"
+
+    low, high = found["interval"]
+    members = [(f"after {name}", share(left)) for name, left in row.get("stages", {}).items()]
+    measured = [(f"after {row['attack']}", share(row["robust_accuracy"]))]
+    return [
+        ("clean accuracy", share(found["clean_accuracy"])),
+        *members,
+        *(measured if not members else []),
+        (
+            "after the checks' attacks as well",
+            f"{share(found['robust_accuracy'])}, {found['budget']['confidence']:.0%} interval {low:.1%} to {high:.1%}",
+        ),
+    ]
+
+
 def audit_text(found: Mapping, written: object) -> str:
-    """The text that `audit` prints: one line per check, meaning and remedy of each raised check, and the verdict."""
+    """The text that `audit` prints: one line per check, meanings and remedies, accuracies and the verdict."""
     rows = [[finding["check"], finding["status"], finding["because"]] for finding in found["findings"]]
     lines = [text_table(["check", "result", "found"], rows, right=()), ""]
     for finding in found["findings"]:
@@ -78,7 +99,11 @@ def audit_text(found: Mapping, written: object) -> str:
                 f"  What to do: {finding['remedy']}",
                 "",
             ]
-    return "\n".join([*lines, f"The claim {found['verdict']}: {found['reason']}.", f"written to {written}"])
+    summary = audit_summary(found)
+    width = max(len(name) for name, _ in summary)
+    lines += [*(f"{name:{width}}  {value}" for name, value in summary), ""]
+    verdict = {"not shown": "The claim is not shown"}.get(found["verdict"], f"The claim {found['verdict']}")
+    return "\n".join([*lines, f"{verdict}: {found['reason']}.", f"written to {written}"])
 
 
 def protocol_table(record: Mapping) -> str:
