@@ -70,7 +70,8 @@ def network(seed: int = 0, activation: str = "relu", average: bool = False, epoc
 
 def without_gradient(function: Callable) -> Callable:
     """The function, with a gradient of zero."""
-    return tf.custom_gradient(lambda x: (function(x), tf.zeros_like))
+    cut = tf.custom_gradient(lambda x, outputs: (tf.identity(outputs), lambda upstream: (tf.zeros_like(x), None)))
+    return lambda x: cut(x, tf.stop_gradient(function(x)))
 
 
 def weights(model: keras.Model) -> tuple[tf.Tensor, ...]:

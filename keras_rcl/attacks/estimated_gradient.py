@@ -31,7 +31,7 @@ def with_estimated_gradient(logits_fn: Callable, radius: float, draws: int, seed
     """
 
     @tf.custom_gradient
-    def logits(x):
+    def measured(x, outputs):
         def backward(upstream):
             seeds = example_seeds(x, seed)
 
@@ -44,8 +44,8 @@ def with_estimated_gradient(logits_fn: Callable, radius: float, draws: int, seed
             _, total = tf.while_loop(
                 lambda number, _: number < draws, add, (0, tf.zeros_like(x)), maximum_iterations=draws
             )
-            return total / draws
+            return total / draws, None
 
-        return logits_fn(x), backward
+        return tf.identity(outputs), backward
 
-    return logits
+    return lambda x: measured(x, tf.stop_gradient(logits_fn(x)))

@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.folding import folded
-from keras_rcl.model_io.input_range import (
+from keras_rcl.evaluation.input_range import (
     INPUT_RANGES,
     Declared,
     InputRange,
@@ -19,6 +18,7 @@ from keras_rcl.model_io.input_range import (
     find_input_range,
     range_of_layers,
 )
+from keras_rcl.folding import folded
 from keras_rcl.model_io.loading import (
     LoadedModel,
     any_batch_size,

@@ -109,6 +109,7 @@ def audit_model(
         embedding=classifier.outputs("embedding"),
         probabilities=classifier.gives_probabilities,
         others={name: logits for name, (logits, _) in others.items()},
+        doubts=input_range.doubts,
     )
     fingerprint = Fingerprint(
         model={"hash": classifier.model_hash, **foreign, "input_range": input_range.name},

@@ -16,6 +16,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.audit import Evidence, Subject, audit
 from keras_rcl.evaluation.checks import CHECKS
 from keras_rcl.evaluation.robustness import Evaluator
@@ -151,9 +152,19 @@ def test_gradient_masked_by_quantising(kind):
 
 
 def test_no_gradient_at_all():
-    result, raised = found(lambda x: sound(tf.cast(tf.cast(x * 255, tf.int32), tf.float32) / 255), 0.99)
+    """The verifier is Square by default; one that was given and needs gradients is refused, not replaced."""
+
+    def logits(x):
+        return sound(tf.cast(tf.cast(x * 255, tf.int32), tf.float32) / 255)
+
+    with pytest.raises(InvalidInputError, match="PGD-40x2 logit_margin needs gradients"):
+        found(logits, 0.99)
+    short = dataclasses.replace(BUDGET, verifier=Square(num_queries=200))
+    result, raised = found(logits, 0.99, budget=short)
     assert "gradients" in raised and result.verdict == "falls"
-    assert isinstance(result.measured.attacks[0], Square)
+    assert result.measured.attacks[0] == Square(epsilon=EPSILON, num_queries=200)
+    default = dataclasses.replace(BUDGET, verifier=None)
+    assert default.resolved_verifier(result.claim, False, 10, False) == Square(epsilon=EPSILON)
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation.input_range import INPUT_RANGES, Declared, find_input_range, range_of_layers
 from keras_rcl.model_io.classifier import load_classifier
-from keras_rcl.model_io.input_range import INPUT_RANGES, Declared, find_input_range, range_of_layers
 
 SHAPE = (8, 8, 3)
 

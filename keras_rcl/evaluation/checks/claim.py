@@ -13,8 +13,7 @@ from keras_rcl.vocabulary.threat import PROTOCOLS, Norm
 
 def clean_accuracy(context: Context) -> Result:
     """Whether the model classifies at least as many images as are claimed to be robust."""
-    correct, _ = context.as_given
-    clean, claimed = correct / len(context.labels), context.claim.robust_accuracy
+    clean, claimed = context.measured.clean_accuracy, context.claim.robust_accuracy
     because = f"{clean:.1%} of the images are classified correctly without an attack, {claimed:.1%} are claimed robust"
     return result(claimed - clean > context.budget.claim_tolerance, because, clean_accuracy=clean)
 

@@ -86,6 +86,8 @@ class Subject:
         embedding: Images -> [N, D], if the model has an embedding.
         probabilities: Whether the model's output is a softmax, of which `logits` are the logarithm.
         others: Name -> logits of a model that transfer attacks are crafted on.
+        doubts: What says that `logits` do not read images as the model was trained, one sentence each. If it is not
+            given, the audit looks for such signs itself.
 
     Example:
         >>> import keras_rcl
@@ -97,6 +99,7 @@ class Subject:
     embedding: Callable | None = None
     probabilities: bool = False
     others: dict[str, Callable] = dataclasses.field(default_factory=dict)
+    doubts: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,23 +191,6 @@ class Context:
         )
 
     # The model by itself.
-
-    def accuracy(self, images_fn: Callable[[np.ndarray], np.ndarray] = np.asarray) -> tuple[int, np.ndarray]:
-        """How many images the model classifies correctly if they are given to it as `images_fn` makes them.
-
-        Returns:
-            The number, and the predicted classes [N].
-        """
-        batches = [
-            self.images[start : start + self.batch_size] for start in range(0, len(self.images), self.batch_size)
-        ]
-        predicted = np.concatenate([np.argmax(self.logits(images_fn(batch)), axis=1) for batch in batches])
-        return int(np.sum(predicted == self.labels)), predicted
-
-    @functools.cached_property
-    def as_given(self) -> tuple[int, np.ndarray]:
-        """`accuracy` on the images as they are."""
-        return self.accuracy()
 
     @property
     def num_classes(self) -> int:

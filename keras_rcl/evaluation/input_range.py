@@ -170,8 +170,10 @@ class Readings(NamedTuple):
 
     @property
     def chance(self) -> float:
-        """The accuracy of the best constant answer, or of drawing lots."""
-        return max(1 / self.num_classes, np.bincount(self.labels).max() / len(self.labels))
+        """The accuracy of the best constant answer, or of drawing lots; images of one class tell only the latter."""
+        counts = np.bincount(self.labels)
+        constant = counts.max() / len(self.labels) if np.count_nonzero(counts) > 1 else 0.0
+        return max(1 / self.num_classes, constant)
 
     def above_chance(self, right: np.ndarray) -> bool:
         return _tail(int(right.sum()), len(right), self.chance) < SIGNIFICANT
