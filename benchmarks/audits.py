@@ -37,14 +37,14 @@ AWAY = 0.05
 def adaptive(model: Audited, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """[N] bool: which images survive the attacks of one who knows the defence."""
     sources = {f"surrogate {number}": one for number, one in enumerate(model.surrogates)}
-    sources |= {f"slopes {part}": with_estimated_gradient(model.logits, EPSILON / part, 48) for part in (1, 3)}
-    attacks = []
-    for name in sources:
-        pgd = PGD(epsilon=EPSILON, num_steps=60, num_restarts=4, loss="logit_margin")
-        attacks.append(Transfer(source=name, attack=pgd))
-        if name.startswith("surrogate"):
-            attacks.append(Transfer(source=name, attack=AutoPGD(epsilon=EPSILON, loss="dlr_targeted", num_steps=50)))
-    attacks.append(PGD(epsilon=EPSILON, num_steps=100, num_restarts=4, loss="logit_margin", eot_iter=4))
+    margin = PGD(epsilon=EPSILON, num_steps=60, num_restarts=4, loss="logit_margin")
+    targeted = AutoPGD(epsilon=EPSILON, num_steps=50, loss="dlr_targeted")
+    attacks = [Transfer(source=name, attack=one) for name in sources for one in (margin, targeted)]
+    attacks.append(PGD(epsilon=EPSILON, num_steps=60, num_restarts=2, loss="logit_margin", eot_iter=4))
+    slopes = {f"slopes {part}": with_estimated_gradient(model.logits, EPSILON / part, 32) for part in (1, 4)}
+    by_slope = PGD(epsilon=EPSILON, num_steps=20, loss="logit_margin")
+    attacks += [Transfer(source=name, attack=by_slope) for name in slopes]
+    sources |= slopes
     evaluator = Evaluator(
         model.logits,
         attacks,

@@ -151,6 +151,26 @@ def _audits(results: Path) -> str:
     return "```text\n" + "\n\n".join(blocks) + "\n```"
 
 
+def _audited_models(results: Path) -> str:
+    """One row per audited model: its accuracies, and the verdicts on a claim above and one below the truth."""
+    found = read_json(results / "benchmarks/audits.json")
+    rows = [
+        [
+            row["kind"],
+            name.replace("_", " "),
+            *(percent(row[key]) for key in ("clean_accuracy", "verifier", "audit", "truth")),
+            row["above"],
+            row["below"],
+            ", ".join(row["raised"]),
+        ]
+        for name, row in found["rows"].items()
+    ]
+    header = ["", "model", "clean", "AutoAttack", "audit", "truth", "5 points above", "5 points below", "raised checks"]
+    images = next(iter(found["rows"].values()))["images"]
+    text = markdown_table(header, rows, right=range(2, 6))
+    return f"{text}\n\nIn % of {images} images. Command:\n\n```\n{found['command']}\n```"
+
+
 def _commands(shown: dict[str, dict]) -> str:
     return "```\n" + "\n".join(record["command"] for record in shown.values()) + "\n```"
 
@@ -179,7 +199,19 @@ def _speed(results: Path) -> str:
     return markdown_table(["attack", "images", "ours, s", "in bfloat16, s", *PEERS], rows)
 
 
-TABLES = (_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols, _verifications, _audits, _speed)
+TABLES = (
+    _variants,
+    _digits,
+    _cifar10,
+    _autoattack,
+    _contrast,
+    _reference,
+    _protocols,
+    _verifications,
+    _audits,
+    _audited_models,
+    _speed,
+)
 
 
 def readme_tables(results: Path) -> dict[str, Callable[[], str]]:

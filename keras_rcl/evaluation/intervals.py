@@ -57,8 +57,18 @@ def images_to_show(share: float, lowest: float, confidence: float, above: int = 
     return int(totals[enough[0]]) if len(enough) else None
 
 
-def images_to_refute(claimed: float, measured: float, confidence: float) -> int | None:
-    """The smallest number of images of which the measured share contradicts a larger claimed one; None as above."""
-    totals = np.arange(1, MOST_IMAGES)
+def images_to_refute(claimed: float, measured: float, confidence: float, above: int = 0) -> int | None:
+    """The smallest number of images, above a given one, of which a measured share contradicts a larger claimed one.
+
+    Args:
+        claimed: The claimed share.
+        measured: The measured share.
+        confidence: The claim is contradicted if so few images have a probability below half of 1 - `confidence`.
+        above: The number must be larger than this.
+
+    Returns:
+        The number; None if it is larger than `MOST_IMAGES`.
+    """
+    totals = np.arange(above + 1, MOST_IMAGES)
     unlikely = np.flatnonzero(bdtr(np.floor(measured * totals + 1e-9), totals, claimed) < (1 - confidence) / 2)
     return int(totals[unlikely[0]]) if len(unlikely) else None

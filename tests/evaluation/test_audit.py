@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,11 +17,15 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from keras_rcl.attacks.estimated_gradient import with_estimated_gradient
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation import audit as auditing
 from keras_rcl.evaluation.audit import Evidence, Subject, audit
-from keras_rcl.evaluation.checks import CHECKS
+from keras_rcl.evaluation.checks import CHECKS, Finding
+from keras_rcl.evaluation.checks.context import Context, WorstCase
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Square
+from keras_rcl.runtime.progress import Silent
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Embedding, Square, Transfer
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 
 DIGITS = load_digits()
@@ -263,6 +268,161 @@ def test_a_success_counted_before_the_last_step():
     evidence = Evidence(clean=before.clean, survived=counted, attacked=((after.adversarial[0], counted),))
     result, raised = found(sound, float(counted.mean()), evidence=evidence)
     assert "record" in raised and result.verdict == "falls"
+
+
+SHORT = AuditBudget(
+    num_images=30,
+    num_steps=3,
+    num_restarts=1,
+    num_queries=10,
+    num_draws=1,
+    verifier=PGD(epsilon=EPSILON, num_steps=20, loss="logit_margin"),
+)
+
+
+def context_of(logits, images, labels, claim, survived=None, evidence=None):
+    """The context of an audit, with the outcome of all attacks given instead of measured."""
+    context = Context(Subject(logits), images, labels, claim, evidence, SHORT, 50, 0, Silent())
+    clean = np.argmax(np.concatenate([logits(images[i : i + 50]) for i in range(0, len(images), 50)]), axis=1) == labels
+    survived = clean if survived is None else survived
+    measured = SimpleNamespace(clean=clean, clean_accuracy=float(clean.mean()), survived=survived[None])
+    vars(context).update(worst_case=WorstCase(survived, images, labels), measured=measured)
+    return context
+
+
+@pytest.mark.parametrize(
+    ("count", "broken", "claimed", "verdict", "needed"),
+    [
+        (100, 4, 1.0, "falls", None),  # under the claim no image is broken
+        (100, 1, 1.0, "falls", None),
+        (100, 50, 0.6, "not shown", 101),  # P(X <= 50) is 0.027 under the claim
+        (100, 51, 0.6, "falls", None),  # and 0.017 for 49
+        (60, 20, 0.6, "stands", None),
+        (1, 0, 0.6, "not shown", 42),
+        (10, 0, 1.0, "not shown", 23),  # 0.025^(1/23) is the first above 0.85
+        (23, 0, 1.0, "stands", None),
+        (1000, 400, 0.6, "stands", None),
+    ],
+)
+def test_small_samples(count, broken, claimed, verdict, needed):
+    survived, ones = np.arange(count) >= broken, np.ones(count, int)
+    images, claim = np.full((count, 2, 2, 1), 0.9, "float32"), Claim(robust_accuracy=claimed)
+    context = context_of(lambda x: tf.one_hot(tf.ones(tf.shape(x)[0], tf.int32), 2), images, ones, claim, survived)
+    found_verdict, reason = auditing._verdict(context, ())
+    assert found_verdict == verdict, reason
+    if needed is None:
+        assert context.images_needed is None
+    else:
+        assert abs(context.images_needed - needed) <= 1 and f"about {context.images_needed} images" in reason
+
+
+def misread(kind):
+    """The linear model, if it reads images of another range than it is given, or names classes in another order."""
+    return {
+        "0..255": lambda x: sound(x / 255.0),
+        "-1..1": lambda x: tf.where(
+            tf.reduce_min(x) < -0.5, sound((x + 1) / 2), tf.one_hot(tf.ones(tf.shape(x)[0], tf.int32), 10)
+        ),
+        "classes": lambda x: tf.roll(sound(x), 3, axis=1),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["0..255", "-1..1", "classes"])
+@pytest.mark.parametrize("claimed", [0.05, 0.6])
+def test_no_verdict_about_a_model_that_is_misread(kind, claimed):
+    context = context_of(misread(kind), IMAGES, LABELS, Claim(robust_accuracy=claimed))
+    status, because, _ = CHECKS["read as trained"].run(context)
+    assert status == "raised" and (kind == "classes" or kind in because)
+    verdict, reason = auditing._verdict(context, (Finding("read as trained", status, because),))
+    assert verdict == "not shown" and "not read as it was trained" in reason
+    context = context_of(sound, IMAGES, LABELS, Claim(robust_accuracy=claimed))
+    assert CHECKS["read as trained"].run(context).status == "passed"
+
+
+@pytest.mark.slow
+def test_an_audit_of_a_misread_model():
+    for claimed in (0.05, 0.6):
+        result, raised = found(misread("0..255"), claimed, budget=SHORT)
+        assert result.verdict == "not shown" and "read as trained" in raised and not len(result.counterexamples)
+
+
+@pytest.mark.slow
+def test_a_claim_above_the_clean_accuracy_does_not_fall_without_a_counterexample():
+    """At a tiny epsilon nothing is broken, and fewer images are right than are claimed."""
+    claim = Claim(robust_accuracy=1.0, epsilon=1e-4)
+    labels = LABELS.copy()
+    labels[:20] = (labels[:20] + 1) % 10
+    result = audit(Subject(sound), IMAGES, labels, claim, budget=SHORT)
+    assert result.verdict == "not shown" and "clean accuracy" in result.reason
+    assert "no attack broke an image" in result.reason
+
+
+@pytest.mark.slow
+def test_transferred_images_break_a_model_without_a_gradient():
+    """`others` are attacked where the model itself has no gradient: they are not dropped."""
+
+    def rounds(x):
+        return sound(tf.cast(tf.cast(x * 1000, tf.int32), tf.float32) / 1000)
+
+    budget = dataclasses.replace(SHORT, verifier=Square(num_queries=5))
+    result, raised = found(Subject(rounds, others={"linear": sound}), 0.9, budget=budget)
+    assert "transfer" in raised and result.verdict == "falls"
+
+
+@pytest.mark.parametrize(
+    ("classes", "verifier", "said"),
+    [
+        (3, AutoAttack(epsilon=EPSILON), "needs at least 4 classes"),
+        (10, PGD(protocol="wang-minus1to1"), "runs under wang-minus1to1"),
+        (10, PGD(norm="l2"), "has norm l2"),
+        (10, Transfer(source="other"), "give it with --transfer-from"),
+        (10, Embedding(), "reads the embedding"),
+    ],
+)
+def test_a_verifier_that_cannot_be_run_is_refused(classes, verifier, said):
+    with pytest.raises(InvalidInputError, match=re.escape(said)):
+        found(lambda x: sound(x)[:, :classes], 0.5, budget=dataclasses.replace(BUDGET, verifier=verifier))
+
+
+@pytest.mark.slow
+def test_a_verifier_is_run_on_few_classes():
+    chosen = LABELS < 3
+    verifier, claim = PGD(epsilon=EPSILON, num_steps=7), Claim(robust_accuracy=0.1, epsilon=EPSILON)
+    few = dataclasses.replace(SHORT, verifier=verifier)
+    result = audit(Subject(lambda x: sound(x)[:, :3]), IMAGES[chosen], LABELS[chosen], claim, budget=few)
+    assert result.measured.attacks == (verifier,)
+
+
+@pytest.mark.slow
+def test_a_record_of_pixels_is_not_accused():
+    """What the record says is not guessed again; of a bare number a coincidence is called one."""
+    attack = PGD(epsilon=EPSILON, num_steps=10, loss="logit_margin", protocol="wang-minus1to1")
+    evidence = record_of(sound, attack, protocol="pixel")
+    result, raised = found(sound, float(evidence.survived.mean()), evidence=evidence)
+    assert result.verdict == "falls" and "protocol" not in raised
+    result, raised = found(sound, float(evidence.survived.mean()))
+    (finding,) = (finding for finding in result.findings if finding.check == "protocol")
+    assert "may be a coincidence" in finding.because
+
+
+@pytest.mark.slow
+def test_a_weak_check_does_not_withhold_what_the_verifier_broke():
+    """PGD on the cross-entropy is blind, so that Square breaks what it leaves; the verifier broke these as well."""
+    blind = dataclasses.replace(BUDGET, num_steps=3)
+    result, raised = found(lambda x: 1e4 * sound(x), true_accuracy() - 0.05, budget=blind)
+    assert result.verdict == "stands" and raised <= {"saturation"}, result.reason
+
+
+def test_an_estimated_gradient_is_that_of_a_linear_function():
+    """Of <w, x> the slope along u is <w, u>; its mean over many signs u, times u, is w."""
+    weights = np.random.default_rng(0).normal(size=(4, 2)).astype("float32")
+    measured = with_estimated_gradient(lambda x: tf.reshape(x, [-1, 4]) @ weights, 0.1, 4000)
+    images = tf.fill([1, 2, 2, 1], 0.5)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        first = measured(images)[:, 0]
+    np.testing.assert_allclose(tape.gradient(first, images).numpy().ravel(), weights[:, 0], atol=0.1)
+    np.testing.assert_allclose(first, [0.5 * weights[:, 0].sum()], rtol=1e-5)
 
 
 def test_every_check_is_a_row_of_the_documentation():

@@ -482,12 +482,10 @@ class Context:
         If fewer survive than are claimed, that at which the same share would contradict the claim; otherwise that at
         which the claimed share is enough for the claim to stand.
         """
-        claimed, confidence = self.claim.robust_accuracy, self.budget.confidence
+        claimed, confidence, count = self.claim.robust_accuracy, self.budget.confidence, len(self.images)
         if not self.reached:
-            return None if self.contradicted else images_to_refute(claimed, self.robust_accuracy, confidence)
-        if self.enough_images:
-            return None
-        return images_to_show(claimed, self.lowest, confidence, above=len(self.images))
+            return None if self.contradicted else images_to_refute(claimed, self.robust_accuracy, confidence, count)
+        return None if self.enough_images else images_to_show(claimed, self.lowest, confidence, count)
 
 
 def _strengthened(attack: Attack) -> Attack:
