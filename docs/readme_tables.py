@@ -200,17 +200,8 @@ def _speed(results: Path) -> str:
 
 
 TABLES = (
-    _variants,
-    _digits,
-    _cifar10,
-    _autoattack,
-    _contrast,
-    _reference,
-    _protocols,
-    _verifications,
-    _audits,
-    _audited_models,
-    _speed,
+    *(_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols),
+    *(_verifications, _audits, _audited_models, _speed),
 )
 
 
