@@ -260,7 +260,7 @@ def keyed_noise() -> Audited:
 
 
 def random_noise() -> Audited:
-    """Noise that is drawn anew in each call."""
+    """Noise that is drawn again in each call."""
     model = network()
     return Audited(lambda x: model(x + tf.random.normal(tf.shape(x), stddev=0.2)), (model,))
 
