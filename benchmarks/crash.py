@@ -1,7 +1,7 @@
 """Kill commands at random instants and resume them: does each end as an uninterrupted one does, bit for bit?
 
     python -m benchmarks.crash --kills 200 --json results/robustness/crash.json
-    python -m benchmarks.crash --subjects mtl_ibp tune report craft-dataset audit verify attack workers --kills 100
+    python -m benchmarks.crash --subjects attack:20 craft-dataset:20 audit:14 verify:12 tune:12 mtl_ibp:12 report:6 workers:4
 
 A subject is `fit` of one variant per family, on digits with a short schedule; another command that can be resumed; or
 `fit` by two workers. Each is run once to its end, then again and again in another folder, killed after a random time
@@ -75,8 +75,8 @@ PAPER = {
     "network: {projection_hidden: 8, projection_dim: 4}\n"
     "evaluation: {attacks: [{name: fgsm, epsilon: 16/255}]}\n"
     "scales: {cpu: {dataset: {limit: 60}}}\n",
-    "tiny/baseline.yaml": "{extends: ../tiny.yaml, variant: baseline, methods: {baseline: {epochs: 2}}}",
-    "tiny/scl.yaml": "{extends: ../tiny.yaml, variant: scl, methods: {scl: {epochs: 2, batch_size: 30}}}",
+    "tiny/baseline.yaml": "{extends: ../tiny.yaml, variant: baseline, methods: {baseline: {epochs: 1}}}",
+    "tiny/scl.yaml": "{extends: ../tiny.yaml, variant: scl, methods: {scl: {epochs: 1, batch_size: 30}}}",
 }
 """The configurations of a paper of two rows, for `report --train`."""
 
@@ -127,8 +127,8 @@ def subjects(root: Path) -> dict[str, Subject]:
     attacks = ["--attack", "pgd-100:epsilon=16/255,num_restarts=2", "--attack", "square-100:epsilon=16/255"]
     crafted = ["--attack", "pgd-200:epsilon=16/255", "--batch-size", "5", "--shard-size", "30"]
     claim = ["--claim", "60%", "--epsilon", "16/255", "--limit", "40", "--check-images", "20", "--batch-size", "20"]
-    space = ["--search", "method.batch_size=choice(16,32,60)", "--trials", "3", "--save-every", "0"]
-    balls = ["--epsilon", "1/255,2/255", "--limit", "30", "--max-images", "8", "--timeout", "60", "--batch-size", "10"]
+    space = ["--search", "method.batch_size=choice(16,32,60)", "--trials", "2", "--save-every", "0"]
+    balls = ["--epsilon", "1/255,2/255", "--limit", "20", "--max-images", "4", "--timeout", "60", "--batch-size", "10"]
     table = {
         "attack": (["attack", at, *attacks, "--batch-size", "10", "--save-images", *shared], ["out/record.json"]),
         "craft-dataset": (["craft-dataset", at, *crafted, *shared], ["out/examples.json"]),
@@ -171,7 +171,7 @@ def register_paper(configs: Path) -> None:
     columns = (
         Column(title="clean", measures=(Clean(),)),
         Column(title="FGSM", measures=(Robust(attack=FGSM(epsilon=16 / 255)),)),
-        Column(title="PGD", measures=(Robust(attack=PGD(num_steps=2), limit=20),)),
+        Column(title="PGD", measures=(Robust(attack=PGD(num_steps=2), limit=10),)),
         Column(title="verified", measures=(Verified(epsilon=1e-5),)),
     )
     rows = (Row(label="Plain", config="baseline"), Row(label="Contrastive", config="scl"))
@@ -426,8 +426,9 @@ def result_of(rows: list[dict], instants: collections.Counter, threads: int, min
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
-    known = list(subjects(Path()))
-    parser.add_argument("--subjects", nargs="+", default=list(METHODS), choices=known)
+    parser.add_argument(
+        "--subjects", nargs="+", default=list(METHODS), metavar="NAME[:KILLS]", help=", ".join(subjects(Path()))
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="Work here, and leave the runs; a temporary folder by default.")
@@ -443,11 +444,12 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     began, bench, rows = time.time(), Bench(root, options.seed), []
-    if set(options.subjects) - {*METHODS, "tune", "report", "workers"}:
+    chosen = [subject.partition(":") for subject in options.subjects]
+    if {name for name, _, _ in chosen} - {*METHODS, "tune", "report", "workers"}:
         bench.make_models()
-    for number, name in enumerate(options.subjects):
-        wanted = options.kills // len(options.subjects) + (number < options.kills % len(options.subjects))
-        rows.append(bench.kill_and_resume(name, subjects(root)[name], wanted))
+    for number, (name, _, kills) in enumerate(chosen):
+        share = options.kills // len(chosen) + (number < options.kills % len(chosen))
+        rows.append(bench.kill_and_resume(name, subjects(root)[name], int(kills or share)))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     threads = max((int(path.read_text()) for path in root.glob("*/whole/threads")), default=0)
     result = result_of(rows, bench.instants, threads, round((time.time() - began) / 60, 1))
