@@ -1,7 +1,8 @@
 """Kill commands at random instants and resume them: does each end as an uninterrupted one does, bit for bit?
 
     python -m benchmarks.crash --kills 200 --json results/robustness/crash.json
-    python -m benchmarks.crash --subjects attack:20 craft-dataset:20 audit:14 verify:12 tune:12 mtl_ibp:12 report:6 workers:4
+    python -m benchmarks.crash --json results/robustness/crash_commands.json --subjects \\
+        attack:20 craft-dataset:20 audit:14 verify:12 tune:12 mtl_ibp:12 report:6 workers:4
 
 A subject is `fit` of one variant per family, on digits with a short schedule; another command that can be resumed; or
 `fit` by two workers. Each is run once to its end, then again and again in another folder, killed after a random time

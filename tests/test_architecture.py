@@ -1,5 +1,6 @@
 """Imports only go down the layers, and quick commands import nothing heavy."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,27 @@ def test_cli_py_is_the_same_program():
     helped = subprocess.run([sys.executable, "cli.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert helped.returncode == 0
     assert all(verb in helped.stdout for verb in ("fit", "attack", "predict", "export", "variants", "show"))
+
+
+READERS = {
+    "config.py": "YAML, which `Experiment` validates",
+    "data/images.py": "arrays of images, which `check_images` validates",
+    "model_io/loading.py": "model.json, which `CONTRACT` validates if it is an export's",
+    "report/records.py": "records, which `RECORD` and `VERIFICATION` validate, among other JSON files",
+    "runtime/distributed.py": "what workers send each other, and TF_CONFIG",
+    "storage/atomic.py": "defines `parse_json`",
+    "storage/fingerprint.py": "copies JSON values",
+    "storage/journal.py": "a fingerprint and arrays with checksums",
+    "storage/keras_archive.py": "the configuration of a `.keras` file, which an allow list validates",
+    "storage/snapshots.py": "arrays with a checksum",
+    "storage/stored.py": "defines `FileKind`",
+}
+"""Module -> what it reads without a kind of file in `storage/kinds.py`, and what validates it."""
+
+
+def test_stored_files_are_read_by_their_kind():
+    """A module that parses files itself is in the table above; others read them by `storage/kinds.py`."""
+    parses = re.compile(r"\b(json\.loads?|read_json|yaml\.(safe_)?load|np\.load|pickle\.loads?)\(")
+    package = ROOT / "keras_rcl"
+    found = {str(path.relative_to(package)) for path in package.rglob("*.py") if parses.search(path.read_text())}
+    assert found == READERS.keys()

@@ -1,5 +1,6 @@
 """`tune` on the command line: what it measures, what it writes, and that it resumes after a kill."""
 
+import errno
 import json
 import os
 import subprocess
@@ -115,6 +116,28 @@ def test_the_test_split_is_removed(monkeypatch):
     tuning._without_test(config.load(None, "baseline", ["dataset.limit=60"]))
     assert len(loaded.test.labels) == 60 and len(seen[0].test.labels) == 0
     np.testing.assert_array_equal(seen[0].validation.indices, loaded.validation.indices)
+
+
+@pytest.mark.slow
+def test_a_trial_that_cannot_be_written_has_not_failed(tmp_path, monkeypatch):
+    """The disk is full while it trains: one line, and the same command runs the trial again."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["tune", "--variant", "baseline", "--limit", "60", "--trials", "1", "--output-dir", "full"]
+    arguments += ["--set", "method.epochs=1", "--search", "method.batch_size=choice(20,30)"]
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_measured", full)
+        result = run(*arguments)
+    assert result.exit_code == 2
+    assert (
+        "no space left on device; make room there or choose another folder; the same command resumes" in result.stderr
+    )
+    assert [trial["state"] for trial in study_of(tmp_path / "full")["trials"]] == ["running"]
+    assert run(*arguments).exit_code == 0
+    assert [trial["state"] for trial in study_of(tmp_path / "full")["trials"]] == ["done"]
 
 
 def test_objectives_by_hand():
