@@ -65,6 +65,10 @@ TOKENS = tuple(
 )
 
 
+PROGRESS = re.compile("note: |resuming |.*is damaged .*; skipped for the snapshot before it$")
+"""Lines on stderr that may precede the error."""
+
+
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
@@ -739,7 +743,7 @@ def run_one(number: int, seed: int, seeds: Seeds, seconds: float) -> dict[str, A
                 wrong.append("traceback: " + "".join(traceback.format_exception(*result.exc_info)[-3:]))
             elif status not in (0, 1, 2):
                 wrong.append(f"exit status {status}: {result.output[-500:]}")
-            said = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
+            said = [line for line in result.stderr.splitlines() if not PROGRESS.match(line)]
             if status == 2 and result.stdout == "" and (len(said) != 1 or not said[0].startswith("error: ")):
                 wrong.append(f"{len(said)} lines on stderr: {result.stderr[:500]!r}")
             after = files_of(Path(folder))
