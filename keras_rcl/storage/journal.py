@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import check_writable, refusal
+from keras_rcl.storage.atomic import CannotWrite, check_writable, refusal
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.lock import Lock
 
@@ -27,8 +27,8 @@ class Journal:
 
     The file begins with the fingerprint, as one line of JSON. A result whose bytes are incomplete or damaged ends the
     journal and is computed again. The file is locked while it is open, so that two runs of one command do not share it.
-    As a context, the journal stays on disk if its body is interrupted; after an `InvalidInputError`, which resuming
-    would meet again, it is deleted.
+    As a context, the journal stays on disk if its body is interrupted or cannot write; after another
+    `InvalidInputError`, which resuming would meet again, it is deleted.
 
     Args:
         path: The file; created if it does not exist.
@@ -104,7 +104,7 @@ class Journal:
     def __exit__(self, kind, error, trace) -> None:
         if kind is None:
             return
-        if issubclass(kind, InvalidInputError):
+        if issubclass(kind, InvalidInputError) and not issubclass(kind, CannotWrite):
             self.discard()
         self.close()
         if issubclass(kind, OSError):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator, Survival
-from keras_rcl.storage.atomic import FolderInUse
+from keras_rcl.storage.atomic import CannotWrite, FolderInUse
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.attacks import FAB, PGD, AutoAttack, AutoPGD, Square
@@ -172,6 +172,9 @@ def test_the_end_of_the_body_as_a_context(tmp_path):
     with pytest.raises(InvalidInputError, match="no gradient"):
         body(InvalidInputError("no gradient"))
     assert not path.exists()
+    with pytest.raises(CannotWrite, match="the results"):  # of which the results so far are kept
+        body(CannotWrite("the results"))
+    assert path.exists()
     with pytest.raises(InvalidInputError, match="no space left"):
         body(OSError(28, "No space left on device"))
     with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
