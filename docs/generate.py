@@ -81,11 +81,7 @@ def papers_page() -> str:
         rows = experiments(paper, "cpu")
         lacking = missing(paper, "cpu", found, None, program=PROGRAM)
         setups = {row: found.setup(experiment) for row, experiment in rows.items()}
-        parts.append(
-            markdown_report(
-                paper_report(paper, "cpu", lambda row, m, rows=rows: found.measured(rows[row], m), lacking, setups)
-            )
-        )
+        parts.append(markdown_report(paper_report(paper, "cpu", found.lookup(rows), lacking, setups)))
     return "\n\n".join(parts) + "\n"
 
 

@@ -91,6 +91,7 @@ _MODULES = {
     "keras_rcl.workflows.audit": ("audit_model",),
     "keras_rcl.workflows.craft_dataset": ("craft_dataset",),
     "keras_rcl.workflows.fit": ("fit",),
+    "keras_rcl.workflows.import_weights": ("Imported", "import_weights"),
     "keras_rcl.workflows.predict": ("predict",),
     "keras_rcl.workflows.verify": ("verify_model",),
 }

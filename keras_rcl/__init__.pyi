@@ -81,6 +81,7 @@ from keras_rcl.workflows.attack import attack
 from keras_rcl.workflows.audit import audit_model
 from keras_rcl.workflows.craft_dataset import craft_dataset
 from keras_rcl.workflows.fit import fit
+from keras_rcl.workflows.import_weights import Imported, import_weights
 from keras_rcl.workflows.predict import predict
 from keras_rcl.workflows.verify import verify_model
 
@@ -114,6 +115,7 @@ __all__ = [
     "FAB",
     "FGSM",
     "FastAT",
+    "Imported",
     "InvalidInputError",
     "JointAttack",
     "KLToClean",
@@ -162,6 +164,7 @@ __all__ = [
     "cross_entropy",
     "export",
     "fit",
+    "import_weights",
     "kl_to_clean",
     "load_classifier",
     "load_encoder",

@@ -19,6 +19,7 @@ NOT_RUN = {
     "craft_dataset": "tests/workflows/test_craft_dataset.py",
     "export": "tests/model_io/test_export.py",
     "fit": "tests/workflows/test_variants.py",
+    "import_weights": "tests/workflows/test_import_weights.py",
     "verify_model": "tests/workflows/test_loads.py",
 }
 """Public names whose example is too expensive for a doctest, and the file whose code the suite runs instead."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks.norms import PIXEL_BOX, choose, projection, random_start, steepest_step
+from keras_rcl.attacks.norms import PIXEL_BOX, projection, random_start, steepest_step
 from keras_rcl.attacks.surrogates import embedding_distance, supervised_contrastive, surrogate_of, unit_gradient
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
@@ -85,11 +85,7 @@ def gradient_attack(
     def loss_fn(images):
         return surrogate(scaled(logits_fn(images)))
 
-    def fooled_fn(images):
-        reached = tf.equal(tf.argmax(logits_fn(images), axis=1, output_type=labels.dtype), labels)
-        return reached if attack.targeted else ~reached
-
-    return ascend(loss_fn, x, attack, round.seeds, fooled_fn, round.start)
+    return ascend(loss_fn, x, attack, round.seeds, round.start)
 
 
 def embedding_attack(
@@ -198,7 +194,6 @@ def ascend(
     x: tf.Tensor,
     attack: Ascent,
     seeds: tf.Tensor,
-    fooled_fn: Callable | None = None,
     start: tf.Tensor | None = None,
 ) -> Crafted:
     """Maximise `loss_fn` from x within the ball.
@@ -213,7 +208,6 @@ def ascend(
         x: float32 images in [0, 1], [N, H, W, C].
         attack: the hyper-parameters.
         seeds: [N, 2], one stateless seed per example.
-        fooled_fn: [N, H, W, C] -> bool [N], whether an image fools the classifier; called if the attack stops early.
         start: images [N, H, W, C] of ball and box to start from; the attack's own start if None.
 
     Returns:
@@ -232,7 +226,7 @@ def ascend(
         start = to_units(start)
     else:
         start = random_start(origin, attack.epsilon, attack.norm, seeds, box) if attack.random_start else origin
-    num_steps = attack.num_steps - attack.stops_early
+    num_steps = attack.num_steps - attack.loses_last_step
     nearest = projection(origin, attack.epsilon, attack.norm, box)
 
     def gradient_at(u):
@@ -249,8 +243,6 @@ def ascend(
         else:
             direction = gradient
         moved = nearest(u + attack.resolved_step_size * steepest_step(direction, attack.norm))
-        if attack.stops_early and fooled_fn is not None:
-            moved = choose(fooled_fn(to_pixels(u)), u, moved)
         return step + 1, moved, direction, zeros + zero
 
     _, u, _, zeros = tf.while_loop(

@@ -12,6 +12,7 @@ from keras_rcl.cli.deprecated import current_name
 from keras_rcl.cli.export import export
 from keras_rcl.cli.export_vnnlib import export_vnnlib
 from keras_rcl.cli.fit import fit
+from keras_rcl.cli.import_weights import import_weights
 from keras_rcl.cli.predict import predict
 from keras_rcl.cli.read_verifier_results import read_verifier_results
 from keras_rcl.cli.report import report
@@ -29,7 +30,7 @@ INTERRUPTED, TERMINATED = 130, 143
 
 COMMANDS = (
     *(fit, tune, attack, craft_dataset, audit, verify, predict),
-    *(export, export_vnnlib, read_verifier_results, report, variants, show),
+    *(import_weights, export, export_vnnlib, read_verifier_results, report, variants, show),
 )
 
 

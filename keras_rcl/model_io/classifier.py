@@ -116,11 +116,13 @@ class Classifier:
         return self.model.path
 
     def identity(self) -> dict[str, Any]:
-        """Return what a record says of the model: its name, its variant and its hash."""
+        """Return what a record says of the model: its name, its variant, its hash, and that of what was imported."""
+        imported = self.contract.get("imported")
         return {
             "name": self.contract.get("name", self.path.stem),
             "variant": self.contract.get("variant"),
             "hash": self.model_hash,
+            **({"weights": imported["weights"]} if imported else {}),
         }
 
     def gradient_fn(self, images: np.ndarray, dtype: str = "float32") -> Callable:

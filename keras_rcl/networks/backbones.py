@@ -137,6 +137,9 @@ class Residual:
         stem: The filters of the stem.
         bottleneck: Blocks are 1x1, 3x3, 1x1 convolutions, four times as wide at their end, in place of two 3x3.
         preactivation: BatchNorm and ReLU before each convolution (He et al. 2016b, "Identity mappings"), not after.
+        closing: Pre-activation networks end in a BatchNorm and a ReLU before the average.
+        activated_shortcut: The 1x1 convolution of a pre-activation shortcut reads the activated input of the block,
+            as in He et al.; False: the input itself.
     """
 
     widths: tuple[int, ...]
@@ -144,6 +147,8 @@ class Residual:
     stem: int = 64
     bottleneck: bool = False
     preactivation: bool = False
+    closing: bool = True
+    activated_shortcut: bool = True
 
     def __call__(self, layers: Layers, x):
         imagenet = max(x.shape[1:3]) > LARGEST_CIFAR_IMAGE
@@ -157,7 +162,7 @@ class Residual:
             for block in range(1, depth + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 x = self.block(layers, x, filters, stride, f"stage{stage}_block{block}")
-        if self.preactivation:
+        if self.preactivation and self.closing:
             x = layers.relu(layers.norm(x, "final_norm"), "final_relu")
         return layers.average(x, "average")
 
@@ -176,7 +181,8 @@ class Residual:
         if self.preactivation:
             x = norm_relu(x, 0)
         if reshapes:
-            shortcut = layers.conv(x, width, 1, stride, f"{name}_shortcut")
+            read = x if self.activated_shortcut else shortcut
+            shortcut = layers.conv(read, width, 1, stride, f"{name}_shortcut")
         if reshapes and not self.preactivation:
             shortcut = layers.norm(shortcut, f"{name}_shortcut_norm")
         for index, (filters, kernel, stride) in enumerate(convs):
@@ -194,13 +200,21 @@ ENCODERS: dict[str, Strided | Residual] = {
     "convex_small": Strided(convs=(16, 32), denses=(100,), kernel=4, normalized=False),
     "resnet18": Residual(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2)),
     "preact_resnet18": Residual(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), preactivation=True),
+    "preact_resnet18_open": Residual(
+        widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), preactivation=True, closing=False
+    ),
+    "preact_resnet18_fast": Residual(
+        widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), preactivation=True, closing=False, activated_shortcut=False
+    ),
     "wide_resnet_28_10": Residual(stem=16, widths=(160, 320, 640), depths=(4, 4, 4), preactivation=True),
     "resnet50": Residual(widths=(64, 128, 256, 512), depths=(3, 4, 6, 3), bottleneck=True),
 }
 """`small_cnn`: for 8x8 digits, 64-d. `strided_cnn`: Cusin's, 128-d. `convex_small`: the small network of Wong and
 Kolter 2018, on which much of the certification literature is measured, 100-d. `resnet18`, `resnet50`: He et al. 2016,
-512-d and 2048-d. `preact_resnet18`: He et al. 2016b with its closing BatchNorm and ReLU, 512-d. `wide_resnet_28_10`:
-Zagoruyko and Komodakis 2016, without dropout, 640-d."""
+512-d and 2048-d. `preact_resnet18`: He et al. 2016b with its closing BatchNorm and ReLU, 512-d;
+`preact_resnet18_open`: without these two, as in much public CIFAR code; `preact_resnet18_fast`: in addition its
+shortcuts read the input of the block before BatchNorm and ReLU, as in the code of Wong et al. 2020, "Fast is better
+than free". `wide_resnet_28_10`: Zagoruyko and Komodakis 2016, without dropout, 640-d."""
 
 
 def build_encoder(

@@ -61,7 +61,7 @@ Setups = Mapping[str, Setup | None]
 """Config of a row -> how its networks were trained; None or no entry if there is none."""
 
 Lookup = Callable[[str, Measure], Measured | None]
-"""(config of a row, measure) -> the measured values, or None."""
+"""(key of a row, measure) -> the measured values, or None."""
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -71,7 +71,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 def measure_label(measure: Measure) -> str:
     """The header of its column: the protocol of an attack, the radius of a verification, or `here`."""
-    if measure.kind == "robust":
+    if measure.kind in ("robust", "success"):
         images = f", {measure.limit} images" if measure.limit else ""
         return measure.attack.protocol + images
     return f"at {format_pixels(measure.epsilon)}" if measure.kind == "verified" else "here"
@@ -93,7 +93,7 @@ def table_data(table: Table, lookup: Lookup, setups: Setups | None = None) -> di
     """
     published = [any(row.published and row.published[i] is not None for row in table.rows) for i in _columns(table)]
     found = {
-        row.label: [[lookup(row.config, measure) for measure in column.measures] for column in table.columns]
+        row.label: [[lookup(row.key, measure) for measure in column.measures] for column in table.columns]
         for row in table.rows
     }
     whole = max((m.images for cells in found.values() for cell in cells for m in cell if m), default=0)

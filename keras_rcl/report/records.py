@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from keras_rcl import config
 from keras_rcl.config import CONFIGS, Experiment
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.report.paper_tables import Measured, Setup
+from keras_rcl.report.paper_tables import Lookup, Measured, Setup
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.kinds import RECORD, VERIFICATION, AnotherVersion, stored_attacks
@@ -63,10 +63,11 @@ def _values(record: Any, measure: Measure) -> Iterable[float | dict[str, int]]:
     """The values of a measure in a record: none or one."""
     if measure.kind == "clean":
         yield 100 * record["clean_accuracy"]
-    elif measure.kind == "robust" and "survival" in record:
+    elif measure.kind in ("robust", "success") and "survival" in record:
+        name = {"robust": "robust_accuracy", "success": "attack_success_rate"}[measure.kind]
         for attack, row in zip(record["attacks"], record["rows"], strict=False):  # the worst cases come after
             if attack == measure.attack:
-                yield 100 * row["robust_accuracy"]
+                yield 100 * row[name]
     elif measure.kind == "verified" and "outcomes" in record:
         for outcome in record["outcomes"]:
             if math.isclose(outcome["epsilon"], measure.epsilon):
@@ -110,6 +111,20 @@ class Results:
         """Seed -> the run of that experiment, under any name. With `seeds`, only seeds below it count."""
         found = self._runs.get(config.training_of(experiment), {})
         return {seed: found[seed] for seed in sorted(found) if seeds is None or seed < seeds}
+
+    def lookup(self, rows: Mapping[str, Experiment], seeds: int | None = None) -> Lookup:
+        """Return (key of a row, measure) -> the measured values, or None; `rows` has the experiment of each config."""
+
+        def measured(key: str, measure: Measure) -> Measured | None:
+            return self.measured(rows[key], measure, seeds) if key in rows else self.measured_weights(key, measure)
+
+        return measured
+
+    def measured_weights(self, weights: str, measure: Measure) -> Measured | None:
+        """One measure of imported weights, by the SHA-256 of their file; None if no record has it."""
+        records = tuple(one for one in self._records if one["model"].get("weights") == weights)
+        found = Run(records[0], records).measure(measure) if records else None
+        return None if found is None else Measured({0: found[0]}, found[1])
 
     def measured(self, experiment: Experiment, measure: Measure, seeds: int | None = None) -> Measured | None:
         """One measure of an experiment over its seeds; None if no seed has it."""

@@ -100,6 +100,11 @@ class _ExportConfig(TypedDict):
 
 
 @with_config(STORED)
+class _Imported(TypedDict):
+    weights: Text
+
+
+@with_config(STORED)
 class Contract(TypedDict):
     """`model.json` of an export, as far as it is read."""
 
@@ -109,6 +114,7 @@ class Contract(TypedDict):
     variant: NotRequired[str | None]
     class_names: NotRequired[list[str]]
     config: NotRequired[_ExportConfig]
+    imported: NotRequired[_Imported]
 
 
 CONTRACT = FileKind[Contract]("the model.json of an export", Contract, "export the model again", format=1)

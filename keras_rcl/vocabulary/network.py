@@ -7,8 +7,21 @@ from pydantic import Field, PositiveInt
 from keras_rcl.vocabulary.spec import spec
 
 Encoder = Literal[
-    "small_cnn", "strided_cnn", "convex_small", "resnet18", "preact_resnet18", "wide_resnet_28_10", "resnet50"
+    "small_cnn",
+    "strided_cnn",
+    "convex_small",
+    "resnet18",
+    "preact_resnet18",
+    "preact_resnet18_open",
+    "preact_resnet18_fast",
+    "wide_resnet_28_10",
+    "resnet50",
 ]
+Architecture = Literal[
+    "resnet18", "preact_resnet18", "preact_resnet18_fast", "wide_resnet_28_10", "resnet50", "cusin_cnn"
+]
+"""The networks whose weights can be imported."""
+
 Part = Literal["encoder", "projector", "classifier"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 AttackDtype = Literal["float32", "bfloat16"]
@@ -23,9 +36,11 @@ class Network:
         projection_hidden: width of the projection head's hidden layer; None makes the head one linear layer.
         projection_dim: D, the length of the projection; None leaves the head out, so that the projection is the
             normalised embedding (Cusin).
-        pretrained: initial weights of `resnet50`, in the architecture of keras.applications: `imagenet`, which Keras
-            downloads (94 MB), or an `.h5` file of that network without its top. The weights take RGB images, which are
-            then normalised as for these weights; `normalization` is ignored.
+        pretrained: initial weights. The folder of an export of the same encoder, such as one that `import` wrote: its
+            encoder, its normalisation and, for as many classes, its classifier are continued. Or, of `resnet50` in the
+            architecture of keras.applications, `imagenet`, which Keras downloads (94 MB), or an `.h5` file of that
+            network without its top; these weights take RGB images. Images are normalised as for the weights;
+            `normalization` is ignored.
         normalization: `mean_std` of the training images per channel, `minus1to1` for 2x - 1, or `none`.
 
     Example:
@@ -41,7 +56,14 @@ class Network:
     normalization: Literal["mean_std", "minus1to1", "none"] = "mean_std"
 
     def __post_init__(self):
-        if self.pretrained and self.encoder != "resnet50":
+        if self.pretrained and self.pretrained_export is None and self.encoder != "resnet50":
             raise ValueError(
-                f"pretrained weights are available for encoder resnet50, not for {self.encoder}; leave one of them out"
+                f"pretrained weights are available for encoder resnet50, not for {self.encoder}; leave one of them "
+                "out, or give the folder of an export"
             )
+
+    @property
+    def pretrained_export(self) -> str | None:
+        """The folder of the export whose weights are continued; None if `pretrained` is something else."""
+        named = self.pretrained is not None and self.pretrained != "imagenet" and not self.pretrained.endswith(".h5")
+        return self.pretrained if named else None

@@ -31,6 +31,19 @@ class Robust:
 
 
 @spec
+class Success:
+    """Success rate of an attack on images that are classified correctly, in percent.
+
+    Attributes:
+        limit: as of `Robust`.
+    """
+
+    kind: Literal["success"] = "success"
+    attack: Attack
+    limit: PositiveInt | None = None
+
+
+@spec
 class Verified:
     """Number of images that are `timeout / safe / safe-incomplete` at a radius, of the first robust ones."""
 
@@ -38,7 +51,7 @@ class Verified:
     epsilon: Pixels
 
 
-Measure = Annotated[Union[Clean, Robust, Verified], Field(discriminator="kind")]
+Measure = Annotated[Union[Clean, Robust, Success, Verified], Field(discriminator="kind")]
 Published = float | str | None
 """Percent, or a text as in the paper; None if the paper gives nothing."""
 
@@ -57,13 +70,24 @@ class Row:
 
     Attributes:
         label: the name in the paper.
-        config: the file below `configs/papers/<paper>/` that trains it.
+        config: the file below `configs/papers/<paper>/` that trains it; empty if the authors' own weights are measured.
         published: one value per column; empty if nothing is published.
+        weights: SHA-256 of the file of the authors' weights.
     """
 
     label: str
-    config: str
+    config: str = ""
     published: tuple[Published, ...] = ()
+    weights: str = ""
+
+    def __post_init__(self):
+        if bool(self.config) == bool(self.weights):
+            raise ValueError(f"row {self.label!r} has a config and weights, or none of them")
+
+    @property
+    def key(self) -> str:
+        """What its measurements are found by: the config or the hash of the weights."""
+        return self.config or self.weights
 
 
 @spec
@@ -236,9 +260,9 @@ class Paper:
     @property
     def configs(self) -> tuple[str, ...]:
         """All files of its rows, in their order."""
-        return tuple(dict.fromkeys(row.config for table in self.tables for row in table.rows))
+        return tuple(dict.fromkeys(row.config for table in self.tables for row in table.rows if row.config))
 
-    def measures(self, config: str) -> Iterator[Clean | Robust | Verified]:
+    def measures(self, config: str) -> Iterator[Clean | Robust | Success | Verified]:
         """What its tables want of a row, each once."""
         wanted = (
             measure

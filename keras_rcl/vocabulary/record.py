@@ -27,6 +27,7 @@ class ModelIdentity(TypedDict):
     name: str
     hash: str
     variant: NotRequired[str | None]
+    weights: NotRequired[str]
 
 
 @with_config(STORED)

@@ -25,6 +25,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, make_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.folding import at_inference
+from keras_rcl.model_io.continued import build_continued, continued_hash
 from keras_rcl.model_io.export import export as write_export
 from keras_rcl.model_io.export import model_hash
 from keras_rcl.model_io.loading import read_contract
@@ -252,6 +253,8 @@ class Run:
         settings: dict[str, Any] = {"deterministic": options.deterministic}
         if options.deterministic or not experiment.synchronized:
             settings["replicas"] = workers.replicas
+        if (continued := continued_hash(experiment.network)) is not None:
+            settings["continued"] = continued
         self.fingerprint = fingerprint_of(experiment, images_hash, **settings)
         self._reused = find_reusable(experiment, self.fingerprint, options.reuse, workers) if options.reuse else None
 
@@ -542,7 +545,15 @@ def train(
 
 
 def build(experiment: Experiment, data: sources.ImageData, precision: Precision | None = None) -> keras.Model:
-    """Return the experiment's network for its data, initialised from the seed."""
+    """Return the experiment's network for its data, initialised from the seed or from the export that it continues."""
+    if experiment.network.pretrained_export is not None:
+        return build_continued(
+            experiment.network,
+            data.image_shape,
+            data.num_classes,
+            seed=experiment.seed,
+            precision=precision or experiment.precision,
+        )
     mean, std = data.mean_std()
     return build_network(
         experiment.network,

@@ -134,9 +134,7 @@ def report(
         _run_missing(spec, rows, proxies, called, range(seeds or 1), folders, processes, progress)
     found = folders.read()
 
-    def lookup(row: str, measure: Measure):
-        return found.measured(rows[row], measure, seeds)
-
+    lookup = found.lookup(rows, seeds)
     setups = {row: found.setup(rows[row], seeds) for row in rows}
     made = paper_report(spec, scale, lookup, results.missing(spec, scale, found, seeds, settings), setups)
     made["made"] = {"date": datetime.date.today().isoformat(), "version": version("keras_rcl"), "commit": commit()}
@@ -430,7 +428,7 @@ class _FigureWriter:
         self._skip(figure, missing, "its model in saved_models/, or its data")
 
     def _mean(self, row: Row, measure: Measure) -> float | None:
-        found = self.lookup(row.config, measure)
+        found = self.lookup(row.key, measure)
         return None if found is None else mean_and_spread(list(found.values.values()))[0]  # type: ignore[arg-type]
 
     def _load_model_and_images(self, row: str, count: int) -> tuple[Classifier, sources.Split, tuple[str, ...]] | None:

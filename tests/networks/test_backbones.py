@@ -52,6 +52,8 @@ def by_hand(name):
             total += conv(3, inputs, width) + conv(3, width, width)
             total += norm(inputs if preactivation else width) + norm(width)
             inputs = width
+    if name in ("preact_resnet18_open", "preact_resnet18_fast"):
+        return total
     return total + (norm(inputs) if preactivation else norm(stem))
 
 
@@ -61,6 +63,8 @@ SIZES = {  # name: (embedding, trainable parameters with a linear classifier of 
     "convex_small": (100, 214_918),  # Wong and Kolter
     "resnet18": (512, 11_173_962),
     "preact_resnet18": (512, 11_172_170),  # with the closing BatchNorm; code without it has 1,024 fewer
+    "preact_resnet18_open": (512, 11_171_146),
+    "preact_resnet18_fast": (512, 11_171_146),
     "wide_resnet_28_10": (640, 36_479_194),
     "resnet50": (2048, 23_520_842),
 }

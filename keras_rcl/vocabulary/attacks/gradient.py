@@ -54,8 +54,8 @@ class GradientAscent(AttackBase):
         return self.epsilon / 4 if self.step_size is None else self.step_size
 
     @property
-    def stops_early(self) -> bool:
-        """Whether each image stays where it is first misclassified and the last step is not made.
+    def loses_last_step(self) -> bool:
+        """Whether the last step is not made, as success is recorded before it.
 
         Some protocols do so. An attack that does not read logits cannot see success; all its steps count.
         """
@@ -65,9 +65,9 @@ class GradientAscent(AttackBase):
     @property
     def num_passes(self) -> tuple[int, int]:
         """Forward and backward passes per image in one round; some losses need a forward pass of the image itself."""
-        steps = self.num_steps - self.stops_early
+        steps = self.num_steps - self.loses_last_step
         looks = self.targeted or self.loss == "kl_to_clean"
-        return steps * (self.eot_iter + self.stops_early) + looks, steps * self.eot_iter
+        return steps * self.eot_iter + looks, steps * self.eot_iter
 
     @property
     def suffix(self) -> str:
