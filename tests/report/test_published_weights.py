@@ -1,0 +1,60 @@
+"""Rows of a paper that are measured on the authors' own weights: records are found by the hash of their file."""
+
+import dataclasses
+import json
+
+import pytest
+
+from keras_rcl.papers import PAPERS
+from keras_rcl.papers.cusin import PUBLISHED_FILES, published_attack
+from keras_rcl.report.paper_tables import table_data, table_grid
+from keras_rcl.report.records import Results
+from keras_rcl.vocabulary.paper import Row
+
+CUSIN = PAPERS["cusin"]
+
+
+def write(path, weights, attack, images=10_000, robust=0.4):
+    row = {"robust_accuracy": robust, "attack_success_rate": 1 - robust / 0.8}
+    record = {
+        "model": {"name": "any", "hash": "h", "weights": weights},
+        "data": {"name": "cifar10", "part": "test"},
+        "images": images,
+        "clean_accuracy": 0.8,
+        "attacks": [attack],
+        "rows": [row],
+        "survival": {},
+    }
+    path.write_text(json.dumps(record))
+
+
+def test_records_of_imported_weights_stand_in_their_row(tmp_path):
+    table = CUSIN.table("Published networks")
+    row = table.rows[0]
+    write(tmp_path / "a.json", row.weights, dataclasses.asdict(published_attack(1)))
+    write(tmp_path / "b.json", row.weights, {"name": "autoattack", "epsilon": 2 / 255}, images=1000, robust=0.2)
+    write(tmp_path / "c.json", "of something else", dataclasses.asdict(published_attack(2)))
+    grid = table_grid(table_data(table, Results(tmp_path).lookup({})))
+    found = dict(zip(grid.header, grid.rows[0], strict=False))
+    assert found["here"] == "80.0"
+    cells = grid.rows[0]
+    assert cells[:6] == ("Normal", "67.71", "80.0", "34.6", "50.0", "64.3") and "20.0" in cells
+    assert {cell for line in grid.rows[1:] for cell in line[2:3]} == {"—"}
+
+
+def test_both_labellings_of_figure_4():
+    """The products of the paper's plot and of the weights' order, by hand for the normal network at 1/255."""
+    rows = {row.label: row.published for row in CUSIN.table("Figure 4, both labellings").rows}
+    plotted, corrected = 79.70 * (1 - 0.346182), 79.70 * (1 - 0.162338)
+    assert rows["Normal, augmented"][:2] == (round(plotted, 1), round(corrected, 1)) == (52.1, 66.8)
+
+
+def test_twelve_networks_have_files_and_hashes():
+    rows = CUSIN.table("Published networks").rows
+    assert len(PUBLISHED_FILES) == len({row.weights for row in rows}) == 12
+    assert not set(CUSIN.configs) & {row.weights for row in rows}
+
+
+def test_a_row_has_a_config_or_weights():
+    with pytest.raises(ValueError, match="has a config and weights, or none of them"):
+        Row(label="a")
