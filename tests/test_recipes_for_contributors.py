@@ -102,4 +102,4 @@ def test_every_command_is_documented():
     page = text_of("docs/cli.md")
     assert [command.name for command in COMMANDS if f"{command.name}" not in page] == []
     modules = {path.stem for path in (ROOT / "keras_rcl" / "cli").glob("*.py")}
-    assert {command.name.replace("-", "_") for command in COMMANDS} <= modules
+    assert {command.callback.__name__ for command in COMMANDS} <= modules

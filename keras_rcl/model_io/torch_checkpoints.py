@@ -122,7 +122,9 @@ def _read_zip(path: Path, key: str | None) -> StateDict:
         if len(members) < len(archive.infolist()):
             raise _Unreadable("has two members of one name; it was not written by PyTorch")
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
-            raise _Unreadable("has compressed members, which PyTorch does not write; hint: unpack and store it anew")
+            raise _Unreadable(
+                "has compressed members, which PyTorch does not write; hint: store it again without compression"
+            )
         if sum(info.file_size for info in members.values()) > path.stat().st_size:
             raise _Unreadable("claims more bytes than the file has; it was not written by PyTorch")
         pickles = [name for name in members if PurePosixPath(name).name == "data.pkl"]

@@ -56,8 +56,8 @@ class Layout:
     tensors: Mapping[str, str] = field(default_factory=dict)
     normalization: str | None = None
 
-    def name(self, layer: str, variable: str) -> str | None:
-        """The name of a variable of one of our layers; None if the codebase has no such layer."""
+    def name(self, layer: str, variable: str) -> str:
+        """The name of a variable of one of our layers; empty if the codebase has no such layer."""
         within = re.fullmatch(r"stage(\d+)_block(\d+)_(\w+)", layer)
         if within:
             prefix = self.block.format(stage=int(within[1]), block=int(within[2]) - 1)
@@ -66,7 +66,7 @@ class Layout:
         else:
             module = self.others.get(layer)
         if module is None:
-            return None
+            return ""
         name = f"{module}.{_PARTS[variable]}"
         return self.tensors.get(name, name)
 

@@ -178,8 +178,8 @@ paper's words allow, with the constants of the CIFAR data set that it was run on
 - `claf-repo` (Rahamim and Naeh 2022): epsilon in units of the channel's standard deviation, so 8/255 is 1.6/255 in
   pixels; clamped to [0, 1] in those units, which are the pixels from about 125 to 177 of red: even epsilon 0 changes
   an image.
-- `cusin-repo` (Cusin 2026): epsilon in [-1, 1], so 8/255 is 4/255 in pixels; success is recorded anew before each step,
-  so that of several steps the last one never counts.
+- `cusin-repo` (Cusin 2026): epsilon in [-1, 1], so 8/255 is 4/255 in pixels; success is recorded before each step
+  and replaces what was recorded, so that of several steps the last one never counts.
 - `wang-minus1to1`, `wang-meanstd` (Wang 2024): "[-1, 1] using mean and std", either way that it can be read.
 
 A grey image takes the mean of the three channels' numbers.

@@ -49,7 +49,7 @@ def claf(image, label, steps):
 
 
 def cusin(image, label, steps):
-    """PGD in [-1, 1] that records anew before each step whether it has succeeded, and never after the last."""
+    """PGD in [-1, 1] that records before each step whether it succeeds now, and never after the last."""
     u = start = 2 * image - 1
     for _ in range(steps):
         found = u

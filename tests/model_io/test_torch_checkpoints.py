@@ -161,7 +161,7 @@ REFUSED = {
     "EXT1": (of_pickle(b"\x82\x01"), "instruction EXT1"),
     "a persistent text": (of_pickle(b"Pharm\n"), "instruction PERSID"),
     "attributes of something else": (of_pickle(b"](tb"), "takes a list for a dict"),
-    "a key that is no text": (of_pickle(b"}))s"), "key that is a tuple"),
+    "a tuple for a key": (of_pickle(b"}))s"), "key that is a tuple"),
     "an end of no list": (of_pickle(b"t"), "damaged"),
     "nothing": (of_pickle(b""), "damaged"),
     "a value that is not there": (of_pickle(b"h\x07"), "damaged"),

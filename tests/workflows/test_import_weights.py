@@ -108,7 +108,7 @@ def test_a_cifar_checkpoint_does_not_say_its_normalization():
 def run(*arguments):
     done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
-    return done.output
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_an_imported_network_is_attacked_and_fine_tuned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for label in ("cat", "dog"):
-        folder = tmp_path / "photos" / "train" / label
+        folder = tmp_path / "photos" / label
         folder.mkdir(parents=True)
         for number in range(20):
             from PIL import Image
@@ -125,8 +125,9 @@ def test_an_imported_network_is_attacked_and_fine_tuned(tmp_path, monkeypatch):
     tensors = networks.Parameters()
     expected = networks.cusin_cnn(tensors, images(32).transpose(0, 3, 1, 2).astype(np.float64) * 2 - 1, 2)
     files.write_checkpoint(tmp_path / "theirs.pt", tensors, lambda state: files.mapping({"state_dict": state}))
-    told = run("import", "theirs.pt", "--architecture", "cusin_cnn")
-    assert "28 tensors of 'state_dict', named as in Cusin" in told and "mean 0.5 0.5 0.5 and std 0.5 0.5 0.5" in told
+    printed = run("import", "theirs.pt", "--architecture", "cusin_cnn")
+    assert "28 tensors of 'state_dict', named as in Cusin" in printed
+    assert "mean 0.5 0.5 0.5 and std 0.5 0.5 0.5" in printed
     contract = json.loads((tmp_path / "saved_models/theirs/model.json").read_text())
     assert contract["imported"]["files"] == ["theirs.pt"] and contract["class_names"] == ["0", "1"]
     data = ("--dataset", "folder", "--folder", "photos")
