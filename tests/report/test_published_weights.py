@@ -15,15 +15,16 @@ CUSIN = PAPERS["cusin"]
 
 
 def write(path, weights, attack, images=10_000, robust=0.4):
-    row = {"robust_accuracy": robust, "attack_success_rate": 1 - robust / 0.8}
+    shares = {"clean_accuracy": 0.8, "adversarial_accuracy": 0.4, "attack_failure_rate": 0.5}
+    row = {"attack": "any", "norm": "linf", "epsilon": 1 / 255, "robust_accuracy": robust, **shares}
     record = {
+        **dict(format=1, command="", protocol="cusin-repo", seed=0, versions={}, clean_accuracy=0.8),
         "model": {"name": "any", "hash": "h", "weights": weights},
-        "data": {"name": "cifar10", "part": "test"},
+        "data": {"name": "cifar10", "part": "test", "indices": [[0, images - 1]]},
         "images": images,
-        "clean_accuracy": 0.8,
         "attacks": [attack],
-        "rows": [row],
-        "survival": {},
+        "rows": [{**row, "attack_success_rate": 1 - robust / 0.8}],
+        "survival": {"clean": "1" * images, "attacks": ["0" * images]},
     }
     path.write_text(json.dumps(record))
 
