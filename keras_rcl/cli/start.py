@@ -27,7 +27,7 @@ def join_workers(count: int | None, replicas: int | None = None) -> Workers:
             raise InvalidInputError(
                 f"--replicas {replicas} is for one process, and --workers {count} starts several; give one"
             )
-        sys.exit(launcher.run(count))
+        sys.exit(launcher.run(count, say=lambda line: click.echo(line, err=True)))
     if task and count and count != len(task.addresses):
         raise InvalidInputError(f"--workers {count}, and TF_CONFIG names {len(task.addresses)}; leave out --workers")
     launcher.end_with_parent()

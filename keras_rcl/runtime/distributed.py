@@ -7,6 +7,7 @@ the chief, owns everything on disk. This module has their communication between 
 import contextlib
 import functools
 import io
+import ipaddress
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.runtime import private_network
 from keras_rcl.runtime.signals import Terminated, WorkerLost
 
 _EXAMPLE = '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -72,6 +74,20 @@ def task_of(text: str | None) -> Task | None:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InvalidInputError(f"TF_CONFIG: {what}; give it as {_EXAMPLE}") from None
     return Task(before + task["index"], addresses) if len(addresses) > 1 else None
+
+
+def port_of(address: str) -> int:
+    """The port of an address `host:port`."""
+    return int(address.rpartition(":")[2])
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address `host:port` is of this machine's loopback interface."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Workers:
@@ -244,9 +260,15 @@ def start_workers(
                 )
             tf.config.set_visible_devices(gpus[each * task.index :][:each], "GPU")
         say(f"worker {task.index} of {len(task.addresses)} waits for the others at {', '.join(task.addresses)}")
+        if others := [address for address in task.addresses if not is_loopback(address)]:
+            say(
+                f"warning: the workers listen for {', '.join(others)} on all interfaces, and TensorFlow executes what "
+                "anyone sends them; use them in a private network only"
+            )
         _set_heartbeat(heartbeat)
         try:
-            return Workers(tf.distribute.MultiWorkerMirroredStrategy(), task)
+            with contextlib.nullcontext() if others else private_network.guarded(port_of(task.addresses[task.index])):
+                return Workers(tf.distribute.MultiWorkerMirroredStrategy(), task)
         except (tf.errors.OpError, RuntimeError) as error:
             raise InvalidInputError(
                 f"the workers of TF_CONFIG cannot be reached: {str(error).splitlines()[0]}"

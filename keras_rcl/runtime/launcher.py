@@ -10,8 +10,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 
 import click
+
+from keras_rcl.runtime import private_network
 
 TRY_AGAIN = 75
 """The exit status of a run that lost a worker; EX_TEMPFAIL of sysexits.h."""
@@ -20,14 +23,15 @@ GRACE = 20.0
 _PARENT = "KERAS_RCL_LAUNCHER"
 
 
-def run(count: int) -> int:
-    """Run this command as several workers on loopback.
+def run(count: int, say: Callable[[str], None] = lambda line: None) -> int:
+    """Run this command as several workers in a network of their own, or on loopback if the system does not allow one.
 
     Only the chief writes to the terminal. If another worker fails first, its last line is shown. SIGINT and SIGTERM are
     passed to all workers, which save and end as a single process would.
 
     Args:
         count: The number of workers.
+        say: Called with a line of text if other users of the machine can reach the workers.
 
     Returns:
         The exit status.
@@ -36,7 +40,7 @@ def run(count: int) -> int:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count - 1)]
-        workers = _start(count, logs)
+        workers = _start(count, logs, say)
 
         def forward(number, frame):
             received.append(number)
@@ -68,7 +72,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _start(count: int, logs: list) -> list[subprocess.Popen]:
+def _start(count: int, logs: list, say: Callable[[str], None]) -> list[subprocess.Popen]:
     """Start the workers, each in a session of its own, so that a terminal's Ctrl-C reaches them only once."""
     cluster = {"worker": [f"localhost:{port}" for port in _free_ports(count)]}
     workers = []
@@ -77,7 +81,15 @@ def _start(count: int, logs: list) -> list[subprocess.Popen]:
         environment = {**os.environ, "TF_CONFIG": config, _PARENT: str(os.getpid())}
         streams = dict(stdout=subprocess.DEVNULL, stderr=logs[index - 1]) if index else {}
         command = [sys.executable, *sys.orig_argv[1:]]
-        workers.append(subprocess.Popen(command, env=environment, start_new_session=True, **streams))
+        isolate = private_network.enter(workers[0].pid if workers else None)
+        workers.append(
+            subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=isolate, **streams)
+        )
+    if not private_network.is_elsewhere(workers[0].pid):
+        say(
+            "warning: this system gives the workers no network of their own (user namespaces), so other users of this "
+            "machine can connect to them and run code as you"
+        )
     return workers
 
 
