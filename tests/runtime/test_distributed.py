@@ -5,7 +5,7 @@ import json
 import pytest
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.runtime.distributed import ALONE, Message, Task, task_of
+from keras_rcl.runtime.distributed import ALONE, Message, Task, is_loopback, port_of, task_of
 
 TWO = {"worker": ["a:1", "b:2"]}
 
@@ -62,3 +62,22 @@ def test_one_process_communicates_with_itself():
     assert ALONE.chief and ALONE.replicas == ALONE.local_replicas == 1
     ALONE.assert_same_inputs({"seed": 1})
     assert ALONE.any_interrupted(asked := lambda: None) is asked
+
+
+@pytest.mark.parametrize(
+    ("address", "answer"),
+    [
+        ("localhost:2222", True),
+        ("127.0.0.1:2222", True),
+        ("127.8.9.10:2222", True),
+        ("[::1]:2222", True),
+        ("host-a:2222", False),
+        ("10.0.0.1:2222", False),
+        ("0.0.0.0:2222", False),
+        ("[::]:2222", False),
+        ("localhost.example.org:2222", False),
+    ],
+)
+def test_which_addresses_are_of_this_machine_alone(address, answer):
+    assert is_loopback(address) is answer
+    assert port_of(address) == 2222

@@ -3,19 +3,21 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
-from keras_rcl.runtime import launcher
+from keras_rcl.runtime import launcher, private_network
 
 WORKER = """
 import json, os, signal, sys, time
 sys.path[:0] = {path!r}
-from keras_rcl.runtime import launcher
+from keras_rcl.runtime import launcher, private_network
 if "TF_CONFIG" not in os.environ:
     sys.exit(launcher.run(3))
 launcher.end_with_parent()
@@ -106,3 +108,80 @@ def wait_for(happened):
     while not happened():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+LISTENS = """
+import socket
+port = int(task["cluster"]["worker"][index].rpartition(":")[2])
+server = socket.create_server(("", port))
+open(f"{index}.listens", "w").close()
+while len([name for name in os.listdir() if name.endswith(".listens")]) < 3:
+    time.sleep(0.01)
+for address in task["cluster"]["worker"]:
+    socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 10).close()
+print(f"reached all {index}", flush=True)
+time.sleep(60)
+"""
+
+
+def can_have_a_network_of_its_own():
+    probe = subprocess.Popen(["sleep", "60"], preexec_fn=private_network.enter(None))
+    try:
+        return private_network.is_elsewhere(probe.pid)
+    finally:
+        probe.kill()
+        probe.wait()
+
+
+@pytest.mark.skipif(not can_have_a_network_of_its_own(), reason="the system allows no network namespaces")
+def test_only_workers_reach_the_servers_of_workers(tmp_path):
+    """Servers on all interfaces, as TensorFlow's are: the workers reach each other, and this process reaches none."""
+    process = begun(tmp_path, LISTENS)
+    assert process.stdout.readline() == "out of 0\n" and process.stdout.readline() == "reached all 0\n"
+    addresses = json.loads((tmp_path / "0.json").read_text())[0]["worker"]
+    own = {line.split()[1].rpartition(":")[2] for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]}
+    for address in addresses:
+        port = int(address.rpartition(":")[2])
+        assert f"{port:04X}" not in own
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), 5)
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+def test_a_system_without_namespaces_is_reported(monkeypatch):
+    def refused(*arguments, check=True):
+        if check:
+            raise PermissionError
+        return False
+
+    monkeypatch.setattr(private_network, "_call", refused)
+    lines = []
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", "pass"])
+    assert launcher.run(2, lines.append) == 0
+    (line,) = lines
+    assert line.startswith("warning: this system gives the workers no network of their own")
+
+
+def test_a_filtered_server_hears_loopback_only():
+    addresses = {"127.0.0.1", own_address()}
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with private_network.guarded(port):
+            pass
+        with socket.create_connection(("127.0.0.1", port), 10) as client, server.accept()[0] as connection:
+            client.sendall(b"heard")
+            assert connection.recv(10) == b"heard"
+        for address in addresses - {"127.0.0.1", None}:
+            with pytest.raises(TimeoutError):
+                socket.create_connection((address, port), 0.5)
+
+
+def own_address():
+    """An address of this machine that is not of loopback, if it has one. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        return one.getsockname()[0]
