@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.storage.hdf5 import check_plain_hdf5
 from keras_rcl.vocabulary.network import Precision
 
 SMALLEST_IMAGE = 32
@@ -49,6 +50,8 @@ def pretrained_resnet50(weights: str, input_shape: Sequence[int], precision: Pre
         )
     source = weights if weights == "imagenet" else str(Path(weights).expanduser())
     try:
+        if weights != "imagenet":
+            check_plain_hdf5(Path(source))
         with contextlib.redirect_stdout(sys.stderr):  # where Keras shows a download
             loaded = keras.applications.ResNet50(
                 include_top=False, weights=source, input_shape=tuple(input_shape), pooling="avg"

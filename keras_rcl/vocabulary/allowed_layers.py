@@ -4,19 +4,13 @@ The lists are written out, so that a class that a new version of Keras adds is n
 A `.keras` file and the `layer` of an augmentation are checked against them.
 """
 
-AUGMENTATION_LAYERS = frozenset(
+LAYERS = frozenset(
     """
     AugMix AutoContrast CenterCrop ContrastLimitedAdaptiveHistogramEqualization CutMix Equalization MaxNumBoundingBoxes
     MixUp RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop
     RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
     RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation
     RandomZoom Resizing Solarization
-    """.split()
-)
-"""Classes of `keras.layers` that change images."""
-
-LAYERS = AUGMENTATION_LAYERS | frozenset(
-    """
     Activation ActivityRegularization ELU LeakyReLU PReLU ReLU Softmax
     AdditiveAttention Attention GroupQueryAttention MultiHeadAttention
     Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose DepthwiseConv1D DepthwiseConv2D
@@ -50,16 +44,8 @@ KERAS_CV_LAYERS = frozenset(
 )
 """Classes of `keras_cv.layers` that change images one by one. They are allowed in a setting, and not in a file."""
 
-CONFIGURED_LAYERS = (
-    AUGMENTATION_LAYERS
-    | KERAS_CV_LAYERS
-    | frozenset(
-        """
-        AlphaDropout Dropout GaussianDropout GaussianNoise Identity Normalization Rescaling SpatialDropout2D
-        """.split()
-    )
-)
-"""What the `layer` of an augmentation may name."""
+CONFIGURED_LAYERS = (LAYERS | KERAS_CV_LAYERS) - {"IntegerLookup", "StringLookup", "TextVectorization"}
+"""What the `layer` of an augmentation may name: not the layers that can read a vocabulary from a file."""
 
 OTHER_CLASSES = {
     "keras": frozenset("Functional Model Sequential".split()),

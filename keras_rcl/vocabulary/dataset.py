@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
+from keras_rcl.errors import did_you_mean
+from keras_rcl.vocabulary.allowed_layers import CONFIGURED_LAYERS
 from keras_rcl.vocabulary.spec import PathText, spec
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -44,11 +46,27 @@ class SimCLR:
 
 @spec
 class LayerAugmentation:
-    """Any Keras or KerasCV augmentation layer, by class name and arguments."""
+    """A Keras or KerasCV layer that computes only, by class name and arguments of plain values."""
 
     name: Literal["layer"] = "layer"
     layer: str
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        if self.layer not in CONFIGURED_LAYERS:
+            raise ValueError(
+                f"augmentation layer {self.layer!r} is not among the layers of Keras and KerasCV that compute only"
+                f"{did_you_mean(self.layer, CONFIGURED_LAYERS)}"
+            )
+        if name := next((key for key, value in self.arguments.items() if _names_a_class(value)), None):
+            raise ValueError(f"argument {name!r} of augmentation layer {self.layer} names a class; give plain values")
+
+
+def _names_a_class(value: Any) -> bool:
+    """Whether Keras would build a class or look up a function that is named in a value of YAML."""
+    if isinstance(value, dict):
+        return "class_name" in value or any(map(_names_a_class, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_names_a_class, value))
 
 
 def _by_name(value: object) -> object:

@@ -213,10 +213,9 @@ def test_layers_are_built_once():
 @pytest.mark.parametrize(
     ("layer", "arguments", "says"),
     [
-        ("RandomFlop", {}, "'RandomFlop' is in neither"),
         ("RandomFlip", {"mood": "horizontal"}, "mood"),
         ("RandomBrightness", {"factor": 7}, "factor"),
-        ("Layer", {"units": 3}, "units"),
+        ("Rescaling", {"units": 3}, "units"),
         ("Flatten", {}, "Flatten changes images"),
         ("Dense", {"units": 2}, "Dense"),
     ],
@@ -228,6 +227,24 @@ def test_refusals_are_one_line(layer, arguments, says, graph):
     with pytest.raises(InvalidInputError, match=says) as refused:
         run() if graph else augment(policy, images(), SEED)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "says"),
+    [
+        ("RandomFlop", {}, "'RandomFlop' is not among the layers .*; did you mean 'RandomFlip'"),
+        ("TFSMLayer", {"filepath": "somewhere", "call_endpoint": "serve"}, "'TFSMLayer' is not among the layers"),
+        ("Lambda", {"function": "relu"}, "'Lambda' is not among"),
+        ("Layer", {}, "'Layer' is not among"),
+        ("deserialize", {"config": {"class_name": "TFSMLayer"}}, "'deserialize' is not among"),
+        ("StringLookup", {"vocabulary": "/etc/hostname"}, "'StringLookup' is not among"),
+        ("RandomFlip", {"dtype": {"class_name": "TFSMLayer", "config": {}}}, "'dtype' .* names a class; give plain"),
+        ("Pipeline", {"layers": [{"a": [{"class_name": "TFSMLayer"}]}]}, "'layers' .* names a class; give plain"),
+    ],
+)
+def test_a_layer_that_does_more_than_compute_is_not_a_policy(layer, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        LayerAugmentation(layer=layer, arguments=arguments)
 
 
 def test_layers_leave_global_random_state_alone():
