@@ -151,6 +151,23 @@ def fold(
     return _needed(builder.steps, last)
 
 
+ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+"""By compute dtype: how far logits may be from those in float64; in half precision relative to the largest, or to 1."""
+
+
+def least_precise_dtype(network: keras.Model) -> str:
+    """Return the dtype in which a network computes: `bfloat16` or `float16` if any of its layers does, else `float32`.
+
+    Example:
+        >>> import keras
+        >>> image = keras.Input((4,))
+        >>> least_precise_dtype(keras.Model(image, keras.layers.Dense(3, dtype="mixed_float16")(image)))
+        'float16'
+    """
+    dtypes = {layer.compute_dtype for layer in network._flatten_layers()}
+    return next((dtype for dtype in ("bfloat16", "float16") if dtype in dtypes), "float32")
+
+
 LAYERS = {
     keras.layers.Conv2D: "conv",
     keras.layers.Dense: "dense",

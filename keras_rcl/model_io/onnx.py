@@ -10,7 +10,24 @@ import keras
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step, fold
+from keras_rcl.folding.fold import (
+    ROUNDING,
+    Add,
+    Conv,
+    Dense,
+    Image,
+    Max,
+    Mean,
+    Pad,
+    PixelScale,
+    ReLU,
+    Reshape,
+    Scale,
+    Step,
+    fold,
+    least_precise_dtype,
+)
+from keras_rcl.folding.numpy_forward import evaluate
 
 OPSET, IR_VERSION = 13, 8
 """The versions of the ONNX files: old enough for the verifiers' own readers."""
@@ -32,7 +49,8 @@ def onnx_network(network: keras.Model):
     Raises:
         InvalidInputError: if onnx is not installed, the image's size is not fixed, or a layer cannot be folded, by its
             path.
-        RuntimeError: if the logits differ by more than 1e-5 of the largest, or of 1 where that is larger.
+        RuntimeError: if the logits differ by more than 1e-5 of the largest, or of 1 where that is larger. For a network
+            that computes in half precision, this holds of its layers in float64, and `ROUNDING` of its own logits.
     """
     if None in network.input_shape[1:]:
         raise InvalidInputError(
@@ -63,16 +81,22 @@ def onnx_network(network: keras.Model):
 
 
 def _check_logits(network: keras.Model, model: bytes) -> None:
+    """Compare with the network, and with its layers in float64 if it computes in half precision."""
     import onnxruntime
 
     images = np.random.default_rng(0).random((3, *network.input_shape[1:]), np.float32)
     with keras.device("cpu"):  # where float32 is float32, and not TF32
-        expected = np.asarray(_logits(network(images, training=False)))
+        served = np.asarray(_logits(network(images, training=False)), np.float32)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": to_channels_first(images)})
-    difference = np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
-    if not difference <= _TOLERANCE:
-        raise RuntimeError(f"the ONNX network's logits differ by {difference:g} of the largest: not exported")
+    dtype = least_precise_dtype(network)
+    compared = [(served, _TOLERANCE)]
+    if dtype != "float32":
+        compared = [(served, ROUNDING[dtype]), (evaluate(fold(network, dtype="float64"), images), _TOLERANCE)]
+    for expected, tolerance in compared:
+        difference = np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
+        if not difference <= tolerance:
+            raise RuntimeError(f"the ONNX network's logits differ by {difference:g} of the largest: not exported")
 
 
 def _logits(outputs):

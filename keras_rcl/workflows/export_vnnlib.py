@@ -20,6 +20,7 @@ from keras_rcl.storage.kinds import INSTANCES
 from keras_rcl.storage.output_folder import check_replaceable, free_name
 from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
+from keras_rcl.workflows.verify import half_precision_note
 
 
 # One keyword per option of the command, so that a call in Python reads like the command line.
@@ -72,6 +73,8 @@ def export_vnnlib(
     output_dir = Path(output_dir or default)
     check_replaceable(output_dir, "instances.json", overwrite)
     model = onnx_network(network)
+    if (note := half_precision_note(path, network)) and progress:
+        progress.say(note)
     check_writable(output_dir.parent)
     instances, rows = [], []
     for epsilon in dict.fromkeys(epsilons):

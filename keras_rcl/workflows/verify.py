@@ -11,7 +11,7 @@ import numpy as np
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
 from keras_rcl.evaluation.record import make_verification, versions
-from keras_rcl.folding import fold
+from keras_rcl.folding.fold import ROUNDING, fold, least_precise_dtype
 from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.model_io.loading import LoadedModel
@@ -21,9 +21,6 @@ from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.record import VerificationRecord
 from keras_rcl.workflows.inputs import data_for, pixels, split_of
-
-_TOLERANCE = 1e-3
-"""The allowed difference of logits in float32 from those of the folded layers in float64."""
 
 
 # One keyword per option of the command, so that a call in Python reads like the command line; they alone
@@ -109,6 +106,8 @@ def verify_model(
         versions=versions(),
     )
     _check_layers(path, network, classifier, images[:10])
+    if note := half_precision_note(path, network):
+        progress.say(note)
     output_dir, journal = output_and_journal(
         output_dir, Path("verifications") / model.path.stem, fingerprint, overwrite
     )
@@ -134,10 +133,23 @@ def verify_model(
 
 
 def _check_layers(path: str | Path, network: keras.Model, classifier: Classifier, images: np.ndarray) -> None:
-    """Raise InvalidInputError if the layers do not give the served logits."""
-    served, folded = classifier.logits(images), evaluate(fold(network, dtype="float64"), images)
-    if not np.allclose(folded, served, rtol=_TOLERANCE, atol=_TOLERANCE):
+    """Raise InvalidInputError if the layers do not give the served logits, up to the rounding of their dtype."""
+    served, folded = np.asarray(classifier.logits(images)), evaluate(fold(network, dtype="float64"), images)
+    dtype = least_precise_dtype(network)
+    largest = 1.0 if dtype == "float32" else max(1.0, np.abs(served).max(initial=0))
+    if not np.allclose(folded, served, rtol=ROUNDING[dtype], atol=ROUNDING[dtype] * largest):
         raise InvalidInputError(f"the layers in {path} give other logits than it serves; export it again")
+
+
+def half_precision_note(path: str | Path, network: keras.Model) -> str:
+    """What is said of a network that does not compute in float32; nothing of another one."""
+    dtype = least_precise_dtype(network)
+    if dtype == "float32":
+        return ""
+    return (
+        f"note: {path} computes in {dtype}, and its weights are verified as if it computed exactly; the rounding of "
+        f"{dtype} can change the class of an image with a small margin"
+    )
 
 
 def _save_counterexamples(found: Certification, images: np.ndarray, indices: np.ndarray, path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.folding import fold
+from keras_rcl.folding.fold import fold, least_precise_dtype
 from keras_rcl.model_io import onnx as onnx_writer
 from keras_rcl.model_io.onnx import onnx_network
 from keras_rcl.model_io.vnnlib import Instance, read_results, vnnlib_property, write_instances
@@ -245,3 +245,18 @@ def test_other_files_are_refused(tmp_path, content, what):
 def test_a_missing_result_file(tmp_path):
     with pytest.raises(InvalidInputError, match="abcrown.yaml says"):
         read_results(tmp_path / "results.pkl")
+
+
+@pytest.mark.parametrize(("policy", "dtype"), [("mixed_float16", "float16"), ("mixed_bfloat16", "bfloat16")])
+def test_a_network_in_half_precision_is_written_with_its_own_weights(policy, dtype):
+    layers = [keras.layers.Conv2D(4, 3, activation="relu", dtype=policy), keras.layers.Flatten(dtype=policy)]
+    network = keras.Sequential([keras.Input((6, 6, 1)), *layers, keras.layers.Dense(3, dtype=policy)])
+    assert least_precise_dtype(network) == dtype
+    written = onnx_network(network)
+    twin = keras.models.clone_model(
+        network, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+    )
+    twin.set_weights(network.get_weights())
+    expected = onnx_network(twin)
+    assert [c.raw_data for c in written.graph.initializer] == [c.raw_data for c in expected.graph.initializer]
+    assert [node.op_type for node in written.graph.node] == [node.op_type for node in expected.graph.node]

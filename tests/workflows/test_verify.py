@@ -105,6 +105,25 @@ def test_an_export_is_verified_by_its_layers(here):
     assert record["model"]["hash"] == json.loads((here / "export/model.json").read_text())["model_hash"]
 
 
+def test_a_model_in_half_precision_is_verified_as_its_twin_in_float32(here):
+    """Bounds are of the weights, which both keep in float32."""
+    whole = keras.saving.load_model("small.keras", compile=False)
+    half = keras.models.clone_model(
+        whole, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "mixed_float16"})
+    )
+    half.set_weights(whole.get_weights())
+    half.save("half.keras")
+    found = {}
+    for name in ("small", "half"):
+        result = run("verify", f"{name}.keras", *HERE[:4], "--method", "crown-ibp", "--no-attack", "--json")
+        assert result.exit_code == 0, result.output
+        found[name] = json.loads(result.stdout)
+        noted = "half.keras computes in float16, and its weights are verified as if it computed exactly"
+        assert (noted in result.stderr) == (name == "half")
+    half, small = ([outcome["statuses"] for outcome in found[name]["outcomes"]] for name in ("half", "small"))
+    assert half == small
+
+
 def test_as_many_images_as_asked_for_are_bounded(here):
     record = json.loads(run("verify", "small.keras", *HERE, "--max-images", "2", "--json").stdout)
     assert record["count"] == 2
