@@ -1,7 +1,10 @@
 """`.keras` files from elsewhere: harm is refused before anything runs, and sound files load as with Keras."""
 
 import json
+import os
+import sys
 import zipfile
+from types import ModuleType
 
 import keras
 import numpy as np
@@ -15,8 +18,10 @@ from keras_rcl.cli.app import cli
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.loading import LoadedModel
+from keras_rcl.networks import build_network
 from keras_rcl.storage.keras_archive import load_keras_archive
 from keras_rcl.vocabulary import allowed_layers
+from keras_rcl.vocabulary.network import Network
 from tests.security import harness, keras_files
 
 
@@ -250,6 +255,7 @@ SOUND = {
     "group normalization, wrappers, regularizers": grouped,
     "nested": nested,
     "operations": operations,
+    "our network": lambda: build_network(Network(encoder="small_cnn"), IMAGE, 3, mean=[0.3], std=[0.4]),
     "our layer and our loss": lambda: compiled(keras_rcl.SupervisedContrastive(temperature=0.1)),
     "a loss of the user": lambda: compiled(UsersLoss()),
     "recurrent": recurrent,
@@ -264,7 +270,7 @@ SOUND = {
 }
 
 
-@pytest.mark.slow_after(12)
+@pytest.mark.slow_after(13)
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_file_gives_what_keras_gives(tmp_path, name):
@@ -278,7 +284,12 @@ def test_a_sound_file_gives_what_keras_gives(tmp_path, name):
         values = tf.constant(random.choice(["1", "2", "3", "9"], shape))
     else:
         values = random.integers(1, 5, shape) if "int" in entered.dtype else random.random(shape, np.float32)
-    np.testing.assert_allclose(loaded(values, training=False), kept(values, training=False), rtol=0, atol=1e-6)
+    found, expected = loaded(values, training=False), kept(values, training=False)
+    if not isinstance(found, dict):
+        found, expected = {"logits": found}, {"logits": expected}
+    assert found.keys() == expected.keys()
+    for output in found:
+        np.testing.assert_allclose(found[output], expected[output], rtol=0, atol=1e-6)
     assert not loaded.compiled and [w.shape for w in loaded.weights] == [w.shape for w in model.weights]
     for weight, other in zip(loaded.weights, kept.weights, strict=True):
         np.testing.assert_array_equal(weight, other)
@@ -319,6 +330,44 @@ def test_a_name_of_a_registered_object_is_not_taken_from_the_file(tmp_path):
 
     changed = keras_files.rewritten(path, tmp_path / "changed.keras", change)
     assert "'user>UsersLoss', which is the name of a registered class" in refusal(changed)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A package `keras_hub` of one module, as what matters is where a class is defined."""
+    package, module = ModuleType("keras_hub"), ModuleType("keras_hub.src.models.tiny")
+
+    class Tiny(layers.Dense):
+        pass
+
+    class Tokenizer(layers.Layer):
+        pass
+
+    class TinyTokenizer(Tokenizer):
+        pass
+
+    for kind in (Tiny, TinyTokenizer):
+        kind.__module__ = module.__name__
+        setattr(module, kind.__name__, kind)
+    module.Lambda, module.system, module.load = layers.Lambda, os.system, keras.saving.load_model
+    for each in (package, module):
+        monkeypatch.setitem(sys.modules, each.__name__, each)
+    return module
+
+
+@pytest.mark.parametrize("name", ["Tiny", "TinyTokenizer", "TFSMLayer", "system", "load", "absent"])
+def test_a_class_of_keras_hub_is_one_that_it_defines(sound, hub, tmp_path, name):
+    hub.TFSMLayer = layers.TFSMLayer
+
+    def change(config):
+        dense = config["config"]["layers"][-1]
+        dense |= {"module": hub.__name__, "class_name": name, "registered_name": f"keras_hub>{name}"}
+
+    path = keras_files.rewritten(sound, tmp_path / "model.keras", change)
+    if name == "Tiny":
+        assert type(load_keras_archive(path).layers[-1]) is hub.Tiny
+    else:
+        assert f"names keras_hub>{name}, which is not on the list" in refusal(path)
 
 
 @pytest.mark.parametrize("version", ["2.15.0", "2.13.1", "1.0"])
