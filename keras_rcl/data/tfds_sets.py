@@ -13,6 +13,7 @@ from keras_rcl.data.images import resized
 from keras_rcl.data.splits import SourceSplit, gathered
 from keras_rcl.data.tfdata_options import PARALLEL, PREFETCHED, untuned
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.runtime.launcher import is_launched
 from keras_rcl.vocabulary.dataset import Dataset
 
 
@@ -107,6 +108,8 @@ def _image_and_label(dataset: Dataset, info) -> tuple[str, str]:
 def _prepare(dataset: Dataset, builder) -> None:
     """Download and prepare a data set; what TFDS prints goes to stderr."""
     hint = "connect to the network, or name a folder that has it with --data-dir or TFDS_DATA_DIR"
+    if is_launched():
+        hint = "the processes of --workers have no network: prepare it with one process, or name a folder that has it"
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not _reachable(builder):
         raise InvalidInputError(f"{dataset.name} is not in {builder.data_path.parent} and cannot be downloaded; {hint}")
     try:

@@ -58,6 +58,11 @@ def run(count: int, say: Callable[[str], None] = lambda line: None) -> int:
             _signal(workers, signal.SIGKILL)
 
 
+def is_launched() -> bool:
+    """Whether this process is a worker that `run` has started."""
+    return _PARENT in os.environ
+
+
 def end_with_parent() -> None:
     """In a worker: end this process when the launcher has ended."""
     parent = os.environ.get(_PARENT)
@@ -81,7 +86,7 @@ def _start(count: int, logs: list, say: Callable[[str], None]) -> list[subproces
         environment = {**os.environ, "TF_CONFIG": config, _PARENT: str(os.getpid())}
         streams = dict(stdout=subprocess.DEVNULL, stderr=logs[index - 1]) if index else {}
         command = [sys.executable, *sys.orig_argv[1:]]
-        isolate = private_network.enter(workers[0].pid if workers else None)
+        isolate = private_network.enter(workers[0].pid if workers else None) if sys.platform == "linux" else None
         workers.append(
             subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=isolate, **streams)
         )

@@ -8,7 +8,6 @@ send; other users of the machine can then still connect.
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import socket
 import struct
@@ -71,6 +70,8 @@ def _call(name: str, *arguments: int, check: bool = True) -> bool:
 
 
 def _loopback_up() -> None:
+    import fcntl
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         name, flags = struct.unpack_from("16sh", fcntl.ioctl(one, _GET_FLAGS, struct.pack("16sh22x", b"lo", 0)))
         fcntl.ioctl(one, _SET_FLAGS, struct.pack("16sh22x", name, flags | _UP))
@@ -162,7 +163,7 @@ def _listening(port: int) -> Iterator[str]:
 def enter(first: int | None) -> Callable[[], None]:
     """Return what a new worker calls before its program: it enters the network of the first worker, or makes one.
 
-    A system that does not allow it changes nothing; `is_elsewhere` tells.
+    Where the system does not allow it, nothing happens; `is_elsewhere` tells.
 
     Args:
         first: The process of the first worker; None for the first worker itself.

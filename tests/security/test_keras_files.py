@@ -255,7 +255,7 @@ SOUND = {
     "group normalization, wrappers, regularizers": grouped,
     "nested": nested,
     "operations": operations,
-    "our network": lambda: build_network(Network(encoder="small_cnn"), IMAGE, 3, mean=[0.3], std=[0.4]),
+    "our network": lambda: build_network(Network(encoder="small_cnn"), IMAGE, 3, mean=[0.3] * 3, std=[0.4] * 3),
     "our layer and our loss": lambda: compiled(keras_rcl.SupervisedContrastive(temperature=0.1)),
     "a loss of the user": lambda: compiled(UsersLoss()),
     "recurrent": recurrent,
