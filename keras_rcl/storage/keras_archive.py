@@ -156,15 +156,16 @@ def _fill(model: keras.Model, weights: io.BytesIO, assets: dict[str, bytes]) -> 
         arrays = saving_lib.H5IOStore(weights, mode="r")
         try:
             # What `keras.saving.load_model` calls after it has built a model; no public function reads vocabularies.
-            saving_lib._load_state(
-                model,
-                weights_store=arrays,
-                assets_store=files,
-                inner_path="",
-                visited_saveables=set(),
-                failed_saveables=set(),
-                error_msgs=failed,
-            )
+            with warnings.catch_warnings(action="ignore"):
+                saving_lib._load_state(
+                    model,
+                    weights_store=arrays,
+                    assets_store=files,
+                    inner_path="",
+                    visited_saveables=set(),
+                    failed_saveables=set(),
+                    error_msgs=failed,
+                )
         finally:
             arrays.close()
     if failed:
