@@ -17,6 +17,7 @@ from keras_rcl.attacks.gradient_ascent import (
     joint_attack,
     supcon_attack,
 )
+from keras_rcl.attacks.nearest import ddn, deepfool, fmn, within
 from keras_rcl.attacks.noise import noise
 from keras_rcl.attacks.norms import choose
 from keras_rcl.attacks.rays import rays
@@ -201,6 +202,9 @@ RUNNERS: dict[str, Callable[..., Crafted]] = {
     "apgd": auto_pgd,
     "fab": fab,
     "cw": carlini_wagner,
+    "deepfool": within(deepfool),
+    "ddn": within(ddn),
+    "fmn": within(fmn),
     "square": square,
     "rays": rays,
     "noise": noise,

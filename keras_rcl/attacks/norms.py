@@ -2,17 +2,23 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import tensorflow as tf
 
 from keras_rcl.vocabulary.threat import Norm
 
 
-def length(delta: tf.Tensor, norm: Norm) -> tf.Tensor:
-    """The size of each example's change: [N, ...] -> [N], max |delta_i| (linf) or sqrt(sum delta_i^2) (l2)."""
+def length(delta: tf.Tensor, norm: Norm | Literal["l1"]) -> tf.Tensor:
+    """The size of each example's change: [N, ...] -> [N].
+
+    It is max |delta_i| (linf), sqrt(sum delta_i^2) (l2) or sum |delta_i| (l1, the dual of linf).
+    """
     flat = tf.reshape(delta, [tf.shape(delta)[0], -1])
     if norm == "linf":
         return tf.reduce_max(tf.abs(flat), axis=1)
+    if norm == "l1":
+        return tf.reduce_sum(tf.abs(flat), axis=1)
     return tf.norm(flat, axis=1)
 
 

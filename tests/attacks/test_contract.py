@@ -14,12 +14,15 @@ from keras_rcl.networks import build_network
 from keras_rcl.vocabulary import attacks as vocabulary
 from keras_rcl.vocabulary.attacks import (
     BIM,
+    DDN,
     FAB,
     FGSM,
+    FMN,
     MIFGSM,
     PGD,
     AutoPGD,
     CarliniWagner,
+    DeepFool,
     Embedding,
     Noise,
     RayS,
@@ -57,6 +60,11 @@ ENSEMBLE = {
     "fab l2 untargeted restarts": FAB(epsilon="100/255", norm="l2", num_steps=4, multi_targeted=False, num_restarts=2),
     "fab l2": FAB(epsilon="100/255", norm="l2", num_steps=8),
     "cw": CarliniWagner(epsilon="100/255", num_steps=8, binary_search_steps=3, initial_const=0.1, learning_rate=0.1),
+    "deepfool": DeepFool(epsilon="8/255", norm="linf", num_steps=5),
+    "deepfool l2": DeepFool(epsilon="100/255", num_steps=5, num_targets=2),
+    "ddn": DDN(epsilon="100/255", num_steps=8, initial_epsilon=0.3),
+    "fmn": FMN(epsilon="8/255", num_steps=8),
+    "fmn l2": FMN(epsilon="100/255", norm="l2", num_steps=8),
     "square": Square(epsilon="8/255", num_queries=30),
     "square l2": Square(epsilon="100/255", norm="l2", num_queries=30),
     "rays": RayS(epsilon="8/255", num_queries=200),
@@ -96,6 +104,8 @@ VARIANTS = {
     "fab l2 untargeted restarts",
     "mifgsm l2 targeted",
     "embedding l2",
+    "deepfool l2",
+    "fmn l2",
 }
 """Rows that combine what other rows test one by one; the default run leaves them out."""
 

@@ -3,7 +3,7 @@
 from keras_rcl.vocabulary.attacks.black_box import Noise, RayS, Square
 from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD, GradientAscent, Surrogate
-from keras_rcl.vocabulary.attacks.minimal import FAB, CarliniWagner
+from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
 from keras_rcl.vocabulary.attacks.parsing import ALIASES, ATTACKS, Attack, describe, parse_attack, to_cli
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
@@ -12,14 +12,17 @@ __all__ = [
     "ALIASES",
     "ATTACKS",
     "BIM",
+    "DDN",
     "FAB",
     "FGSM",
+    "FMN",
     "MIFGSM",
     "PGD",
     "Attack",
     "AutoAttack",
     "AutoPGD",
     "CarliniWagner",
+    "DeepFool",
     "Embedding",
     "GradientAscent",
     "JointAttack",

@@ -1,4 +1,4 @@
-"""Attacks that look for the nearest adversarial image: FAB and Carlini-Wagner."""
+"""Attacks that look for the nearest adversarial image: FAB, Carlini-Wagner, DeepFool, DDN and FMN."""
 
 import dataclasses
 from typing import Annotated, Literal, Self
@@ -111,3 +111,118 @@ class CarliniWagner(AttackBase):
     @property
     def label(self) -> str:
         return f"CW-{self.num_steps}"
+
+
+@spec
+class DeepFool(AttackBase):
+    """DeepFool: steps to the nearest border of the linearised classifier, until the image is adversarial.
+
+    The attack succeeds on an image if the adversarial image that it finds lies within `epsilon`.
+
+    Attributes:
+        norm: the distance, `linf` or `l2`.
+        epsilon: radius of the ball in pixel units, such as "8/255".
+        num_steps: steps per image.
+        num_targets: classes whose borders are compared: the likeliest wrong classes of the clean image. Each costs one
+            backward pass per step.
+        overshoot: the perturbation is made longer by this factor, so that it crosses the border.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.DeepFool(norm="l2", epsilon="128/255").num_passes
+        (102, 450)
+
+    References:
+        Moosavi-Dezfooli, Fawzi and Frossard 2016, "DeepFool: a simple and accurate method to fool deep neural
+        networks".
+    """
+
+    name: Literal["deepfool"] = "deepfool"
+    norm: Norm = "l2"
+    epsilon: Pixels = 128 / 255
+    num_steps: PositiveInt = 50
+    num_targets: PositiveInt = 9
+    overshoot: Annotated[float, Field(ge=0)] = 0.02
+
+    @property
+    def num_passes(self) -> tuple[int, int]:
+        return 2 * self.num_steps + 2, self.num_steps * self.num_targets
+
+    @property
+    def label(self) -> str:
+        return "DeepFool"
+
+
+@spec
+class DDN(AttackBase):
+    """DDN: steps of cross-entropy on an L2 sphere that shrinks while the image is adversarial.
+
+    The attack succeeds on an image if the adversarial image that it finds lies within `epsilon`.
+
+    Attributes:
+        norm: `l2`.
+        epsilon: radius of the ball in pixel units, such as "128/255".
+        num_steps: steps per image.
+        initial_epsilon: radius of the first sphere, in pixel units.
+        gamma: the share by which the sphere shrinks or grows per step.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.DDN(num_steps=300).label
+        'DDN-300'
+
+    References:
+        Rony et al. 2019, "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and
+        defenses".
+    """
+
+    name: Literal["ddn"] = "ddn"
+    norm: Literal["l2"] = "l2"
+    epsilon: Pixels = 128 / 255
+    num_steps: PositiveInt = 100
+    initial_epsilon: PositiveFloat = 1.0
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+    @property
+    def num_passes(self) -> tuple[int, int]:
+        return self.num_steps + 2, self.num_steps
+
+    @property
+    def label(self) -> str:
+        return f"DDN-{self.num_steps}"
+
+
+@spec
+class FMN(AttackBase):
+    """FMN: steps of the logit margin in a ball whose radius follows the distance to the decision border.
+
+    The attack succeeds on an image if the adversarial image that it finds lies within `epsilon`.
+
+    Attributes:
+        norm: the distance, `linf` or `l2`.
+        epsilon: radius of the ball in pixel units, such as "8/255".
+        num_steps: steps per image.
+        gamma: the share by which the ball shrinks or grows in the first step; it falls to 0.001 in the last one.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.FMN(norm="l2", epsilon="128/255").label
+        'FMN-100'
+
+    References:
+        Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints".
+    """
+
+    name: Literal["fmn"] = "fmn"
+    norm: Norm = "linf"
+    epsilon: Pixels = 8 / 255
+    num_steps: PositiveInt = 100
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+    @property
+    def num_passes(self) -> tuple[int, int]:
+        return self.num_steps + 2, self.num_steps
+
+    @property
+    def label(self) -> str:
+        return f"FMN-{self.num_steps}"

@@ -9,7 +9,7 @@ from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.vocabulary.attacks.black_box import Noise, RayS, Square
 from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD
-from keras_rcl.vocabulary.attacks.minimal import FAB, CarliniWagner
+from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
 from keras_rcl.vocabulary.threat import format_pixels
@@ -26,6 +26,9 @@ Attack = Annotated[
         AutoPGD,
         FAB,
         CarliniWagner,
+        DeepFool,
+        DDN,
+        FMN,
         Square,
         RayS,
         Noise,
