@@ -96,6 +96,9 @@ _MODULES = {
     "keras_rcl.workflows.fit": ("fit",),
     "keras_rcl.workflows.import_weights": ("Imported", "import_weights"),
     "keras_rcl.workflows.predict": ("predict",),
+    "keras_rcl.workflows.robust_model": ("RobustModel",),
+    "keras_rcl.workflows.robust_validation": ("RobustValidation",),
+    "keras_rcl.workflows.train": ("train",),
     "keras_rcl.workflows.verify": ("verify_model",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -86,6 +86,9 @@ from keras_rcl.workflows.craft_dataset import craft_dataset
 from keras_rcl.workflows.fit import fit
 from keras_rcl.workflows.import_weights import Imported, import_weights
 from keras_rcl.workflows.predict import predict
+from keras_rcl.workflows.robust_model import RobustModel
+from keras_rcl.workflows.robust_validation import RobustValidation
+from keras_rcl.workflows.train import train
 from keras_rcl.workflows.verify import verify_model
 
 __all__ = [
@@ -140,6 +143,8 @@ __all__ = [
     "RefinedSCL",
     "Refreshed",
     "RoCLAT",
+    "RobustModel",
+    "RobustValidation",
     "SCBoth",
     "SCCE",
     "SCL",
@@ -178,6 +183,7 @@ __all__ = [
     "misclassified_kl",
     "predict",
     "supervised_contrastive",
+    "train",
     "verify_model",
     "worst_case_margins",
 ]

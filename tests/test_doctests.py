@@ -20,6 +20,7 @@ NOT_RUN = {
     "export": "tests/model_io/test_export.py",
     "fit": "tests/workflows/test_variants.py",
     "import_weights": "tests/workflows/test_import_weights.py",
+    "train": "tests/workflows/test_train.py",
     "verify_model": "tests/workflows/test_loads.py",
 }
 """Public names whose example is too expensive for a doctest, and the file whose code the suite runs instead."""

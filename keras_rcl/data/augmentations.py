@@ -22,7 +22,10 @@ split = tf.random.experimental.stateless_split
 
 
 class Rows(NamedTuple):
-    """Consecutive images of a batch: `count` of its `total` images, starting at image `first`."""
+    """Consecutive images of a batch: `count` of its `total` images, starting at image `first`.
+
+    In a graph whose batches vary in size, `count` and `total` are scalar tensors.
+    """
 
     first: int
     count: int
@@ -38,7 +41,7 @@ def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor, rows: Rows | Non
 
     Args:
         policy: which augmentation, with its strengths.
-        images: float32 [N, H, W, C] in [0, 1], of static shape.
+        images: float32 [N, H, W, C] in [0, 1]; H, W and C are static.
         seed: int32 [2].
         rows: where in a larger batch these images are. They are augmented as they would be within that batch. The
             images are the whole batch if `rows` is not given.
@@ -53,7 +56,8 @@ def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor, rows: Rows | Non
     References:
         Chen et al. 2020, "A simple framework for contrastive learning of visual representations" (`simclr`).
     """
-    rows = rows or Rows(0, images.shape[0], images.shape[0])
+    count = tf.shape(images)[0] if images.shape[0] is None else images.shape[0]
+    rows = rows or Rows(0, count, count)
     match policy:
         case NoAugmentation():
             return images
@@ -94,7 +98,7 @@ def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, row
     The box has an area in [min_area, 1] and an aspect ratio in [3/4, 4/3], both relative to the image. Where a side
     would exceed the image it is shortened and the other lengthened, which keeps the area and moves the ratio toward 1.
     """
-    count, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     area_seed, ratio_seed, place_seed, flip_seed = tf.unstack(split(seed, num=4))
     area = _uniform(rows, area_seed, low=policy.min_area, high=1.0)
     ratio = tf.exp(_uniform(rows, ratio_seed, low=-math.log(4 / 3), high=math.log(4 / 3)))
@@ -104,7 +108,7 @@ def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, row
     boxes = tf.concat([start, start + size], axis=1)
     if policy.flip:
         boxes = tf.where(_uniform(rows, flip_seed, 1) < 0.5, tf.gather(boxes, [0, 3, 2, 1], axis=1), boxes)
-    return tf.clip_by_value(tf.image.crop_and_resize(images, boxes, tf.range(count), [height, width]), 0.0, 1.0)
+    return tf.clip_by_value(tf.image.crop_and_resize(images, boxes, tf.range(rows.count), [height, width]), 0.0, 1.0)
 
 
 def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
@@ -113,7 +117,7 @@ def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, rows: Row
     Saturation scales the chroma, hue rotates it, and greyscale removes it. The three are one 3x3 matrix per image:
     L + s (cos(a) (I - L) + sin(a) T), where L gives the luma and T is a quarter turn of the IQ plane.
     """
-    count, height, width, channels = images.shape
+    _, height, width, channels = images.shape
     apply_seed, grey_seed, *seeds = tf.unstack(split(seed, num=6))
     jittered = _uniform(rows, apply_seed, 1, 1) < policy.jitter_probability
     strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
@@ -121,7 +125,7 @@ def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, rows: Row
         tf.where(jittered, _uniform(rows, draw_seed, 1, 1, low=1 - strength, high=1 + strength), 1.0)
         for draw_seed, strength in zip(seeds, strengths, strict=True)
     )
-    pixels = tf.reshape(images, [count, height * width, channels])
+    pixels = tf.reshape(images, [-1, height * width, channels])
     pixels = tf.clip_by_value(brightness * pixels, 0.0, 1.0)
     luma = LUMA if channels == 3 else np.full([channels], 1 / channels, np.float32)
     mean = tf.reduce_sum(tf.reduce_mean(pixels, axis=1, keepdims=True) * luma, axis=2, keepdims=True)
@@ -131,7 +135,7 @@ def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, rows: Row
         saturation, angle = tf.where(grey, 0.0, saturation), 2 * math.pi * (hue - 1)
         turn = tf.cos(angle) * (np.eye(3, dtype=np.float32) - TO_LUMA) + tf.sin(angle) * QUARTER_TURN
         pixels = tf.clip_by_value(tf.matmul(pixels, TO_LUMA + saturation * turn, transpose_b=True), 0.0, 1.0)
-    return tf.reshape(pixels, images.shape)
+    return tf.reshape(pixels, [images.shape[0] or -1, height, width, channels])
 
 
 def _layer(policy: LayerAugmentation, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:

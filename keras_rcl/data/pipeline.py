@@ -68,7 +68,7 @@ class Batches:
         count = self.batch_size // share[1]
         self._rows = Rows(share[0] * count, count, self.batch_size)
         self._order = self._balanced_order if balanced else self._shuffled_order
-        self._seed = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
+        self._seed = entropy(seed)
         self._images, self._labels = (None, None) if streamed else data.tensors
         kept = {view.attack for view in views if isinstance(view, Adversarial) and not view.crafted}
         if streamed and kept:
@@ -107,7 +107,7 @@ class Batches:
 
     def _epoch_seeds(self) -> list[tf.Tensor]:
         """Of the epoch's order, and of its steps."""
-        return tf.unstack(split(fold_in(self._seed, self._epoch.read_value())))
+        return epoch_seeds(self._seed, self._epoch.read_value())
 
     def _indices(self, order_seed: tf.Tensor) -> tf.Tensor:
         """Of each step's images: int32 [steps, N]."""
@@ -179,21 +179,58 @@ class Batches:
 
     def _viewed(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, kept: dict[Attack, tf.Tensor]):
         """The element of these images uint8 [N, H, W, C] and of the examples of them that are kept."""
-        seeds = tf.unstack(split(seed, num=len(self._views) + 1))
-        shared_seed = fold_in(seed, len(self._views) + 1)
-
-        def varied(chosen: tf.Tensor) -> tf.Tensor:
-            return augment(self._augmentation, tf.cast(chosen, tf.float32) / 255, shared_seed, self._rows)
-
-        clean, kept = varied(images), {attack: varied(examples) for attack, examples in kept.items()}
-        views = [
-            _view(view, clean, kept, view_seed, self._rows)
-            for view, view_seed in zip(self._views, seeds[1:], strict=True)
-        ]
-        return tf.stack(views) if views else tf.zeros([0, *clean.shape]), labels, seeds[0]
+        images = tf.cast(images, tf.float32) / 255
+        kept = {attack: tf.cast(examples, tf.float32) / 255 for attack, examples in kept.items()}
+        views, attack_seed = make_views(self._views, self._augmentation, images, seed, rows=self._rows, kept=kept)
+        return views, labels, attack_seed
 
 
-def _view(view: View, clean: tf.Tensor, kept: dict[Attack, tf.Tensor], seed: tf.Tensor, rows: Rows) -> tf.Tensor:
+def entropy(seed: int | tuple[int, ...]) -> np.ndarray:
+    """The seed int32 [2] that one or more non-negative integers give."""
+    return np.random.SeedSequence(seed).generate_state(2).view(np.int32)
+
+
+def epoch_seeds(seed, epoch) -> list[tf.Tensor]:
+    """The seeds of an epoch, int32 [2] each: of the order of its images, and of its steps."""
+    return tf.unstack(split(fold_in(seed, epoch)))
+
+
+def step_seed(seed, epoch, step) -> tf.Tensor:
+    """The seed int32 [2] of a step of an epoch."""
+    return fold_in(epoch_seeds(seed, epoch)[1], step)
+
+
+def make_views(
+    views: tuple[View, ...],
+    augmentation: Policy,
+    images: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    rows: Rows | None = None,
+    kept: dict[Attack, tf.Tensor] | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Make the views of a batch of images, except for the attacks.
+
+    Args:
+        views: The V views of each image, in order.
+        augmentation: Drawn once per image; all of its views are made from the result.
+        images: float32 [N, H, W, C] in [0, 1].
+        seed: int32 [2], of the step.
+        rows: Where in a larger batch these images are; see `augment`.
+        kept: Of each attack whose examples are not crafted for the batch: the examples of these images.
+
+    Returns:
+        float32 [V, N, H, W, C], and the seed int32 [2] of the attacks. An adversarial view holds the images at which
+        its attack starts.
+    """
+    seeds, shared_seed = tf.unstack(split(seed, num=len(views) + 1)), fold_in(seed, len(views) + 1)
+    clean = augment(augmentation, images, shared_seed, rows)
+    varied = {attack: augment(augmentation, examples, shared_seed, rows) for attack, examples in (kept or {}).items()}
+    made = [_view(view, clean, varied, view_seed, rows) for view, view_seed in zip(views, seeds[1:], strict=True)]
+    return tf.stack(made) if made else tf.zeros([0, *clean.shape]), seeds[0]
+
+
+def _view(view: View, clean: tf.Tensor, kept: dict[Attack, tf.Tensor], seed: tf.Tensor, rows: Rows | None) -> tf.Tensor:
     """One view, [N, H, W, C], of the clean images [N, H, W, C], or of the examples that are kept."""
     source, images = view, clean
     if isinstance(view, Adversarial):

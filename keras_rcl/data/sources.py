@@ -64,10 +64,10 @@ def load(dataset: Dataset) -> ImageData:
             if wrong := [int(label) for label in split.labels if not 0 <= label < len(found.class_names)]:
                 classes = f"its {len(found.class_names)} classes"
                 raise InvalidInputError(f"{dataset.name}: label {wrong[0]} is outside {classes}; mend the data set")
-        return _divide(dataset, found)
+        return divided(dataset, found)
 
 
-def _divide(dataset: Dataset, source: SourceData) -> ImageData:
+def divided(dataset: Dataset, source: SourceData) -> ImageData:
     """Hold out the validation split, and the test split if there is none, each stratified; then apply the limit.
 
     Only the images that are kept are read. What is held out depends on `split_seed` alone, not on the limit. A source's

@@ -220,6 +220,11 @@ class _Builder:
 
     def image(self, tensor) -> int:
         """The first step, from the network's symbolic input."""
+        if None in tensor.shape[1:]:
+            raise InvalidInputError(
+                f"the network reads images {tuple(tensor.shape[1:])} of any size, which have no bounds; hint: build it "
+                "with keras.Input((H, W, C))"
+            )
         return self.add(Image(), (), tensor.shape[1:], "image")
 
     def translate(self, layer, path: str, *inputs: int) -> int:

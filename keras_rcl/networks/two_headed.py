@@ -62,6 +62,7 @@ def build_network(
     std: Sequence[float] | np.ndarray | None = None,
     seed: int = 0,
     precision: Precision = "float32",
+    encoder: keras.Model | None = None,
 ) -> keras.Model:
     """Build the network with two heads: an encoder, a projector and a classifier.
 
@@ -78,6 +79,7 @@ def build_network(
         std: The standard deviation of the training images per channel; read with `normalization="mean_std"` only.
         seed: Of every initializer; the same seed gives the same weights.
         precision: The dtype policy of the encoder.
+        encoder: The model that `encoder="own"` stands for, as `own_encoder` makes it.
 
     Returns:
         The functional model `two_headed`: image [N, H, W, C] in [0, 1] -> a dict of `embedding` [N, E] of the encoder,
@@ -86,8 +88,8 @@ def build_network(
 
     Raises:
         InvalidInputError: If the image is too small, pretrained weights cannot be loaded, `mean` or `std` is missing or
-            has another number of channels, a deviation is not positive, there are fewer than two classes, or the policy
-            is unknown.
+            has another number of channels, a deviation is not positive, there are fewer than two classes, the policy is
+            unknown, or the network's own encoder is not given.
 
     Example:
         >>> spec = Network(encoder="small_cnn", projection_dim=16, normalization="none")
@@ -99,7 +101,12 @@ def build_network(
         raise InvalidInputError(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
     if num_classes < 2:
         raise InvalidInputError(f"num_classes {num_classes} leaves nothing to classify; hint: give at least 2")
-    if network.pretrained:
+    if network.encoder == "own":
+        if encoder is None:
+            raise InvalidInputError(
+                "encoder own stands for the model given to keras_rcl.train, and none is given; hint: name an encoder"
+            )
+    elif network.pretrained:
         encoder = pretrained.pretrained_resnet50(network.pretrained, image_shape, precision)
     else:
         encoder = build_encoder(network.encoder, image_shape, seed=seed, precision=precision)
@@ -111,15 +118,38 @@ def build_network(
         mean, std = _channel_statistics(network, image_shape[-1], mean, std)
         variance = [deviation**2 for deviation in std]
         x = keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name="normalize")(x)
+    return assemble(
+        image, x, encoder, projector(network, width, seed), _classifier(width, num_classes, seed), precision
+    )
+
+
+def assemble(
+    image: Any, x: Any, encoder: keras.Model, projector: keras.Model, classifier: keras.Model, precision: Precision
+) -> keras.Model:
+    """Put the parts of a two-headed network together.
+
+    Args:
+        image: The symbolic input [N, H, W, C], in [0, 1].
+        x: What the encoder reads, computed from `image`.
+        encoder: x -> embedding [N, E].
+        projector: embedding -> unnormalized projection [N, D].
+        classifier: embedding -> logits [N, K].
+        precision: The dtype policy under which the encoder was built.
+
+    Returns:
+        The model `two_headed`, as of `build_network`.
+    """
     embedding = keras.layers.Activation("linear", dtype="float32", name="embedding")(encoder(x))
-    unnormalized = _projector(network, width, seed)(embedding)
+    unnormalized, logits = projector(embedding), classifier(embedding)
+    if keras.backend.standardize_dtype(logits.dtype) != "float32":
+        logits = keras.layers.Activation("linear", dtype="float32", name="logits")(logits)
     model = keras.Model(
         image,
         {
             "embedding": embedding,
             "unnormalized_projection": unnormalized,
             "projection": UnitNorm(dtype="float32", name="projection")(unnormalized),
-            "logits": _classifier(width, num_classes, seed)(embedding),
+            "logits": logits,
         },
         name="two_headed",
     )
@@ -132,9 +162,18 @@ def parts(network: keras.Model) -> dict[Part, keras.Model]:
     return {name: network.get_layer(name) for name in get_args(Part)}
 
 
+def layers_of(part: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a part in order; the layers of a model within it in its place, each layer once."""
+    layers: dict[int, keras.layers.Layer] = {}
+    for layer in part.layers:
+        inner = layers_of(layer) if isinstance(layer, keras.Model) else [layer]
+        layers |= {id(one): one for one in inner if id(one) not in layers}
+    return list(layers.values())
+
+
 def batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
     """The BatchNorm layers of all parts."""
-    layers = (layer for part in parts(network).values() for layer in part.layers)
+    layers = (layer for part in parts(network).values() for layer in layers_of(part))
     return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
 
 
@@ -152,10 +191,18 @@ def reinitialize(part: keras.Model, seed: int) -> None:
     Args:
         part: One of `parts(network)`.
         seed: Of the initializers.
+
+    Raises:
+        InvalidInputError: If a layer of somebody's own encoder does not say how it is initialized.
     """
-    for layer in part.layers:
+    for layer in layers_of(part):
         for variable in layer.weights:
-            initializer = getattr(layer, f"{variable.name}_initializer")
+            initializer = getattr(layer, f"{variable.name}_initializer", None)
+            if initializer is None:
+                raise InvalidInputError(
+                    f"layer {layer.name} ({type(layer).__name__}) names no initializer of {variable.name}, so that it "
+                    "cannot be initialized again; hint: choose a method that continues the encoder"
+                )
             config = initializer.get_config()
             if "seed" in config:
                 initializer = type(initializer).from_config({**config, "seed": layer_seed(seed, layer.name)})
@@ -174,7 +221,7 @@ def initialize_for_intervals(part: keras.Model, seed: int) -> None:
     References:
         Shi et al. 2021, "Fast certified robust training with short warmup", section 3.1.
     """
-    for layer in part.layers:
+    for layer in layers_of(part):
         if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D)):
             shape = layer.kernel.shape
             deviation = math.sqrt(2 * math.pi) / math.prod(shape[:-1])
@@ -182,7 +229,7 @@ def initialize_for_intervals(part: keras.Model, seed: int) -> None:
             layer.kernel.assign(drawn(shape))
 
 
-def _projector(network: Network, width: int, seed: int) -> keras.Model:
+def projector(network: Network, width: int, seed: int) -> keras.Model:
     """embedding [N, E] -> unnormalized projection [N, D]; the identity if the network has no projection head."""
     layers = Layers(seed=seed)
     embedding = keras.Input((width,), dtype="float32", name="embedding")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 from keras import ops
 
-from keras_rcl.networks.two_headed import parts
+from keras_rcl.networks.two_headed import batch_norms
 
 
 class CleanBatchNorm:
@@ -26,11 +26,14 @@ class CleanBatchNorm:
     """
 
     def __init__(self, network: keras.Model):
-        layers = [layer for part in parts(network).values() for layer in part.layers]
-        norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-        self._own = [variable for layer in norms for variable in layer.variables]
+        self._own = [variable for layer in batch_norms(network) for variable in layer.variables]
         self.variables = [
-            keras.Variable(ops.copy(own.value), trainable=own.name in ("gamma", "beta"), name=f"clean_{own.name}")
+            keras.Variable(
+                ops.copy(own.value),
+                trainable=own.name in ("gamma", "beta"),
+                aggregation="mean",
+                name=f"clean_{own.name}",
+            )
             for own in self._own
         ]
 

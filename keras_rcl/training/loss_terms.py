@@ -38,11 +38,13 @@ class Batch(NamedTuple):
         outputs: Named outputs, each [V * N, ...]. The outputs of a worst case, which is the last view, are stored apart
             in `outputs["worst_case"]`, each [N, ...].
         kinds: The kind of each of the V views.
+        weights: [V * N], of the images in the terms; None: all are 1.
     """
 
     labels: Any
     outputs: dict[str, Any]
     kinds: tuple[str, ...]
+    weights: Any = None
 
     def view(self, name: str, kind: str | None):
         """An output, or the labels, on the views of one kind.
@@ -55,8 +57,7 @@ class Batch(NamedTuple):
             [number of these views * N, ...].
         """
         if name == "labels":
-            count = sum(k == kind if kind else k != "worst_case" for k in self.kinds)
-            return self.labels[: count * (ops.shape(self.labels)[0] // len(self.kinds))]
+            return self._rows(self.labels, kind)
         if kind == "worst_case":
             return self.outputs["worst_case"][name]
         if kind is None:
@@ -64,6 +65,15 @@ class Batch(NamedTuple):
         kinds = [k for k in self.kinds if k != "worst_case"]
         views = ops.split(self.outputs[name], len(kinds), axis=0)
         return ops.concatenate([v for v, k in zip(views, kinds, strict=True) if k == kind], axis=0)
+
+    def weighted(self, values, kind: str | None):
+        """Values of the rows of `view`, one per row, times the weights of their images."""
+        return values if self.weights is None else values * self._rows(self.weights, kind)
+
+    def _rows(self, per_image, kind: str | None):
+        """The rows [number of views * N] of a vector [V * N] that is the same in all views."""
+        count = sum(k == kind if kind else k != "worst_case" for k in self.kinds)
+        return per_image[: count * (ops.shape(per_image)[0] // len(self.kinds))]
 
     def images(self, kind: str | None):
         """The number of the image, below N, of which each row of `view` is a view."""
@@ -73,7 +83,7 @@ class Batch(NamedTuple):
 
 def _cross_entropy(term: CrossEntropy | BoostedCrossEntropy, batch: Batch):
     values = cross_entropy if isinstance(term, CrossEntropy) else boosted_cross_entropy
-    return ops.mean(values(batch.view("labels", term.on), batch.view("logits", term.on)))
+    return ops.mean(batch.weighted(values(batch.view("labels", term.on), batch.view("logits", term.on)), term.on))
 
 
 def _contrasted_output(term: SupCon) -> str:
@@ -85,6 +95,7 @@ def _contrasted_output(term: SupCon) -> str:
 def _supcon(term: SupCon, batch: Batch):
     labels = batch.view("labels", term.on) if term.positives == "class" else batch.images(term.on)
     values = supervised_contrastive(labels, _contrasted(term, batch), temperature=term.temperature)
+    values = batch.weighted(values, term.on)
     return ops.sum(values) if term.reduction == "sum" else mean_over_anchors(values, labels)
 
 
@@ -95,23 +106,24 @@ def _contrasted(term: SupCon, batch: Batch):
 
 
 def _margin_contrastive(term: MarginContrastive, batch: Batch):
-    return ops.mean(
-        margin_contrastive(
-            batch.view("labels", None),
-            batch.outputs["projection"],
-            positive_margin=term.positive_margin,
-            negative_margin=term.negative_margin,
-        )
+    values = margin_contrastive(
+        batch.view("labels", None),
+        batch.outputs["projection"],
+        positive_margin=term.positive_margin,
+        negative_margin=term.negative_margin,
     )
+    return ops.mean(batch.weighted(values, None))
 
 
 def _kl_to_clean(term: KLToClean, batch: Batch):
-    return ops.mean(kl_to_clean(batch.view("logits", "clean"), batch.view("logits", "adversarial")))
+    values = kl_to_clean(batch.view("logits", "clean"), batch.view("logits", "adversarial"))
+    return ops.mean(batch.weighted(values, "clean"))
 
 
 def _misclassified_kl(term: MisclassifiedKL, batch: Batch):
     labels = batch.view("labels", "clean")
-    return ops.mean(misclassified_kl(labels, batch.view("logits", "clean"), batch.view("logits", "adversarial")))
+    values = misclassified_kl(labels, batch.view("logits", "clean"), batch.view("logits", "adversarial"))
+    return ops.mean(batch.weighted(values, "clean"))
 
 
 def _regularizer(term: IntervalTightness | ReLUBalance, batch: Batch):

@@ -25,7 +25,10 @@ class MovingAverage:
     def __init__(self, network: keras.Model, decay: float):
         self._decay = decay
         self._variables = tuple(network.weights)
-        self.variables = tuple(tf.Variable(variable.value, trainable=False) for variable in self._variables)
+        self.variables = tuple(
+            keras.Variable(tf.identity(variable.value), dtype=variable.dtype, trainable=False, aggregation="mean")
+            for variable in self._variables
+        )
         self.shown = False
 
     def begin(self) -> None:
@@ -43,7 +46,7 @@ class MovingAverage:
         step = tf.cast(step, tf.float32)
         rest = 1.0 - tf.minimum(self._decay, (1.0 + step) / (10.0 + step))
         for variable, average in zip(self._variables, self.variables, strict=True):
-            average.assign_add(rest * (tf.convert_to_tensor(variable) - average))
+            average.assign_add(rest * (tf.convert_to_tensor(variable) - average.value))
 
     def show(self, shown: bool) -> None:
         """Exchange the weights of the network and the average, unless the network has the requested ones."""
@@ -52,5 +55,5 @@ class MovingAverage:
         self.shown = shown
         for variable, average in zip(self._variables, self.variables, strict=True):
             held = tf.identity(variable.value)
-            variable.assign(average)
+            variable.assign(average.value)
             average.assign(held)

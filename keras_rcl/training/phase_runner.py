@@ -14,7 +14,7 @@ from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import ImageData
 from keras_rcl.data.splits import StreamedSplit
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.networks.two_headed import initialize_for_intervals, parts, reinitialize
+from keras_rcl.networks.two_headed import initialize_for_intervals, layers_of, parts, reinitialize
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress
 from keras_rcl.training.fixed_features import FixedFeatures
@@ -37,7 +37,7 @@ def freeze(network: keras.Model, phase: Phase) -> None:
     The BatchNorm statistics of the other parts do not move either, unless the phase says so.
     """
     for name, part in parts(network).items():
-        for layer in (part, *part.layers):
+        for layer in (part, *part.layers, *layers_of(part)):
             layer.trainable = False  # Keras skips a value that equals the current one, and the variables with it
             layer.trainable = name in phase.trains
             normalizes = isinstance(layer, keras.layers.BatchNormalization)

@@ -44,7 +44,8 @@ class RobustTrainer(keras.Model):
         network: The two-headed network.
         phase: Its views, losses and trained parts.
         compute: Precision and memory. A micro-batch divides N; BatchNorm normalizes each one by its own statistics.
-        steps_per_epoch: Of the batches.
+        steps_per_epoch: Of the batches; a number, or a scalar variable.
+        replicas: On how many replicas Keras runs the step, each on its own part of a batch; Keras sums their gradients.
         warm_starts: By the place of a view, where its attacks start.
         features: The embeddings of all training images [N, E], which then take the place of the images.
 
@@ -65,26 +66,27 @@ class RobustTrainer(keras.Model):
         phase: Phase,
         compute: ComputeSettings = DEFAULT_COMPUTE,
         *,
-        steps_per_epoch: int,
+        steps_per_epoch: int | tf.Variable,
+        replicas: int = 1,
         warm_starts: dict[int, WarmStarts] | None = None,
         features: tf.Variable | None = None,
     ):
         # autocast would bring pixels to half precision before the network's own float32 normalization.
         super().__init__(name="trainer", dtype=keras.DTypePolicy(compute.precision), autocast=False)
         self.network, self.phase, self.compute = network, phase, compute
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self._replicas = steps_per_epoch, replicas
         self.warm_starts, self.features = warm_starts, features
         if phase.worst_case:
             fold(network)  # raises for a layer without bounds before anything is trained
         self.kinds = tuple(view.kind for view in phase.views)
         self.average = MovingAverage(network, phase.ema) if phase.ema else None
-        self.weight_ascent = WeightAscent(network, phase.awp, steps_per_epoch) if phase.awp.gamma else None
+        self.weight_ascent = WeightAscent(network, phase.awp) if phase.awp.gamma else None
         self.clean_batchnorm = CleanBatchNorm(network) if phase.separate_batchnorm else None
         # An attribute of this model, so that Keras trains these variables too.
         self.clean_batchnorm_variables = self.clean_batchnorm.variables if self.clean_batchnorm else []
         self.forward = self._forward_of_phase()
         self.traces = 0
-        self.finite = tf.Variable(True, trainable=False)
+        self.finite = tf.Variable(True, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
         self.mean_loss = keras.metrics.Mean(name="loss")
         self.means = {name: keras.metrics.Mean(name=name) for name in self._metric_names()}
 
@@ -96,7 +98,7 @@ class RobustTrainer(keras.Model):
     @property
     def epochs(self) -> tf.Tensor:
         """How many epochs of the phase are done, by the steps of the optimizer; ramps depend on it."""
-        return ops.cast(self.optimizer.iterations, "float32") / self.steps_per_epoch
+        return ops.cast(self.optimizer.iterations, "float32") / ops.cast(self.steps_per_epoch, "float32")
 
     def call(self, batch: StepInput, training: bool | None = None) -> Outputs:
         """The forward pass of a step.
@@ -108,14 +110,17 @@ class RobustTrainer(keras.Model):
     def train_step(self, data) -> dict[str, tf.Tensor]:
         """Train on one batch; returns the means of the metrics over the epoch so far."""
         self.traces += 1
-        batch = self.step_input(*data)
+        return self.record(self.update_weights(self.step_input(*data)))
+
+    def update_weights(self, batch: StepInput) -> StepResult:
+        """Compute the gradients of a batch and update the weights."""
         if self.weight_ascent:
-            perturbation = self.weight_ascent(lambda: self._scaled_loss(batch), self.optimizer.iterations)
+            perturbation = self.weight_ascent(lambda: self._scaled_loss(batch), self.epochs)
             batch = batch._replace(perturbation=perturbation)
         step = micro_batched_gradients if self.compute.micro_batch else whole_batch_gradients
         gradients, result = step(self, batch)
         self.apply(gradients)
-        return self.record(result._replace(values=self.with_zero_gradients(result.values, batch.zero_gradients)))
+        return result._replace(values=self.with_zero_gradients(result.values, batch.zero_gradients))
 
     def step_input(self, images, labels, seed, indices=None) -> StepInput:
         """Craft the adversarial views of a batch and stack all views; or gather the features of its images."""
@@ -135,18 +140,28 @@ class RobustTrainer(keras.Model):
         )
         return StepInput(rows, labels, zero_gradients=zero_gradients)
 
-    def loss_and_values(self, labels: tf.Tensor, outputs: Outputs) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def loss_and_values(
+        self, labels: tf.Tensor, outputs: Outputs, weights: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """The loss of a batch, and the scalars whose means are reported: each term, and the radius of a worst case.
+
+        The loss includes the losses that layers add themselves, such as those of weight regularizers.
 
         Args:
             labels: [V * N].
             outputs: Of the forward pass.
+            weights: Of the images in the losses, [V * N]; None: all are 1.
         """
-        values = evaluate_terms(self.phase, Batch(labels, outputs, self.kinds))
+        values = evaluate_terms(self.phase, Batch(labels, outputs, self.kinds, weights))
         loss = weigh(self.phase, values, self.epochs)
+        loss = sum((ops.cast(added, loss.dtype) for added in self.network.losses), loss)
         if self.phase.worst_case:
             values["epsilon"] = value_at(self.phase.worst_case.epsilon, self.epochs)
         return loss, values
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss as it is differentiated: scaled for half precision, and divided among replicas."""
+        return self.optimizer.scale_loss(loss / self._replicas if self._replicas > 1 else loss)
 
     def apply(self, gradients: Gradients) -> None:
         """Update the weights."""
@@ -202,4 +217,5 @@ class RobustTrainer(keras.Model):
 
     def _scaled_loss(self, batch: StepInput) -> tf.Tensor:
         """The loss alone, as it is differentiated."""
-        return self.optimizer.scale_loss(self.loss_and_values(batch.labels, self(batch, training=True))[0])
+        outputs = self(batch, training=True)
+        return self.scale_loss(self.loss_and_values(batch.labels, outputs, batch.weights)[0])

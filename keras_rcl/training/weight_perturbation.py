@@ -24,25 +24,23 @@ class WeightAscent:
     Args:
         network: Its kernels are perturbed: those that are trainable when a step is traced.
         spec: gamma, and the number of epochs during which v is 0.
-        steps_per_epoch: Of the training.
 
     References:
         Wu, Xia and Wang 2020, "Adversarial weight perturbation helps robust generalization", eqs. 8 to 10, with one
         step of ascent.
     """
 
-    def __init__(self, network: keras.Model, spec: WeightPerturbation, steps_per_epoch: int):
-        self._network, self._gamma = network, spec.gamma
-        self._first_step = spec.warmup_epochs * steps_per_epoch
+    def __init__(self, network: keras.Model, spec: WeightPerturbation):
+        self._network, self._spec = network, spec
         # Pairs of a kernel and its value; within a layer Keras may give the value in half precision.
         self._weights: list[tuple[keras.Variable, tf.Tensor]] = []
 
-    def __call__(self, loss_fn: Callable[[], tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def __call__(self, loss_fn: Callable[[], tf.Tensor], epochs: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Compute v, one array per kernel.
 
         Args:
             loss_fn: Returns the scalar loss at the current weights, in training mode; its scale does not matter.
-            step: How many steps the optimizer has done, which alone decides whether v is 0.
+            epochs: How many epochs of the phase are done, which alone decides whether v is 0.
         """
         kernels = [variable for variable in self._network.trainable_variables if len(variable.shape) > 1]
         weights = [kernel.value for kernel in kernels]
@@ -54,9 +52,9 @@ class WeightAscent:
             gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
             return tuple(self._along(*pair) for pair in zip(weights, gradients, strict=True))
 
-        if not self._first_step:
+        if not self._spec.warmup_epochs:
             return ascend()
-        return tf.cond(step >= self._first_step, ascend, lambda: tuple(map(tf.zeros_like, weights)))
+        return tf.cond(epochs >= self._spec.warmup_epochs, ascend, lambda: tuple(map(tf.zeros_like, weights)))
 
     @contextlib.contextmanager
     def perturbed(self, perturbation: tuple[tf.Tensor, ...]) -> Iterator[None]:
@@ -72,4 +70,4 @@ class WeightAscent:
         """v of one kernel; 0 if the gradient is 0, or overflowed under loss scaling."""
         length = tf.norm(gradient)
         usable = tf.math.is_finite(length) & (length > 0)
-        return tf.where(usable, self._gamma * tf.norm(weight) * gradient / length, 0.0)
+        return tf.where(usable, self._spec.gamma * tf.norm(weight) * gradient / length, 0.0)

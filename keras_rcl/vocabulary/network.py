@@ -22,6 +22,9 @@ Architecture = Literal[
 ]
 """The networks whose weights can be imported."""
 
+EncoderChoice = Literal[Encoder, "own"]
+"""An encoder by its name, or `own`: a Keras model that is given beside the settings."""
+
 Part = Literal["encoder", "projector", "classifier"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 AttackDtype = Literal["float32", "bfloat16"]
@@ -32,7 +35,7 @@ class Network:
     """The two-headed network: image -> normalize -> encoder -> {embedding, projection, logits}.
 
     Attributes:
-        encoder: one of `keras_rcl.networks.backbones`.
+        encoder: one of `keras_rcl.networks.backbones`; or `own`, the Keras model that `train` was given.
         projection_hidden: width of the projection head's hidden layer; None makes the head one linear layer.
         projection_dim: D, the length of the projection; None leaves the head out, so that the projection is the
             normalised embedding (Cusin).
@@ -49,7 +52,7 @@ class Network:
         512
     """
 
-    encoder: Encoder = "small_cnn"
+    encoder: EncoderChoice = "small_cnn"
     projection_hidden: PositiveInt | None = 512
     projection_dim: PositiveInt | None = 128
     pretrained: Annotated[str, Field(min_length=1)] | None = None

@@ -52,6 +52,8 @@ from keras_rcl.vocabulary.record import Record
 from keras_rcl.workflows.inputs import geometry_of, outputs_of, pixels, support_of
 
 PROJECTED_IMAGES = 500
+OWN_ENCODER = "encoder.keras"
+"""The file of a run that holds its own encoder as it was before training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,10 +234,12 @@ class Run:
         options: See `FitOptions`.
         progress: Shows progress.
         workers: The processes that train together.
+        encoder: The model that the experiment's `encoder="own"` stands for, as `own_encoder` makes it.
 
     Attributes:
         folder: The run folder, once it is claimed; None on a worker that is not the chief.
         path: Where it is.
+        tested: The name of the split that is attacked at the end, for the record.
         export_path: The folder of the export.
     """
 
@@ -246,27 +250,33 @@ class Run:
         images_hash: str,
         options: FitOptions,
         progress: Progress,
-        workers: Workers,
+        workers: Workers = ALONE,
+        encoder: keras.Model | None = None,
     ):
         self.experiment, self.data, self.options = experiment, data, options
-        self.progress, self.workers = progress, workers
+        self.progress, self.workers, self.encoder = progress, workers, encoder
+        self.tested = "test"
         settings: dict[str, Any] = {"deterministic": options.deterministic}
         if options.deterministic or not experiment.synchronized:
             settings["replicas"] = workers.replicas
         if (continued := continued_hash(experiment.network)) is not None:
             settings["continued"] = continued
+        if encoder is not None:
+            settings["encoder"] = model_hash(encoder)  # its weights too, with which training begins
         self.fingerprint = fingerprint_of(experiment, images_hash, **settings)
         self._reused = find_reusable(experiment, self.fingerprint, options.reuse, workers) if options.reuse else None
 
     def prepare(self, stack: contextlib.ExitStack) -> None:
         """Build the networks, and claim the folder, once nothing can be refused any more, until the stack is closed."""
-        self._network, self._served = networks(self.experiment, self.data, self.workers)
+        self.network, self._served = networks(self.experiment, self.data, self.workers, self.encoder)
         self._output = functools.partial(output_of, self._served)
         self._outputs, self._sources = outputs_of(self.experiment.evaluation.attacks, self._output, self.data)
         self.workers.assert_same_inputs(self.fingerprint.to_json())
         self.folder: Any = None  # A `RunFolder`, of the chief only.
         if self.workers.chief:
-            self.folder = stack.enter_context(_run_folder(self.experiment, self.fingerprint, self.options))
+            self.folder = stack.enter_context(
+                _run_folder(self.experiment, self.fingerprint, self.options, self.encoder)
+            )
             self.path = self.folder.path
         else:
             self.path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -304,7 +314,7 @@ class Run:
             progress=self.progress,
             workers=self.workers,
         )
-        validation = train(self.experiment, self.data, (self._network, self._served), context)
+        validation = train(self.experiment, self.data, (self.network, self._served), context)
         if self.workers.count > 1:  # only the chief has the chosen weights
             weights = {str(number): weight for number, weight in enumerate(self._served.get_weights())}
             weights = self.workers.broadcast(Message(arrays=weights)).arrays
@@ -350,7 +360,7 @@ class Run:
                 "training_seconds": round(self._seconds, 1),
                 "hash": model_hash(self._served),
             },
-            data={"name": self.data.name, "part": "test", "indices": test.indices},
+            data={"name": self.data.name, "part": self.tested, "indices": test.indices},
             seed=experiment.seed,
             sources=self._sources,
         )
@@ -442,13 +452,17 @@ def shared_phases(experiment: Experiment, other: Experiment, run: Path) -> int:
     return count
 
 
-def _run_folder(experiment: Experiment, fingerprint: Fingerprint, options: FitOptions) -> RunFolder:
+def _run_folder(
+    experiment: Experiment, fingerprint: Fingerprint, options: FitOptions, encoder: keras.Model | None
+) -> RunFolder:
     """Claim the run's folder: without a name that of an unfinished run with the same fingerprint, else a free one."""
 
     def begin(folder: Path) -> None:
         given = {"given": _given(experiment, fingerprint)}
         write_json(folder / "environment.json", {**environment(experiment), **given})
         _write_text(folder / "config.yaml", config.to_yaml(experiment))
+        if encoder is not None:
+            encoder.save(folder / OWN_ENCODER)
 
     name, runs, saved_models, overwrite = options.name, options.runs, options.saved_models, options.overwrite
     default = f"{experiment.dataset.name}-{experiment.method.name}"
@@ -488,14 +502,14 @@ def _exported_hash(folder: Path) -> str | None:
 
 
 def networks(
-    experiment: Experiment, data: sources.ImageData, workers: Workers = ALONE
+    experiment: Experiment, data: sources.ImageData, workers: Workers = ALONE, encoder: keras.Model | None = None
 ) -> tuple[keras.Model, keras.Model]:
     """Return the network that is trained, and the one that is evaluated and exported: in float32, on one device.
 
     If the training itself is in float32 and on one replica, both are the same object.
     """
     with workers.scope():
-        network = build(experiment, data)
+        network = build(experiment, data, encoder=encoder)
     if experiment.synchronized and workers.replicas > 1:
         synchronize(network)
     own_copy = experiment.precision != "float32" or workers.replicas > 1
@@ -544,8 +558,20 @@ def train(
     return validation
 
 
-def build(experiment: Experiment, data: sources.ImageData, precision: Precision | None = None) -> keras.Model:
-    """Return the experiment's network for its data, initialised from the seed or from the export that it continues."""
+def build(
+    experiment: Experiment,
+    data: sources.ImageData,
+    precision: Precision | None = None,
+    encoder: keras.Model | None = None,
+) -> keras.Model:
+    """Return the experiment's network for its data, initialised from the seed or from the export that it continues.
+
+    Args:
+        experiment: What is trained.
+        data: What it is trained on.
+        precision: That of the experiment if it is not given.
+        encoder: The model that the experiment's `encoder="own"` stands for.
+    """
     if experiment.network.pretrained_export is not None:
         return build_continued(
             experiment.network,
@@ -563,6 +589,7 @@ def build(experiment: Experiment, data: sources.ImageData, precision: Precision 
         std=std,
         seed=experiment.seed,
         precision=precision or experiment.precision,
+        encoder=encoder,
     )
 
 

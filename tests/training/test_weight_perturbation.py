@@ -116,7 +116,7 @@ def test_the_size_is_relative_to_the_kernel_whatever_the_scale_of_the_loss(preci
     network = tiny_network(precision=precision)
     x, labels = image_data(BATCH).train.tensors
     x = tf.cast(x, tf.float32) / 255
-    ascent = WeightAscent(network, WeightPerturbation(gamma=0.01), steps_per_epoch=1)
+    ascent = WeightAscent(network, WeightPerturbation(gamma=0.01))
 
     def perturbation(scale):
         def loss():
@@ -142,7 +142,7 @@ def test_the_size_is_relative_to_the_kernel_whatever_the_scale_of_the_loss(preci
 
 def test_an_overflowing_loss_perturbs_nothing():
     network = tiny_network()
-    ascent = WeightAscent(network, WeightPerturbation(gamma=0.01), steps_per_epoch=1)
+    ascent = WeightAscent(network, WeightPerturbation(gamma=0.01))
     x = image_data(BATCH).train.tensors[0]
     found = ascent(lambda: np.inf * tf.reduce_sum(network(tf.cast(x, tf.float32), training=True)["logits"]), 0)
     assert all(not np.any(v) for v in found)

@@ -28,8 +28,8 @@ def micro_batched_gradients(trainer, batch: StepInput) -> tuple[Gradients, StepR
         variable.assign(value)
     with tf.GradientTape() as tape:
         tape.watch(outputs)
-        loss, values = trainer.loss_and_values(batch.labels, outputs)
-        scaled = trainer.optimizer.scale_loss(loss)
+        loss, values = trainer.loss_and_values(batch.labels, outputs, batch.weights)
+        scaled = trainer.scale_loss(loss)
     cotangents = tape.gradient(scaled, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     variables = [variable.value for variable in trainer.trainable_variables]
     gradients = gradients_in_parts(forward, size, batch.images, cotangents, variables)

@@ -17,7 +17,7 @@ def whole_batch_gradients(trainer, batch: StepInput) -> tuple[Gradients, StepRes
     """
     with tf.GradientTape() as tape:
         outputs = trainer(batch, training=True)
-        loss, values = trainer.loss_and_values(batch.labels, outputs)
-        scaled = trainer.optimizer.scale_loss(loss)
+        loss, values = trainer.loss_and_values(batch.labels, outputs, batch.weights)
+        scaled = trainer.scale_loss(loss)
     gradients = tape.gradient(scaled, trainer.trainable_variables)
     return gradients, StepResult(batch.labels, outputs, loss, values)

@@ -19,12 +19,14 @@ class StepInput(NamedTuple):
         labels: [V * N]; the forward pass reads them only for a worst case, so without one they may be None.
         perturbation: What is added to each kernel under adversarial weight perturbation; empty without it.
         zero_gradients: The share of zero pixel gradients that the attacks of the batch met; None if nothing is crafted.
+        weights: Of the images in the losses [V * N]; None: all are 1.
     """
 
     images: tf.Tensor
     labels: Any
     perturbation: tuple[tf.Tensor, ...] = ()
     zero_gradients: tf.Tensor | None = None
+    weights: tf.Tensor | None = None
 
 
 class StepResult(NamedTuple):
