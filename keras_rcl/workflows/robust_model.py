@@ -13,8 +13,8 @@ from keras_rcl.attacks import craft_and_count
 from keras_rcl.data.augmentations import Rows
 from keras_rcl.data.pipeline import entropy, make_views, step_seed
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation.input_range import INPUT_RANGES, check_input_range, range_of_layers
 from keras_rcl.methods import Method
-from keras_rcl.model_io.input_range import INPUT_RANGES, check_input_range, range_of_layers
 from keras_rcl.networks.own_model import OwnModel, around_model
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts
 from keras_rcl.objectives.classification import cross_entropy

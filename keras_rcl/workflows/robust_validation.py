@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.evaluation.input_range import INPUT_RANGES, check_input_range
 from keras_rcl.evaluation.robustness import Evaluator
-from keras_rcl.model_io.input_range import INPUT_RANGES, check_input_range
 from keras_rcl.networks.own_model import around_model
 from keras_rcl.vocabulary.attacks import PGD, Attack
 from keras_rcl.vocabulary.labels import class_labels

@@ -13,8 +13,8 @@ from keras_rcl.config import Evaluation, Experiment
 from keras_rcl.data.sources import ImageData, SourceData, divided
 from keras_rcl.data.splits import SourceSplit
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation.input_range import INPUT_RANGES
 from keras_rcl.methods import Method
-from keras_rcl.model_io.input_range import INPUT_RANGES
 from keras_rcl.networks.own_model import own_encoder
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.runtime.signals import held_signals
