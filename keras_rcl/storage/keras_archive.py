@@ -13,6 +13,7 @@ import stat
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,7 +53,6 @@ def load_keras_archive(path: Path) -> keras.Model:
     try:
         members = _read_members(path)
         _check_version(path, members)
-        config = allowed_config(json.loads(members[_CONFIG]))
         weights = io.BytesIO(members.get(_WEIGHTS) or b"")
         if not weights.getvalue():
             raise NotAllowedError(f"has no member {_WEIGHTS}")
@@ -60,7 +60,7 @@ def load_keras_archive(path: Path) -> keras.Model:
             stored = check_plain_hdf5(weights)
         except ValueError as error:
             raise NotAllowedError(f"has weights that are not plain arrays: {error}") from None
-        model = _build(config, stored)
+        model = _build(members[_CONFIG], stored)
         _fill(model, weights, {name: content for name, content in members.items() if name.startswith(_ASSETS)})
     except NotAllowedError as error:
         raise InvalidInputError(f"{path} {error}; hint: {error.hint}") from None
@@ -123,15 +123,29 @@ def _check_version(path: Path, members: dict[str, bytes]) -> None:
         )
 
 
-def _build(config: dict[str, Any], stored: int) -> keras.Model:
-    """The model of a configuration, whose variables get memory if the file stores about as many bytes as they need."""
+def _build(text: bytes, stored: int) -> keras.Model:
+    """The model of a configuration, whose variables get memory if the file stores about as many bytes as they need.
+
+    Args:
+        text: The configuration as JSON. Keras takes it apart while it builds, so each attempt reads it anew.
+        stored: Bytes of the weights in the file.
+    """
+    try:
+        return _build_before_memory(allowed_config(json.loads(text)), stored)
+    except Exception as error:  # as which Keras passes on what a constructor raised
+        if "stateless scope" not in str(error):
+            raise
+    with tf.variable_creator_scope(_limited(stored + _UNSTORED)):
+        return _model(allowed_config(json.loads(text)))
+
+
+def _build_before_memory(config: dict[str, Any], stored: int) -> keras.Model:
+    """Build in a scope in which Keras makes no variables, and make them at its end if their sizes fit the file."""
     scope = keras.StatelessScope(initialize_variables=False)
     try:
-        with scope, ObjectSharingScope(), warnings.catch_warnings(action="ignore"):
-            model = keras.saving.deserialize_keras_object(config, safe_mode=True)
-            if not isinstance(model, keras.Model):
-                raise NotAllowedError(f"holds a {type(model).__name__} and not a model")
-            needed = sum(_bytes_of(variable) for variable in model.variables)
+        with scope:
+            model = _model(config)
+            needed = sum(_bytes_of(variable.shape, variable.dtype) for variable in model.variables)
             if needed > stored + _UNSTORED:
                 raise NotAllowedError(f"describes a model of {needed} bytes, of which it stores {stored}")
             scope.initialize_variables = True
@@ -140,8 +154,37 @@ def _build(config: dict[str, Any], stored: int) -> keras.Model:
     return model
 
 
-def _bytes_of(variable: keras.Variable) -> int:
-    return math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
+def _limited(most: int) -> Callable[..., tf.Variable]:
+    """A creator of variables of at most so many bytes, for models of KerasHub that make variables at once.
+
+    The size of a variable is that of its initial value, which is traced first and not computed.
+    """
+    left = most
+
+    def create(next_creator: Callable[..., tf.Variable], **arguments: Any) -> tf.Variable:
+        nonlocal left
+        value = arguments["initial_value"]
+        if callable(value):
+            with tf.Graph().as_default():
+                traced = tf.convert_to_tensor(value())
+            left -= _bytes_of(traced.shape, traced.dtype)
+            if left < 0:
+                raise NotAllowedError(f"describes a model of more than the {most} bytes that it stores")
+        return next_creator(**arguments)
+
+    return create
+
+
+def _model(config: dict[str, Any]) -> keras.Model:
+    with ObjectSharingScope(), warnings.catch_warnings(action="ignore"):
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    if not isinstance(model, keras.Model):
+        raise NotAllowedError(f"holds a {type(model).__name__} and not a model")
+    return model
+
+
+def _bytes_of(shape: Any, dtype: Any) -> int:
+    return math.prod(shape) * tf.as_dtype(dtype).size
 
 
 def _fill(model: keras.Model, weights: io.BytesIO, assets: dict[str, bytes]) -> None:

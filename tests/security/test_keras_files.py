@@ -373,6 +373,33 @@ def test_a_class_of_keras_hub_is_one_that_it_defines(sound, hub, tmp_path, name)
         assert f"names keras_hub>{name}, which is not on the list" in refusal(path)
 
 
+@pytest.mark.parametrize("units", [3, 10**10])
+def test_a_model_that_makes_variables_at_once_gets_memory_for_what_the_file_stores(sound, hub, tmp_path, units):
+    """As the tasks of KerasHub, which compile themselves while they are built."""
+
+    class Counted(layers.Dense):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.calls = keras.Variable(np.float32(0), trainable=False, name="calls")
+
+    hub.Counted, Counted.__module__ = Counted, hub.__name__
+
+    def change(config):
+        dense = config["config"]["layers"][-1]
+        dense |= {"module": hub.__name__, "class_name": "Counted", "registered_name": None}
+        dense["config"]["units"] = units
+
+    def rename(file):
+        file.move("layers/dense", "layers/counted")
+
+    path = keras_files.rewritten(sound, tmp_path / "model.keras", change, rename)
+    if units == 3:
+        found, expected = (load_keras_archive(file).layers[-1].kernel for file in (path, sound))
+        np.testing.assert_array_equal(found, expected)
+    else:
+        assert "describes a model of more than the" in refusal(path)
+
+
 @pytest.mark.parametrize("version", ["2.15.0", "2.13.1", "1.0"])
 def test_a_file_of_keras_2_is_called_one(sound, tmp_path, version):
     path = tmp_path / "old.keras"
