@@ -8,11 +8,10 @@ import importlib
 from typing import Any
 
 _MODULES = {
-    "keras_rcl.attacks.craft": ("craft",),
     "keras_rcl.bounds.worst_case": ("worst_case_margins",),
     "keras_rcl.config": ("Evaluation", "Experiment"),
     "keras_rcl.errors": ("InvalidInputError",),
-    "keras_rcl.evaluation.audit": ("Audit", "Subject", "audit"),
+    "keras_rcl.evaluation.audit": ("Audit", "Subject"),
     "keras_rcl.evaluation.certification": ("Certification", "Certifier"),
     "keras_rcl.evaluation.robustness": ("Evaluator", "Survival"),
     "keras_rcl.methods": (
@@ -93,8 +92,10 @@ _MODULES = {
     "keras_rcl.workflows.attack": ("attack",),
     "keras_rcl.workflows.audit": ("audit_model",),
     "keras_rcl.workflows.craft_dataset": ("craft_dataset",),
+    "keras_rcl.workflows.evaluate": ("RobustnessReport", "evaluate"),
     "keras_rcl.workflows.fit": ("fit",),
     "keras_rcl.workflows.import_weights": ("Imported", "import_weights"),
+    "keras_rcl.workflows.own_model": ("audit", "craft", "verify"),
     "keras_rcl.workflows.predict": ("predict",),
     "keras_rcl.workflows.robust_model": ("RobustModel",),
     "keras_rcl.workflows.robust_validation": ("RobustValidation",),

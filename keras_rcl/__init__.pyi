@@ -1,8 +1,7 @@
-from keras_rcl.attacks.craft import craft
 from keras_rcl.bounds.worst_case import worst_case_margins
 from keras_rcl.config import Evaluation, Experiment
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.audit import Audit, Subject, audit
+from keras_rcl.evaluation.audit import Audit, Subject
 from keras_rcl.evaluation.certification import Certification, Certifier
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.methods import (
@@ -83,8 +82,10 @@ from keras_rcl.vocabulary.threat import ThreatModel
 from keras_rcl.workflows.attack import attack
 from keras_rcl.workflows.audit import audit_model
 from keras_rcl.workflows.craft_dataset import craft_dataset
+from keras_rcl.workflows.evaluate import RobustnessReport, evaluate
 from keras_rcl.workflows.fit import fit
 from keras_rcl.workflows.import_weights import Imported, import_weights
+from keras_rcl.workflows.own_model import audit, craft, verify
 from keras_rcl.workflows.predict import predict
 from keras_rcl.workflows.robust_model import RobustModel
 from keras_rcl.workflows.robust_validation import RobustValidation
@@ -145,6 +146,7 @@ __all__ = [
     "RoCLAT",
     "RobustModel",
     "RobustValidation",
+    "RobustnessReport",
     "SCBoth",
     "SCCE",
     "SCL",
@@ -173,6 +175,7 @@ __all__ = [
     "craft",
     "craft_dataset",
     "cross_entropy",
+    "evaluate",
     "export",
     "fit",
     "import_weights",
@@ -184,6 +187,7 @@ __all__ = [
     "predict",
     "supervised_contrastive",
     "train",
+    "verify",
     "verify_model",
     "worst_case_margins",
 ]

@@ -25,6 +25,8 @@ from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, surrogate_of
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import Attack, Transfer
+from keras_rcl.vocabulary.labels import class_labels
+from keras_rcl.vocabulary.pixels import check_pixel_range
 
 
 def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None) -> tf.Tensor:
@@ -36,7 +38,8 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=Non
             For an attack whose `target_output` is `embedding` or `projection` it gives that output, [N, D], or a tuple
             if the attack reads several. For an attack with a `proxy`, it is that model's.
         x: float32 images in [0, 1], [N, H, W, C].
-        labels: [N], the true classes; for a targeted attack the classes to reach.
+        labels: [N], the true classes, as integers; also [N, 1], one-hot rows [N, K] or whole floats. For a targeted
+            attack the classes to reach.
         seed: an int, or two ints [2]. Each example's random numbers depend on this seed and on its own pixels alone,
             so that neither its neighbours nor its place in the batch matter.
         support: labels [M] and projections [M, D] that the SupCon attack contrasts with; those of x if None.
@@ -45,8 +48,8 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=Non
         Images [N, H, W, C] within the ball around x and within [0, 1], in the order of x, cut off from any tape.
 
     Raises:
-        InvalidInputError: if x is not a batch of images in [0, 1], no gradient reaches the pixels, or an attack that
-            does not read logits has to choose among restarts.
+        InvalidInputError: if x is not a batch of images in [0, 1], a label is outside the classes, no gradient reaches
+            the pixels, or an attack that does not read logits has to choose among restarts.
 
     Example:
         A linear classifier of one pixel: class 1 where the pixel is above 0.5. FGSM moves it down by epsilon.
@@ -91,7 +94,10 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
             f"{attack.label} reads the {attack.target_output}, which does not tell which restart fools; use one restart"
         )
     x, labels = _as_batch(x, labels)
+    if x.shape[0] == 0:
+        return Crafted(x, tf.zeros([0]))
     num_classes = int(logits_fn(x[:1]).shape[-1])
+    check_classes(num_classes, labels)
     members = [member.for_classes(num_classes) for member in attack.for_classes(num_classes).members]
     loss = getattr(attack, "loss", "")
     surrogate = surrogate_of(loss if loss in SURROGATES else "logit_margin", labels, attack.targeted)
@@ -142,6 +148,8 @@ def craft_round(
     """
     x, labels = _as_batch(x, labels)
     attack.check_images(x.shape[1:])
+    if x.shape[0] == 0:
+        return Crafted(x, tf.zeros([0]))
     if _splits(attack, x.shape[0], support):
         count = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
         # Of an odd number both halves hold the middle image, so that neither is empty: oneDNN's fused convolutions
@@ -179,6 +187,8 @@ def _craft_round(attack: Attack, logits_fn: Callable, x, labels, start, seed, ro
     def logits_of(images):
         # A SavedModel forgets the size of the batch, forwards and backwards; a reshape's gradient knows it again.
         outputs = logits_fn(tf.reshape(images, tf.shape(images)))
+        if attack.target_output == "logits":
+            check_classes(outputs.shape[-1], labels)
         return tf.nest.map_structure(
             lambda rows: tf.ensure_shape(tf.cast(rows, tf.float32), [images.shape[0], None]), outputs
         )
@@ -214,16 +224,42 @@ RUNNERS: dict[str, Callable[..., Crafted]] = {
 
 
 def _as_batch(x, labels) -> tuple[tf.Tensor, tf.Tensor]:
-    x = tf.convert_to_tensor(x)
-    check_images(x)
-    return tf.cast(x, tf.float32), tf.cast(labels, tf.int32)
+    x = check_images(tf.convert_to_tensor(x))
+    if tf.is_tensor(labels) and not hasattr(labels, "numpy"):  # within a graph, where values are not known
+        if labels.shape.rank == 2:
+            labels = labels[:, 0] if labels.shape[1] == 1 else tf.argmax(labels, axis=1)
+        return tf.cast(x, tf.float32), tf.cast(labels, tf.int32)
+    return tf.cast(x, tf.float32), tf.constant(class_labels(labels, count=x.shape[0]))
 
 
-def check_images(x: tf.Tensor | np.ndarray) -> None:
+def check_classes(num_classes: int | None, labels) -> None:
+    """Check that a classifier has at least two outputs, and that labels are among its classes, where they are known.
+
+    Args:
+        num_classes: K, the width of the logits.
+        labels: [N], integers.
+
+    Raises:
+        InvalidInputError: if K is 1, or a label is outside the K classes.
+    """
+    if num_classes == 1:
+        raise InvalidInputError(
+            "the model gives 1 number per image, and a classifier gives one per class; hint: of the logit z of class "
+            "1 make two, `lambda images: keras.ops.pad(model(images), ((0, 0), (1, 0)))`, which are [0, z], or call "
+            "keras_rcl.evaluate"
+        )
+    if num_classes is not None and not (tf.is_tensor(labels) and not hasattr(labels, "numpy")):
+        class_labels(labels, num_classes)
+
+
+def check_images(x):
     """Check that x is a batch of float images in [0, 1]; the range is checked in eager mode alone.
 
     Args:
-        x: images [N, H, W, C].
+        x: images [N, H, W, C], a tensor or an array.
+
+    Returns:
+        The images; what is outside [0, 1] by rounding is clipped.
 
     Raises:
         InvalidInputError: if the rank, dtype or range is another one.
@@ -232,15 +268,17 @@ def check_images(x: tf.Tensor | np.ndarray) -> None:
         raise InvalidInputError(f"images have shape {tuple(x.shape)}; give a batch [N, H, W, C]")
     dtype = tf.as_dtype(x.dtype)
     if not dtype.is_floating:
-        raise InvalidInputError(f"images are {dtype.name}; attacks run on float pixels in [0, 1]; divide 0-255 by 255")
-    if not tf.executing_eagerly() or x.shape[0] == 0:
-        return
-    low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x))
-    if not (low >= 0 and high <= 1):
         raise InvalidInputError(
-            f"images span [{low:g}, {high:g}]; attacks run on pixels in [0, 1]; "
-            "divide 0-255 by 255, and put mean/std normalisation inside the model"
+            f"images are {dtype.name}; attacks run on float pixels in [0, 1]; hint: divide 0-255 by 255; if the model "
+            "reads 0-255 itself, call keras_rcl.evaluate, or attack `lambda images: model(255 * images)`"
         )
+    if not tf.executing_eagerly() or x.shape[0] == 0:
+        return x
+    low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x))
+    check_pixel_range(low, high, dtype.name)
+    if low >= 0 and high <= 1:
+        return x
+    return tf.clip_by_value(x, 0, 1) if tf.is_tensor(x) else np.clip(x, 0, 1)
 
 
 def example_seeds(x: tf.Tensor, seed) -> tf.Tensor:

@@ -2,6 +2,8 @@
 
 import io
 import sys
+import traceback
+from typing import NoReturn
 
 import click
 
@@ -28,6 +30,9 @@ from keras_rcl.runtime.signals import Terminated, WorkerLost, raised_sigterm
 INTERRUPTED, TERMINATED = 130, 143
 """Exit status after SIGINT and after SIGTERM."""
 
+CRASHED = 70
+"""Exit status after an error that is not one of the input: 1 is the verdict `falls` of `audit`."""
+
 COMMANDS = (
     *(fit, tune, attack, craft_dataset, audit, verify, predict),
     *(import_weights, export, export_vnnlib, read_verifier_results, report, variants, show),
@@ -53,7 +58,7 @@ class OneLineErrors(click.Group):
             sys.exit(2)
         except OSError as error:
             if not error.strerror:
-                raise
+                _crash()
             _print_error(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt) as stop:
@@ -62,7 +67,16 @@ class OneLineErrors(click.Group):
             click.echo("; ".join(filter(None, ["a worker is lost" if lost else "interrupted", str(raised)])), err=True)
             terminated = TERMINATED if isinstance(raised, Terminated) else INTERRUPTED
             sys.exit(launcher.TRY_AGAIN if lost else terminated)
+        except Exception:
+            _crash()
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _crash() -> NoReturn:
+    """Print the traceback of an error that is not one of the input, and exit with a status that no verdict has."""
+    traceback.print_exc()
+    click.echo("error: this is a fault of the program; hint: report it with the lines above", err=True)
+    sys.exit(CRASHED)
 
 
 def _print_error(message: str) -> None:

@@ -1,7 +1,5 @@
 """The command `attack`."""
 
-import json
-
 import click
 
 from keras_rcl.cli import options as shared
@@ -9,6 +7,7 @@ from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import parse_attacks
 from keras_rcl.cli.start import join_workers, print_advice, print_model_notes, progress_of
 from keras_rcl.report.tables import attack_table, protocol_table
+from keras_rcl.storage.atomic import json_text
 from keras_rcl.vocabulary.attacks import ALIASES, ATTACKS
 from keras_rcl.vocabulary.threat import PROTOCOLS
 
@@ -70,11 +69,12 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, wor
         return
     print_model_notes(record["model"])
     if as_json:
-        click.echo(json.dumps(record, indent=1))
+        click.echo(json_text(record))
         return
     pixels = record["protocol"] == "pixel"
+    warnings = "".join(f"\nwarning: {line}" for line in record["warnings"])
     click.echo(
-        f"{attack_table(record) if pixels else protocol_table(record)}\n\n"
+        f"{attack_table(record) if pixels else protocol_table(record)}{warnings}\n\n"
         f"in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}), "
         f"{record['protocol']} protocol; an image that is misclassified before the attack counts as wrong"
         f"{'' if pixels else '; epsilon in the units of the protocol, distances in pixels'}\nwritten to {written}"

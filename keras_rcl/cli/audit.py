@@ -1,7 +1,5 @@
 """The command `audit`."""
 
-import json
-
 import click
 
 from keras_rcl.cli import options as shared
@@ -12,6 +10,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.tables import audit_text
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.storage.atomic import json_text
 from keras_rcl.vocabulary.attacks import parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget
 
@@ -64,5 +63,5 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
             **options,
         )
     print_model_notes(found["model"])
-    click.echo(json.dumps(found, indent=1) if as_json else audit_text(found, written))
+    click.echo(json_text(found) if as_json else audit_text(found, written))
     return int(found["verdict"] == "falls")

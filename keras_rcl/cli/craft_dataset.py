@@ -1,7 +1,5 @@
 """The command `craft-dataset`."""
 
-import json
-
 import click
 
 from keras_rcl.cli import options as shared
@@ -9,6 +7,7 @@ from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import stored_setting
 from keras_rcl.cli.start import join_workers, progress_of
 from keras_rcl.runtime.program import program_name
+from keras_rcl.storage.atomic import json_text
 from keras_rcl.vocabulary.attacks import describe, parse_attack
 
 
@@ -43,7 +42,7 @@ def craft_dataset(model, text, as_json, workers, **options):
     if not workers.chief:
         return
     if as_json:
-        click.echo(json.dumps(record, indent=1))
+        click.echo(json_text(record))
         return
     click.echo(
         f"{record['examples']} examples of the {record['data']['part']} split of {record['data']['name']} by "

@@ -1,6 +1,5 @@
 """The command `fit`."""
 
-import json
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ from keras_rcl.cli.parsing import pop_settings
 from keras_rcl.cli.start import join_workers, print_advice, progress_of
 from keras_rcl.report.tables import comparison_table, text_table
 from keras_rcl.runtime.program import program_name
+from keras_rcl.storage.atomic import json_text
 from keras_rcl.vocabulary.network import Precision
 
 
@@ -70,7 +70,7 @@ def fit(choice, compare, no_compare, replicas, workers, as_json, **options):
     if not workers.chief:
         return
     if as_json:
-        click.echo(json.dumps([one.record for one in fitted], indent=1))
+        click.echo(json_text([one.record for one in fitted]))
         return
     click.echo(text_table(*comparison_table({one.experiment.method.name: one.record for one in fitted})))
     first = fitted[0]

@@ -1,12 +1,11 @@
 """The command `predict`."""
 
-import json
-
 import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.report.tables import text_table
 from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.storage.atomic import json_text
 
 
 @click.command(short_help="Classify images.")
@@ -22,7 +21,12 @@ def predict(model, images, as_json, **options):
 
     entries = predict(model, images, say=lambda line: click.echo(f"note: {line}", err=True), **options)
     if as_json:
-        click.echo(json.dumps(entries, indent=1))
+        click.echo(json_text(entries))
         return
-    rows = [[entry["image"], entry["class_name"], f"{entry['probability']:.4f}"] for entry in entries]
+    rows = [
+        [entry["image"], entry["class_name"], f"{entry['probability']:.4f}"]
+        if entry["class"] is not None
+        else [entry["image"], "not finite", ""]
+        for entry in entries
+    ]
     click.echo(text_table(["image", "class", "probability"], rows))

@@ -1,12 +1,11 @@
 """The command `read-verifier-results`."""
 
-import json
-
 import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.report.tables import verifier_results_table
 from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.storage.atomic import json_text
 
 
 @click.command("read-verifier-results", short_help="Print what alpha-beta-CROWN proved.")
@@ -18,4 +17,4 @@ def read_verifier_results(folders, as_json):
     from keras_rcl.workflows.export_vnnlib import read_verifier_results
 
     results = [read_verifier_results(folder) for folder in folders]
-    click.echo(json.dumps(results, indent=1) if as_json else verifier_results_table(results))
+    click.echo(json_text(results) if as_json else verifier_results_table(results))

@@ -1,6 +1,5 @@
 """The command `report`."""
 
-import json
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ from keras_rcl.papers import PAPERS
 from keras_rcl.report.paper_tables import markdown_report
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.storage.atomic import json_text
 
 RESULTS = Path("results")
 
@@ -66,7 +66,7 @@ def report(paper, settings, results, runs, saved_models, as_json, **options):
     if not any(table["images"] for table in made["tables"]):
         click.echo(f"note: nothing is measured at scale {options['scale']}; see --scale and --train", err=True)
     if as_json:
-        click.echo(json.dumps(made, indent=1))
+        click.echo(json_text(made))
         return
     click.echo(f"{markdown_report(made)}\n\nwritten to {written}: report.html, report.md, report.json and figures")
 

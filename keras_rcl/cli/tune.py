@@ -1,7 +1,5 @@
 """The command `tune`."""
 
-import json
-
 import click
 
 from keras_rcl import config
@@ -13,6 +11,7 @@ from keras_rcl.report.tables import trials_table
 from keras_rcl.runtime.program import program_name
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.storage.atomic import json_text
 from keras_rcl.vocabulary.attacks import parse_attack
 from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 
@@ -77,7 +76,7 @@ def tune(choice, ranges, text, processes, as_json, **options):
         chosen = TuneOptions(attack=attack, processes=processes, **options)
         found, written = search(experiment, vary, space, chosen, progress=progress)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json_text(found))
     else:
         click.echo(
             f"{trials_table(found)}\n\nin % of validation images of {experiment.dataset.name}, robust accuracy under "

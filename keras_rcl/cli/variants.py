@@ -1,13 +1,13 @@
 """The command `variants`."""
 
 import dataclasses
-import json
 
 import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.methods import VARIANTS
 from keras_rcl.report.tables import phase_table
+from keras_rcl.storage.atomic import json_text
 
 
 @click.command(short_help="List the variants and their phases.")
@@ -16,7 +16,7 @@ def variants(as_json):
     """List the variants: what each one is, and its phases."""
     if as_json:
         listed = {name: [dataclasses.asdict(phase) for phase in cls().phases()] for name, cls in VARIANTS.items()}
-        click.echo(json.dumps(listed, indent=1))
+        click.echo(json_text(listed))
         return
     for name, cls in VARIANTS.items():
         click.echo(f"{name}: {cls.__doc__.splitlines()[0]}\n{phase_table(cls().phases(), '  ')}\n")

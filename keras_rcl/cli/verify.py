@@ -1,7 +1,5 @@
 """The command `verify`."""
 
-import json
-
 import click
 
 from keras_rcl.cli import options as shared
@@ -10,6 +8,7 @@ from keras_rcl.cli.start import print_model_notes
 from keras_rcl.report.tables import verification_table
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.storage.atomic import json_text
 
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 """The bounds of `verify`, from cheap to expensive."""
@@ -66,7 +65,7 @@ def verify(model, epsilons, as_json, **options):
         record, written = verify_model(model, radii, progress=progress, **options)
     print_model_notes(record["model"])
     if as_json:
-        click.echo(json.dumps(record, indent=1))
+        click.echo(json_text(record))
         return
     click.echo(
         f"{verification_table(record)}\n\n"

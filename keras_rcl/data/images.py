@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.vocabulary.pixels import without_rounding
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp"),
@@ -103,13 +104,14 @@ def check_images(images: np.ndarray, image_shape: tuple[int | None, ...] | None 
         raise InvalidInputError(
             "images have values that are not finite (NaN or infinity); give finite floats in [0, 1] or uint8"
         )
+    images = without_rounding(images)
     lowest, highest = float(images.min()), float(images.max())
     if highest > 1:
         hint = "divide by 255" if lowest >= 0 else "give pixels before any mean/std normalisation"
-        raise InvalidInputError(f"images have values up to {highest:g}; images are floats in [0, 1] or uint8; {hint}")
+        raise InvalidInputError(f"images have values up to {highest:.9g}; images are floats in [0, 1] or uint8; {hint}")
     if lowest < 0:
         raise InvalidInputError(
-            f"images have values down to {lowest:g}; images are floats in [0, 1] or uint8; "
+            f"images have values down to {lowest:.9g}; images are floats in [0, 1] or uint8; "
             "give pixels before any mean/std normalisation"
         )
     return images.astype(np.float32)

@@ -21,6 +21,7 @@ from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
+from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.threat import check_ball
 
 __all__ = ["Audit", "Evidence", "Finding", "Subject", "Verdict", "audit"]
@@ -128,11 +129,11 @@ def audit(
         >>> result = keras_rcl.audit(subject, images, labels, claim)  # doctest: +SKIP
         >>> print(result.verdict, result.reason)  # doctest: +SKIP
     """
-    check_images(images)
+    images = np.asarray(check_images(images), np.float32)
     if not len(images):
         raise InvalidInputError("no images to audit; choose another split or a higher limit")
     check_ball(claim.epsilon, claim.norm, images.shape[1:])
-    labels = np.asarray(labels, np.int32)
+    labels = class_labels(labels, count=len(images))
     context = Context(subject, images, labels, claim, evidence, budget, batch_size, seed, progress or Silent(), journal)
     _ = context.verifier  # raises before anything is attacked
     findings = run_checks(context)

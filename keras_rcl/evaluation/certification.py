@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.attacks import check_images
 from keras_rcl.bounds import Method, worst_case_margins
 from keras_rcl.bounds.beta_crown import BranchAndBound
 from keras_rcl.errors import InvalidInputError
@@ -20,6 +21,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attacks import Attack, AutoPGD
+from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.record import VerificationRow
 from keras_rcl.vocabulary.threat import format_pixels
 
@@ -87,6 +89,11 @@ class Certification:
     @property
     def clean_accuracy(self) -> float:
         return float((self.clean_predictions == self.labels).mean())
+
+    @property
+    def verified_accuracy(self) -> float:
+        """The share of images that are proved robust, at the largest epsilon."""
+        return float(np.mean(np.isin(self.statuses[int(np.argmax(self.epsilons))], VERIFIED)))
 
     def rows(self) -> list[VerificationRow]:
         """Return one row per epsilon. The robust accuracy lies between `verified_accuracy` and `attacked_accuracy`."""
@@ -192,9 +199,11 @@ class Certifier:
         """Verify images [N, H, W, C] in [0, 1] with labels [N]; with a `journal` of this fingerprint, resume it.
 
         Raises:
-            InvalidInputError: If the images are not a batch of floats in [0, 1].
+            InvalidInputError: If the images are not a batch of floats in [0, 1], or a label is outside the classes.
         """
-        labels, progress, counterexamples = np.asarray(labels, np.int32), progress or Silent(), {}
+        images = np.asarray(check_images(images), np.float32)
+        labels = class_labels(labels, self._steps[-1].shape[0], count=len(images))
+        progress, counterexamples = progress or Silent(), {}
         balls = []
         for number in range(len(self.epsilons)):
             balls.append(self._verify(number, images, labels, progress, journal))

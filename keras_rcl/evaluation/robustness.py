@@ -3,19 +3,21 @@
 import dataclasses
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks import check_images, craft_round, length
+from keras_rcl.attacks import check_classes, check_images, craft_round, length
 from keras_rcl.evaluation.sharding import Pieces
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attacks import Attack, describe
+from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.record import Row
 from keras_rcl.vocabulary.threat import ThreatModel
 
@@ -27,7 +29,8 @@ SAMPLES = 16
 class Survival:
     """Which images survived which attacks.
 
-    An image that is misclassified before the attack counts as broken and is not attacked.
+    An image that is misclassified before the attack counts as broken and is not attacked. An answer that is not finite
+    is the class -1, which no image has, so that it is wrong.
 
     Attributes:
         attacks: A attacks.
@@ -42,6 +45,7 @@ class Survival:
         seconds: [A], of all workers together.
         stages: For each attack its members, each with the robust accuracy after it.
         adversarial: [A, N, H, W, C], or None if they were not kept.
+        dead_gradients: [A], the share of images, counted once per round, of which every pixel gradient was zero.
         samples: For each attack, position -> adversarial image [H, W, C] of the first `SAMPLES` broken and the first
             `SAMPLES` robust images, as far as this process computed them.
 
@@ -70,6 +74,7 @@ class Survival:
     stages: tuple[tuple[tuple[str, float], ...], ...] = ()
     adversarial: np.ndarray | None = None
     samples: tuple[dict[int, np.ndarray], ...] = ()
+    dead_gradients: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
 
     @property
     def clean(self) -> np.ndarray:
@@ -83,7 +88,8 @@ class Survival:
 
     @property
     def clean_accuracy(self) -> float:
-        return float(self.clean.mean())
+        """The share of images that are classified correctly; NaN if there are none."""
+        return float(self.clean.mean()) if len(self.labels) else math.nan
 
     def rows(self) -> list[Row]:
         """Return one row per attack, then the per-image worst case of each threat model with several attacks."""
@@ -94,6 +100,7 @@ class Survival:
                 **measures(self.clean, self.survived[index]),
                 **_distances(self.distances[index], self.clean & ~self.survived[index]),
                 "zero_gradients": float(self.zero_gradients[index]),
+                **({"not_finite": lost} if (lost := int(np.sum(self.predictions[index] < 0))) else {}),
                 "forwards": int(self.forwards[index]),
                 "backwards": int(self.backwards[index]),
                 "seconds": round(float(self.seconds[index]), 3),
@@ -109,6 +116,15 @@ class Survival:
         return rows
 
 
+MEASURES = (
+    "clean_accuracy",
+    "adversarial_accuracy",
+    "attack_success_rate",
+    "attack_failure_rate",
+    "robust_accuracy",
+)
+
+
 def measures(clean: np.ndarray, survived: np.ndarray) -> dict[str, float]:
     """Return the usual measures of one attack.
 
@@ -122,6 +138,8 @@ def measures(clean: np.ndarray, survived: np.ndarray) -> dict[str, float]:
     """
     correct = int(clean.sum())
     success = 1.0 - survived.sum() / correct if correct else 0.0
+    if not len(clean):
+        return dict.fromkeys(MEASURES, math.nan)
     return {
         "clean_accuracy": float(clean.mean()),
         "adversarial_accuracy": float(survived.mean()),
@@ -185,7 +203,9 @@ class Evaluator:
         self._seed, self._support = seed, support
 
         def predict(x):
-            return tf.argmax(logits_fn(x), axis=1, output_type=tf.int32)
+            logits = logits_fn(x)
+            classes = tf.argmax(logits, axis=1, output_type=tf.int32)
+            return tf.where(tf.reduce_all(tf.math.is_finite(logits), axis=1), classes, -1)
 
         def compiled(function, image_shape, *others):
             """For batches of one size with XLA, which would compile again for each size; otherwise for any size."""
@@ -240,7 +260,7 @@ class Evaluator:
 
         Args:
             images: Float [N, H, W, C] in [0, 1].
-            labels: [N].
+            labels: [N] integers; also [N, 1], one-hot rows [N, K] or whole floats.
             keep_images: Keep all adversarial images.
             progress: Where progress is shown.
             journal: With this `fingerprint`. Batches that it holds are read from it, and all others are written to it.
@@ -248,13 +268,16 @@ class Evaluator:
                 the whole table.
 
         Raises:
-            InvalidInputError: If the images are not a batch of floats in [0, 1], no gradient reaches them, or an attack
-                is not defined for so few classes.
+            InvalidInputError: If the images are not a batch of floats in [0, 1], a label is outside the classes, the
+                classifier has one output, no gradient reaches the images, or an attack is not defined for so few
+                classes.
         """
-        check_images(images)
+        images = np.asarray(check_images(images), np.float32)
         for attack in self.attacks:
             attack.check_images(images.shape[1:])
-        images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
+        labels = class_labels(labels, count=len(images))
+        if len(images):
+            check_classes(self._count_classes(images.shape[1:]), labels)
         progress, pieces = progress or Silent(), Pieces(workers, journal)
         (first,) = pieces([(b"clean", lambda: {"predictions": self.predict(images)})])
         clean = first["predictions"]
@@ -279,6 +302,7 @@ class Evaluator:
             stages=tuple(outcome.stages for outcome in outcomes),
             adversarial=column("adversarial").reshape(len(outcomes), *images.shape) if keep_images else None,
             samples=tuple(outcome.samples for outcome in outcomes),
+            dead_gradients=column("dead_gradients"),
         )
 
     def _attack(
@@ -313,9 +337,10 @@ class Evaluator:
                 outcome.forwards += done * (member.num_passes[0] + 1)
                 outcome.backwards += done * member.num_passes[1]
                 survivors = survivors[outcome.predictions[survivors] == labels[survivors]]
-                progress.finish(f"robust accuracy {len(survivors) / len(images):.2%}")
-            outcome.stages += ((member.label, len(survivors) / len(images)),)
+                progress.finish(f"robust accuracy {len(survivors) / max(1, len(images)):.2%}")
+            outcome.stages += ((member.label, len(survivors) / max(1, len(images))),)
         outcome.zero_gradients /= max(1, attempts)
+        outcome.dead_gradients /= max(1, attempts)
         return outcome
 
     def _run(
@@ -380,6 +405,7 @@ class _Outcome:
     distances: np.ndarray
     adversarial: np.ndarray | None
     zero_gradients: float = 0.0
+    dead_gradients: float = 0.0
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0
@@ -391,6 +417,7 @@ class _Outcome:
         self.predictions[chosen] = found["predictions"]
         self.distances[chosen] = found["distances"]
         self.zero_gradients += float(np.sum(found["zero_gradients"]))
+        self.dead_gradients += float(np.sum(found["zero_gradients"] > 0.999))
         self.seconds += float(found["seconds"])
         if self.adversarial is not None:
             self.adversarial[chosen] = found["images"]

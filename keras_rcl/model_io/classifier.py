@@ -19,6 +19,7 @@ from keras_rcl.evaluation.input_range import (
     range_of_layers,
 )
 from keras_rcl.folding import folded
+from keras_rcl.model_io.in_memory import ModelInMemory
 from keras_rcl.model_io.loading import (
     LoadedModel,
     any_batch_size,
@@ -72,7 +73,7 @@ class Classifier:
     num_classes: int
     class_names: tuple[str, ...]
     contract: dict
-    model: LoadedModel
+    model: LoadedModel | ModelInMemory
     model_hash: str
     gives_probabilities: bool = False
     note: str = ""
@@ -138,38 +139,67 @@ class Classifier:
         Raises:
             InvalidInputError: If it is `logits` itself, and the dtype is not float32.
         """
-        scale, offset = INPUT_RANGES[self.input_range]
-
-        def folded_in(dtype: str) -> Callable:
-            run = folded(self.model.layers, dtype=dtype)
-            return run if self.input_range == "0..1" else lambda images: run(scale * images + offset)
-
         try:
-            run, served = folded_in("float32"), self.logits(images)
+            network, served = self.pixel_network(images.shape[1:]), self.logits(images)
+            run = folded(network)
             difference = np.abs(run(tf.constant(images)) - served).max()
             same = difference <= SAME_LOGITS * max(1.0, np.abs(served).max())
         except (InvalidInputError, ValueError, TypeError, tf.errors.InvalidArgumentError):
             same = False
         if same:
-            return run if dtype == "float32" else folded_in(dtype)
+            return run if dtype == "float32" else folded(network, dtype=dtype)
         if dtype != "float32":
             raise InvalidInputError(
                 f"{self.path} has no layers that can be computed in {dtype}; leave out --attack-dtype {dtype}"
             )
         return self.logits
 
-    def pixel_network(self, image_shape: tuple[int, int, int]) -> keras.Model:
+    def pixel_network(self, image_shape: tuple[int, ...], *, linear: bool = False) -> keras.Model:
         """Return the layers as a network of images [N, *image_shape] in [0, 1], whatever size and range they read.
+
+        Args:
+            image_shape: (H, W, C).
+            linear: Leave out a softmax or sigmoid at the end, so that the network gives logits; of one output z it
+                gives two, [0, z].
 
         Raises:
             InvalidInputError: If there are no layers.
         """
         layers = self.model.layers
-        if self.input_range == "0..1" and tuple(layers.inputs[0].shape[1:]) == tuple(image_shape):
+        if linear and self.gives_probabilities:
+            layers = _without_softmax(layers)
+        if linear and getattr(layers, "outputs", None) and layers.outputs[0].shape[-1] == 1:
+            two = keras.layers.Dense(2, use_bias=False, dtype="float32")
+            layers = keras.Model(layers.inputs, two(layers.outputs[0]))
+            two.set_weights([np.array([[0.0, 1.0]], np.float32)])
+        declared = getattr(layers, "inputs", None)
+        if not declared or (self.input_range == "0..1" and tuple(declared[0].shape[1:]) == tuple(image_shape)):
             return layers
         scale, offset = INPUT_RANGES[self.input_range]
         inputs = keras.Input(image_shape, dtype="float32")
-        return keras.Model(inputs, layers(keras.layers.Rescaling(scale, offset, dtype="float32")(inputs)))
+        images = keras.layers.Rescaling(scale, offset, dtype="float32")(inputs) if scale != 1 else inputs
+        if len(declared[0].shape) == 3:
+            images = keras.layers.Reshape(image_shape[:2], dtype="float32")(images)
+        return keras.Model(inputs, layers(images))
+
+
+def _without_softmax(model: keras.Model) -> keras.Model:
+    """A functional or Sequential model copied without the softmax or sigmoid at its end; itself if it has none."""
+    last = next(reversed(getattr(model, "layers", [])), None)
+    softmax = isinstance(last, keras.layers.Softmax)
+    if not softmax and getattr(getattr(last, "activation", None), "__name__", "") not in ("softmax", "sigmoid"):
+        return model
+
+    def copied(layer):
+        if layer is not last:
+            return type(layer).from_config(layer.get_config())
+        if softmax:
+            return keras.layers.Identity(dtype=layer.dtype_policy)
+        return type(layer).from_config({**layer.get_config(), "activation": "linear"})
+
+    copy = keras.models.clone_model(model, clone_function=copied)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 SAME_LOGITS = 1e-4
@@ -177,7 +207,7 @@ SAME_LOGITS = 1e-4
 
 
 def load_classifier(
-    path: str | Path | LoadedModel,
+    path: str | Path | LoadedModel | ModelInMemory,
     *,
     input_range: str | None = None,
     output: str | None = None,
@@ -188,7 +218,7 @@ def load_classifier(
 
     Args:
         path: A folder made by `keras_rcl.export`, any other SavedModel folder, or a `.keras` file (read in safe mode);
-            or one of these that was loaded before.
+            one of these that was loaded before; or a model in memory.
         input_range: The range of the images that the model reads: `0..1`, `0..255` or `-1..1`. If it is not given, it
             is read from the first layers of a Keras model, and otherwise it is `0..1`; `Classifier.as_trained` chooses
             it by clean accuracy.
@@ -201,7 +231,8 @@ def load_classifier(
 
     Raises:
         InvalidInputError: If there is no such model, it is damaged or not known to be harmless, or does not map one
-            batch of float images [N, H, W, C] to one row of K >= 2 numbers per image.
+            batch of float images [N, H, W, C] to one row of K numbers per image. One number is the logit or the
+            probability of class 1 of two.
 
     Example:
         >>> import tempfile
@@ -220,8 +251,8 @@ def load_classifier(
         check_input_range(input_range)
     if output not in (None, *OUTPUTS):
         raise InvalidInputError(f"unknown output {output!r}; choose from {', '.join(OUTPUTS)}")
-    model = path if isinstance(path, LoadedModel) else LoadedModel(path, trust=trust)
-    contract = read_contract(model.path)
+    model = LoadedModel(path, trust=trust) if isinstance(path, (str, Path)) else path
+    contract = read_contract(model.path) if isinstance(model, LoadedModel) else {}
     if contract and input_range not in (None, "0..1"):
         raise InvalidInputError(
             f"{model.path} was exported here and reads pixels in 0..1; leave out --input-range {input_range}"
@@ -244,24 +275,23 @@ def load_classifier(
         class_names=class_names,
         contract=contract,
         model=model,
-        model_hash=hash_model(model.path, contract),
+        model_hash=hash_model(model.path, contract) if isinstance(model, LoadedModel) else model.hash(),
         gives_probabilities=files.probabilities,
-        note="its rows are non-negative and sum to 1, so its output is taken for probabilities"
-        if files.detected
-        else "",
+        note=files.note,
         input_range=used,
         declared=declared,
         reader=files.read_as,
     )
 
 
-def _declared(model: LoadedModel, contract: dict, input_range: str | None) -> Declared | None:
+def _declared(model: LoadedModel | ModelInMemory, contract: dict, input_range: str | None) -> Declared | None:
     """The range that is given, or that the contract or the first layers of the model declare."""
     if contract:
         return Declared("0..1", "export", "it was exported by keras_rcl")
     if input_range is not None:
         return Declared(input_range, "given", "as given")
-    return range_of_layers(model.layers) if model.path.is_file() else None
+    has_layers = model.path.is_file() if isinstance(model, LoadedModel) else isinstance(model.model, keras.Model)
+    return range_of_layers(model.layers) if has_layers else None
 
 
 class _Files:
@@ -271,10 +301,11 @@ class _Files:
         spec: The TensorSpec of the images that the model reads.
         num_classes: K.
         probabilities: Whether the model's output is probabilities.
-        detected: Whether this was detected and not given.
+        one_output: Whether the model gives one number per image, of class 1 of two classes.
+        note: What was detected and not given, in one line.
     """
 
-    def __init__(self, model: LoadedModel, input_range: str, output: str | None, endpoint: str | None):
+    def __init__(self, model: LoadedModel | ModelInMemory, input_range: str, output: str | None, endpoint: str | None):
         self._model, self._wanted = model, OUTPUTS if output is None else (output,)
         self._call, self.spec = model.function(endpoint)
         self._sample = sample_images(self.spec.shape[1:], self.spec.shape[0])
@@ -285,15 +316,23 @@ class _Files:
                 f"{model.path} fails on images {list(self._sample.shape)}: {error_line(error)}; choose another endpoint"
             ) from None
         name, values = self._select(outputs)
-        if values.shape.rank != 2 or values.shape[1] < 2 or not values.dtype.is_floating:
+        if values.shape.rank == 1 and values.dtype.is_floating:
+            values = values[:, None]
+        if values.shape.rank != 2 or values.shape[1] < 1 or not values.dtype.is_floating:
             raise InvalidInputError(
                 f"{model.path} maps images {list(self._sample.shape)} to {values.dtype.name} {list(values.shape)}; "
-                "a classifier gives a row of 2 or more logits or probabilities per image"
+                "a classifier gives a row of 2 or more logits or probabilities per image, or one number for two classes"
             )
-        self.num_classes = int(values.shape[1])
+        self.one_output = values.shape[1] == 1
+        self.num_classes = max(2, int(values.shape[1]))
         named = output == "probabilities" or (output is None and name == "probabilities")
-        self.detected = output is None and not named and _are_probabilities(values)
-        self.probabilities = named or self.detected
+        detected = output is None and not named and _are_probabilities(values)
+        self.probabilities, self.note = named or detected, ""
+        if self.one_output:
+            kind = "probability" if self.probabilities else "logit"
+            self.note = f"its one output is read as the {kind} of class 1, and class 0 is the other one"
+        elif detected:
+            self.note = "its rows are non-negative and sum to 1, so its output is taken for probabilities"
 
     def read_as(self, input_range: str) -> tuple[Callable, Callable]:
         """Return the logits, images -> float32 [N, K], and the outputs of a `Classifier` of this range."""
@@ -310,9 +349,14 @@ class _Files:
 
     def _logits_of(self, images, input_range: str):
         _, values = self._select(self._call(self._scaled(images, input_range)))
-        values = tf.cast(values, tf.float32)
-        if self.probabilities:
-            values = tf.math.log(tf.maximum(values, np.finfo(np.float32).tiny))
+        values, tiny = tf.cast(values, tf.float32), np.finfo(np.float32).tiny
+        if self.one_output:
+            values = tf.reshape(values, [-1, 1])
+            if self.probabilities:
+                values = tf.math.log(tf.maximum(values, tiny)) - tf.math.log(tf.maximum(1 - values, tiny))
+            values = tf.concat([tf.zeros_like(values), values], axis=1)
+        elif self.probabilities:
+            values = tf.math.log(tf.maximum(values, tiny))
         return tf.ensure_shape(values, [None, self.num_classes])
 
     def _for_any_batch(self, rows_of: Callable, width: int) -> Callable:
@@ -332,6 +376,8 @@ class _Files:
 
 
 def _are_probabilities(values: tf.Tensor) -> bool:
-    """Whether rows [N, K] are non-negative and sum to 1, to the precision of float16."""
+    """Whether rows [N, K] are non-negative and sum to 1, to the precision of float16; one number is in [0, 1]."""
     values = tf.cast(values, tf.float32).numpy()
+    if values.shape[1] == 1:
+        return bool(np.all((values >= 0) & (values <= 1)))
     return bool(np.all(values >= 0) and np.allclose(values.sum(axis=1), 1.0, rtol=0, atol=2e-3))

@@ -69,16 +69,29 @@ def _families_with(missing: frozenset[str]) -> tuple[tuple[str, ...], frozenset[
 def accuracy_epsilon_plot(
     curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, *, norm: Norm = "linf", title: str = ""
 ) -> None:
+    """Write the figure of `accuracy_epsilon_figure`.
+
+    Args:
+        curves: see `accuracy_epsilon_figure`, as for `norm` and `title`.
+        path: the PNG to write; its folder is made when absent.
+        norm: see `curves`.
+        title: see `curves`.
+
+    Raises:
+        InvalidInputError: if the file cannot be written.
+    """
+    _save(accuracy_epsilon_figure(curves, norm=norm, title=title), path)
+
+
+def accuracy_epsilon_figure(
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, norm: Norm = "linf", title: str = ""
+) -> Figure:
     """Robust accuracy against epsilon, one line per attack; the curve called `worst case` is drawn over the others.
 
     Args:
         curves: attack -> (epsilon in pixel units, accuracy in [0, 1]); epsilon 0 is the clean accuracy.
-        path: the PNG to write; its folder is made when absent.
         norm: the ball's norm; epsilons of `linf` are written as fractions of 255.
         title: written above.
-
-    Raises:
-        InvalidInputError: if the file cannot be written.
     """
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -102,7 +115,7 @@ def accuracy_epsilon_plot(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    return figure
 
 
 def attack_pictures(
@@ -152,7 +165,7 @@ def attack_pictures(
             lines = (("true", label, "black"), ("clean", before, None), ("adv.", after, None))
             for row, (head, value, colour) in enumerate(lines):
                 axes.annotate(
-                    f"{head} {_short(class_names[value])}",
+                    f"{head} {_short(class_names[value] if value >= 0 else 'not finite')}",
                     (tile_width * (column + 0.5), 0),
                     xytext=(0, 4 + 9 * (2 - row)),
                     textcoords="offset points",

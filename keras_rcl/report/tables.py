@@ -1,7 +1,9 @@
 """Tables as text, for a terminal and for Markdown."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+from keras_rcl.measures.wilson import wilson_interval
 from keras_rcl.vocabulary.phase import Phase, View
 from keras_rcl.vocabulary.threat import format_pixels
 
@@ -38,8 +40,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: 
 
 
 def percent(value: float) -> str:
-    """A share in percent, with one decimal."""
-    return f"{100 * value:.1f}"
+    """A share in percent, with one decimal; a dash for a share of no images."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def attack_table(record: Mapping) -> str:
@@ -47,8 +49,14 @@ def attack_table(record: Mapping) -> str:
     rows = []
     for row in record["rows"]:
         name = row["attack"] if row["attack"] != "worst case" else _worst_case(row)
-        rows.append([name, *(percent(row[key]) for key in list(ATTACK_COLUMNS.values())[1:])])
-    return text_table(list(ATTACK_COLUMNS), rows)
+        limits = interval_text(row["robust_accuracy"], record["images"])
+        rows.append([name, *(percent(row[key]) for key in list(ATTACK_COLUMNS.values())[1:]), limits])
+    return text_table([*ATTACK_COLUMNS, "95% interval"], rows)
+
+
+def interval_text(share: float, images: int) -> str:
+    """The Wilson interval of a share of images, in percent: `85.1-93.4`."""
+    return "-".join(map(percent, wilson_interval(share, images)))
 
 
 def verification_table(record: Mapping) -> str:

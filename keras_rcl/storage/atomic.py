@@ -6,6 +6,7 @@ A target or a folder that cannot be written is refused in one line with the path
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -170,8 +171,26 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         shutil.rmtree(aside)
 
 
+def json_text(value: Any, *, ensure_ascii: bool = True) -> str:
+    """Return a value as JSON. NaN and infinity, which JSON cannot express, become null.
+
+    Args:
+        value: Of JSON's types.
+        ensure_ascii: Write letters other than those of ASCII as escapes.
+    """
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), indent=1, allow_nan=False, ensure_ascii=ensure_ascii)
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a value as JSON, completely or not at all.
+    """Write a value as JSON, completely or not at all; NaN and infinity become null.
 
     Args:
         path: The file.
@@ -179,9 +198,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
     Raises:
         InvalidInputError: If the file cannot be written.
-        ValueError: If the value holds NaN or infinity, which JSON cannot express.
     """
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json_text(value, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
         # File names that are not UTF-8 become JSON escapes.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -28,6 +28,8 @@ class ModelIdentity(TypedDict):
     hash: str
     variant: NotRequired[str | None]
     weights: NotRequired[str]
+    note: NotRequired[str]
+    input_range: NotRequired[dict[str, Any]]
 
 
 @with_config(STORED)
@@ -58,6 +60,7 @@ class Row(TypedDict):
     largest_distance: NotRequired[Length | None]
     median_distance_fallen: NotRequired[Length | None]
     zero_gradients: NotRequired[Share]
+    not_finite: NotRequired[int]
     forwards: NotRequired[int]
     backwards: NotRequired[int]
     seconds: NotRequired[float]
@@ -99,6 +102,7 @@ class Record(TypedDict):
     rows: list[Row]
     survival: SurvivalBits
     versions: dict[str, str]
+    warnings: NotRequired[list[str]]
     geometry: NotRequired[dict[str, Any] | None]
     config: NotRequired[dict[str, Any]]
     validation: NotRequired[dict[str, float]]

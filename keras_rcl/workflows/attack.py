@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_rcl.evaluation.record import make_record, versions
 from keras_rcl.evaluation.robustness import SAMPLES, Evaluator, Survival
+from keras_rcl.evaluation.warnings import attack_warnings, model_warnings
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
 from keras_rcl.runtime.distributed import ALONE, Workers
@@ -18,7 +19,7 @@ from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.vocabulary.record import Record
-from keras_rcl.vocabulary.threat import PROTOCOLS
+from keras_rcl.vocabulary.threat import PROTOCOLS, Norm
 from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, pixels, split_of, support_of
 
 
@@ -117,13 +118,14 @@ def attack(
         sources=hashes,
         attack_dtype=attack_dtype,
     )
+    record["warnings"] = [*model_warnings(classifier.logits, images), *attack_warnings(survival)]
     if journal is None or written is None:  # not the chief
         return record, None
     record["geometry"] = geometry_of(classifier.outputs, chosen, attacks, seed)
     class_names = classifier.class_names or data.class_names
     with atomic_folder(written, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)
-        _draw(evaluator, survival, images, class_names, record["model"]["name"], folder)
+        draw(evaluator, survival, images, class_names, record["model"]["name"], folder)
         if save_images:
             _save_images(survival, chosen.indices, folder / "adversarial.npz")
     journal.discard()
@@ -143,7 +145,19 @@ def _save_images(survival: Survival, indices: np.ndarray, path: Path) -> None:
     )
 
 
-def _draw(
+def curves_by_norm(survival: Survival) -> dict[Norm, dict[str, list[tuple[float, float]]]]:
+    """Norm -> attack -> (epsilon, robust accuracy), for `accuracy_epsilon_figure`."""
+    curves: dict[Norm, dict[str, list[tuple[float, float]]]] = {}
+    for row in survival.rows():
+        norm, protocol = row["norm"], row["protocol"]
+        curve = row["attack"].split(f" {norm}")[0] + (f" {protocol}" if protocol != "pixel" else "")
+        # Where a protocol's box is not that of pixels, epsilon 0 changes images too.
+        start = [] if PROTOCOLS[protocol].box else [(0.0, survival.clean_accuracy)]
+        curves.setdefault(norm, {}).setdefault(curve, start).append((row["epsilon"], row["robust_accuracy"]))
+    return curves
+
+
+def draw(
     evaluator: Evaluator,
     survival: Survival,
     images: np.ndarray,
@@ -152,16 +166,7 @@ def _draw(
     folder: Path,
 ) -> None:
     """Draw one accuracy-epsilon plot per norm, and pictures of the strongest attack."""
-    rows = survival.rows()
-    for norm in dict.fromkeys(row["norm"] for row in rows):
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            if row["norm"] == norm:
-                protocol = row["protocol"]
-                curve = row["attack"].split(f" {norm}")[0] + (f" {protocol}" if protocol != "pixel" else "")
-                # Where a protocol's box is not that of pixels, epsilon 0 changes images too.
-                start = [] if PROTOCOLS[protocol].box else [(0.0, survival.clean_accuracy)]
-                curves.setdefault(curve, start).append((row["epsilon"], row["robust_accuracy"]))
+    for norm, curves in curves_by_norm(survival).items():
         accuracy_epsilon_plot(curves, folder / f"accuracy_epsilon_{norm}.png", norm=norm, title=title)
     strongest = int(np.argmin(survival.survived.mean(axis=1)))
     broken = np.flatnonzero(survival.clean & ~survival.survived[strongest])

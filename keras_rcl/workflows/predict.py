@@ -30,7 +30,8 @@ def predict(
         **foreign: how a model that was not made here is fed and read, see `load_classifier`.
 
     Returns:
-        One entry per image: `image`, its name; `class`, the index; `class_name`; and `probability`, in [0, 1].
+        One entry per image: `image`, its name; `class`, the index; `class_name`; and `probability`, in [0, 1]. The last
+        three are None if the model's answer is not finite.
 
     Raises:
         InvalidInputError: if the model or an image cannot be read.
@@ -56,12 +57,11 @@ def predict(
     evaluated = [classifier.logits(images[start : start + 250]) for start in range(0, len(images), 250)]
     probabilities = np.asarray(keras.ops.softmax(keras.ops.concatenate(evaluated, axis=0)))
     class_names = classifier.class_names or tuple(str(index) for index in range(classifier.num_classes))
-    return [
-        {
-            "image": name,
-            "class": int(row.argmax()),
-            "class_name": class_names[int(row.argmax())],
-            "probability": float(row.max()),
-        }
-        for name, row in zip(names, probabilities, strict=True)
-    ]
+
+    def entry(name: str, row: np.ndarray) -> dict[str, Any]:
+        if not np.isfinite(row).all():
+            return {"image": name, "class": None, "class_name": None, "probability": None}
+        index = int(row.argmax())
+        return {"image": name, "class": index, "class_name": class_names[index], "probability": float(row[index])}
+
+    return [entry(name, row) for name, row in zip(names, probabilities, strict=True)]

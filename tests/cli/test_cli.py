@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import click
 import keras
 import numpy as np
 import onnxruntime
@@ -16,7 +17,7 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from keras_rcl.cli.app import cli
+from keras_rcl.cli.app import CRASHED, OneLineErrors, cli
 from keras_rcl.config import Experiment
 from keras_rcl.data.sources import load
 from keras_rcl.methods import PGDBoth, PGDSupCon
@@ -579,3 +580,15 @@ def test_report_prints_a_papers_tables(here, tmp_path):
 )
 def test_a_wrong_report_is_an_error(empty, arguments, said):
     assert said in refused("report", *arguments)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), OSError("without a number"), ZeroDivisionError()])
+def test_a_crash_is_no_verdict(error):
+    """`audit` exits with 1 if a claim falls and with 2 for bad input; a fault of the program is neither."""
+
+    def fails():
+        raise error
+
+    group = OneLineErrors(commands=[click.Command("fails", callback=fails)])
+    result = CliRunner().invoke(group, ["fails"])
+    assert result.exit_code == CRASHED == 70 and "Traceback" in result.stderr and result.stdout == ""

@@ -153,9 +153,8 @@ def test_json_is_indented_ends_in_a_newline_and_has_no_nan(tmp_path):
     target = tmp_path / "result.json"
     write_json(target, {"classes": ["naïve"], "accuracy": 0.5})
     assert target.read_text("utf-8") == '{\n "classes": [\n  "naïve"\n ],\n "accuracy": 0.5\n}\n'
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(target, {"loss": float("nan")})
-    assert json.loads(target.read_text("utf-8"))["accuracy"] == 0.5
+    write_json(target, {"loss": float("nan"), "rows": [float("inf"), 1.0]})
+    assert json.loads(target.read_text("utf-8")) == {"loss": None, "rows": [None, 1.0]}
 
 
 def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
