@@ -452,10 +452,10 @@ def main() -> None:
         share = options.kills // len(chosen) + (number < options.kills % len(chosen))
         rows.append(bench.kill_and_resume(name, subjects(root)[name], int(kills or share)))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    threads = max((int(path.read_text()) for path in root.glob("*/whole/threads")), default=0)
-    result = result_of(rows, bench.instants, threads, round((time.time() - began) / 60, 1))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        threads = max((int(path.read_text()) for path in root.glob("*/whole/threads")), default=0)
+        result = result_of(rows, bench.instants, threads, round((time.time() - began) / 60, 1))
+        if options.json:  # after each subject, so that an interrupted benchmark leaves what it has
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "subjects"}, indent=1))
     if not options.keep:
         shutil.rmtree(root)
