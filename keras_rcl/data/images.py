@@ -126,10 +126,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-"""The exceptions that Pillow raises for a broken file."""
-
-
 def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """Return the files below a folder whose names end in one of the suffixes, sorted.
 
@@ -170,14 +166,15 @@ def open_image(path: Path) -> Image.Image:
         InvalidInputError: if the file is missing, not an image, animated, or of more than 8 bits per channel.
     """
     try:
-        with _quiet():
-            image = Image.open(path, formats=_FORMATS)
+        with _quiet(), contextlib.ExitStack() as stack:
+            image = stack.enter_context(Image.open(path, formats=_FORMATS))
             image.filename = ""  # else Pillow maps an uncompressed TIFF into memory, wrongly where it must be turned
             # MPO is a JPEG with pictures behind it.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            stack.pop_all()
     except FileNotFoundError:
         raise InvalidInputError(f"{path} does not exist") from None
-    except _BROKEN:
+    except Exception:  # Pillow raises many kinds for a broken file
         raise InvalidInputError(f"{path} is not a readable {_KINDS} image; repair or remove it") from None
     deep = image.mode[0] in "IF" or any(";16" in str(tile) for tile in image.tile)
     if frames > 1 or deep:
@@ -231,7 +228,7 @@ def decode(image: Image.Image, path: Path, channels: int) -> np.ndarray:
             converted = image.convert("RGBA") if image.mode == "P" else image
             converted = converted if turn is None else converted.transpose(turn)
             pixels = np.asarray(converted.convert("L" if channels == 1 else "RGB"))
-    except _BROKEN:
+    except Exception:  # Pillow raises many kinds for a broken file
         raise InvalidInputError(f"{path} is truncated or corrupt; repair or remove it") from None
     return pixels[..., None] if channels == 1 else pixels
 

@@ -271,13 +271,25 @@ class Instances(TypedDict):
 
     format: int
     model: _Named
-    epsilons: list[_LeftOut]
-    instances: list[_Property]
+    epsilons: Annotated[list[_LeftOut], Field(min_length=1)]
+    instances: Annotated[list[_Property], Field(min_length=1)]
+
+
+def _check_instances(table: Instances) -> None:
+    """Raise ValueError if an instance is of another radius than those that are listed."""
+    radii = {row["epsilon"] for row in table["epsilons"]}
+    for number, instance in enumerate(table["instances"]):
+        if instance["epsilon"] not in radii:
+            raise ValueError(f"instances.{number}.epsilon: {instance['epsilon']} is not one of its epsilons")
 
 
 EXAMPLES = FileKind[ExamplesTable](
     "a record of adversarial examples", ExamplesTable, "make them again with `craft-dataset`", format=1
 )
 INSTANCES = FileKind[Instances](
-    "a list of instances", Instances, "give a folder that export-vnnlib wrote, as it was written", format=1
+    "a list of instances",
+    Instances,
+    "give a folder that export-vnnlib wrote, as it was written",
+    _check_instances,
+    format=1,
 )
