@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from keras_rcl.errors import InvalidInputError, format_error
-from keras_rcl.storage.stored import FileKind
+from keras_rcl.storage.stored import FileKind, shown
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.record import (
     AuditRecord,
@@ -24,6 +24,13 @@ from keras_rcl.vocabulary.threat import Norm
 Text = Annotated[str, Field(min_length=1)]
 
 # Records
+
+
+def _check_numbers(line: Mapping[str, Any], before: str = "") -> None:
+    """Raise ValueError if a value of the metrics of an epoch is not a number."""
+    for name, value in line.items():
+        if name != "phase" and value is not None and type(value) not in (int, float):
+            raise ValueError(f"{before}{name}: it must be a number or null (got {shown(value)})")
 
 
 def _check_record(record: Record) -> None:
@@ -43,6 +50,8 @@ def _check_record(record: Record) -> None:
         )
     if len(record["rows"]) < len(record["attacks"]):
         raise ValueError(f"it has {len(record['rows'])} rows of {len(record['attacks'])} attacks")
+    for number, line in enumerate(record.get("losses", ())):
+        _check_numbers(line, f"losses.{number}.")
 
 
 def _check_verification(record: VerificationRecord) -> None:
@@ -139,15 +148,8 @@ class Metrics(TypedDict):
     epoch: int
 
 
-def _check_metrics(line: Metrics) -> None:
-    """Raise ValueError if a metric is not a number."""
-    for name, value in line.items():
-        if name != "phase" and value is not None and type(value) not in (int, float):
-            raise ValueError(f"{name}: it must be a number or null (got {value!r})")
-
-
 ENVIRONMENT = FileKind[Environment]("the environment of a run", Environment, "choose another run")
-METRICS = FileKind[Metrics]("the metrics of a run", Metrics, "repeat the run", _check_metrics)
+METRICS = FileKind[Metrics]("the metrics of a run", Metrics, "repeat the run", _check_numbers)
 FINGERPRINT = FileKind[dict[str, Any]]("the fingerprint of a run", dict[str, Any], "remove the folder of the run")
 
 

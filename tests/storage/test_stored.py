@@ -121,7 +121,14 @@ def test_what_is_not_the_file_is_named(kind, text, tmp_path):
         (kinds.EXAMPLES, {"shards": ["../secret.tfrecord"]}, "shards.0: string should match pattern"),
         (kinds.STUDY, {"trials": [{**TRIAL, "number": 1}]}, "its trials are incomplete"),
         (kinds.STUDY, {"trials": [{**TRIAL, "state": "won"}]}, "trials.0.state: input should be 'running'"),
-        (kinds.METRICS, {"loss": "low"}, "loss: it must be a number or null (got 'low')"),
+        (kinds.METRICS, {"loss": "low"}, 'loss: it must be a number or null (got "low")'),
+        (kinds.RECORD, {"losses": [{"phase": "p", "epoch": 1, "kl": []}]}, "losses.0.kl: it must be a number or null"),
+        (kinds.INSTANCES, {"epsilons": []}, "epsilons: list should have at least 1 item"),
+        (
+            kinds.INSTANCES,
+            {"epsilons": [{"epsilon": 0.2, "left_out": 0}]},
+            "instances.0.epsilon: 0.1 is not one of its",
+        ),
         (kinds.VERIFICATION, {"images": 4}, "its outcomes are of [3, 4] images"),
     ],
 )
