@@ -1,6 +1,7 @@
 """Starts the workers of one machine, each of which runs this command with its `TF_CONFIG`, and ends them together."""
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ TRY_AGAIN = 75
 GRACE = 20.0
 """Seconds that the other workers have to end after one has failed."""
 _PARENT = "KERAS_RCL_LAUNCHER"
+_PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl: the signal that this process receives when its parent ends."""
 
 
 def run(count: int, say: Callable[[str], None] = lambda line: None) -> int:
@@ -68,6 +71,8 @@ def end_with_parent() -> None:
     parent = os.environ.get(_PARENT)
     if parent is None:
         return
+    if sys.platform == "linux":  # also while TensorFlow waits for other workers, when no thread of Python runs
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch():
         while os.getppid() == int(parent):

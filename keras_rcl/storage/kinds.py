@@ -29,7 +29,8 @@ Text = Annotated[str, Field(min_length=1)]
 def _check_numbers(line: Mapping[str, Any], before: str = "") -> None:
     """Raise ValueError if a value of the metrics of an epoch is not a number."""
     for name, value in line.items():
-        if name != "phase" and value is not None and type(value) not in (int, float):
+        number = type(value) is float or (type(value) is int and abs(value) < 2**63)
+        if name != "phase" and value is not None and not number:
             raise ValueError(f"{before}{name}: it must be a number or null (got {shown(value)})")
 
 

@@ -90,8 +90,10 @@ def test_a_signal_reaches_all_and_the_chief_has_the_last_word(tmp_path, number):
     assert out.splitlines() == ["out of 0", "stopped 0"]
 
 
-def test_workers_do_not_outlive_a_killed_launcher(tmp_path):
-    process = begun(tmp_path, "time.sleep(60)")
+@pytest.mark.parametrize("body", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"], ids=["runs", "blocks"])
+def test_workers_do_not_outlive_a_killed_launcher(tmp_path, body):
+    """Also where none of a worker's threads runs, as while TensorFlow waits for the others."""
+    process = begun(tmp_path, body)
     files = [tmp_path / f"{index}.json" for index in range(3)]
     wait_for(lambda: all(file.exists() for file in files))
     process.kill()
