@@ -54,12 +54,15 @@ class LayerAugmentation:
 
     def __post_init__(self):
         if self.layer not in CONFIGURED_LAYERS:
+            close = did_you_mean(self.layer, CONFIGURED_LAYERS)
             raise ValueError(
                 f"augmentation layer {self.layer!r} is not among the layers of Keras and KerasCV that compute only"
-                f"{did_you_mean(self.layer, CONFIGURED_LAYERS)}"
+                f"{close or '; hint: choose an augmentation layer such as RandAugment'}"
             )
         if name := next((key for key, value in self.arguments.items() if _names_a_class(value)), None):
-            raise ValueError(f"argument {name!r} of augmentation layer {self.layer} names a class; give plain values")
+            raise ValueError(
+                f"argument {name!r} of augmentation layer {self.layer} names a class; hint: give plain values"
+            )
 
 
 def _names_a_class(value: Any) -> bool:

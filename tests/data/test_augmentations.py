@@ -238,8 +238,12 @@ def test_refusals_are_one_line(layer, arguments, says, graph):
         ("Layer", {}, "'Layer' is not among"),
         ("deserialize", {"config": {"class_name": "TFSMLayer"}}, "'deserialize' is not among"),
         ("StringLookup", {"vocabulary": "/etc/hostname"}, "'StringLookup' is not among"),
-        ("RandomFlip", {"dtype": {"class_name": "TFSMLayer", "config": {}}}, "'dtype' .* names a class; give plain"),
-        ("Pipeline", {"layers": [{"a": [{"class_name": "TFSMLayer"}]}]}, "'layers' .* names a class; give plain"),
+        (
+            "RandomFlip",
+            {"dtype": {"class_name": "TFSMLayer", "config": {}}},
+            "'dtype' .* names a class; hint: give plain",
+        ),
+        ("Pipeline", {"layers": [{"a": [{"class_name": "TFSMLayer"}]}]}, "'layers' .* names a class; hint: give plain"),
     ],
 )
 def test_a_layer_that_does_more_than_compute_is_not_a_policy(layer, arguments, says):
