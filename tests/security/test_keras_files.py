@@ -391,6 +391,7 @@ def test_a_model_that_makes_variables_at_once_gets_memory_for_what_the_file_stor
 
     def rename(file):
         file.move("layers/dense", "layers/counted")
+        file["layers/counted/vars/2"] = np.float32(7)
 
     path = keras_files.rewritten(sound, tmp_path / "model.keras", change, rename)
     if units == 3:
