@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from keras_rcl.runtime.gradients import custom_gradient
+
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """-log softmax(logits)[label]."""
@@ -116,7 +118,7 @@ def surrogate_of(
     return (lambda logits: -surrogate(logits)) if targeted else surrogate
 
 
-@tf.custom_gradient
+@custom_gradient
 def unit_gradient(logits: tf.Tensor):
     """The logits unchanged; each example's gradient with respect to them scaled to a largest entry of 1.
 

@@ -130,22 +130,21 @@ def measures(clean: np.ndarray, survived: np.ndarray) -> dict[str, float]:
 
     The attack success rate ASR is over the images that are classified correctly before the attack, AFR = 1 - ASR, and
     robust accuracy RA = accuracy * AFR (Cusin). Adversarial accuracy counts an image that is misclassified before the
-    attack as wrong, so it equals RA.
+    attack as wrong, so it equals RA. Each measure is one division of counts: 0.144, not 0.14400000000000002.
 
     Args:
         clean: [N] bool, classified correctly before the attack.
         survived: [N] bool, classified correctly before and after it.
     """
-    correct = int(clean.sum())
-    success = 1.0 - survived.sum() / correct if correct else 0.0
-    if not len(clean):
+    count, correct, robust = len(clean), int(clean.sum()), int(survived.sum())
+    if not count:
         return dict.fromkeys(MEASURES, math.nan)
     return {
-        "clean_accuracy": float(clean.mean()),
-        "adversarial_accuracy": float(survived.mean()),
-        "attack_success_rate": float(success),
-        "attack_failure_rate": float(1.0 - success),
-        "robust_accuracy": float(clean.mean() * (1.0 - success)),
+        "clean_accuracy": correct / count,
+        "adversarial_accuracy": robust / count,
+        "attack_success_rate": (correct - robust) / correct if correct else 0.0,
+        "attack_failure_rate": robust / correct if correct else 1.0,
+        "robust_accuracy": robust / count,
     }
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.runtime.gradients import custom_gradient
+
 Padding = Sequence[tuple[int, int]]
 """Zeros (before, after) the rows and the columns of an image."""
 
@@ -30,7 +32,7 @@ def convolution(kernel: tf.Tensor, bias: tf.Tensor, stride: int, padding: Paddin
     phases = tf.einsum("aqk,brl,klcf->abfqrc", rows, columns, kernel)
     phases = tf.reshape(phases, [*phases.shape[:3], stride * stride * channels])
 
-    @tf.custom_gradient
+    @custom_gradient
     def convolve(x):
         height, width = x.shape[1:3]
 

@@ -17,6 +17,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.runtime.gradients import custom_gradient
+
 OUTPUTS, TAPS = 4, 3
 POINTS = OUTPUTS + TAPS - 1
 
@@ -70,7 +72,7 @@ def convolution(kernel: tf.Tensor) -> Callable:
     """
     kernel = at_points(kernel)
 
-    @tf.custom_gradient
+    @custom_gradient
     def convolve(x):
         rows, columns = axis_transforms(x.shape[0]), axis_transforms(x.shape[1])
 

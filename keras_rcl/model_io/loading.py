@@ -15,6 +15,7 @@ import tensorflow as tf
 import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
 from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.model_io.pruned_graph import PrunedSavedModel, Signature, check_links
+from keras_rcl.runtime.gradients import registering
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.keras_archive import load_keras_archive
 from keras_rcl.storage.kinds import CONTRACT
@@ -95,7 +96,7 @@ class LoadedModel:
         (spec,) = inputs.values()
         _check_reads_images(path, spec)
         with _damage_is_reported(path):
-            return model.load(endpoint), spec
+            return registering(model.load, endpoint), spec
 
     def inner_output(self, output: str) -> Callable | None:
         """Return images -> the classifier's own `embedding` or `projection` [N, D]; None if the model has none.
@@ -240,7 +241,7 @@ class _TrustedSavedModel:
     """A SavedModel that TensorFlow's own loader has loaded, with the interface of `PrunedSavedModel`."""
 
     def __init__(self, folder: Path):
-        self._model = tf.saved_model.load(str(folder))
+        self._model = registering(tf.saved_model.load, str(folder))
         self.signatures = {
             name: Signature(function.structured_input_signature[1], function.structured_outputs)
             for name, function in self._model.signatures.items()

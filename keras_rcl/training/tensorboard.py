@@ -23,27 +23,38 @@ _LENGTH = struct.Struct("<Q")
 """The length of a record's content, which begins a record of an event file."""
 _RECORD_OVERHEAD = 16
 """The bytes of a record besides its content: the length and two checksums."""
+RESULTS = "results"
+"""The sub-run of the final results."""
+
+TAGS = {"monitor_clean_accuracy": "clean_accuracy", "monitor_adversarial_accuracy": "adversarial_accuracy"}
+"""Name of a measure in `metrics.jsonl` -> its tag, where they differ."""
+
 SPRITE_SIDE = 8192
 """The largest side of a sprite, in pixels, that the projector's WebGL takes."""
 
 
 def flatten(config: Mapping) -> dict[str, Scalar]:
-    """Flatten a nested configuration to hyper-parameters: names with dots, lists and nulls as JSON.
+    """Flatten a nested configuration to hyper-parameters: names with dots, lists as JSON.
 
-    >>> flatten({"method": {"name": "clafs", "views": [1, 2]}, "seed": 0})
+    What is None is left out: TensorBoard gives each column one type, and a text among numbers makes them texts.
+
+    >>> flatten({"method": {"name": "clafs", "views": [1, 2]}, "limit": None, "seed": 0})
     {'method.name': 'clafs', 'method.views': '[1, 2]', 'seed': 0}
     """
     flat: dict[str, Scalar] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
             flat |= {f"{name}.{inner}": scalar for inner, scalar in flatten(value).items()}
-        else:
+        elif value is not None:
             flat[name] = value if isinstance(value, Scalar) else json.dumps(value)
     return flat
 
 
 class TensorBoardWriter:
-    """Writes the event file and the projector of a run to `folder/tensorboard`. Close it, or use it in a `with`.
+    """Writes what TensorBoard shows of a run to `folder/tensorboard`. Close it, or use it in a `with`.
+
+    Each phase is a sub-run with its own event file, and so are the final results, in `results`. Curves of the same
+    measure have the same tag in every phase of every run, so that TensorBoard draws them in one chart.
 
     Args:
         folder: The folder of the run.
@@ -51,41 +62,43 @@ class TensorBoardWriter:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder) / "tensorboard"
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
+        self._checked: dict[Path, int] = {}
         with self._refusing():
-            self._checked: dict[Path, int] = {}
-            self._writer = tf.summary.create_file_writer(str(self.folder), flush_millis=10_000)
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
-        """Add one value to each curve `phase/name`."""
-        with self._writing(step):
+        """Add one value to each curve of a phase; the tag is the name of the measure, see `TAGS`."""
+        with self._writing(phase, step):
             for name, value in values.items():
-                tf.summary.scalar(f"{phase}/{name}", float(value))
+                tf.summary.scalar(TAGS.get(name, name), float(value))
 
     def images(self, phase: str, name: str, grid: np.ndarray, step: int) -> None:
-        """Write a picture `phase/name`: uint8 RGB [h, w, 3]."""
-        with self._writing(step):
-            tf.summary.image(f"{phase}/{name}", grid[None])
+        """Write a picture of a phase: uint8 RGB [h, w, 3]."""
+        with self._writing(phase, step):
+            tf.summary.image(name, grid[None])
 
     def text(self, name: str, markdown: str) -> None:
         """Write a page of the Text tab."""
-        with self._writing(0):
+        with self._writing(RESULTS, 0):
             tf.summary.text(name, markdown)
 
-    def hparams(self, hparams: Mapping[str, Scalar], metrics: Mapping[str, float]) -> None:
-        """Write the row of the run in the HParams tab: its hyper-parameters and, as curves `final/name`, final metrics.
+    def results(self, run: str, hparams: Mapping[str, Scalar], metrics: Mapping[str, float]) -> None:
+        """Write the row of the run in the HParams tab: its name, its hyper-parameters and its final metrics.
 
-        No experiment summary is written: TensorBoard reads only one for a whole log folder, and without it shows the
-        hyper-parameters of every variant.
+        TensorBoard takes all curves of the sub-run that holds the hyper-parameters for metrics, so it holds these
+        alone. No experiment summary is written: TensorBoard reads only one for a whole log folder, and without it shows
+        the hyper-parameters of every variant.
+
+        Args:
+            run: The name of the row.
+            hparams: The hyper-parameters, as `flatten` returns them.
+            metrics: The final metrics, such as `clean_accuracy` and `robust_accuracy`.
         """
-        with self._writing(0):
-            hparams_api.hparams(dict(hparams))
-        self.scalars("final", metrics, step=0)
-
-    def geometry(self, geometry: Mapping[str, object] | None) -> None:
-        """Write the final geometry of embeddings as curves `final/<space>_<measure>` of one point."""
-        spaces = {space: measures for space, measures in (geometry or {}).items() if isinstance(measures, Mapping)}
-        values = {f"{space}_{name}": value for space, measures in spaces.items() for name, value in measures.items()}
-        self.scalars("final", {name: value for name, value in values.items() if value is not None}, step=0)
+        with self._writing(RESULTS, 0):
+            hparams_api.hparams(dict(hparams), trial_id=run)
+            for name, value in metrics.items():
+                tf.summary.scalar(name, float(value))
 
     def projector(
         self, embeddings: np.ndarray, labels: np.ndarray, class_names: Sequence[str], images: np.ndarray
@@ -101,14 +114,16 @@ class TensorBoardWriter:
             class_names: The name of each class.
             images: [N, H, W, C] in [0, 1]; rows and columns are left out if their sprite would be too large.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.folder / "embeddings.tsv") as path:
+        folder = self.folder / RESULTS
+        with self._writing(RESULTS, 0):  # TensorBoard finds the projector of a folder that has an event file
+            folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "embeddings.tsv") as path:
             np.savetxt(path, embeddings, fmt="%.6g", delimiter="\t")
         rows = [f"{' '.join(class_names[label].split())}\t{label}" for label in labels]
-        with atomic_path(self.folder / "metadata.tsv") as path:
+        with atomic_path(folder / "metadata.tsv") as path:
             path.write_text("\n".join(["label\tclass", *rows]) + "\n", encoding="utf-8")
         pixels, height, width = _sprite(images)
-        with atomic_path(self.folder / "sprite.png") as path:
+        with atomic_path(folder / "sprite.png") as path:
             Image.fromarray(pixels).save(path)
 
         config = projector.ProjectorConfig()
@@ -117,7 +132,7 @@ class TensorBoardWriter:
         entry.metadata_path = "metadata.tsv"
         entry.sprite.image_path = "sprite.png"
         entry.sprite.single_image_dim.extend([width, height])
-        projector.visualize_embeddings(str(self.folder), config)
+        projector.visualize_embeddings(str(folder), config)
 
     def flush(self) -> None:
         """Write all buffered numbers.
@@ -126,22 +141,24 @@ class TensorBoardWriter:
             InvalidInputError: If they cannot be written.
         """
         with self._refusing():
-            self._writer.flush()
+            for writer in self._writers.values():
+                writer.flush()
             self._check_whole()
 
     def close(self) -> None:
-        """Write all buffered numbers, and close the event file.
+        """Write all buffered numbers, and close the event files.
 
         Raises:
             InvalidInputError: If they cannot be written.
         """
         with self._refusing():
-            self._writer.close()
+            for writer in self._writers.values():
+                writer.close()
             self._check_whole()
 
     def _check_whole(self) -> None:
         """Raise OSError if an event file ends within a record: TensorFlow does not report a write that failed there."""
-        for path in self.folder.glob("events.out.tfevents.*"):
+        for path in self.folder.rglob("events.out.tfevents.*"):
             size, end = path.stat().st_size, self._checked.get(path, 0)
             with path.open("rb") as file:
                 while end < size:
@@ -153,10 +170,14 @@ class TensorBoardWriter:
             self._checked[path] = end
 
     @contextlib.contextmanager
-    def _writing(self, step: int):
-        """Within this context summaries are written to the event file under a step."""
-        with self._refusing(), self._writer.as_default(step=step):
-            yield
+    def _writing(self, sub_run: str, step: int):
+        """Within this context summaries are written to the event file of a sub-run under a step."""
+        with self._refusing():
+            if sub_run not in self._writers:
+                path = self.folder / sub_run.replace(" ", "-").replace("/", "-")
+                self._writers[sub_run] = tf.summary.create_file_writer(str(path), flush_millis=10_000)
+            with self._writers[sub_run].as_default(step=step):
+                yield
 
     @contextlib.contextmanager
     def _refusing(self):

@@ -8,7 +8,6 @@ import hashlib
 import os
 import platform
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from keras_rcl.config import Experiment
 from keras_rcl.data import sources
 from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.record import command_line, make_record, versions
+from keras_rcl.evaluation.record import command_line, commit, make_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.folding import at_inference
 from keras_rcl.model_io.continued import build_continued, continued_hash
@@ -30,6 +29,7 @@ from keras_rcl.model_io.export import export as write_export
 from keras_rcl.model_io.export import model_hash
 from keras_rcl.model_io.loading import read_contract
 from keras_rcl.networks.two_headed import build_network, synchronize
+from keras_rcl.report.tables import comparison_table, markdown_table
 from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.runtime.signals import held_signals
@@ -351,13 +351,14 @@ class Run:
 
     def make_record(self, survival: Survival, test: sources.Split, validation: dict[str, float]) -> Record:
         """Return the record of an evaluation, with the losses and the geometry of the embeddings."""
-        experiment = self.experiment
+        experiment, train = self.experiment, self.data.train
         record = make_record(
             survival,
             model={
                 "name": self.path.name,
                 "variant": experiment.method.name,
                 "training_seconds": round(self._seconds, 1),
+                "training_images": train.count if isinstance(train, sources.StreamedSplit) else len(train.labels),
                 "hash": model_hash(self._served),
             },
             data={"name": self.data.name, "part": self.tested, "indices": test.indices},
@@ -386,14 +387,29 @@ class Run:
         return self.workers.broadcast(Message(record)).value
 
     def _log(self, writer: TensorBoardWriter, record: Record) -> None:
-        """Show geometry, hyper-parameters with their results, and embeddings on TensorBoard."""
-        robust = {f"{row['attack']} robust accuracy": row["robust_accuracy"] for row in record["rows"]}
-        writer.geometry(record["geometry"])
-        hparams = flatten(config.to_dict(self.experiment))
-        writer.hparams(hparams, {"clean accuracy": record["clean_accuracy"], **robust})
+        """Show on TensorBoard the settings with their results, the tables of the record, and the embeddings."""
+        accuracies = {"clean_accuracy": record["clean_accuracy"]}
+        if record["rows"]:
+            accuracies["robust_accuracy"] = min(row["robust_accuracy"] for row in record["rows"])
+        writer.results(self.path.name, flatten(config.to_dict(self.experiment)), accuracies)
+        writer.text("configuration", f"```\n{config.to_yaml(self.experiment)}```")
+        writer.text("results", markdown_table(*comparison_table({self.experiment.method.name: record})))
+        if geometry := _geometry_rows(record["geometry"]):
+            writer.text("geometry of the embeddings", markdown_table(["space", "measure", "value"], geometry))
         shown = self.data.test.limited(PROJECTED_IMAGES)
         embeddings = self._served.predict(pixels(shown.images), verbose=0)["embedding"]
         writer.projector(embeddings, shown.labels, self.data.class_names, pixels(shown.images))
+
+
+def _geometry_rows(geometry: dict[str, Any] | None) -> list[list[str]]:
+    """The measures of each space of embeddings: space, measure, value."""
+    spaces = {space: measures for space, measures in (geometry or {}).items() if isinstance(measures, dict)}
+    return [
+        [space, name, f"{value:.4g}"]
+        for space, measures in spaces.items()
+        for name, value in measures.items()
+        if value is not None
+    ]
 
 
 def _given(experiment: Experiment, fingerprint: Fingerprint) -> dict[str, Any]:
@@ -655,17 +671,11 @@ def export_run(
 
 def environment(experiment: Experiment) -> dict[str, Any]:
     """Return the command, commit, machine and versions of a run."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
     return {
         "command": command_line(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": experiment.seed,
-        "commit": commit,
+        "commit": commit(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "versions": versions(),

@@ -78,7 +78,7 @@ def _check_fit(classifier: Classifier, data: sources.ImageData) -> None:
         )
     if classifier.num_classes != data.num_classes:
         raise InvalidInputError(
-            f"{classifier.path} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
+            f"{classifier.path} has {classifier.num_classes} classes, but {data.name} has {data.num_classes}; "
             "give the --dataset that it was trained on"
         )
 
@@ -97,7 +97,7 @@ def outputs_of(
 ) -> tuple[Callable, dict[str, str]]:
     """attack -> the function of images that it looks at; and the hash of each source, all of which are read now.
 
-    `own` gives the attacked model's: `logits`, `embedding` or `projection` -> function, None where it tells none.
+    `own` gives the attacked model's: `logits`, `embedding` or `projection` -> function, None where it has none.
     """
     found, hashes = {}, {}
     for attack in attacks:
@@ -113,7 +113,7 @@ def outputs_of(
             if found[key] is None:
                 hint = "give it source=MODEL" if output == "embedding" else "choose another attack"
                 raise InvalidInputError(
-                    f"{member.label} looks at the {output}, which the attacked model does not tell; {hint}"
+                    f"{member.label} reads the {output}, which the attacked model does not return; {hint}"
                 )
         elif output == "logits":
             found[key], hashes[proxy] = logits_through(proxy, data, trust)
@@ -128,7 +128,7 @@ def logits_through(source: str, data: sources.ImageData, trust: bool = False) ->
     classifier = load_classifier(source, trust=trust)
     if classifier.num_classes != data.num_classes:
         raise InvalidInputError(
-            f"{source} tells {classifier.num_classes} classes apart, but {data.name} has {data.num_classes}; "
+            f"{source} has {classifier.num_classes} classes, but {data.name} has {data.num_classes}; "
             "give a source of the same classes"
         )
     resize, _ = resize_function(source, classifier.image_shape, data.image_shape)

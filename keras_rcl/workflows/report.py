@@ -349,7 +349,7 @@ class _FigureWriter:
 
     def _skip(self, figure: Figure, rows: Sequence[str], what: str) -> None:
         if rows:
-            self.skipped.append(f"{figure.title}: {', '.join(rows)} not drawn, for want of {what}.")
+            self.skipped.append(f"{figure.title}: {', '.join(rows)} not drawn: missing {what}.")
 
     def loss_curves(self, figure: LossCurves) -> None:
         panels, missing = [], []
@@ -362,7 +362,9 @@ class _FigureWriter:
             else:
                 missing.append(title)
         if panels:
-            loss_curves_plot(panels, self._next(f"{figure.title}. A line between phases; one seed."))
+            loss_curves_plot(
+                panels, self._next(f"{figure.title}. A vertical line separates two phases. One seed is shown.")
+            )
         self._skip(figure, missing, "a record with losses")
 
     def robust_curves(self, figure: RobustCurves) -> None:
@@ -388,7 +390,7 @@ class _FigureWriter:
         table = self.paper.table(figure.table)
         (measure,) = table.columns[0].measures
         bars = {row.label: {"published": _first(row), "measured": self._mean(row, measure)} for row in table.rows}
-        bars_plot(bars, self._next(f"{figure.title}. No bar: not measured."))
+        bars_plot(bars, self._next(f"{figure.title}. A missing bar means that the number was not measured."))
 
     def embeddings(self, figure: Embeddings) -> None:
         panels: list[Any] = []
@@ -405,7 +407,7 @@ class _FigureWriter:
             points, method = in_the_plane(embedding)
             panels.append((title, points, shown.labels))
         if panels:
-            caption = f"{figure.title}: {len(panels[0][2])} test images, embedding in the plane by {method}."
+            caption = f"{figure.title}: {len(panels[0][2])} test images; {method} maps their embeddings to the plane."
             embeddings_plot(panels, names, self._next(caption), title=method)
         self._skip(figure, missing, "its model in saved_models/, or its data")
 

@@ -327,7 +327,8 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
                 outcome = _measured(experiment, data, pair[1], attack, job.objective)
                 outcome |= {"epoch": chosen.get("epoch"), "seconds": round(states.seconds, 1)}
                 reached = {name: outcome[name] for name in ("clean_accuracy", "robust_accuracy")}
-                writer.hparams(flatten(config.to_dict(experiment)), {f"validation {k}": v for k, v in reached.items()})
+                name = f"{folder.parent.parent.name}, trial {job.number}"
+                writer.results(name, flatten(config.to_dict(experiment)), reached)
             if reason := _dead(folder, job.objective):
                 outcome |= {"state": "failed", "reason": reason}
         except CannotWrite as error:  # the trial itself has not failed

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 from scipy.spatial.distance import pdist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from keras_rcl.cli.app import CRASHED, OneLineErrors, cli
 from keras_rcl.config import Experiment
@@ -88,7 +89,8 @@ def test_fit_leaves_a_run_and_an_export(here):
         "best.weights.h5",
         "last.weights.h5",
     }
-    assert any("tfevents" in path.name for path in (run_folder / "tensorboard").iterdir())
+    sub_runs = {path.parent.name for path in (run_folder / "tensorboard").rglob("*tfevents*")}
+    assert sub_runs == {"adversarial-training", "results"}
     contract = json.loads((saved / "model.json").read_text())
     assert contract["threat_model"] == {"norm": "linf", "epsilon": 16 / 255}
     assert contract["class_names"] == [str(digit) for digit in range(10)]
@@ -105,8 +107,17 @@ def test_a_record_has_the_geometry_of_the_exported_embedding(here):
     points = points.numpy().astype(float) / np.linalg.norm(points, axis=1, keepdims=True)
     assert found["embedding"]["uniformity"] == pytest.approx(np.log(np.mean(np.exp(-2 * pdist(points) ** 2))), abs=1e-5)
     assert 0 < found["embedding"]["clean_to_adversarial_distance"] < 2
-    board = EventAccumulator(str(here / "runs/digits-at/tensorboard")).Reload()
-    assert "final/projection_alignment" in board.Tags()["tensors"]
+    board = EventAccumulator(str(here / "runs/digits-at/tensorboard/adversarial-training")).Reload()
+    shared = {"loss", "clean_accuracy", "adversarial_accuracy", "learning_rate", "images_per_second"}
+    validation = {"validation_clean_accuracy", "validation_robust_accuracy", "projection_alignment"}
+    assert shared | validation <= {*board.Tags()["tensors"]}
+    board = EventAccumulator(str(here / "runs/digits-at/tensorboard/results")).Reload()
+    tags = {"clean_accuracy", "robust_accuracy", "configuration", "results", "geometry of the embeddings"}
+    assert tags <= {*board.Tags()["tensors"]}
+    shown = make_ndarray(board.Tensors("geometry of the embeddings")[0].tensor_proto).item().decode()
+    assert f"| {found['projection']['alignment']:.4g} |" in shown
+    worst = min(row["robust_accuracy"] for row in record["rows"])
+    assert float(make_ndarray(board.Tensors("robust_accuracy")[0].tensor_proto)) == pytest.approx(worst)
 
 
 def test_the_resolved_config_is_read_back(here):
@@ -431,7 +442,7 @@ class TestBadInput:
             tmp_path / "three.keras"
         )
         message = refused("attack", "saved_models/digits-at", "--transfer-from", tmp_path / "three.keras")
-        assert "tells 3 classes apart" in message and "has 10" in message
+        assert "has 3 classes, but" in message and "has 10" in message
 
     def test_what_cannot_be_transferred(self, empty):
         assert "fab" in refused("attack", "model", "--attack", "fab", "--transfer-from", "other")
@@ -442,7 +453,7 @@ class TestBadInput:
         keras.Sequential([keras.Input((8, 8, 1)), inner]).save(tmp_path / "nested.keras")
         for attack, hint in (("embedding", "source=MODEL"), ("supcon", "another attack")):
             message = refused("attack", tmp_path / "nested.keras", "--dataset", "digits", "--attack", attack)
-            assert "does not tell" in message and hint in message
+            assert "does not return" in message and hint in message
 
     def test_too_few_images_to_contrast_with(self, here):
         message = refused("attack", "saved_models/digits-at", "--attack", "supcon", "--limit", "5")

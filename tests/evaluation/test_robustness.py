@@ -65,8 +65,10 @@ def test_robust_accuracy_is_accuracy_times_failure_rate_is_survivors(table):
         broken_and_survivors.append((sum(clean) - survivors, survivors))
     for row, (broken, survivors) in zip(rows, broken_and_survivors, strict=False):
         right = broken + survivors
-        assert row["robust_accuracy"] == row["clean_accuracy"] * (1 - row["attack_success_rate"])
-        assert row["attack_failure_rate"] == 1 - row["attack_success_rate"]
+        product = row["clean_accuracy"] * (1 - row["attack_success_rate"])
+        assert row["robust_accuracy"] == survivors / count == pytest.approx(product, abs=1e-15)
+        assert row["attack_failure_rate"] == (survivors / right if right else 1.0)
+        assert row["attack_failure_rate"] == pytest.approx(1 - row["attack_success_rate"], abs=1e-15)
         assert exactly(row["clean_accuracy"], count) == Fraction(int(right), count)
         assert exactly(row["adversarial_accuracy"], count) == Fraction(survivors, count)
         assert exactly(row["robust_accuracy"], count) == Fraction(survivors, count)
@@ -113,6 +115,21 @@ def test_by_hand():
             "robust_accuracy": 0.2,
         }
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "right", "left", "expected"),
+    [
+        (125, 45, 18, {"robust_accuracy": 0.144, "attack_failure_rate": 0.4, "attack_success_rate": 0.6}),
+        (10, 10, 9, {"robust_accuracy": 0.9, "attack_success_rate": 0.1}),
+        (1000, 483, 161, {"clean_accuracy": 0.483, "robust_accuracy": 0.161}),
+    ],
+)
+def test_a_measure_is_the_nearest_float_to_its_fraction(count, right, left, expected):
+    """A product of shares would print 0.14400000000000002, a difference 0.09999999999999998."""
+    images = np.arange(count)
+    found = measures(images < right, images < left)
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_nothing_right_leaves_nothing_to_attack():

@@ -206,6 +206,16 @@ def test_committed_results_stand_in_the_tables():
     assert found.measured(rows["clafs"], Robust(attack=AutoAttack(), limit=1000)) is not None
 
 
+def test_a_committed_run_says_how_it_was_trained():
+    found, rows = Results(config.CONFIGS.parents[1] / "results"), experiments(PAPERS["claf"], "cpu")
+    record = json.loads((ROOT / "results/papers/claf-at.json").read_text(encoding="utf-8"))
+    settings, setup = record["config"], found.setup(rows["at"])
+    assert (setup.network, setup.data) == (settings["network"]["encoder"], settings["dataset"]["name"])
+    assert (setup.epochs, setup.images) == (settings["method"]["epochs"], settings["dataset"]["limit"])
+    assert setup.versions == (record["versions"]["keras_rcl"],)
+    assert found.setup(config.load(None, "at", ["seed=77", "method.epochs=77"])) is None
+
+
 def of_images(record: dict) -> tuple[str, str]:
     return record["data"]["name"], record["data"]["part"]
 

@@ -84,9 +84,12 @@ def outcome(folder, network, chosen):
     """Everything that a training writes and returns, except for times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(line.pop("images_per_second") > 0 for line in lines)
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
-    tags = [tag for tag in events.Tags()["tensors"] if "images_per_second" not in tag]
-    curves = {tag: [(e.step, e.tensor_proto.SerializeToString()) for e in events.Tensors(tag)] for tag in tags}
+    curves = {}
+    for sub_run in sorted({path.parent for path in (folder / "tensorboard").rglob("*tfevents*")}):
+        events = EventAccumulator(str(sub_run), size_guidance={"tensors": 0}).Reload()
+        for tag in set(events.Tags()["tensors"]) - {"images_per_second"}:
+            curve = [(event.step, event.tensor_proto.SerializeToString()) for event in events.Tensors(tag)]
+            curves[f"{sub_run.name} {tag}"] = curve
     checkpoints, held, weights = Checkpoints(folder / "checkpoints"), tiny_network(seed=1), {}
     for name in checkpoints.names():
         checkpoints.load(held, name)
@@ -118,7 +121,8 @@ def test_killed_and_resumed(tmp_path, method, deaths, where):
     for after in deaths:
         with pytest.raises(Killed):
             train(tmp_path / "cut", method, Dies(after))
-        (tmp_path / "cut/tensorboard/events.out.tfevents.of-the-killed").write_bytes(b"torn")
+        (torn := tmp_path / "cut/tensorboard/torn").mkdir(exist_ok=True)
+        (torn / "events.out.tfevents.of-the-killed").write_bytes(b"torn")
     last = Dies()
     found = outcome(tmp_path / "cut", *train(tmp_path / "cut", method, last))
     assert found == expected

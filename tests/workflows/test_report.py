@@ -125,11 +125,15 @@ def test_the_folder_holds_tables_page_and_figures(made):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == len(TINY.figures) == len(list(folder.glob("*.png")))
     assert "not drawn" not in page and "Not measured" not in page
+    assert "Made on 20" in page and "Here: small_cnn, 2" in page and "training images of digits" in page
     for path in folder.glob("*.png"):
         with Image.open(path) as picture:
             assert np.asarray(picture.convert("L")).std() > 1, f"{path} is empty"
     text = (folder / "report.md").read_text(encoding="utf-8")
-    assert "| Plain | 99.0 | " in text and "![Accuracy. No bar: not measured.](figure-3.png)" in text
+    assert (
+        "| Plain | 99.0 | " in text
+        and "![Accuracy. A missing bar means that the number was not measured.](figure-3.png)" in text
+    )
 
 
 @pytest.mark.slow
@@ -183,7 +187,7 @@ def test_without_models_what_needs_them_is_said(made, tmp_path):
     printed, folder = report("tiny", scale="cpu", folders=Folders(saved_models=tmp_path), output_dir=tmp_path / "here")
     assert printed == made[0]
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Embeddings: plain, contrastive not drawn, for want of its model in saved_models/, or its data." in page
+    assert "Embeddings: plain, contrastive not drawn: missing its model in saved_models/, or its data." in page
     assert page.count("data:image/png;base64,") == 3
 
 
