@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_rcl.evaluation.intervals import interval
 from keras_rcl.report.page import inline, render
 from keras_rcl.report.paper_tables import (
     CLAIMS,
     DIFFERENCES,
+    INTERVALS,
     LEGEND,
     captions,
     claims_grid,
@@ -32,7 +34,7 @@ def paper_page(report: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], 
     sections = [
         {
             "title": f"{data['name']}: {data['caption']}",
-            "grid": table_grid(data),
+            "grid": table_grid(data, interval),
             "setups": setups_grid(data),
             "differences": differences_grid(data),
             "differences_note": DIFFERENCES,
@@ -43,5 +45,5 @@ def paper_page(report: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], 
         for data in report["tables"]
     ]
     inlined = [(caption, inline(path)) for caption, path in pictures]
-    legend = f"{LEGEND}{made_by(report)}"
+    legend = f"{LEGEND}{made_by(report)} {INTERVALS}"
     return render("paper.html", report=report, legend=legend, sections=sections, pictures=inlined, skipped=skipped)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
+from keras_rcl.evaluation.intervals import interval
 from keras_rcl.report.paper_page import paper_page
 from keras_rcl.report.paper_tables import (
     Measured,
@@ -215,6 +217,16 @@ def test_a_report_says_what_was_trained_here_when_and_by_what():
 def test_a_report_without_runs_says_nothing_of_them(setups):
     data = table_data(TABLE, lookup, setups)
     assert setups_grid(data) is None and not any("Here" in line for line in captions(data))
+
+
+@pytest.mark.parametrize(("percent", "images"), [(50.0, 500), (0.0, 1000), (100.0, 7), (14.4, 125)])
+def test_the_page_has_the_interval_of_one_seed(percent, images):
+    """That of SciPy's binomial test; several seeds have their spread instead, and counts nothing."""
+    found = Measured({0: percent}, images)
+    grid = table_grid(table_data(TABLE, lambda row, measure: found if row == "new" else None), interval)
+    exact = binomtest(round(percent / 100 * images), images).proportion_ci(method="exact")
+    assert grid.rows[2][2] == f"{percent:.1f} [{100 * exact.low:.1f}, {100 * exact.high:.1f}]"
+    assert table_grid(table_data(TABLE, lookup), interval).rows[0][2] == "72.0 ± 2.0"
 
 
 def test_a_page_is_dark_where_the_reader_wants_it_and_fits_a_phone(report):
