@@ -127,7 +127,8 @@ def subjects(root: Path) -> dict[str, Subject]:
     at, certified = str(models / "at"), str(models / "certified")
     attacks = ["--attack", "pgd-100:epsilon=16/255,num_restarts=2", "--attack", "square-100:epsilon=16/255"]
     crafted = ["--attack", "pgd-200:epsilon=16/255", "--batch-size", "5", "--shard-size", "30"]
-    claim = ["--claim", "60%", "--epsilon", "16/255", "--limit", "40", "--check-images", "20", "--batch-size", "20"]
+    claim = ["--claim", "60%", "--epsilon", "16/255", "--limit", "20", "--check-images", "10", "--batch-size", "10"]
+    claim += ["--verifier", "pgd-40:epsilon=16/255,num_restarts=2"]
     space = ["--search", "method.batch_size=choice(16,32,60)", "--trials", "2", "--save-every", "0"]
     balls = ["--epsilon", "1/255,2/255", "--limit", "20", "--max-images", "4", "--timeout", "60", "--batch-size", "10"]
     table = {
