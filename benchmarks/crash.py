@@ -130,7 +130,18 @@ def subjects(root: Path) -> dict[str, Subject]:
     claim = ["--claim", "60%", "--epsilon", "16/255", "--limit", "20", "--check-images", "10", "--batch-size", "10"]
     claim += ["--verifier", "pgd-40:epsilon=16/255,num_restarts=2"]
     space = ["--search", "method.batch_size=choice(16,32,60)", "--trials", "2", "--save-every", "0"]
-    balls = ["--epsilon", "1/255,2/255", "--limit", "20", "--max-images", "4", "--timeout", "60", "--batch-size", "10"]
+    balls = [
+        "--epsilon",
+        "0.5/255,1/255",
+        "--limit",
+        "20",
+        "--max-images",
+        "3",
+        "--timeout",
+        "600",
+        "--batch-size",
+        "10",
+    ]
     table = {
         "attack": (["attack", at, *attacks, "--batch-size", "10", "--save-images", *shared], ["out/record.json"]),
         "craft-dataset": (["craft-dataset", at, *crafted, *shared], ["out/examples.json"]),

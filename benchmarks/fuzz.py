@@ -140,7 +140,8 @@ def change_value(rng: random.Random, value: Any) -> Any:
             case 4 if isinstance(parent[key], str):
                 parent[key] = change_text(rng, parent[key])
             case 5 if isinstance(parent[key], (int, float)):
-                parent[key] = parent[key] * rng.choice((-1, 10, 1e9, 0.5)) + rng.choice((0, 1, -1))
+                with contextlib.suppress(OverflowError):
+                    parent[key] = parent[key] * rng.choice((-1, 10, 1e9, 0.5)) + rng.choice((0, 1, -1))
             case _:
                 parent[key] = rng.choice(ODD)
     return value

@@ -29,7 +29,7 @@ def parse_pixels(value: Any) -> float:
     """
     try:
         if isinstance(value, str) and re.search(r"e[+-]?\d{4}", value, re.IGNORECASE):
-            raise ValueError  # a fraction of so many digits takes minutes
+            raise ValueError  # a fraction with such an exponent takes minutes
         number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{value!r} is not a distance; write it as 8/255 or 0.031") from None
