@@ -303,7 +303,7 @@ class _Averages(keras.callbacks.Callback):
 
     def _show(self, shown: bool) -> None:
         average, stored = self.model.trainer.average, self.model.average_shown
-        average.shown = bool(ops.convert_to_numpy(stored))  # as a restored backup says
+        average.shown = bool(tf.convert_to_tensor(stored))  # as a restored backup says
         average.show(shown)
         stored.assign(int(shown))
 

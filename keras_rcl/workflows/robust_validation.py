@@ -11,7 +11,7 @@ from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.networks.own_model import around_model
 from keras_rcl.vocabulary.attacks import PGD, Attack
 from keras_rcl.vocabulary.labels import class_labels
-from keras_rcl.workflows.robust_model import range_that_is_read
+from keras_rcl.workflows.robust_model import RobustModel, range_that_is_read
 
 DEFAULT_ATTACK = PGD()
 """PGD-10 at 8/255."""
@@ -68,8 +68,9 @@ class RobustValidation(keras.callbacks.Callback):
         self._images, self._labels = _arrays(validation_data, limit)
 
     def on_train_begin(self, logs=None):
-        scale, offset = INPUT_RANGES[range_that_is_read(self.model, self._input_range)]
-        network = around_model(self.model, pixels=(scale, offset)).network
+        model = self.model.model if isinstance(self.model, RobustModel) else self.model
+        scale, offset = INPUT_RANGES[range_that_is_read(model, self._input_range)]
+        network = around_model(model, pixels=(scale, offset)).network
         self._pixels = (self._images.astype(np.float32) - offset) / np.float32(scale)
         self._evaluator = Evaluator(
             lambda images: network(images, training=False)["logits"],
