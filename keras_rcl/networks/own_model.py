@@ -1,6 +1,8 @@
 """A two-headed network around a classifier that somebody else built, on that classifier's own layers and variables."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -146,6 +148,25 @@ def own_encoder(model: keras.Model, *, pixels: tuple[float, float] = (1.0, 0.0))
             "hint: end it with a pooling or Flatten"
         )
     return keras.Model(image, embedding, name="encoder")
+
+
+def encoder_hash(encoder: keras.Model) -> str:
+    """SHA-256 of an encoder's layers in order and of its weights; the names that Keras counts up do not matter."""
+    digest = hashlib.sha256()
+    for layer in layers_of(encoder):
+        digest.update(json.dumps([type(layer).__name__, _nameless(layer.get_config())], default=str).encode())
+    for weight in encoder.get_weights():
+        digest.update(repr((weight.shape, weight.dtype.name)).encode() + weight.tobytes())
+    return digest.hexdigest()
+
+
+def _nameless(config: Any) -> Any:
+    """A layer's configuration without names."""
+    if isinstance(config, dict):
+        return {
+            key: _nameless(value) for key, value in sorted(config.items()) if key not in ("name", "shared_object_id")
+        }
+    return [_nameless(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
 def precision_of(model: keras.Model) -> Precision:

@@ -28,6 +28,7 @@ from keras_rcl.model_io.continued import build_continued, continued_hash
 from keras_rcl.model_io.export import export as write_export
 from keras_rcl.model_io.export import model_hash
 from keras_rcl.model_io.loading import read_contract
+from keras_rcl.networks.own_model import encoder_hash
 from keras_rcl.networks.two_headed import build_network, synchronize
 from keras_rcl.report.tables import comparison_table, markdown_table
 from keras_rcl.runtime.distributed import ALONE, Message, Workers
@@ -262,7 +263,7 @@ class Run:
         if (continued := continued_hash(experiment.network)) is not None:
             settings["continued"] = continued
         if encoder is not None:
-            settings["encoder"] = model_hash(encoder)  # its weights too, with which training begins
+            settings["encoder"] = encoder_hash(encoder)  # its weights too, with which training begins
         self.fingerprint = fingerprint_of(experiment, images_hash, **settings)
         self._reused = find_reusable(experiment, self.fingerprint, options.reuse, workers) if options.reuse else None
 

@@ -7,7 +7,7 @@ from keras import layers
 
 import keras_rcl
 from keras_rcl import InvalidInputError
-from keras_rcl.networks.own_model import own_encoder
+from keras_rcl.networks.own_model import encoder_hash, own_encoder
 from keras_rcl.training.recorder import Recorder
 from keras_rcl.vocabulary.network import Network
 
@@ -83,6 +83,14 @@ def test_an_encoder_reads_images_in_its_own_range():
     model, (images, _) = encoder(), stripes(4, 0)
     pixels = images.astype(np.float32) / 255
     np.testing.assert_allclose(own_encoder(model, pixels=(255.0, 0.0))(pixels), model(images), rtol=1e-5, atol=1e-6)
+
+
+def test_an_encoder_is_known_by_its_layers_and_weights():
+    first, again, other, moved = encoder(), encoder(), encoder(), encoder()
+    other.layers[-1].activation = keras.activations.tanh
+    moved.layers[-1].bias.assign(np.ones(16))
+    assert encoder_hash(first) == encoder_hash(again)
+    assert len({encoder_hash(one) for one in (first, other, moved)}) == 3
 
 
 def feature_map() -> keras.Model:
