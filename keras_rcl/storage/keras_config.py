@@ -30,7 +30,7 @@ _SAME_CLASS = {
 """Names under which versions of Keras 3 have written a class, and the one under which it is looked up."""
 
 _OUR_PACKAGES = ("keras_rcl", "keras_hub")
-"""Packages of which every layer and model is allowed, apart from tokenizers, which read files."""
+"""Packages whose own layers and models are allowed: ours if registered, those of KerasHub apart from tokenizers."""
 
 
 class NotAllowedError(ValueError):
@@ -201,7 +201,10 @@ def _layer_of(package: str, module: str | None, name: str, registered: Any) -> t
         candidates.append(vars(sys.modules[module]).get(name))
     for kind in candidates:
         if isinstance(kind, type) and issubclass(kind, keras.Layer) and kind.__module__.startswith(f"{package}."):
-            return None if any(base.__name__ == "Tokenizer" for base in kind.__mro__) else kind
+            reads_files = any(base.__name__ == "Tokenizer" for base in kind.__mro__)
+            # Ours are registered if they are meant for files; layers within a backbone of KerasHub are not registered.
+            for_files = package != "keras_rcl" or ">" in keras.saving.get_registered_name(kind)
+            return kind if for_files and not reads_files else None
     return None
 
 

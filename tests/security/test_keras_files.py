@@ -1,5 +1,7 @@
 """`.keras` files from elsewhere: harm is refused before anything runs, and sound files load as with Keras."""
 
+import importlib
+import inspect
 import json
 import os
 import sys
@@ -113,9 +115,6 @@ def test_nothing_is_seen_of_any_attempt(canary, tmp_path):
 
 def test_the_lists_name_what_exists_and_leave_out_what_calls():
     """Every name is of Keras or KerasCV; an operation that is allowed is not given a function."""
-    import importlib
-    import inspect
-
     for name in allowed_layers.LAYERS:
         assert issubclass(getattr(keras.layers, name), keras.Layer)
     classes = {kind for kind in vars(keras.layers).values() if inspect.isclass(kind) and issubclass(kind, keras.Layer)}
@@ -374,6 +373,20 @@ def test_a_class_of_keras_hub_is_one_that_it_defines(sound, hub, tmp_path, name)
         assert type(load_keras_archive(path).layers[-1]) is hub.Tiny
     else:
         assert f"names keras_hub>{name}, which is not on the list" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["UnitNorm", "RobustTrainer", "TrainingState"])
+def test_a_class_of_this_package_is_one_that_is_registered(sound, tmp_path, name):
+    module = {"UnitNorm": "keras_rcl.networks.two_headed"}.get(name, "keras_rcl.training.robust_trainer")
+    importlib.import_module(module)
+
+    def change(config):
+        flatten = config["config"]["layers"][1]
+        flatten |= {"module": module, "class_name": name, "registered_name": f"keras_rcl>{name}"}
+        flatten["config"] = {"name": "flatten"}
+
+    said = refusal(keras_files.rewritten(sound, tmp_path / "model.keras", change))
+    assert (f"names keras_rcl>{name}, which is not on the list" in said) == (name != "UnitNorm")
 
 
 @pytest.mark.parametrize("units", [3, 10**10])
