@@ -7,7 +7,6 @@ WEIGHTS is a folder of their files, named `<folder>__<file>.pt` as in their repo
 """
 
 import functools
-import shutil
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ from keras_rcl.data import sources
 from keras_rcl.papers.cusin import PUBLISHED_EPSILONS, PUBLISHED_FILES, published_attack
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.storage.atomic import read_json, write_json
 from keras_rcl.vocabulary.attacks import PGD, AutoAttack
 
 RESULTS = Path("results/published")
@@ -52,7 +52,10 @@ def run(name: str, paths: list[Path], stage: str, images: int | None, timeout: i
     else:
         attack(export, STAGES[stage], dataset=dataset, output_dir=written, progress=progress)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    shutil.copy(written / "record.json", record)
+    command = f"python -m benchmarks.published_cusin WEIGHTS --stage {stage}" + (
+        f" --images {images}" if images else ""
+    )
+    write_json(record, {**read_json(written / "record.json"), "command": command})
 
 
 @click.command()
