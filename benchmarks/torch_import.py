@@ -10,6 +10,7 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ import numpy as np
 
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
-IMAGES = 4
+IMAGES = 2
 TOLERANCE = 1e-5
 """Of the largest difference between logits, relative to the largest logit."""
 
@@ -79,8 +80,9 @@ def difference(name: str) -> dict[str, float]:
     """The largest difference of the logits, and the largest logit."""
     import torch
 
-    from keras_rcl import import_weights, load_classifier
-    from keras_rcl.model_io.torch_names import NORMALIZATIONS
+    from keras_rcl.model_io.torch_checkpoints import read_tensors
+    from keras_rcl.model_io.torch_names import NORMALIZATIONS, sort_tensors
+    from keras_rcl.workflows.import_weights import build_named
 
     architecture, size, normalization, make = MODULES[name]
     module = randomized(make())
@@ -94,8 +96,9 @@ def difference(name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "module.pt"
         torch.save({"state_dict": torch.nn.DataParallel(module).state_dict(), "epoch": 1}, path)
-        imported = import_weights(path, architecture, normalization=normalization, saved_models=Path(folder))
-        found = load_classifier(imported.path).logits(images).numpy()
+        named = sort_tensors(read_tensors(path).tensors)
+    network, _, _ = build_named(named, architecture, normalization, size)
+    found = network(images, training=False)["logits"].numpy()
     return {"difference": float(np.abs(found - expected).max()), "largest": float(np.abs(expected).max())}
 
 
@@ -116,7 +119,9 @@ def main(as_json: bool) -> None:
             err=True,
         )
     if as_json:
-        click.echo(json.dumps({"measured": found}, indent=1))
+        command = "python -m benchmarks.torch_import --json > results/benchmarks/torch_import.json"
+        packages = {name: metadata.version(name) for name in ("torch", "torchvision", "robustbench")}
+        click.echo(json.dumps({"command": command, "versions": packages, "measured": found}, indent=1))
 
 
 if __name__ == "__main__":
