@@ -254,7 +254,7 @@ def keyed_noise() -> Audited:
 
     def noisy(x):
         mixed = tf.reshape(x, [-1, 64]) @ key * 1e4
-        return x + 0.3 * tf.reshape(tf.stop_gradient(tf.sin(mixed)), tf.shape(x))
+        return x + 0.15 * tf.reshape(tf.stop_gradient(tf.sin(mixed)), tf.shape(x))
 
     return Audited(lambda x: model(noisy(x)), (model,))
 

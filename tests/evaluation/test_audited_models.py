@@ -1,4 +1,4 @@
-"""The core of `benchmarks.audits`: a false claim about a model that fools gradients does not stand, an honest one does."""
+"""The core of `benchmarks.audits`: no false claim stands about a model that fools gradients, and an honest one does."""
 
 import pytest
 
