@@ -5,7 +5,7 @@ from scipy.special import bdtr, betaincinv
 
 
 def interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a share: the shares under which neither so few nor so many images would be unlikely.
+    """The exact interval of a share: the shares under which a count as low, or as high, is not unlikely.
 
     Args:
         count: The images that count.

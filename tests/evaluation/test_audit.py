@@ -307,7 +307,12 @@ def context_of(logits, images, labels, claim, survived=None, evidence=None):
 def test_small_samples(count, broken, claimed, verdict, needed):
     survived, ones = np.arange(count) >= broken, np.ones(count, int)
     images, claim = np.full((count, 2, 2, 1), 0.9, "float32"), Claim(robust_accuracy=claimed)
-    context = context_of(lambda x: tf.one_hot(tf.ones(tf.shape(x)[0], tf.int32), 2), images, ones, claim, survived)
+
+    def logits(x):  # class 1 for all images
+        bright = tf.reduce_sum(x, axis=(1, 2, 3))
+        return tf.stack([-bright, bright], axis=1)
+
+    context = context_of(logits, images, ones, claim, survived)
     found_verdict, reason = auditing._verdict(context, ())
     assert found_verdict == verdict, reason
     if needed is None:
@@ -413,16 +418,18 @@ def test_a_weak_check_does_not_withhold_what_the_verifier_broke():
     assert result.verdict == "stands" and raised <= {"saturation"}, result.reason
 
 
-def test_an_estimated_gradient_is_that_of_a_linear_function():
-    """Of <w, x> the slope along u is <w, u>; its mean over many signs u, times u, is w."""
-    weights = np.random.default_rng(0).normal(size=(4, 2)).astype("float32")
-    measured = with_estimated_gradient(lambda x: tf.reshape(x, [-1, 4]) @ weights, 0.1, 4000)
-    images = tf.fill([1, 2, 2, 1], 0.5)
+def test_an_estimated_gradient_sees_through_steps():
+    """Of one pixel the estimate is the slope between x - r and x + r, whatever is drawn and whatever the gradient is."""
+    stairs = lambda x: tf.stop_gradient(tf.floor(10 * tf.reshape(x, [-1, 1])) * [[1.0, -3.0]])  # noqa: E731
+    measured = with_estimated_gradient(stairs, 0.16, 2)
+    images = tf.constant([0.25, 0.55])[:, None, None, None]
     with tf.GradientTape() as tape:
         tape.watch(images)
-        first = measured(images)[:, 0]
-    np.testing.assert_allclose(tape.gradient(first, images).numpy().ravel(), weights[:, 0], atol=0.1)
-    np.testing.assert_allclose(first, [0.5 * weights[:, 0].sum()], rtol=1e-5)
+        logits = measured(images)
+        second = tf.reduce_sum(logits[:, 1])
+    np.testing.assert_allclose(logits, stairs(images))
+    steps = np.floor([4.1, 7.1]) - np.floor([0.9, 3.9])
+    np.testing.assert_allclose(tape.gradient(second, images).numpy().ravel(), -3 * steps / 0.32, rtol=1e-5)
 
 
 def test_every_check_is_a_row_of_the_documentation():
