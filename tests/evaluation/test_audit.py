@@ -419,7 +419,7 @@ def test_a_weak_check_does_not_withhold_what_the_verifier_broke():
 
 
 def test_an_estimated_gradient_sees_through_steps():
-    """Of one pixel the estimate is the slope between x - r and x + r, whatever is drawn and whatever the gradient is."""
+    """Of one pixel the estimate is the slope between x - r and x + r, whatever is drawn."""
     stairs = lambda x: tf.stop_gradient(tf.floor(10 * tf.reshape(x, [-1, 1])) * [[1.0, -3.0]])  # noqa: E731
     measured = with_estimated_gradient(stairs, 0.16, 2)
     images = tf.constant([0.25, 0.55])[:, None, None, None]
