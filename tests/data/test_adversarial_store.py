@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,6 +126,42 @@ def test_what_is_no_store_is_refused(store, tmp_path):
     shard = tmp_path / shard_name(1, 3)
     shard.write_bytes(shard.read_bytes()[:-20])
     assert "make them again with `craft-dataset`" in refusal(attack)
+
+
+def write_example(path, **features):
+    """A shard of one example with any features."""
+    kinds = {bytes: ("bytes_list", tf.train.BytesList), int: ("int64_list", tf.train.Int64List)}
+    made = {}
+    for name, value in features.items():
+        kind, cls = kinds[type(value)]
+        made[name] = tf.train.Feature(**{kind: cls(value=[value])})
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        (dict(image=bytes(47), label=0, index=100, part=b"train"), "an image has 47 bytes, and images of shape"),
+        (dict(image=bytes(96), label=0, index=100, part=b"train"), "an image has 96 bytes"),
+        (dict(image=bytes(48), label=0, index=100, part=b"\xff"), r"examples of the \\xff split"),
+        (dict(image=bytes(48), label=0, part=b"train"), "index"),
+        (dict(image=7, label=0, index=100, part=b"train"), "image"),
+        (dict(image=bytes(48), label=0, index=2**62, part=b"train"), "no example of 10 of the 10 training images"),
+    ],
+)
+def test_shards_with_other_content(store, tmp_path, features, said):
+    attack = store()
+    for name in (shard_name(number, 3) for number in range(3)):
+        write_example(tmp_path / name, **features)
+    assert re.search(said, refusal(attack))
+
+
+def test_shards_without_examples(store, tmp_path):
+    attack = store()
+    for name in (shard_name(number, 3) for number in range(3)):
+        (tmp_path / name).write_bytes(b"")
+    assert "holds no example; hint: make them again with `craft-dataset`" in refusal(attack)
 
 
 @given(
