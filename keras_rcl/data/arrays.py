@@ -99,7 +99,7 @@ def _read_dataset(dataset: tf.data.Dataset) -> Arrays:
     """All elements of a `tf.data.Dataset`."""
     if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
         raise InvalidInputError("the tf.data.Dataset is infinite; hint: take(N) of its elements")
-    spec, _ = _pair(dataset.element_spec)
+    spec, label_spec = _pair(dataset.element_spec)
     if not hasattr(spec, "shape") or spec.shape.rank not in (None, 3, 4):
         shape = getattr(getattr(spec, "shape", None), "as_list", lambda: "another kind")()
         raise InvalidInputError(f"elements of the tf.data.Dataset are {shape}; hint: give images, or (images, labels)")
@@ -108,6 +108,8 @@ def _read_dataset(dataset: tf.data.Dataset) -> Arrays:
     except tf.errors.OpError as error:
         raise InvalidInputError(f"the tf.data.Dataset fails: {str(error).splitlines()[0][:200]}") from None
     batched = pairs[0][0].ndim == 4 if spec.shape.rank is None and pairs else spec.shape.rank != 3
+    if spec.shape.rank == 3 and spec.shape[0] is None and getattr(getattr(label_spec, "shape", None), "rank", 0):
+        batched = True  # grey images without a channel
     if not pairs:
         shape = [size or 1 for size in (spec.shape[1:] if batched else spec.shape)]
         return Arrays(np.zeros((0, *shape), np.float32), np.zeros(0, np.int32))

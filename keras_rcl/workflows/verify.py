@@ -87,7 +87,7 @@ def verify_model(
     chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
     classifier, found_range = classifier.as_trained(images, chosen.labels)
-    network = classifier.pixel_network(images.shape[1:])
+    network = classifier.pixel_network(images.shape[1:], linear=True)  # linear: one output becomes two
     settings: dict[str, Any] = {"method": method, "timeout": timeout, "count": count}
     attacks = () if no_attack else tuple(attack for attack in ATTACKS if attack.min_classes <= data.num_classes)
     certifier = Certifier(
