@@ -173,7 +173,9 @@ def test_a_folder_is_read_with_its_class_names(digits, weights, tmp_path):
     from keras_rcl.workflows.own_model import read_model_and_data
 
     images, labels = digits[0][:200], digits[1][:200]
-    read = read_model_and_data(model_of(weights), folder_of(tmp_path / "images", images, labels))
+    read = read_model_and_data(
+        model_of(weights, layers.Rescaling(1 / 255)), folder_of(tmp_path / "images", images, labels)
+    )
     assert len(read.labels) == 200 and read.class_names == tuple("0123456789")
     right = np.argmax(read.images.reshape(-1, 64) @ weights[0] + weights[1], axis=1) == read.labels
     assert right.mean() > 0.85  # as with the arrays
