@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.craft import example_seeds
 from keras_rcl.attacks.norms import per_example, uniform
+from keras_rcl.runtime.gradients import custom_gradient
 
 
 def with_estimated_gradient(logits_fn: Callable, radius: float, draws: int, seed: int = 0) -> Callable:
@@ -30,7 +31,7 @@ def with_estimated_gradient(logits_fn: Callable, radius: float, draws: int, seed
         Uesato et al. 2018, "Adversarial risk and the dangers of evaluating against weak attacks"; Spall 1992 (SPSA).
     """
 
-    @tf.custom_gradient
+    @custom_gradient
     def measured(x, outputs):
         def backward(upstream):
             seeds = example_seeds(x, seed)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.runtime.gradients import registering
 from keras_rcl.storage.atomic import atomic_folder, write_json
 
 FORMAT = 1
@@ -99,7 +100,7 @@ def _check_round_trip(network: keras.Model, folder: Path) -> None:
     images = np.random.default_rng(0).random((3, *network.input_shape[1:]), np.float32)
     with tf.device("CPU:0"):
         expected = network(images, training=False)["logits"].numpy()
-        reloaded = tf.saved_model.load(str(folder))
+        reloaded = registering(tf.saved_model.load, str(folder))
         found = reloaded.serve(images)["logits"].numpy()
     if not np.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
         raise RuntimeError(f"the exported model's logits differ by {np.max(np.abs(found - expected)):g}: not exported")

@@ -19,6 +19,7 @@ from keras import ops
 
 from keras_rcl.objectives.labels import Groups
 from keras_rcl.objectives.tensors import Tensor
+from keras_rcl.runtime.gradients import custom_gradient
 
 SELF = 1e30
 """Replaces the similarity of an anchor to itself, with the sign for which the pair counts for nothing."""
@@ -79,7 +80,7 @@ def log_sum_exp_of_others(rows: Tensor, temperature: float) -> Tensor:
         own = own_gradient[:, None] * ops.exp(similarity - own_value[:, None])
         return own + gradients * ops.exp(similarity - values)
 
-    @ops.custom_gradient
+    @custom_gradient
     def function(rows):
         scaled = rows / math.sqrt(temperature)
         values = _gathered(_by_blocks(value, scaled, -SELF))
@@ -123,7 +124,7 @@ def margin_sums(rows: Tensor, groups: Groups, positive_margin: float, negative_m
         push = ops.where(similarity > negative_margin, negative * own + per_negative * others, 0.0)
         return ops.where(segment == groups.segments, pull, push)
 
-    @ops.custom_gradient
+    @custom_gradient
     def function(rows):
         values = _gathered(_by_blocks(value, rows, SELF, shares))
 
