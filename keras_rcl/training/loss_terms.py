@@ -38,13 +38,13 @@ class Batch(NamedTuple):
         outputs: Named outputs, each [V * N, ...]. The outputs of a worst case, which is the last view, are stored apart
             in `outputs["worst_case"]`, each [N, ...].
         kinds: The kind of each of the V views.
-        weights: [V * N], of the images in the terms; None: all are 1.
+        weights: [V * N], of the images in the terms; empty: all are 1.
     """
 
     labels: Any
     outputs: dict[str, Any]
     kinds: tuple[str, ...]
-    weights: Any = None
+    weights: Any = ()
 
     def view(self, name: str, kind: str | None):
         """An output, or the labels, on the views of one kind.
@@ -68,7 +68,7 @@ class Batch(NamedTuple):
 
     def weighted(self, values, kind: str | None):
         """Values of the rows of `view`, one per row, times the weights of their images."""
-        return values if self.weights is None else values * self._rows(self.weights, kind)
+        return values if isinstance(self.weights, tuple) else values * self._rows(self.weights, kind)
 
     def _rows(self, per_image, kind: str | None):
         """The rows [number of views * N] of a vector [V * N] that is the same in all views."""

@@ -138,10 +138,10 @@ class RobustTrainer(keras.Model):
             warm_starts=self.warm_starts,
             compute=self.compute,
         )
-        return StepInput(rows, labels, zero_gradients=zero_gradients)
+        return StepInput(rows, labels, zero_gradients=() if zero_gradients is None else zero_gradients)
 
     def loss_and_values(
-        self, labels: tf.Tensor, outputs: Outputs, weights: tf.Tensor | None = None
+        self, labels: tf.Tensor, outputs: Outputs, weights: tf.Tensor | tuple[()] = ()
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """The loss of a batch, and the scalars whose means are reported: each term, and the radius of a worst case.
 
@@ -150,7 +150,7 @@ class RobustTrainer(keras.Model):
         Args:
             labels: [V * N].
             outputs: Of the forward pass.
-            weights: Of the images in the losses, [V * N]; None: all are 1.
+            weights: Of the images in the losses, [V * N]; empty: all are 1.
         """
         values = evaluate_terms(self.phase, Batch(labels, outputs, self.kinds, weights))
         loss = weigh(self.phase, values, self.epochs)
@@ -189,7 +189,7 @@ class RobustTrainer(keras.Model):
         self.finite.assign(tf.reduce_all([tf.reduce_all(tf.math.is_finite(number)) for number in numbers]))
         return metrics
 
-    def with_zero_gradients(self, values: dict[str, tf.Tensor], share: tf.Tensor | None) -> dict[str, tf.Tensor]:
+    def with_zero_gradients(self, values: dict[str, tf.Tensor], share: tf.Tensor | tuple[()]) -> dict[str, tf.Tensor]:
         """The reported scalars, with the share of zero gradients if the phase crafts attacks."""
         return {**values, "zero_gradients": share} if "zero_gradients" in self.means else values
 

@@ -19,7 +19,7 @@ def micro_batched_gradients(trainer, batch: StepInput) -> tuple[Gradients, StepR
     network, size = trainer.network, trainer.compute.micro_batch
 
     def forward(images: tf.Tensor) -> Outputs:
-        return trainer(StepInput(images, None), training=True)
+        return trainer(StepInput(images, labels=()), training=True)
 
     rows = {name: tf.TensorSpec(output.shape[1:], output.dtype) for name, output in network.output.items()}
     before = [(variable, tf.identity(variable.value)) for variable in network.non_trainable_variables]

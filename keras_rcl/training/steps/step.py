@@ -14,19 +14,21 @@ Outputs = dict[str, Any]
 class StepInput(NamedTuple):
     """V views of N images, stacked view by view.
 
+    What is absent is an empty tuple: Keras before 3.14 does not accept None among the arrays of a call.
+
     Attributes:
         images: [V * N, H, W, C]; under a frozen encoder with fixed features their embeddings [V * N, E].
-        labels: [V * N]; the forward pass reads them only for a worst case, so without one they may be None.
+        labels: [V * N]; the forward pass reads them only for a worst case, so without one they may be absent.
         perturbation: What is added to each kernel under adversarial weight perturbation; empty without it.
-        zero_gradients: The share of zero pixel gradients that the attacks of the batch met; None if nothing is crafted.
-        weights: Of the images in the losses [V * N]; None: all are 1.
+        zero_gradients: The share of zero pixel gradients that the attacks met; empty if nothing is crafted.
+        weights: Of the images in the losses [V * N]; empty: all are 1.
     """
 
     images: tf.Tensor
     labels: Any
     perturbation: tuple[tf.Tensor, ...] = ()
-    zero_gradients: tf.Tensor | None = None
-    weights: tf.Tensor | None = None
+    zero_gradients: tf.Tensor | tuple[()] = ()
+    weights: tf.Tensor | tuple[()] = ()
 
 
 class StepResult(NamedTuple):
