@@ -58,6 +58,7 @@ READERS = {
     "config.py": "YAML, which `Experiment` validates",
     "data/images.py": "arrays of images, which `check_images` validates",
     "model_io/loading.py": "model.json, which `CONTRACT` validates if it is an export's",
+    "model_io/torch_checkpoints.py": "the header of a safetensors file, which it checks itself",
     "report/records.py": "records, which `RECORD` and `VERIFICATION` validate, among other JSON files",
     "runtime/distributed.py": "what workers send each other, and TF_CONFIG",
     "storage/atomic.py": "defines `parse_json`",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import tensorflow as tf
 
@@ -12,7 +12,7 @@ from keras_rcl.attacks.surrogates import cross_entropy, logit_margin, top_wrong_
 from keras_rcl.vocabulary.attacks import DDN, FMN, DeepFool
 from keras_rcl.vocabulary.threat import Norm
 
-DUAL = {"linf": "l1", "l2": "l2"}
+DUAL: dict[Norm, Literal["l1", "l2"]] = {"linf": "l1", "l2": "l2"}
 """The norm of a gradient that gives the distance to a hyperplane in a norm."""
 
 

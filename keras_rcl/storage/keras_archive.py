@@ -127,7 +127,7 @@ def _build(text: bytes, stored: int) -> keras.Model:
     """The model of a configuration, whose variables get memory if the file stores about as many bytes as they need.
 
     Args:
-        text: The configuration as JSON. Keras takes it apart while it builds, so each attempt reads it anew.
+        text: The configuration as JSON. Keras takes it apart while it builds, so each attempt reads it again.
         stored: Bytes of the weights in the file.
     """
     try:
@@ -155,7 +155,7 @@ def _build_before_memory(config: dict[str, Any], stored: int) -> keras.Model:
 
 
 def _limited(most: int) -> Callable[..., tf.Variable]:
-    """A creator of variables of at most so many bytes, for models of KerasHub that make variables at once.
+    """A creator of variables of at most `most` bytes, for models of KerasHub that make variables at once.
 
     The size of a variable is that of its initial value, which is traced first and not computed.
     """

@@ -108,8 +108,8 @@ class RobustnessReport:
             norm: Of the attacks that are shown; that of the first attack if not given.
         """
         curves = curves_by_norm(self.survival)
-        norm = norm or next(iter(curves))
-        return accuracy_epsilon_figure(curves[norm], norm=norm, title=self.record["model"]["name"])
+        shown = next(iter(curves)) if norm is None else norm
+        return accuracy_epsilon_figure(curves[shown], norm=shown, title=self.record["model"]["name"])
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `record.json`, `report.txt`, `outcomes.npz`, accuracy-epsilon plots and pictures.
