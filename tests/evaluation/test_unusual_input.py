@@ -37,6 +37,7 @@ def evaluator():
     return Evaluator(logits_fn, [PGD(epsilon=0.05, num_steps=3, loss="logit_margin")])
 
 
+@pytest.mark.slow_after(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_attack_is_that_of_integer_labels(evaluator, kind):
     for attack in (*evaluator.attacks, Square(num_queries=3)):

@@ -119,7 +119,7 @@ def check(report, robust, labels):
     assert report.warnings == ()
 
 
-@pytest.mark.slow_after(2)
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_robust_accuracy_of_each_kind_of_model(kind, weights, data, robust):
     images, labels = data
@@ -181,6 +181,7 @@ def test_a_folder_is_read_with_its_class_names(digits, weights, tmp_path):
     assert right.mean() > 0.85  # as with the arrays
 
 
+@pytest.mark.slow
 def test_one_sigmoid_output(data, weights):
     """Two classes, 0 to 4 and 5 to 9 by the difference of two logits, as sigmoid and as two logits."""
     images, labels = data
@@ -284,6 +285,7 @@ def test_craft_returns_images_in_the_range_that_was_given(data, weights):
     assert keras_rcl.craft(attack, model, images[:0], labels[:0]).shape == (0, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_craft_of_an_ensemble_breaks_what_can_be_broken(data, weights, robust):
     images, labels = data
     attack = keras_rcl.PGD(epsilon=EPSILON, num_steps=10, num_restarts=3, loss="logit_margin")
@@ -318,6 +320,7 @@ def test_verify_proves_exactly_what_is_robust(data, weights, robust):
     assert found.verified_accuracy == robust.mean()
 
 
+@pytest.mark.slow
 def test_verify_of_a_model_of_any_size(data):
     images, labels = data
     inputs = keras.Input((None, None, 1))
