@@ -159,10 +159,10 @@ def test_a_call_that_is_repeated_leaves_nothing_behind(tmp_path, command):
     keras.Sequential([keras.Input((8, 8, 1)), *layers]).save(tmp_path / "model.keras")
     (tmp_path / "repeated.py").write_text(REPEATED)
     done = subprocess.run(
-        [sys.executable, "repeated.py", command, "4"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "repeated.py", command, "5"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    (graphs, registered, objects), last = found[1], found[-1]
+    (graphs, registered, objects), last = found[2], found[-1]
     assert (last[0], last[1]) == (graphs, registered), found
     assert last[2] - objects < 1000, found
