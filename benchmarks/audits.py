@@ -59,8 +59,11 @@ def audited(model: Audited, images, labels, claimed: float, journal: Path, budge
     """The audit of one claim; attacks that the journal holds are not run again."""
     subject = Subject(logits=model.logits, probabilities=model.probabilities)
     claim = Claim(robust_accuracy=float(np.clip(claimed, 0, 1)), epsilon=EPSILON)
-    with Journal(journal, Fingerprint()) as held:
+    held = Journal(journal, Fingerprint())
+    try:
         return audit(subject, images, labels, claim, budget=budget, batch_size=len(images), journal=held)
+    finally:
+        held.close()
 
 
 def row_of(name: str, count: int, budget: AuditBudget = AuditBudget()) -> dict:  # noqa: B008  a frozen value
