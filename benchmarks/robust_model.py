@@ -16,6 +16,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,8 @@ def robust_accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) 
     return float(evaluator(images, labels).survived[0].mean())
 
 
-def compared(train: tuple, test: tuple, seeds: int, epochs: int) -> tuple[dict, dict]:
-    """The seconds of each epoch, and the robust accuracy of each seed."""
+def compared(train: tuple, test: tuple, seeds: int, epochs: int) -> Iterator[tuple[dict, dict]]:
+    """The seconds of each epoch and the robust accuracy of each seed, after each seed."""
     seconds = {"RobustModel": [], "plain loop": []}
     accuracy = {name: [] for name in seconds}
     method = AT(attack=PGD(epsilon=EPSILON, step_size=STEP_SIZE, num_steps=NUM_STEPS), augmentation="none")
@@ -84,7 +85,7 @@ def compared(train: tuple, test: tuple, seeds: int, epochs: int) -> tuple[dict, 
         for name, model in models.items():
             accuracy[name].append(robust_accuracy(model, *test))
             print(f"seed {seed}, {name}: {accuracy[name][-1]:.3f}", file=sys.stderr, flush=True)
-    return seconds, accuracy
+        yield seconds, accuracy
 
 
 def peers(train: tuple, test: tuple, epochs: int) -> dict[str, dict]:
@@ -132,12 +133,13 @@ def main() -> None:
         ]
         table = markdown_table(["program", "lines", "seconds", "robust, its own", "robust, our evaluator"], rows)
     else:
-        seconds, accuracy = compared(train, test, arguments.seeds, epochs)
-        result |= {"seconds": seconds, "robust_accuracy": accuracy}
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        pairs = [ours / plain for ours, plain in zip(*seconds.values(), strict=True)]
-        result |= {"overhead": medians["RobustModel"] / medians["plain loop"] - 1}
-        result |= {"median_of_ratios": statistics.median(pairs)}
+        for seconds, accuracy in compared(train, test, arguments.seeds, epochs):
+            medians = {name: statistics.median(values) for name, values in seconds.items()}
+            pairs = [ours / plain for ours, plain in zip(*seconds.values(), strict=True)]
+            result |= {"seconds": seconds, "robust_accuracy": accuracy}
+            result |= {"overhead": medians["RobustModel"] / medians["plain loop"] - 1}
+            result |= {"median_of_ratios": statistics.median(pairs)}
+            write(arguments.json, result)
         rows = [
             [name, f"{medians[name]:.2f}", f"{min(seconds[name]):.2f}", " / ".join(map(percent, accuracy[name]))]
             for name in seconds
@@ -145,8 +147,13 @@ def main() -> None:
         table = markdown_table(["training", "median s per epoch", "fastest", "robust accuracy, by seed"], rows)
         print(f"overhead {result['overhead']:.1%}, median of ratios {result['median_of_ratios']:.3f}\n")
     print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(arguments.json, result)
+
+
+def write(file: Path | None, result: dict) -> None:
+    """Write a result to a file, if one is given."""
+    if file:
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
