@@ -101,7 +101,7 @@ def peers(train: tuple, test: tuple, epochs: int) -> dict[str, dict]:
         own = program(model, *train, *test, epochs)
         taken = time.perf_counter() - started
         found[name] = {
-            "lines": len([line for line in inspect.getsource(program).splitlines() if line.strip()]) - 2,
+            "lines": len([line for line in inspect.getsource(program).splitlines() if line.strip()]) - 1,
             "seconds": taken,
             "robust_accuracy": own,
             "robust_accuracy_by_our_evaluator": robust_accuracy(model, *test),
@@ -127,7 +127,7 @@ def main() -> None:
     if arguments.peers:
         result["programs"] = found = peers(train, test, epochs)
         rows = [
-            [name, row["lines"], f"{row['seconds']:.0f}", percent(row["robust_accuracy"])]
+            [name, str(row["lines"]), f"{row['seconds']:.0f}", percent(row["robust_accuracy"])]
             + [percent(row["robust_accuracy_by_our_evaluator"])]
             for name, row in found.items()
         ]
