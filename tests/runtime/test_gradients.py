@@ -149,7 +149,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["attack", "craft", "evaluate", "verify"])
+@pytest.mark.parametrize("command", ["attack", "craft", "evaluate", "verify", "audit"])
 def test_a_call_that_is_repeated_leaves_nothing_behind(tmp_path, command):
     """Graphs, registered gradients and objects after each call in a process of its own; 13 graphs a call were left."""
     import keras
