@@ -103,7 +103,7 @@ def table_data(table: Table, lookup: Lookup, setups: Setups | None = None) -> di
             "config": row.config,
             "published": list(row.published or [None] * len(table.columns)),
             "measured": [[_as_json(m) for m in cell] for cell in found[row.label]],
-            "setup": dataclasses.asdict(setup) if setups and (setup := setups.get(row.config)) else None,
+            "setup": _setup_values(setups.get(row.config) if setups else None),
         }
         for row in table.rows
     ]
@@ -126,6 +126,10 @@ def table_data(table: Table, lookup: Lookup, setups: Setups | None = None) -> di
         "claims": [_claim(table, claim, found) for claim in table.claims],
         "notes": list(table.notes),
     }
+
+
+def _setup_values(setup: Setup | None) -> dict[str, Any] | None:
+    return None if setup is None else {**dataclasses.asdict(setup), "versions": list(setup.versions)}
 
 
 def _columns(table: Table) -> range:
