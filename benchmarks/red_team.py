@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.security import harness, keras_files
+from tests.security import harness, keras_files, saved_models
 
 AT_ONCE = 100
 """Attempts whose files are on disk at the same time, and that one child process loads one after another."""
@@ -24,7 +24,10 @@ def _keras(folder: Path, canary: harness.Canary) -> dict[str, Callable[[Path], P
     return keras_files.attempts(keras_files.sound_model(folder / "sound.keras"), canary)
 
 
-FAMILIES: dict[str, Callable[[Path, harness.Canary], dict[str, Callable[[Path], Path]]]] = {"keras": _keras}
+FAMILIES: dict[str, Callable[[Path, harness.Canary], dict[str, Callable[[Path], Path]]]] = {
+    "keras": _keras,
+    "saved_model": saved_models.attempts,
+}
 """Family -> function of an empty folder and the canary, which returns functions by name that write a model."""
 
 

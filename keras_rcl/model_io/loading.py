@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
 from keras_rcl.errors import InvalidInputError, did_you_mean
-from keras_rcl.model_io.pruned_graph import PrunedSavedModel, Signature, check_links
+from keras_rcl.model_io.pruned_graph import PrunedSavedModel, Signature, check_files
 from keras_rcl.runtime.gradients import registering
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.keras_archive import load_keras_archive
@@ -31,13 +31,13 @@ class LoadedModel:
         trust: Skip the search for what could do harm.
 
     Raises:
-        InvalidInputError: If a link in the folder leads out of it.
+        InvalidInputError: If a link in the folder leads out of it, or a file of it is almost all holes.
     """
 
     def __init__(self, path: str | Path, *, trust: bool = False):
         self.path, self._trust = Path(path), trust
         if not trust:
-            check_links(self.path)
+            check_files(self.path)
 
     @functools.cached_property
     def saved_model(self) -> "PrunedSavedModel | _TrustedSavedModel":

@@ -11,6 +11,7 @@ import collections
 import functools
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from tensorflow.python.saved_model import function_deserialization, nested_struc
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.model_io.allowed_operations import ALLOWED_OPERATIONS
+from keras_rcl.runtime.gradients import custom_gradient
 
 _VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
 _TABLES = {"HashTableV2", "MutableHashTableV2"}
@@ -53,6 +55,8 @@ _HANDLES = {types_pb2.DT_RESOURCE, types_pb2.DT_RESOURCE_REF, types_pb2.DT_VARIA
 """Types of which a constant could name a resource of another model, or hold an object of a class of TensorFlow's."""
 _MOST_CALLS = 1_000
 """Calls of functions that are followed to find what the saver and the initialisers fill."""
+_SWOLLEN = 64 * 2**20, 100
+"""Bytes, and times the bytes on the disk, that a file must not exceed both of."""
 _MOST_BYTES = 2**31
 """Size of the graph's file, and of a constant of the graph once it is expanded; protobuf has the same limit."""
 
@@ -408,7 +412,10 @@ class _Graph:
             if filler.op in _FILLERS and len(filler.input) >= 3 and is_this(scope.source(filler.input[0])[1]):
                 found.append((scope.constant(filler.input[1]), scope.constant(filler.input[2])))
         if not found or any(part is None for contents in found for part in contents):
-            raise _refusal(self.folder, f"reads the table {node.name!r}, whose contents are not constants of its graph")
+            raise _refusal(
+                self.folder,
+                f"reads the table {node.name!r}, which is filled from a file and not from constants of its graph",
+            )
         return found[0]
 
     @functools.cached_property
@@ -523,6 +530,7 @@ def _callable(
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """A pruned graph as a function of what is fed to it."""
     functions = {function.name: function for function in pruned.functions.values()}
+    loops = any(node.op == "Enter" for node in pruned.graph_def.node)
 
     @tf.function(input_signature=[spec], autograph=False)
     def call(images):
@@ -540,12 +548,25 @@ def _callable(
         return {name: tf.ensure_shape(tensor, specs[name].shape) for name, tensor in zip(outputs, found, strict=True)}
 
     concrete = call.get_concrete_function()
+    whole = _without_gradient(concrete) if loops else concrete
 
     def run(images):
-        return concrete(tf.convert_to_tensor(images, spec.dtype))
+        return whole(tf.convert_to_tensor(images, spec.dtype))
 
     run.resources = pruned.captured  # a captured handle does not keep its variable alive
     return run
+
+
+def _without_gradient(call: Callable) -> Callable:
+    """A function whose graph has loops of TensorFlow 1, of which TensorFlow cannot build gradients after an import."""
+
+    def refuse(*_):
+        raise InvalidInputError(
+            "the SavedModel has loops of TensorFlow 1, which have no gradients; hint: attack it with square, or export "
+            "it with TensorFlow 2"
+        )
+
+    return custom_gradient(lambda images: (call(images), refuse))
 
 
 def _serving_graph(folder: Path) -> meta_graph_pb2.MetaGraphDef:
@@ -567,20 +588,25 @@ def _serving_graph(folder: Path) -> meta_graph_pb2.MetaGraphDef:
     return graphs[0]
 
 
-def check_links(folder: Path) -> None:
-    """See that no link in the folder of a model leads out of it.
+def check_files(folder: Path) -> None:
+    """See that no link in the folder of a model leads out of it, and that its files hold what they claim to hold.
 
     Raises:
-        InvalidInputError: naming the first link that does.
+        InvalidInputError: naming the first link that does, or the first file that is almost all holes.
     """
+    floor, ratio = _SWOLLEN
     for root, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            if os.path.islink(path := os.path.join(root, name)):
-                _inside(folder, Path(path))
+            path = Path(root, name)
+            _inside(folder, path)
+            status = path.lstat()
+            stored = 512 * status.st_blocks  # 0 on file systems that do not say
+            if stat.S_ISREG(status.st_mode) and 0 < ratio * stored < status.st_size > floor:
+                raise _refusal(folder, f"has the file {name!r} of {status.st_size} bytes, which are almost all holes")
 
 
 def _inside(folder: Path, file: Path) -> None:
-    if not file.resolve().is_relative_to(folder.resolve()):
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
         raise InvalidInputError(
             f"{folder} has the link {str(file.relative_to(folder))!r} out of its folder, so it is not loaded; "
             "hint: copy the folder with what its links lead to (cp -rL), if you trust whoever made the model"

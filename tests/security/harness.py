@@ -79,6 +79,12 @@ class Canary:
         self._socket.setblocking(False)
         self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
 
+    def __enter__(self) -> "Canary":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._socket.close()
+
     def connected(self) -> list[str]:
         """Who connected to the socket since the last call."""
         found = []

@@ -34,9 +34,8 @@ def sound(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def canary(tmp_path_factory):
-    canary = harness.Canary(tmp_path_factory.mktemp("canary") / "canary")
-    yield canary
-    canary._socket.close()
+    with harness.Canary(tmp_path_factory.mktemp("canary") / "canary") as canary:
+        yield canary
 
 
 def refusal(path):
