@@ -50,7 +50,13 @@ def audit(text):
         "verdict": f"falls{text}",
         "reason": text,
         "claim": {"robust_accuracy": 0.5, "norm": text, "epsilon": text},
-        "images": text,
+        "images": 10,
+        "clean_accuracy": 0.9,
+        "robust_accuracy": 0.5,
+        "interval": [0.2, 0.8],
+        "budget": {"confidence": 0.95},
+        "measured": [{"attack": text, "robust_accuracy": 0.5, "stages": {text: 0.5}}],
+        "versions": {text: text},
         "data": {"name": text, "part": text},
         "command": text,
         "findings": [finding, {**finding, "status": f"passed{text}"}],
@@ -63,7 +69,8 @@ def grid(text):
 
 def paper(text):
     section = {key: text for key in ("title", "differences_note", "claims_note")}
-    section |= {"grid": grid(text), "differences": grid(text), "claims": grid(text), "notes": [text]}
+    section |= {"grid": grid(text), "differences": grid(text), "claims": grid(text), "setups": grid(text)}
+    section |= {"notes": [text]}
     missing = [{"row": text, "command": text}]
     report = {"title": text, "reference": text, "scale": text, "notes": [text], "missing": missing}
     return render("paper.html", report=report, legend=text, sections=[section], pictures=[(text, text)], skipped=[text])
