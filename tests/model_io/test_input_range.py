@@ -199,10 +199,10 @@ def test_answers_that_are_not_finite_are_wrong(data):
 
 def test_a_classifier_is_read_as_it_was_trained(tmp_path, data):
     """The model of a file reads 0..255 by its first layer; the logits are those of 255 times the images."""
-    images, labels = data
-    keras.utils.set_random_seed(0)
+    images, _ = data
     model = keras.Sequential([keras.Input((4, 4, 3)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(4)])
     model.save(tmp_path / "model.keras")
+    labels = np.argmax(model(255 * images), axis=1)
     classifier, found = load_classifier(tmp_path / "model.keras", output="logits").as_trained(images, labels)
     assert classifier.input_range == found.name == "0..255" and found.source == "layers"
     np.testing.assert_allclose(classifier.logits(images), model(255 * images), atol=1e-6)

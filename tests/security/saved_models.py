@@ -232,7 +232,7 @@ def _saveables(graph: Graph) -> None:
     nodes.add().bare_concrete_function.concrete_function_name = "evil"
     for node in list(nodes)[:number]:
         node.saveable_objects["x"].save_function = node.saveable_objects["x"].restore_function = number
-        node.registered_saver.name, node.registered_saver.object_name = "x", "x"
+        node.registered_name, node.registered_saver = "x", "x"
 
 
 def _user_object(graph: Graph) -> None:
