@@ -156,6 +156,7 @@ def test_gradient_masked_by_quantising(kind):
     assert raised & {"gradients", "loss surface"} and result.verdict in ("not shown", "falls")
 
 
+@pytest.mark.slow
 def test_no_gradient_at_all():
     """The verifier is Square by default; one that was given and needs gradients is refused, not replaced."""
 

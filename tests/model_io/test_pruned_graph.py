@@ -468,7 +468,7 @@ def partitioned(rows, kernel):
 
 @pytest.mark.parametrize("resource", [False, True])
 def test_logits_of_tensorflow_1_are_those_of_the_ordinary_loader(tmp_path, resource):
-    simple = save_v1(tmp_path / "simple", lambda rows, kernel: tf.nn.relu(rows @ kernel), resource)
+    simple = save_v1(tmp_path / "simple", lambda rows, kernel: tf.nn.sigmoid(rows @ kernel), resource)
     assert_same(simple)
     v1 = tf.compat.v1
     whole = save_v1(tmp_path / "model", partitioned, resource, partitioner=v1.fixed_size_partitioner(2))

@@ -64,8 +64,8 @@ def test_values_and_gradients_are_those_of_the_papers_loop(by_blocks, name):
     np.testing.assert_allclose(found, difference_quotients(loop, labels, projection, weights), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("jit_compile", (False, True), ids=("graph", "XLA"))
+@pytest.mark.slow_after(2)
+@pytest.mark.parametrize(("jit_compile", "name"), [(jit, name) for jit in (False, True) for name in OBJECTIVES])
 def test_a_graph_of_unknown_batch_size_computes_by_blocks(monkeypatch, name, jit_compile):
     monkeypatch.setattr(tiled, "BLOCK_ELEMENTS", 3 * NUM_ANCHORS)
     objective, loop = OBJECTIVES[name]

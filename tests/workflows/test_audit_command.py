@@ -109,6 +109,7 @@ def test_an_interrupted_audit_resumes(here, tmp_path, monkeypatch, batches):
     assert sorted(os.listdir(tmp_path)) == ["linear", "out", "whole"]
 
 
+@pytest.mark.slow
 def test_a_false_number_falls_and_exits_with_1(here):
     claim = ("--claim", "99%", "--epsilon", "32/255")
     result = run("audit", "linear", *claim, *HERE, *QUICK, "--output-dir", "falls")
