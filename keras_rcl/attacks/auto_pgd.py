@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Round, mean_gradient, scaling
 from keras_rcl.attacks.norms import boundary_start, choose, per_example, projection, steepest_step
-from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, top_wrong_class
+from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, fools, top_wrong_class
 from keras_rcl.vocabulary.attacks import AutoPGD
 
 MOMENTUM = 0.75
@@ -144,7 +144,7 @@ def _evaluation(
             scaled = scale(logits)
             loss = dlr_targeted(labels, scaled, targets) if targeted else SURROGATES[attack.loss](labels, scaled)
             total = tf.reduce_sum(loss)
-        return tape.gradient(total, images), loss, tf.argmax(logits, axis=1, output_type=tf.int32) != labels
+        return tape.gradient(total, images), loss, fools(logits, labels)
 
     def evaluate(images):
         gradient, zeros, loss, fooled = mean_gradient(lambda: once(images), attack.eot_iter)

@@ -22,7 +22,7 @@ from keras_rcl.attacks.noise import noise
 from keras_rcl.attacks.norms import choose
 from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
-from keras_rcl.attacks.surrogates import SURROGATES, surrogate_of
+from keras_rcl.attacks.surrogates import SURROGATES, fools, surrogate_of
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import Attack, Transfer
 from keras_rcl.vocabulary.labels import class_labels
@@ -105,8 +105,8 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
     def attempt(member, number, best, best_rank, zeros):
         crafted = craft_round(member, logits_fn, x, labels, seed=seed, round=number)
         logits = tf.cast(logits_fn(crafted.images), tf.float32)
-        reached = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
-        fooled = reached if attack.targeted else ~reached
+        other = fools(logits, labels)
+        fooled = ~other if attack.targeted else other
         rank = tf.stack([tf.cast(fooled, tf.float32), surrogate(logits)], axis=1)
         better = (rank[:, 0] > best_rank[:, 0]) | ((rank[:, 0] == best_rank[:, 0]) & (rank[:, 1] > best_rank[:, 1]))
         best = choose(better, crafted.images, best)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Minimal, Round, usable_gradient
 from keras_rcl.attacks.norms import boundary_start, choose, length, per_example
-from keras_rcl.attacks.surrogates import top_wrong_class
+from keras_rcl.attacks.surrogates import fools, top_wrong_class
 from keras_rcl.vocabulary.attacks import FAB
 from keras_rcl.vocabulary.threat import Norm
 
@@ -112,13 +112,13 @@ def minimal_perturbation(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, a
         x_t = (1.0 - alpha) * (x_t + attack.eta * from_here) + alpha * (x + attack.eta * from_x)
         x_t = tf.clip_by_value(x_t, 0.0, 1.0)
 
-        adversarial, distance = _fools(logits_fn(x_t), labels), length(x_t - x, attack.norm)
+        adversarial, distance = fools(logits_fn(x_t), labels), length(x_t - x, attack.norm)
         closer = adversarial & (distance < state.distance)
         closest = choose(closer, x_t, state.closest)
         x_t = choose(adversarial, x + attack.beta * (x_t - x), x_t)
         return (_State(state.step + 1, x_t, closest, tf.where(closer, distance, state.distance), state.zeros + zero),)
 
-    nowhere = tf.where(_fools(logits, labels), 0.0, float("inf"))
+    nowhere = tf.where(fools(logits, labels), 0.0, float("inf"))
     (state,) = tf.while_loop(
         lambda state: state.step < attack.num_steps,
         walk,
@@ -126,11 +126,6 @@ def minimal_perturbation(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, a
         maximum_iterations=attack.num_steps,
     )
     return Minimal(tf.stop_gradient(state.closest), tf.stop_gradient(state.distance), state.zeros / attack.num_steps)
-
-
-def _fools(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Bool [N], whether the predicted class is not the label."""
-    return tf.argmax(logits, axis=1, output_type=tf.int32) != labels
 
 
 def _toward_target(logits_fn: Callable, labels: tf.Tensor, logits: tf.Tensor, rank: tf.Tensor) -> Callable:

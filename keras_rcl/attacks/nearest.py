@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Minimal, Round, usable_gradient
 from keras_rcl.attacks.norms import choose, length, per_example, project, steepest_step
-from keras_rcl.attacks.surrogates import cross_entropy, logit_margin, top_wrong_class, unit_gradient
+from keras_rcl.attacks.surrogates import cross_entropy, fools, logit_margin, top_wrong_class, unit_gradient
 from keras_rcl.vocabulary.attacks import DDN, FMN, DeepFool
 from keras_rcl.vocabulary.threat import Norm
 
@@ -89,7 +89,7 @@ def deepfool(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: DeepF
         delta = state.delta + per_example(away, x) * steepest_step(gradient, attack.norm)
         searching = tf.math.is_inf(state.distance)
         images = tf.clip_by_value(x + (1.0 + attack.overshoot) * delta, 0.0, 1.0)
-        found = searching & _fools(logits_fn(images), labels)
+        found = searching & fools(logits_fn(images), labels)
         state = state._replace(delta=choose(searching, delta, state.delta), zeros=state.zeros + zero)
         return state.compared(images, found, length(images - x, attack.norm))
 
@@ -125,11 +125,9 @@ def ddn(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: DDN) -> Mi
 
     def step(state: _State) -> _State:
         images = x + state.delta
-        logits, gradient = _loss_gradient(
-            logits_fn, images, lambda logits: cross_entropy(labels, unit_gradient(logits))
-        )
+        logits, gradient = _loss_gradient(logits_fn, images, loss)
         gradient, zero = usable_gradient(gradient)
-        adversarial = _fools(logits, labels)
+        adversarial = fools(logits, labels)
         delta = state.delta + _cosine(state.step, attack.num_steps, 1.0, 0.01) * steepest_step(gradient, "l2")
         radius = state.radius * tf.where(adversarial, 1.0 - attack.gamma, 1.0 + attack.gamma)
         delta = per_example(radius, x) * steepest_step(delta, "l2")
@@ -168,7 +166,7 @@ def fmn(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FMN) -> Mi
     def step(state: _State) -> _State:
         images = x + state.delta
         logits, gradient = _loss_gradient(logits_fn, images, lambda logits: logit_margin(labels, logits))
-        adversarial, size = _fools(logits, labels), length(state.delta, attack.norm)
+        adversarial, size = fools(logits, labels), length(state.delta, attack.norm)
         state = state.compared(images, adversarial, size)
         gradient, zero = usable_gradient(gradient)
         gamma = _cosine(state.step, attack.num_steps, attack.gamma, 0.001)
@@ -186,7 +184,7 @@ def _search(
     step: Callable, logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack, radius: float = 0.0
 ) -> Minimal:
     """Run `attack.num_steps` steps of a search from x, then look at where it ended."""
-    nowhere = tf.where(_fools(logits_fn(x), labels), 0.0, float("inf"))
+    nowhere = tf.where(fools(logits_fn(x), labels), 0.0, float("inf"))
     none = tf.zeros_like(nowhere)
     (state,) = tf.while_loop(
         lambda state: state.step < attack.num_steps,
@@ -195,7 +193,7 @@ def _search(
         maximum_iterations=attack.num_steps,
     )
     last = tf.clip_by_value(x + state.delta, 0.0, 1.0)
-    state = state.compared(last, _fools(logits_fn(last), labels), length(last - x, attack.norm))
+    state = state.compared(last, fools(logits_fn(last), labels), length(last - x, attack.norm))
     return Minimal(tf.stop_gradient(state.closest), tf.stop_gradient(state.distance), state.zeros / attack.num_steps)
 
 
@@ -244,11 +242,6 @@ def _loss_gradient(logits_fn: Callable, images: tf.Tensor, loss: Callable) -> tu
         logits = logits_fn(images)
         total = tf.reduce_sum(loss(logits))
     return logits, tape.gradient(total, images)
-
-
-def _fools(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Bool [N], whether the predicted class is not the label."""
-    return tf.argmax(logits, axis=1, output_type=tf.int32) != labels
 
 
 def _cosine(step: tf.Tensor, num_steps: int, first: float, last: float) -> tf.Tensor:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Round
 from keras_rcl.attacks.norms import choose, projection, steepest_step, uniform
-from keras_rcl.attacks.surrogates import logit_margin
+from keras_rcl.attacks.surrogates import fools, logit_margin
 from keras_rcl.vocabulary.attacks import Square
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -56,7 +56,7 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
     def loss_of(images):
         """The margin [N], and -inf where the image fools, so that nothing is lower."""
         logits = logits_fn(images)
-        fooled = tf.argmax(logits, axis=1, output_type=tf.int32) != labels
+        fooled = fools(logits, labels)
         return tf.where(fooled, -np.inf, -logit_margin(labels, logits))
 
     def ask(query, images, loss):

@@ -72,6 +72,11 @@ def supervised_contrastive(
     return -tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, log_share, 0.0), axis=1), count)
 
 
+def fools(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Bool [N], whether the predicted class is not the label."""
+    return tf.argmax(logits, axis=1, output_type=tf.int32) != labels
+
+
 def top_wrong_class(labels: tf.Tensor, logits: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
     """The wrong classes of a given rank.
 

@@ -52,19 +52,20 @@ class ModelAndData(NamedTuple):
 def read_classifier(
     model: Model, image_shape: Sequence[int], *, input_range: str | None = None, output: str | None = None
 ) -> Classifier:
-    """Return a model in memory or on disk as a `Classifier` of images of a shape.
+    """Return a model in memory or on disk, or one that was read, as a `Classifier` of images of a shape.
 
     Raises:
         InvalidInputError: If it does not classify such images.
     """
-    if not isinstance(model, (str, Path)):
+    if not isinstance(model, (str, Path, Classifier)):
         return load_classifier(ModelInMemory(model, image_shape), input_range=input_range, output=output)
-    classifier = load_classifier(model, input_range=input_range, output=output)
-    wanted = classifier.image_shape
+    if not isinstance(model, Classifier):
+        model = load_classifier(model, input_range=input_range, output=output)
+    classifier, wanted = model, model.image_shape
     if any(want is not None and want != have for want, have in zip(wanted, image_shape, strict=True)):
         raise InvalidInputError(
-            f"{model} takes images of shape {wanted}, but these have {tuple(image_shape)}; hint: resize the images, or "
-            "give those that the model was trained on"
+            f"{classifier.path} takes images of shape {wanted}, but these have {tuple(image_shape)}; hint: resize the "
+            "images, or give those that the model was trained on"
         )
     return classifier
 
@@ -84,6 +85,8 @@ def read_model_and_data(
         InvalidInputError: If model, images or labels cannot be used, do not fit each other, or the range that the model
             reads is not clear.
     """
+    if isinstance(model, (str, Path)):
+        model = load_classifier(model, input_range=input_range, output=output)
     given = read_arrays(x, y, image_shape=_declared_shape(model) if isinstance(x, (str, Path)) else None)
     images, unit = to_pixels(given.images)
     classifier = read_classifier(model, images.shape[1:], input_range=input_range, output=output)
@@ -106,8 +109,8 @@ def read_model_and_data(
 
 def _declared_shape(model: Any) -> tuple[int | None, ...] | None:
     """The shape of the images that a model declares, if it does."""
-    if isinstance(model, (str, Path)):
-        return load_classifier(model).image_shape
+    if isinstance(model, Classifier):
+        return model.image_shape
     inputs = getattr(model, "inputs", None)
     shape = tuple(inputs[0].shape[1:]) if inputs else ()
     return shape if len(shape) == 3 else None

@@ -12,6 +12,7 @@ from keras_rcl.model_io.allowed_operations import ALLOWED_OPERATIONS
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.encoder import load_encoder
 from keras_rcl.model_io.pruned_graph import PrunedSavedModel
+from tests.security.saved_models import edited, write_version_1
 
 IMAGES = tf.TensorSpec([None, 8, 8, 1])
 OPERATIONS = sorted({kernel.op for kernel in kernels.get_all_registered_kernels().kernel})
@@ -40,24 +41,7 @@ def save_v1(path, logits_of, resource=True, **variables):
         kernel = v1.get_variable("kernel", [64, 3], use_resource=resource, **variables)
         logits, initialiser = logits_of(tf.reshape(image, [-1, 64]), kernel), v1.tables_initializer()
         session.run([v1.global_variables_initializer(), initialiser])
-        builder = v1.saved_model.Builder(str(path))
-        signature = v1.saved_model.build_signature_def(
-            {"image": v1.saved_model.build_tensor_info(image)},
-            {"logits": v1.saved_model.build_tensor_info(logits)},
-            "predict",
-        )
-        builder.add_meta_graph_and_variables(session, ["serve"], {"serve": signature}, main_op=initialiser)
-        builder.save()
-    return path
-
-
-def edited(path, change):
-    """The SavedModel with its first graph changed."""
-    file = path / "saved_model.pb"
-    whole = saved_model_pb2.SavedModel.FromString(file.read_bytes())
-    change(whole.meta_graphs[0])
-    file.write_bytes(whole.SerializeToString())
-    return path
+        return write_version_1(path, session, image, logits, initialiser)
 
 
 def add_write(nodes, path, function=False):

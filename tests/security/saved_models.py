@@ -56,6 +56,18 @@ def save_ground(path: Path) -> Path:
     return path
 
 
+def write_version_1(path: Path, session, image: tf.Tensor, logits: tf.Tensor, main_op: tf.Operation) -> Path:
+    """Write the graph of a session of TensorFlow 1 as a SavedModel with the signature `serve`."""
+    saved_model = tf.compat.v1.saved_model
+    builder = saved_model.Builder(str(path))
+    signature = saved_model.build_signature_def(
+        {"image": saved_model.build_tensor_info(image)}, {"logits": saved_model.build_tensor_info(logits)}, "predict"
+    )
+    builder.add_meta_graph_and_variables(session, ["serve"], {"serve": signature}, main_op=main_op)
+    builder.save()
+    return path
+
+
 def save_ground_v1(path: Path, resource: bool) -> Path:
     """Write a SavedModel of TensorFlow 1 with a table and a local variable."""
     v1 = tf.compat.v1
@@ -66,15 +78,7 @@ def save_ground_v1(path: Path, resource: bool) -> Path:
         table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer([0], [1.0]), 0.0)
         logits = tf.reshape(image, [-1, 16]) @ kernel * table.lookup(tf.constant([0]))
         session.run([v1.global_variables_initializer(), initialiser := v1.tables_initializer()])
-        builder = v1.saved_model.Builder(str(path))
-        signature = v1.saved_model.build_signature_def(
-            {"image": v1.saved_model.build_tensor_info(image)},
-            {"logits": v1.saved_model.build_tensor_info(logits)},
-            "predict",
-        )
-        builder.add_meta_graph_and_variables(session, ["serve"], {"serve": signature}, main_op=initialiser)
-        builder.save()
-    return path
+        return write_version_1(path, session, image, logits, initialiser)
 
 
 def edited(path: Path, change: Callable[[Graph], object]) -> Path:
