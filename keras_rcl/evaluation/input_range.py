@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation.intervals import probability_of_at_most
 from keras_rcl.folding.graph_walk import has_graph
 
 INPUT_RANGES = {"0..1": (1.0, 0.0), "0..255": (255.0, 0.0), "-1..1": (2.0, -1.0)}
@@ -82,6 +83,13 @@ def check_input_range(name: str) -> None:
     """Raise InvalidInputError if there is no such range."""
     if name not in INPUT_RANGES:
         raise InvalidInputError(f"unknown input range {name!r}; choose from {', '.join(INPUT_RANGES)}")
+
+
+def span_outside(images: np.ndarray, name: str) -> tuple[float, float] | None:
+    """The smallest and the largest pixel of images, if one is outside a range by more than rounding; else None."""
+    scale, offset = INPUT_RANGES[name]
+    low, high, slack = float(images.min()), float(images.max()), 1e-3 * scale
+    return None if offset - slack <= low and high <= offset + scale + slack else (low, high)
 
 
 def find_input_range(
@@ -276,9 +284,7 @@ def _p_value(right: np.ndarray, other: np.ndarray) -> float:
 
 def _tail(successes: int, trials: int, share: float) -> float:
     """P(X >= successes) of a binomial distribution."""
-    if share >= 1:
-        return 1.0
-    return sum(math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(successes, trials + 1))
+    return probability_of_at_most(trials - successes, trials, 1 - share)
 
 
 # --- what the first layers tell ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from keras_rcl.attacks import craft_and_count
 from keras_rcl.data.augmentations import Rows
 from keras_rcl.data.pipeline import entropy, make_views, step_seed
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.input_range import INPUT_RANGES, check_input_range, range_of_layers
+from keras_rcl.evaluation.input_range import INPUT_RANGES, check_input_range, range_of_layers, span_outside
 from keras_rcl.methods import Method
 from keras_rcl.networks.own_model import OwnModel, around_model
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts
@@ -279,13 +279,10 @@ class RobustModel(keras.Model):
         first = _first_images(x)
         if first is None or not first.size:
             return
-        scale, offset = self._pixels
-        low, high = (float(value) for value in (first.min(), first.max()))
-        slack = 1e-3 * scale
-        if not (offset - slack <= low and high <= offset + scale + slack):
+        if span := span_outside(first, self.input_range):
             raise InvalidInputError(
-                f"images span [{low:g}, {high:g}] and input_range is {self.input_range}; hint: give the input_range "
-                "that the model reads, and put other normalization inside the model"
+                f"images span [{span[0]:g}, {span[1]:g}] and input_range is {self.input_range}; hint: give the "
+                "input_range that the model reads, and put other normalization inside the model"
             )
 
 

@@ -13,7 +13,7 @@ from keras_rcl.config import Evaluation, Experiment
 from keras_rcl.data.sources import ImageData, SourceData, divided
 from keras_rcl.data.splits import SourceSplit
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.input_range import INPUT_RANGES
+from keras_rcl.evaluation.input_range import INPUT_RANGES, span_outside
 from keras_rcl.methods import Method
 from keras_rcl.networks.own_model import own_encoder
 from keras_rcl.runtime.progress import Progress, Silent
@@ -24,14 +24,10 @@ from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.record import Record
 from keras_rcl.workflows.fit import FitOptions, Run, hash_data
-from keras_rcl.workflows.robust_model import range_that_is_read
+from keras_rcl.workflows.robust_model import PROJECTION, range_that_is_read
 
 NAME = "arrays"
 """The name of the data set in records."""
-
-PROJECTION = Network()
-"""The projection head that is added by default: 512 hidden units and 128 dimensions."""
-
 
 EVALUATION = Evaluation()
 """FGSM and PGD-40 at 8/255 at the end, and PGD-10 to choose the best epoch."""
@@ -193,13 +189,11 @@ def _arrays(pair: Any, name: str, range_name: str, class_names: Sequence[str]) -
     if images.ndim != 4 or not len(images):
         raise InvalidInputError(f"{name} images have shape {images.shape}; hint: give a batch [N, H, W, C]")
     if images.dtype != np.uint8:
-        scale, offset = INPUT_RANGES[range_name]
-        low, high = float(images.min()), float(images.max())
-        slack = 1e-3 * scale
-        if not (offset - slack <= low and high <= offset + scale + slack):
+        if span := span_outside(images, range_name):
             raise InvalidInputError(
-                f"{name} images span [{low:g}, {high:g}] and the encoder reads {range_name}; hint: give input_range, "
-                "or uint8 images"
+                f"{name} images span [{span[0]:g}, {span[1]:g}] and the encoder reads {range_name}; hint: give "
+                "input_range, or uint8 images"
             )
+        scale, offset = INPUT_RANGES[range_name]
         images = np.clip(np.rint((images.astype(np.float32) - offset) * (255 / scale)), 0, 255).astype(np.uint8)
     return images, class_labels(pair[1], count=len(images), class_names=class_names)
