@@ -51,7 +51,7 @@ def fab(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FAB, round
         Those of `minimal_perturbation`.
     """
     found = minimal_perturbation(logits_fn, x, labels, attack, round)
-    return Crafted(tf.stop_gradient(choose(found.distance <= attack.epsilon, found.images, x)), found.zero_gradients)
+    return found.within(attack.epsilon, x)
 
 
 def minimal_perturbation(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FAB, round: Round) -> Minimal:

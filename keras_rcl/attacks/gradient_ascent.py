@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks.norms import PIXEL_BOX, projection, random_start, steepest_step
+from keras_rcl.attacks.norms import PIXEL_BOX, choose, projection, random_start, steepest_step
 from keras_rcl.attacks.surrogates import embedding_distance, supervised_contrastive, surrogate_of, unit_gradient
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
@@ -40,6 +40,11 @@ class Minimal(NamedTuple):
     images: tf.Tensor
     distance: tf.Tensor
     zero_gradients: tf.Tensor
+
+    def within(self, epsilon: float, x: tf.Tensor) -> Crafted:
+        """The images that lie within epsilon, and the clean images x where none does; cut off from gradients."""
+        images = choose(self.distance <= epsilon, self.images, x)
+        return Crafted(tf.stop_gradient(images), self.zero_gradients)
 
 
 class Round(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import tensorflow as tf
 
+from keras_rcl.attacks.fab import to_hyperplane
 from keras_rcl.attacks.gradient_ascent import Crafted, Minimal, Round, usable_gradient
 from keras_rcl.attacks.norms import choose, length, per_example, project, steepest_step
 from keras_rcl.attacks.surrogates import cross_entropy, fools, logit_margin, top_wrong_class, unit_gradient
@@ -47,8 +48,7 @@ def within(search: Callable) -> Callable:
     """The attack that a search for the nearest adversarial image is, if only images within epsilon count."""
 
     def attack_within(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack, round: Round) -> Crafted:
-        found = search(logits_fn, x, labels, attack)
-        return Crafted(choose(found.distance <= attack.epsilon, found.images, x), found.zero_gradients)
+        return search(logits_fn, x, labels, attack).within(attack.epsilon, x)
 
     return attack_within
 
@@ -56,11 +56,14 @@ def within(search: Callable) -> Callable:
 def deepfool(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: DeepFool) -> Minimal:
     """DeepFool: to the nearest border of the linearised classifier, again and again, until the image is adversarial.
 
-    With f_k = logit of class k - logit of the label at x_t = x + (1 + overshoot) r_t, w_k its gradient and q the dual
-    norm, the step goes to the border of the class of the least |f_k| / ||w_k||_q:
+    With f_k = logit of class k - logit of the label at x_t, w_k its gradient and q the dual norm, the step goes beyond
+    the border of the class of the least |f_k| / ||w_k||_q:
 
-        r_{t+1} = r_t + |f_k| / ||w_k||_2^2 w_k           (l2)
-        r_{t+1} = r_t + |f_k| / ||w_k||_1 sign(w_k)       (linf)
+        x_{t+1} = x_t + (1 + overshoot) r_t,   r_t = |f_k| / ||w_k||_2^2 w_k      (l2)
+                                                   = |f_k| / ||w_k||_1 sign(w_k)  (linf)
+
+    where the box does not bind, and otherwise the shortest step to that border within the box. Clipping the step
+    instead would approach a border without crossing it.
 
     Args:
         logits_fn: images [N, H, W, C] -> float32 logits [N, K].
@@ -84,13 +87,12 @@ def deepfool(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: DeepF
     linearise = _nearest_border(logits_fn, labels, candidates, attack.norm)
 
     def step(state: _State) -> _State:
-        images = tf.clip_by_value(x + (1.0 + attack.overshoot) * state.delta, 0.0, 1.0)
-        away, gradient, zero = linearise(images)
-        delta = state.delta + per_example(away, x) * steepest_step(gradient, attack.norm)
+        value, gradient, zero = linearise(x + state.delta)
+        to_border = to_hyperplane(x + state.delta, gradient, -value, attack.norm)
+        images = tf.clip_by_value(x + state.delta + (1.0 + attack.overshoot) * to_border, 0.0, 1.0)
         searching = tf.math.is_inf(state.distance)
-        images = tf.clip_by_value(x + (1.0 + attack.overshoot) * delta, 0.0, 1.0)
         found = searching & fools(logits_fn(images), labels)
-        state = state._replace(delta=choose(searching, delta, state.delta), zeros=state.zeros + zero)
+        state = state._replace(delta=choose(searching, images - x, state.delta), zeros=state.zeros + zero)
         return state.compared(images, found, length(images - x, attack.norm))
 
     return _search(step, logits_fn, x, labels, attack)
@@ -207,8 +209,8 @@ def _nearest_border(logits_fn: Callable, labels: tf.Tensor, candidates: tf.Tenso
         norm: of the distance.
 
     Returns:
-        A function that returns the distance to the border [N], the gradient of the difference of logits that is 0 there
-        [N, ...], and the share of that gradient's entries that are 0 [N].
+        A function that returns the difference of logits that is 0 there [N], its gradient [N, ...], and the share of
+        the gradient's entries that are 0 [N].
     """
 
     def linearise(images):
@@ -220,17 +222,16 @@ def _nearest_border(logits_fn: Callable, labels: tf.Tensor, candidates: tf.Tenso
         def border(targets):
             toward = tf.one_hot(targets, logits.shape[1]) - tf.one_hot(labels, logits.shape[1])
             gradient, zero = usable_gradient(tape.gradient(logits, images, output_gradients=toward))
-            value, size = tf.reduce_sum(toward * logits, axis=1), length(gradient, DUAL[norm])
-            return tf.where(size > 0, tf.math.divide_no_nan(tf.abs(value), size), float("inf")), gradient, zero
+            return tf.reduce_sum(toward * logits, axis=1), gradient, zero, length(gradient, DUAL[norm])
 
-        away, gradients, zeros = tf.map_fn(border, candidates, fn_output_signature=(tf.float32,) * 3)
+        *found, sizes = tf.map_fn(border, candidates, fn_output_signature=(tf.float32,) * 4)
+        away = tf.where(sizes > 0, tf.math.divide_no_nan(tf.abs(found[0]), sizes), float("inf"))
         nearest = tf.argmin(away, axis=0, output_type=tf.int32)
 
         def chosen(of_candidates):
             return tf.gather(tf.einsum("tn...->nt...", of_candidates), nearest, batch_dims=1)
 
-        away = chosen(away)
-        return tf.where(tf.math.is_inf(away), 0.0, away), chosen(gradients), chosen(zeros)
+        return tuple(chosen(each) for each in found)
 
     return linearise
 

@@ -56,8 +56,7 @@ def rays(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: RayS, rou
         Those of `minimal_perturbation`.
     """
     found = minimal_perturbation(logits_fn, x, labels, attack, enough=attack.epsilon)
-    within = per_example(found.distance <= attack.epsilon, x)
-    return Crafted(tf.stop_gradient(tf.where(within, found.images, x)), found.zero_gradients)
+    return found.within(attack.epsilon, x)
 
 
 def minimal_perturbation(
