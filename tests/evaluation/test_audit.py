@@ -370,7 +370,7 @@ def test_transferred_images_break_a_model_without_a_gradient():
     def rounds(x):
         return sound(tf.cast(tf.cast(x * 1000, tf.int32), tf.float32) / 1000)
 
-    budget = dataclasses.replace(SHORT, verifier=Square(num_queries=5))
+    budget = dataclasses.replace(SHORT, num_images=len(IMAGES), num_steps=20, verifier=Square(num_queries=5))
     result, raised = found(Subject(rounds, others={"linear": sound}), 0.9, budget=budget)
     assert "transfer" in raised and result.verdict == "falls"
 
