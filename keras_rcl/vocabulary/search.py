@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
+from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.vocabulary.spec import spec
 
 OBJECTIVES = ("robust_accuracy", "clean_accuracy", "mean", "harmonic_mean")
@@ -96,8 +96,6 @@ def parse_range(text: str) -> Range:
             raise InvalidInputError(f"{text!r} has {len(values)} ends; {example}")
         low, high = (float(Fraction(value)) for value in values)
         return Interval(name=name, low=low, high=high)
-    except ValidationError as error:
-        raise InvalidInputError(f"{text!r}: {format_error(error)}") from None
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         if isinstance(error, InvalidInputError):
             raise

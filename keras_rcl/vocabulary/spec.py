@@ -4,11 +4,14 @@ The same class reads YAML, serves Python users and is used in tests, with one va
 they can be static arguments of a traced function.
 """
 
+import functools
 import os
 from typing import TYPE_CHECKING, Annotated, Any, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
+
+from ..errors import InvalidInputError, format_error
 
 STORED = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 """How the types of stored JSON values are checked: exact types, finite numbers, and further keys are kept."""
@@ -16,8 +19,19 @@ STORED = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def spec(cls):
-    """Turn a class of annotated fields into a spec."""
-    return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
+    """Turn a class of annotated fields into a spec. A call of it with invalid values raises InvalidInputError."""
+    made = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
+    validate = made.__init__
+
+    @functools.wraps(validate)
+    def init(self, *args, **fields):
+        try:
+            validate(self, *args, **fields)
+        except ValidationError as error:
+            raise InvalidInputError(f"{cls.__name__}: {format_error(error)}") from None
+
+    made.__init__ = init  # type: ignore[method-assign]
+    return made
 
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from tiny import BATCH, image_data, runner, tiny_network
 
 from keras_rcl.attacks import craft
@@ -82,5 +81,5 @@ def test_the_attack_is_parsed_and_validated():
     assert word.label == "PGD-5 every 500 steps" and word.with_epsilon(4 / 255).attack.epsilon == 4 / 255
     with pytest.raises(InvalidInputError, match="every"):
         parse_attack("refreshed")
-    with pytest.raises(ValidationError, match="kept in pixels"):
+    with pytest.raises(InvalidInputError, match="kept in pixels"):
         Refreshed(every=5, attack=PGD(protocol="claf-repo"))

@@ -4,9 +4,8 @@ import dataclasses
 import functools
 
 import pytest
-from pydantic import ValidationError
 
-from keras_rcl.errors import InvalidInputError, format_error
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import (
     ATTACKS,
     BIM,
@@ -112,17 +111,17 @@ def test_an_attack_is_frozen_hashable_and_rejects_unknown_fields(cls):
     assert attack != other
     with pytest.raises(dataclasses.FrozenInstanceError):
         attack.epsilon = 0.1
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         cls(epsilom=0.1)
-    assert format_error(caught.value).startswith("epsilom: no such field")
+    assert ": epsilom: no such field" in str(caught.value)
 
 
 @pytest.mark.parametrize("cls", [BIM, PGD])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "many", None])
 def test_at_least_one_step(cls, value):
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         cls(num_steps=value)
-    assert format_error(caught.value).startswith("num_steps: ")
+    assert str(caught.value).startswith(f"{cls.__name__}: num_steps: ")
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -158,9 +157,9 @@ def test_transfer_needs_a_source_and_an_attack_that_can_be_crafted_elsewhere():
 
 
 def test_all_errors_are_reported_at_once():
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         PGD(num_steps=0, norm="l7", num_restarts=-1)
-    line = format_error(caught.value)
+    line = str(caught.value)
     assert all(word in line for word in ("num_steps: ", "norm: ", "num_restarts: ")) and "\n" not in line
 
 

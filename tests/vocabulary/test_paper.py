@@ -1,9 +1,9 @@
 """A paper's tables as values: what is refused, and that those that ship are whole."""
 
 import pytest
-from pydantic import ValidationError
 
 from keras_rcl.config import CONFIGS
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.papers import PAPERS
 from keras_rcl.vocabulary.paper import Bars, Claim, Clean, Column, Comparison, Paper, Row, Table
 
@@ -34,12 +34,12 @@ def table(**changes) -> Table:
     ],
 )
 def test_a_table_that_is_not_whole_is_refused(changes, said):
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         table(**changes)
 
 
 def test_a_figure_names_a_table_of_its_paper():
-    with pytest.raises(ValidationError, match="has no Table 2"):
+    with pytest.raises(InvalidInputError, match="has no Table 2"):
         Paper(name="p", title="P", reference="", tables=(table(),), figures=(Bars(title="", table="Table 2"),))
 
 
