@@ -88,6 +88,23 @@ def _bounds_reference(results: Path) -> str:
     return f"{markdown_table(header, rows, right=(2, 3, 4, 5))}\n\n```\n{listed}\n```"
 
 
+def _vnncomp(results: Path) -> str:
+    """One row per category of VNN-COMP 2021: how many instances we and each tool decided, and contradictions."""
+    measured, rows = read_json(results / "benchmarks/vnncomp.json"), []
+    tools = list(next(iter(measured["categories"].values()))["tools"])
+    for category, row in measured["categories"].items():
+        ours = [f"**{row['sat'] + row['unsat']}**", str(row["contradictions"]), f"{row['median_seconds']:.1f}"]
+        rows.append([category, str(row["instances"]), *ours, *(str(row["tools"][tool]) for tool in tools)])
+    header = ["category", "instances", "ours", "contradictions", "median s", *tools]
+    settings = measured["settings"]
+    part = "All" if settings["most"] is None else f"At most {settings['most']}"
+    text = (
+        f"{part} instances per category, drawn with seed {settings['seed']}; time-outs are {settings['share']:g} of "
+        f"the competition's; {measured['cores']} CPU cores."
+    )
+    return f"{text}\n\n{markdown_table(header, rows)}\n\n```\n{measured['command']}\n```"
+
+
 def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
     """Name of a generated block -> the function that makes its text from the records in `results`."""
     return {
@@ -95,4 +112,5 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         "claf_options": partial(_claf_options, results),
         "bounds": partial(_bounds_cost, results),
         "bounds_reference": partial(_bounds_reference, results),
+        "vnncomp": partial(_vnncomp, results),
     }

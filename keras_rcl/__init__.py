@@ -101,6 +101,7 @@ _MODULES = {
     "keras_rcl.workflows.robust_validation": ("RobustValidation",),
     "keras_rcl.workflows.train": ("train",),
     "keras_rcl.workflows.verify": ("verify_model",),
+    "keras_rcl.workflows.verify_properties": ("PropertyAnswer", "verify_instances", "verify_property"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _LIGHT = ("config", "errors", "methods", "vocabulary")

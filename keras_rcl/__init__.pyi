@@ -91,6 +91,7 @@ from keras_rcl.workflows.robust_model import RobustModel
 from keras_rcl.workflows.robust_validation import RobustValidation
 from keras_rcl.workflows.train import train
 from keras_rcl.workflows.verify import verify_model
+from keras_rcl.workflows.verify_properties import PropertyAnswer, verify_instances, verify_property
 
 __all__ = [
     "AT",
@@ -140,6 +141,7 @@ __all__ = [
     "PGDBoth",
     "PGDCE",
     "PGDSupCon",
+    "PropertyAnswer",
     "RayS",
     "RefinedSCL",
     "Refreshed",
@@ -188,6 +190,8 @@ __all__ = [
     "supervised_contrastive",
     "train",
     "verify",
+    "verify_instances",
     "verify_model",
+    "verify_property",
     "worst_case_margins",
 ]

@@ -22,6 +22,8 @@ NOT_RUN = {
     "import_weights": "tests/workflows/test_import_weights.py",
     "train": "tests/workflows/test_train.py",
     "verify_model": "tests/workflows/test_loads.py",
+    "verify_property": "tests/workflows/test_verify_properties.py",
+    "verify_instances": "tests/workflows/test_verify_properties.py",
 }
 """Public names whose example is too expensive for a doctest, and the file whose code the suite runs instead."""
 DATA = {"VARIANTS"}

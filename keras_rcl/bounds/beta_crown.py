@@ -1,7 +1,7 @@
-"""beta-CROWN: decides whether a class can overtake within a ball, by splitting ReLUs until bounds suffice.
+"""beta-CROWN: decides whether a linear function of the outputs can reach 0 within a box, by splitting ReLUs.
 
-A domain is the part of the ball where some ReLUs' inputs z have given signs s. Its bound is CROWN's with what follows
-from the signs: such a ReLU is linear, and for any beta >= 0
+For a class, the function is the label's logit minus its own. A domain is the part of the box where some ReLUs' inputs z
+have given signs s. Its bound is CROWN's with what follows from the signs: such a ReLU is linear, and for any beta >= 0
 
     min { f(x) : s_k z_k(x) >= 0 for all k }  >=  min_x  f(x) - sum_k beta_k s_k z_k(x),
 
@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import keras
 import numpy as np
@@ -26,8 +27,8 @@ import tensorflow as tf
 
 from keras_rcl.bounds.alpha_crown import ascend
 from keras_rcl.bounds.crown import LinearForms, crown_intervals, lower_bounds, relax
-from keras_rcl.bounds.interval import Interval, past_scaling, pixel_ball
-from keras_rcl.folding.fold import Max, ReLU, fold
+from keras_rcl.bounds.interval import Interval, forward, outward, past_scaling
+from keras_rcl.folding.fold import Max, ReLU, Step, fold
 
 CANDIDATES = 3
 """Number of ReLUs that are tried for a split."""
@@ -44,9 +45,9 @@ class Outcome:
     """The result of branch and bound.
 
     Attributes:
-        safe: True if no class can overtake, False if one does, None if time ran out.
-        lower: a lower bound of all margins in question.
-        counterexample: an adversarial image [H, W, C] if `safe` is False, otherwise None.
+        safe: True if no function reaches 0, False if one does, None if time ran out.
+        lower: a lower bound of all functions in question.
+        counterexample: an image at which one does [H, W, C] if `safe` is False, otherwise None.
         domains: number of domains that were bounded.
         seconds: run time, without tracing.
     """
@@ -60,11 +61,11 @@ class Outcome:
 
 @dataclass(order=True)
 class _Domain:
-    """A part of the ball and a class; arrays are of the ReLUs [U] that the ball leaves undecided."""
+    """A part of the box and a function; arrays are of the ReLUs [U] that the box leaves undecided."""
 
     lower: float
     order: int
-    wrong: int = field(compare=False)
+    function: int = field(compare=False)
     signs: np.ndarray = field(compare=False)
     slopes: np.ndarray = field(compare=False)
     multipliers: np.ndarray = field(compare=False)
@@ -74,7 +75,8 @@ class BranchAndBound:
     """beta-CROWN with branch and bound: verifies one image at a time; traced once.
 
     Args:
-        network: functional, images [N, H, W, C] in [0, 1] -> logits [N, K] or a dict with `logits`.
+        network: functional, images [N, H, W, C] in [0, 1] -> logits [N, K] or a dict with `logits`; or a folded network
+            of any input with weights of the dtype, whose last step is a vector.
         dtype: of the bounds.
         batch_size: number of domains that are split at once.
         iterations: steps of the ascent of slopes and multipliers per domain.
@@ -90,7 +92,7 @@ class BranchAndBound:
 
     def __init__(
         self,
-        network: keras.Model,
+        network: keras.Model | Sequence[Step],
         *,
         dtype: str = "float32",
         batch_size: int = 32,
@@ -98,9 +100,13 @@ class BranchAndBound:
         root_iterations: int = 40,
         learning_rate: float = 0.1,
     ):
-        self._network, self._dtype, self._batch_size = network, dtype, batch_size
+        self._dtype, self._batch_size = dtype, batch_size
         self._iterations, self._root_iterations, self._learning_rate = iterations, root_iterations, learning_rate
-        self._steps = fold(network, dtype=dtype)
+        if isinstance(network, keras.Model):
+            self._steps, self._outputs = fold(network, dtype=dtype), partial(_logits, network)
+        else:
+            self._steps = list(network)
+            self._outputs = partial(forward, self._steps)
         self._relus = [number for number, step in enumerate(self._steps) if isinstance(step.operation, ReLU)]
         self._shapes = [self._steps[number].shape for number in self._relus]
         self._sizes = [math.prod(shape) for shape in self._shapes]
@@ -112,17 +118,17 @@ class BranchAndBound:
             return tf.TensorSpec(shape, of)
 
         input_bounds = [[spec(1, *self._steps[number].shape)] * 2 for number in [0, *self._read]]
-        state = [spec(None, total)] * 3
+        state, functions = [spec(None, total)] * 3, spec(None, classes + 1)
         self._root = tf.function(
-            self._root_bounds, autograph=False, input_signature=[spec(1, *image), spec(), spec(None, classes)]
+            self._root_bounds, autograph=False, input_signature=[spec(1, *image)] * 2 + [functions]
         )
         self._split = tf.function(
-            self._split_bounds, autograph=False, input_signature=[input_bounds, spec(None, classes), *state]
+            self._split_bounds, autograph=False, input_signature=[input_bounds, functions, *state]
         )
         self._descend = tf.function(
             self._descended,
             autograph=False,
-            input_signature=[spec(None, *image), spec(None, classes), spec(1, *image), spec(1, *image)],
+            input_signature=[spec(None, *image), functions, spec(1, *image), spec(1, *image)],
         )
 
     def __call__(
@@ -148,13 +154,48 @@ class BranchAndBound:
         Returns:
             The outcome; `safe` is None if the time limit was reached.
         """
-        for function in (self._root, self._descend, *([self._split] if self._relus else [])):
-            function.get_concrete_function()  # traced now, so that tracing does not count in an image's time
-        started = time.monotonic()
+        center, epsilon = np.asarray(image, self._dtype), np.asarray(epsilon, self._dtype)
+        low, high = np.maximum(center - epsilon, 0), np.minimum(center + epsilon, 1)
         unit = np.eye(self._steps[-1].shape[0], dtype=self._dtype)
-        differences = unit[label] - unit
-        wrong = np.asarray(wrong)
-        *state, worst, input_bounds = self._root(image[None].astype(self._dtype), epsilon, differences[wrong])
+        functions = (unit[label] - unit)[np.asarray(wrong)]
+        self.trace()
+        return self.decide(low, high, functions, deadline=time.monotonic() + seconds, check=check)
+
+    def trace(self) -> None:
+        """Trace now, so that tracing does not count in an image's time."""
+        for function in (self._root, self._descend, *([self._split] if self._relus else [])):
+            function.get_concrete_function()
+
+    # One argument per part of the question.
+    def decide(
+        self,
+        low: np.ndarray,
+        high: np.ndarray,
+        functions: np.ndarray,
+        offsets: np.ndarray | None = None,
+        *,
+        deadline: float,
+        check: Callable[[np.ndarray], np.ndarray | None],
+    ) -> Outcome:
+        """Decide whether one of some linear functions of the outputs reaches 0 in a box of inputs.
+
+        Args:
+            low: the box, of the shape of an input.
+            high: the same.
+            functions: [F, K], each a function <a, outputs> + offset.
+            offsets: [F]; 0 if not given.
+            deadline: when to stop, on the clock `time.monotonic`.
+            check: an input at which a function seems to be below 0 -> a confirmed one, or None.
+
+        Returns:
+            The outcome; `safe` is None if the deadline was reached, or no ReLU is left to be split.
+        """
+        started = time.monotonic()
+        offsets = np.zeros(len(functions)) if offsets is None else offsets
+        functions = np.concatenate([functions, offsets[:, None]], axis=1).astype(self._dtype)
+        which = np.arange(len(functions))
+        box = [values[None] for values in outward(low, high, self._dtype)]
+        *state, worst, input_bounds = self._root(*box, functions)
         low, high = (
             np.concatenate([np.zeros(0), *(np.ravel(end[side]) for end in self._relu_input_bounds(input_bounds))])
             for side in (0, 1)
@@ -168,28 +209,28 @@ class BranchAndBound:
             full[:, undecided] = rows
             return full
 
-        parents = [-math.inf] * len(wrong)
+        parents = [-math.inf] * len(which)
         while True:
             bounds, *state = (np.asarray(values) for values in state)
             domains += len(bounds)
-            for parent, bound, j, *rows in zip(parents, bounds, wrong, *(s[:, undecided] for s in state), strict=True):
+            for parent, bound, j, *rows in zip(parents, bounds, which, *(s[:, undecided] for s in state), strict=True):
                 lower = max(parent, float(bound))
                 if lower > 0:
                     proved_min = min(proved_min, lower)
                 else:
                     heapq.heappush(heap, _Domain(lower, next(order), j, *rows))
-            found = self._counterexample(np.asarray(worst), differences[wrong], input_bounds[0], check)
+            found = self._counterexample(np.asarray(worst), functions[which], input_bounds[0], check)
             lower = min(proved_min, heap[0].lower) if heap else proved_min
             if found is not None or not heap:
                 return Outcome(found is None, lower, found, domains, time.monotonic() - started)
-            if time.monotonic() - started > seconds or not len(undecided):
+            if time.monotonic() > deadline or not len(undecided):
                 return Outcome(None, lower, None, domains, time.monotonic() - started)
             batch = [heapq.heappop(heap) for _ in range(min(self._batch_size, len(heap)))]
-            parents, wrong = (np.repeat([getattr(d, of) for d in batch], 2) for of in ("lower", "wrong"))
+            parents, which = (np.repeat([getattr(d, of) for d in batch], 2) for of in ("lower", "function"))
             rows = (spread(np.stack([getattr(d, of) for d in batch])) for of in ("signs", "slopes", "multipliers"))
-            *state, worst, active = self._split(input_bounds, differences[wrong[::2]], *rows)
+            *state, worst, active = self._split(input_bounds, functions[which[::2]], *rows)
             active = np.asarray(active)
-            parents, wrong, worst = parents[active], wrong[active], np.asarray(worst)[active]
+            parents, which, worst = parents[active], which[active], np.asarray(worst)[active]
             state = [np.asarray(values)[active] for values in state]
 
     def _counterexample(self, images, functions, box, check) -> np.ndarray | None:
@@ -200,11 +241,12 @@ class BranchAndBound:
                 return true
         return None
 
-    # In the graph. Signs, slopes and multipliers of domains are [B, T], of all ReLUs side by side.
+    # In the graph. Signs, slopes and multipliers of domains are [B, T], of all ReLUs side by side; functions are
+    # [B, K + 1], their offsets last.
 
-    def _root_bounds(self, image, epsilon, functions):
-        """For the whole ball: bounds [B], signs, slopes, multipliers, worst images, and input bounds."""
-        box = pixel_ball(image, epsilon)
+    def _root_bounds(self, low, high, functions):
+        """For the whole box [1, *shape]: bounds [B], signs, slopes, multipliers, worst images, and input bounds."""
+        box = Interval(low, high)
         rest, scaled = past_scaling(self._steps, box)
         intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled)
         input_bounds = [[intervals[number].lower, intervals[number].upper] for number in [0, *self._read]]
@@ -281,7 +323,8 @@ class BranchAndBound:
             intervals[read] = _half(intervals[read], sign)
         apart = (self._split_by_relu(values) for values in (slopes, -signs * multipliers))
         slopes, multipliers = (dict(zip(self._relus, values, strict=True)) for values in apart)
-        return lower_bounds(self._steps, LinearForms(functions), intervals, slopes, multipliers, arriving)
+        rows, offsets = LinearForms(functions[:, :-1]), functions[:, -1]
+        return lower_bounds(self._steps, rows, intervals, slopes, multipliers, arriving) + offsets
 
     def _gaps(self, input_bounds, signs, arriving: dict):
         """[B, T], how much the line above each ReLU can cost; nearly 0 where no line is used, 0 where it is decided."""
@@ -298,9 +341,8 @@ class BranchAndBound:
         """The worst of some images [B, H, W, C], moved down their function of the logits: images, margins."""
 
         def margins(images, functions):
-            outputs = self._network(tf.cast(images, "float32"), training=False)
-            logits = outputs["logits"] if isinstance(outputs, dict) else outputs
-            return tf.reduce_sum(tf.cast(logits, self._dtype) * functions, axis=1)
+            outputs = tf.cast(self._outputs(images), self._dtype)
+            return tf.reduce_sum(outputs * functions[:, :-1], axis=1) + functions[:, -1]
 
         first, worst = tf.math.top_k(-margins(images, functions), k=tf.minimum(DESCENTS, tf.shape(images)[0]))
         images, functions = tf.gather(images, worst), tf.gather(functions, worst)
@@ -313,7 +355,7 @@ class BranchAndBound:
             images = tf.clip_by_value(images - size * tf.sign(tape.gradient(values, images)), low, high)
             values = margins(images, functions)
             lower = values < reached
-            best = tf.where(lower[:, None, None, None], images, best)
+            best = tf.where(tf.reshape(lower, [-1] + [1] * (len(images.shape) - 1)), images, best)
             reached = tf.where(lower, values, reached)
         return best, reached
 
@@ -325,6 +367,12 @@ class BranchAndBound:
         """[B, T] -> [B, *shape] of each ReLU."""
         pieces = tf.split(values, self._sizes, axis=1) if self._sizes else []
         return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+
+def _logits(network: keras.Model, images):
+    """A Keras network's logits, in its own dtype."""
+    outputs = network(tf.cast(images, "float32"), training=False)
+    return outputs["logits"] if isinstance(outputs, dict) else outputs
 
 
 def _half(x: Interval, signs) -> Interval:

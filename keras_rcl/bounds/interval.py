@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from keras import ops
 
+from keras_rcl.folding import fast_forward
 from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
 
 
@@ -38,6 +40,13 @@ def pixel_ball(images, epsilon) -> Interval:
     return Interval(ops.maximum(images - epsilon, 0.0), ops.minimum(images + epsilon, 1.0))
 
 
+def outward(lower: np.ndarray, upper: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest box of a dtype that holds a box."""
+    low, high = lower.astype(dtype), upper.astype(dtype)
+    low = np.where(low > lower, np.nextafter(low, -np.inf, dtype=dtype), low)
+    return low, np.where(high < upper, np.nextafter(high, np.inf, dtype=dtype), high)
+
+
 def past_scaling(steps: Sequence[Step], box: Interval) -> tuple[list[Step], Interval]:
     """The same network without the leading steps that act on single pixels, and the box of its first remaining step."""
     first = 0
@@ -66,6 +75,14 @@ def interval_bounds(steps: Sequence[Step], box: Interval) -> list[Interval]:
 def step_interval(step: Step, inputs: Sequence[Interval]) -> Interval:
     """One step's bounds from those of its inputs."""
     return RULES[type(step.operation)](step, *inputs)
+
+
+def forward(steps: Sequence[Step], images):
+    """The last step's values [N, *shape] of images [N, ...]."""
+    found = [images]
+    for step in steps[1:]:
+        found.append(FORWARD[type(step.operation)](step, *(found[number] for number in step.inputs)))
+    return found[-1]
 
 
 def affine(x: Interval, linear: Callable, kernel, bias) -> Interval:
@@ -142,3 +159,8 @@ RULES: dict[type, Callable[..., Interval]] = {
     Max: _max,
 }
 """Kind of step -> its rule `(step, *inputs) -> Interval`."""
+
+FORWARD: dict[type, Callable] = fast_forward.RULES | {
+    Max: lambda step, x: ops.max(competitors(step, x), axis=-2),
+}
+"""Kind of step -> its rule `(step, *inputs) -> values`."""

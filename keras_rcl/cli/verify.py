@@ -15,7 +15,15 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 
 
 @click.command(short_help="Prove the robustness of images.")
-@click.argument("model", type=shared.FOLDER)
+@click.argument("model", type=shared.FOLDER, required=False)
+@click.option("--onnx", type=shared.FOLDER, metavar="FILE", help="Instead of MODEL: an ONNX network, with --vnnlib.")
+@click.option("--vnnlib", type=shared.FOLDER, metavar="FILE", help="The property to decide, with --onnx.")
+@click.option(
+    "--instances",
+    type=shared.FOLDER,
+    metavar="FILE",
+    help="Instead of MODEL: a file of lines network,property,seconds, as of VNN-COMP.",
+)
 @click.option(
     "--epsilon", "epsilons", default="2/255", show_default=True, help="A list of L-inf radii, such as 1/255,2/255."
 )
@@ -31,7 +39,7 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
     type=click.FloatRange(min=0),
     default=180,
     show_default=True,
-    help="Seconds of branch and bound per image.",
+    help="Seconds of branch and bound per image, or of all work per property; with --instances, the most per line.",
 )
 @click.option("--no-attack", is_flag=True, help="Run no attack first; counterexamples come from the bounds alone.")
 @click.option(
@@ -47,12 +55,56 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 @shared.output_dir_option("verifications/<model>")
 @shared.overwrite_option("Replace the folder, or an interrupted verification.")
 @shared.json_option("the record")
-def verify(model, epsilons, as_json, **options):
+def verify(model, onnx, vnnlib, instances, **options):
     """Prove for which images no L-inf perturbation of size epsilon changes the class.
 
     Each image is attacked, then bounded, then branched on. MODEL is a SavedModel that was made here or a .keras
     file. If the command is interrupted or killed, the same command resumes it.
+
+    With --onnx and --vnnlib, the answer to a property of another network is printed as in VNN-COMP: sat and a
+    witness, unsat or timeout. With --instances, many properties are decided. The exit status is 0 for every answer.
     """
+    given = [model is not None, onnx is not None or vnnlib is not None, instances is not None]
+    if sum(given) != 1 or (onnx is None) != (vnnlib is None):
+        raise click.UsageError("give one of: MODEL; --onnx and --vnnlib; --instances")
+    if model is not None:
+        _verify_model(model, **options)
+        return
+    unused = {name: value for name, value in options.items() if name not in ("timeout", "float64", "seed", "as_json")}
+    if instances is not None:
+        unused = {name: value for name, value in unused.items() if name not in ("output_dir", "overwrite")}
+    names = [name for name in unused if name != "dataset"] + ["dataset", "folder", "data_dir", "image_size", "limit"]
+    shared.refuse_unused("it is for a MODEL and its images; leave it out", *names)
+    _verify_properties(onnx, vnnlib, instances, **options)
+
+
+def _verify_properties(onnx, vnnlib, instances, timeout, float64, seed, output_dir, overwrite, as_json, **_):
+    """Decide one property, or those of an instances file."""
+    start_tensorflow()
+    from keras_rcl.workflows.verify_properties import verify_instances, verify_property
+
+    chosen = {"float64": float64, "seed": seed}
+    if instances is None:
+        answer = verify_property(onnx, vnnlib, timeout=timeout, **chosen)
+        click.echo(json_text(answer.to_json()) if as_json else answer.text(), nl=as_json)
+        return
+    source = click.get_current_context().get_parameter_source("timeout")
+    chosen["timeout"] = timeout if source is click.core.ParameterSource.COMMANDLINE else None
+    with StderrProgress() as progress:
+        record, written = verify_instances(
+            instances, output_dir=output_dir, overwrite=overwrite, progress=progress, **chosen
+        )
+    if as_json:
+        click.echo(json_text(record))
+        return
+    for row in record["instances"]:
+        click.echo(f"{row['network']},{row['property']},{row['answer']},{row['seconds']}")
+    counts = ", ".join(f"{count} {answer}" for answer, count in record["counts"].items())
+    click.echo(f"\n{counts}\nwritten to {written}")
+
+
+def _verify_model(model, epsilons, as_json, **options):
+    """Verify the images of a model."""
     radii = parse_radii(epsilons)
     if options["method"] != METHODS[-1]:
         shared.refuse_unused(f"it is for {METHODS[-1]}, and --method is {options['method']}; leave it out", "timeout")

@@ -11,7 +11,21 @@ from keras import ops
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding import input_gradient, winograd
-from keras_rcl.folding.fold import Add, Conv, Dense, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step, fold
+from keras_rcl.folding.fold import (
+    NO_ZEROS,
+    Add,
+    Conv,
+    Dense,
+    Max,
+    Mean,
+    Pad,
+    PixelScale,
+    ReLU,
+    Reshape,
+    Scale,
+    Step,
+    fold,
+)
 
 
 def at_inference(network: keras.Model, output: str = "logits", dtype: str = "float32") -> Callable:
@@ -157,9 +171,6 @@ def _suits_winograd(step: Step) -> bool:
         (height, width) == (winograd.TAPS,) * 2 and min(channels) >= MANY_CHANNELS and max(step.shape[:2]) <= FEW_PIXELS
     )
     return suits and not tf.config.list_logical_devices("GPU")
-
-
-NO_ZEROS = ((0, 0), (0, 0))
 
 
 def _zeros_before(step: Step, steps: list[Step]) -> tuple[tuple, tuple[int, ...]]:

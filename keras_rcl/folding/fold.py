@@ -11,7 +11,7 @@ The steps compute what the network does at inference, to within float rounding, 
 Kernels stay functions of the network's variables, so that a gradient tape sees through all of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,11 @@ from keras import ops
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding.graph_walk import ENDS_IN_LOGITS, PROBABILITIES, propagate
+
+Zeros = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros around an image: ((top, bottom), (left, right))."""
+
+NO_ZEROS: Zeros = ((0, 0), (0, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +69,7 @@ class PixelScale:
 class Pad:
     """Zeros around the image: ((top, bottom), (left, right))."""
 
-    amounts: tuple[tuple[int, int], tuple[int, int]]
+    amounts: Zeros
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +153,7 @@ def fold(
     """
     builder = _Builder(dtype, statistics or {})
     last = propagate(network, dict.fromkeys(LAYERS, builder.translate), builder.image, output)
-    return _needed(builder.steps, last)
+    return needed(builder.steps, last)
 
 
 ROUNDING = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
@@ -174,7 +179,7 @@ LAYERS = {
     keras.layers.BatchNormalization: "batch_norm",
     keras.layers.Normalization: "normalization",
     keras.layers.Rescaling: "rescaling",
-    keras.layers.ReLU: "relu",
+    keras.layers.ReLU: "relu_layer",
     keras.layers.Activation: "activation",
     keras.layers.Add: "sum",
     keras.layers.Flatten: "reshape",
@@ -192,7 +197,7 @@ LAYERS = {
 """Layer type -> the method of `_Builder` that turns it into steps."""
 
 
-def _needed(steps: Sequence[Step], last: int) -> list[Step]:
+def needed(steps: Sequence[Step], last: int) -> list[Step]:
     """The steps that a step depends on, itself included, with new numbers."""
     used = {last}
     for number in range(last, -1, -1):
@@ -202,11 +207,33 @@ def _needed(steps: Sequence[Step], last: int) -> list[Step]:
     return [replace(steps[old], inputs=tuple(renumbered[i] for i in steps[old].inputs)) for old in renumbered]
 
 
-class _Builder:
-    """Appends steps, folding each into the one before it where it can; the methods of `LAYERS` have one signature."""
+_WEIGHTS = ("kernel", "bias", "factor", "offset")
 
-    def __init__(self, dtype: str, statistics: Mapping):
-        self.dtype, self.statistics = dtype, statistics
+
+def weights_of(step: Step) -> dict[str, Any]:
+    """The weights of a step's operation by name."""
+    return {name: value for name, value in vars(step.operation).items() if name in _WEIGHTS}
+
+
+def with_weights(steps: Sequence[Step], convert: Callable) -> list[Step]:
+    """The same steps with each weight converted, such as to another dtype."""
+
+    def converted(step: Step) -> Step:
+        weights = {name: convert(value) for name, value in weights_of(step).items()}
+        return replace(step, operation=replace(step.operation, **weights))
+
+    return [converted(step) for step in steps]
+
+
+class StepBuilder:
+    """Appends steps, folding each into the one before it where it can.
+
+    Args:
+        dtype: of the kernels.
+    """
+
+    def __init__(self, dtype: str):
+        self.dtype = dtype
         self.steps: list[Step] = []
 
     def add(self, operation, inputs: Sequence[int], shape: Sequence[int], path: str) -> int:
@@ -217,6 +244,59 @@ class _Builder:
             return self.add(FOLDED[kinds](before.operation, operation), before.inputs, shape, path)
         self.steps.append(Step(operation, tuple(inputs), tuple(shape), path))
         return len(self.steps) - 1
+
+    def scale(self, x: int, factor, offset, path: str) -> int:
+        return self.add(Scale(factor, offset), [x], self.steps[x].shape, path)
+
+    def relu(self, x: int, path: str) -> int:
+        return self.add(ReLU(), [x], self.steps[x].shape, path)
+
+    def convolve(self, x: int, kernel, bias, strides: tuple[int, int], zeros: Zeros, path: str) -> int:
+        """A convolution with zeros around the image: kernel [kh, kw, C, F], bias [F]."""
+        height, width, _, filters = kernel.shape
+        x = self.pad(x, zeros, path)
+        rows, columns = self.steps[x].shape[:2]
+        shape = ((rows - height) // strides[0] + 1, (columns - width) // strides[1] + 1, filters)
+        return self.add(Conv(kernel, bias, tuple(strides)), [x], shape, path)
+
+    def pad(self, x: int, zeros: Zeros, path: str) -> int:
+        (top, bottom), (left, right) = zeros
+        rows, columns, channels = self.steps[x].shape
+        if not any((top, bottom, left, right)):
+            return x
+        shape = (rows + top + bottom, columns + left + right, channels)
+        return self.add(Pad(((top, bottom), (left, right))), [x], shape, path)
+
+    # One argument per property of a pooling, as of the layers.
+    def average(self, x: int, size, strides, zeros: Zeros, path: str, count_zeros: bool = False) -> int:
+        """Average pooling: a convolution that takes channels apart, of the pixels inside the image or of all."""
+        channels, (height, width) = self.steps[x].shape[-1], size
+        kernel = np.tile(np.eye(channels) / (height * width), (height, width, 1, 1))
+        share = inside(self.steps[x].shape, size, strides, zeros).mean(axis=-1, keepdims=True)
+        done = self.convolve(x, self.values(kernel), self.values(np.zeros(channels)), strides, zeros, path)
+        if count_zeros or share.min() == 1:
+            return done
+        return self.add(PixelScale(1 / share), [done], self.steps[done].shape, path)
+
+    def maximum(self, x: int, size, strides, zeros: Zeros, path: str) -> int:
+        """Maximum pooling: a convolution that lays the pixels of a window side by side, and their maximum."""
+        channels, (height, width) = self.steps[x].shape[-1], size
+        count = height * width * channels
+        valid = inside(self.steps[x].shape, size, strides, zeros) > 0
+        kernel = self.values(np.eye(count).reshape(height, width, channels, count))
+        done = self.convolve(x, kernel, self.values(np.zeros(count)), strides, zeros, path)
+        return self.add(Max(valid), [done], (*self.steps[done].shape[:2], channels), path)
+
+    def values(self, variable):
+        return ops.cast(ops.convert_to_tensor(variable), self.dtype)
+
+
+class _Builder(StepBuilder):
+    """Translates Keras layers; the methods of `LAYERS` have one signature."""
+
+    def __init__(self, dtype: str, statistics: Mapping):
+        super().__init__(dtype)
+        self.statistics = statistics
 
     def image(self, tensor) -> int:
         """The first step, from the network's symbolic input."""
@@ -238,15 +318,14 @@ class _Builder:
     def conv(self, layer, path: str, x: int) -> int:
         _refuse(layer.groups != 1, path, f"has {layer.groups} groups", "use one")
         kernel = _dilated(self.values(layer.kernel), layer.dilation_rate)
-        return self.activate(
-            layer, path, self.convolve(x, kernel, self.bias(layer), layer.strides, layer.padding, path)
-        )
+        zeros = self.zeros(layer, path, x, kernel.shape[:2])
+        return self.activate(layer, path, self.convolve(x, kernel, self.bias(layer), layer.strides, zeros, path))
 
     def dense(self, layer, path: str, x: int) -> int:
         kernel, shape = self.values(layer.kernel), self.steps[x].shape
         _refuse(len(shape) not in (1, 3), path, f"reads shape {shape}", "flatten before it")
         if len(shape) == 3:
-            done = self.convolve(x, kernel[None, None], self.bias(layer), (1, 1), "valid", path)
+            done = self.convolve(x, kernel[None, None], self.bias(layer), (1, 1), NO_ZEROS, path)
         else:
             done = self.add(Dense(kernel, self.bias(layer)), [x], kernel.shape[1:], path)
         return self.activate(layer, path, done)
@@ -275,9 +354,6 @@ class _Builder:
         shape = self.steps[x].shape[-1:]
         return self.scale(x, *(ops.broadcast_to(self.values(v), shape) for v in (layer.scale, layer.offset)), path)
 
-    def scale(self, x: int, factor, offset, path: str) -> int:
-        return self.add(Scale(factor, offset), [x], self.steps[x].shape, path)
-
     def sum(self, layer, path: str, *inputs: int) -> int:
         shapes = {self.steps[x].shape for x in inputs}
         _refuse(len(shapes) > 1, path, f"adds shapes {sorted(shapes)}", "give inputs of one shape")
@@ -291,13 +367,8 @@ class _Builder:
         return self.pad(x, layer.padding, path)
 
     def average_pooling(self, layer, path: str, x: int) -> int:
-        """A convolution that takes channels apart; with `same` padding, the mean of the pixels inside the image."""
-        channels, (height, width) = self.steps[x].shape[-1], layer.pool_size
-        kernel = np.tile(np.eye(channels) / (height * width), (height, width, 1, 1))
-        zeros = self.values(np.zeros(channels))
-        done = self.convolve(x, self.values(kernel), zeros, layer.strides, layer.padding, path)
-        share = self.inside(x, layer).mean(axis=-1, keepdims=True)
-        return done if share.min() == 1 else self.add(PixelScale(1 / share), [done], self.steps[done].shape, path)
+        """With `same` padding, the mean of the pixels inside the image."""
+        return self.average(x, layer.pool_size, layer.strides, self.zeros(layer, path, x, layer.pool_size), path)
 
     def global_average(self, layer, path: str, x: int) -> int:
         done = self.add(Mean(), [x], self.steps[x].shape[-1:], path)
@@ -305,10 +376,10 @@ class _Builder:
 
     # Layers that are not linear
 
-    def relu(self, layer, path: str, x: int) -> int:
+    def relu_layer(self, layer, path: str, x: int) -> int:
         plain = layer.max_value is None and not layer.negative_slope and not layer.threshold
         _refuse(not plain, path, "is not a plain ReLU", "leave max_value, negative_slope and threshold out")
-        return self.add(ReLU(), [x], self.steps[x].shape, path)
+        return self.relu(x, path)
 
     def activation(self, layer, path: str, x: int) -> int:
         return self.activate(layer, path, x)
@@ -318,53 +389,30 @@ class _Builder:
         name = getattr(layer.activation, "__name__", str(layer.activation))
         hint = ENDS_IN_LOGITS if name in PROBABILITIES else "use relu"
         _refuse(name not in ("linear", "relu"), path, f"has activation {name}", hint)
-        return self.add(ReLU(), [x], self.steps[x].shape, path) if name == "relu" else x
+        return self.relu(x, path) if name == "relu" else x
 
     def max_pooling(self, layer, path: str, x: int) -> int:
-        channels, (height, width) = self.steps[x].shape[-1], layer.pool_size
-        count = height * width * channels
-        kernel = self.values(np.eye(count).reshape(height, width, channels, count))
-        done = self.convolve(x, kernel, self.values(np.zeros(count)), layer.strides, layer.padding, path)
-        shape = (*self.steps[done].shape[:2], channels)
-        return self.add(Max(self.inside(x, layer) > 0), [done], shape, path)
+        return self.maximum(x, layer.pool_size, layer.strides, self.zeros(layer, path, x, layer.pool_size), path)
 
     def identity(self, layer, path: str, x: int) -> int:
         return x
 
     # Shared by the methods above
 
-    def values(self, variable):
-        return ops.cast(ops.convert_to_tensor(variable), self.dtype)
-
     def bias(self, layer):
         return self.values(layer.bias) if layer.use_bias else ops.zeros(layer.kernel.shape[-1:], self.dtype)
 
-    def convolve(self, x: int, kernel, bias, strides: tuple[int, int], padding: str, path: str) -> int:
-        height, width, _, filters = kernel.shape
-        if padding == "same":
-            x = self.pad(x, _same(self.steps[x].shape, (height, width), strides), path)
-        _refuse(padding not in ("same", "valid"), path, f"has padding {padding}", "use same or valid")
-        rows, columns = self.steps[x].shape[:2]
-        shape = ((rows - height) // strides[0] + 1, (columns - width) // strides[1] + 1, filters)
-        return self.add(Conv(kernel, bias, tuple(strides)), [x], shape, path)
+    def zeros(self, layer, path: str, x: int, size: Sequence[int]) -> Zeros:
+        """The zeros that a layer's padding lays around its image."""
+        _refuse(layer.padding not in ("same", "valid"), path, f"has padding {layer.padding}", "use same or valid")
+        return same_zeros(self.steps[x].shape, size, layer.strides) if layer.padding == "same" else NO_ZEROS
 
-    def pad(self, x: int, amounts, path: str) -> int:
-        (top, bottom), (left, right) = amounts
-        rows, columns, channels = self.steps[x].shape
-        if not any((top, bottom, left, right)):
-            return x
-        shape = (rows + top + bottom, columns + left + right, channels)
-        return self.add(Pad(((top, bottom), (left, right))), [x], shape, path)
 
-    def inside(self, x: int, layer) -> np.ndarray:
-        """[H, W, k] of a pooling's windows: 1 where a pixel lies in the image, 0 where in the padding."""
-        rows, columns, _ = self.steps[x].shape
-        image = np.ones((rows, columns))
-        if layer.padding == "same":
-            image = np.pad(image, _same(image.shape, layer.pool_size, layer.strides))
-        windows = np.lib.stride_tricks.sliding_window_view(image, layer.pool_size)
-        windows = windows[:: layer.strides[0], :: layer.strides[1]]
-        return windows.reshape(*windows.shape[:2], -1)
+def inside(shape: Sequence[int], size: Sequence[int], strides: Sequence[int], zeros: Zeros) -> np.ndarray:
+    """[H, W, k] of a pooling's windows: 1 where a pixel lies in the image, 0 where in the padding."""
+    image = np.pad(np.ones(shape[:2]), zeros)
+    windows = np.lib.stride_tricks.sliding_window_view(image, size)[:: strides[0], :: strides[1]]
+    return windows.reshape(*windows.shape[:2], -1)
 
 
 def _refuse(condition: bool, path: str, what: str, hint: str) -> None:
@@ -404,10 +452,11 @@ FOLDED = {
 """Kinds of two operations, one after the other -> the one that does both."""
 
 
-def _same(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def same_zeros(shape: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> Zeros:
     """TensorFlow's `same` padding: as much as the last window overhangs, the odd pixel at the bottom and right."""
     overhangs = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(shape[:2], size, strides, strict=True)]
-    return tuple((overhang // 2, overhang - overhang // 2) for overhang in overhangs)
+    rows, columns = ((overhang // 2, overhang - overhang // 2) for overhang in overhangs)
+    return rows, columns
 
 
 def _dilated(kernel, rates: tuple[int, int]):

@@ -107,8 +107,10 @@ def test_a_domains_bound_is_below_all_of_its_images(dtype):
     search, steps = BranchAndBound(network, dtype=dtype, root_iterations=1), fold(network, dtype="float64")
     image, epsilon = random_images(1, 3)[0].astype(dtype), 0.2
     function = np.eye(3)[[0]].astype(dtype) - np.eye(3)[[1]].astype(dtype)
-    *_, ends = search._root_bounds(tf.constant(image[None]), tf.constant(epsilon, dtype), function)
-    (low, high), total = (end.numpy() for end in ends[0]), sum(search._sizes)
+    low, high = (np.clip(image + sign * np.asarray(epsilon, dtype), 0, 1) for sign in (-1, 1))
+    with_offset = np.append(function, np.zeros((1, 1), dtype), axis=1)
+    *_, ends = search._root_bounds(tf.constant(low[None]), tf.constant(high[None]), with_offset)
+    total = sum(search._sizes)
     images = rng.uniform(low, high, (4000, *image.shape))
     margins = evaluate(steps, images) @ function[0]
     read = np.concatenate([_values(steps, n, images) for n in search._relus], axis=1)
@@ -119,11 +121,11 @@ def test_a_domains_bound_is_below_all_of_its_images(dtype):
         inside = np.all(signs * read >= 0, axis=1)
         slopes, multipliers = rng.uniform(size=total), rng.uniform(size=total) * 10 ** rng.uniform(-3, -0.5)
         rows = [tf.constant(values[None].astype(dtype)) for values in (signs, slopes, multipliers)]
-        assert float(search._lower(ends, function, *rows)[0]) <= margins[inside].min() + SLACK
+        assert float(search._lower(ends, with_offset, *rows)[0]) <= margins[inside].min() + SLACK
         if trial < 5:
             signs, slopes, nothing = rows[0], rows[1], 0 * rows[2]
-            best, slopes, multipliers, _ = search._ascended(ends, function, signs, slopes, nothing, 20)
-            with_them, without = (search._lower(ends, function, signs, slopes, b) for b in (multipliers, nothing))
+            best, slopes, multipliers, _ = search._ascended(ends, with_offset, signs, slopes, nothing, 20)
+            with_them, without = (search._lower(ends, with_offset, signs, slopes, b) for b in (multipliers, nothing))
             assert max(float(best[0]), float(with_them[0])) <= margins[inside].min() + SLACK
             tighter += float(with_them[0]) > float(without[0]) + SLACK
     assert 0 < tighter, "multipliers are seen at work"
