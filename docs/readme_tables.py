@@ -15,7 +15,7 @@ from keras_rcl.report.tables import comparison_table, markdown_table, percent, t
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.kinds import AUDIT, RECORD, VERIFICATION
 from keras_rcl.vocabulary.attacks import AutoAttack
-from keras_rcl.vocabulary.threat import format_pixels
+from keras_rcl.vocabulary.threat import format_epsilon, format_pixels
 
 
 def _variants(results: Path) -> str:
@@ -100,7 +100,7 @@ def _reference(results: Path) -> str:
     for path in sorted((results / "benchmarks").glob("attack_reference-*.json")):
         measured = read_json(path)
         name = Path(measured["model"]).name.removeprefix("cifar10-")
-        ball = f"{measured['norm']} {format_pixels(measured['epsilon'])}"
+        ball = f"{measured['norm']} {format_epsilon(measured['epsilon'], measured['norm'])}"
         for attack, row in measured["summary"].items():
             shares = (percent(row[key]) for key in ("ours", "torchattacks", "agreement"))
             rows.append([f"`{name}`", ball, attack, str(measured["images"]), *shares])

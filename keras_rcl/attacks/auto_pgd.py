@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_rcl.attacks.auto_pgd_l1 import auto_pgd_l1
 from keras_rcl.attacks.gradient_ascent import Crafted, Round, mean_gradient, scaling
 from keras_rcl.attacks.norms import boundary_start, choose, per_example, projection, steepest_step
 from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, fools, top_wrong_class
@@ -81,6 +82,7 @@ def auto_pgd(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: AutoP
 
     At each checkpoint an example's eta is halved, and the example continues from its best point, if fewer than `rho` of
     the steps since the last checkpoint raised the loss, or if eta was not halved there and the best loss has not risen.
+    For l1 the steps are those of `auto_pgd_l1`.
 
     Args:
         logits_fn: images [N, H, W, C] -> float32 logits [N, K].
@@ -102,6 +104,9 @@ def auto_pgd(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: AutoP
         attacks" (arXiv:2003.01690), Algorithm 1.
     """
     evaluate = _evaluation(logits_fn, x, labels, attack, round)
+    if attack.norm == "l1":
+        images, zeros = auto_pgd_l1(evaluate, x, attack, round.seeds)
+        return Crafted(tf.stop_gradient(images), zeros)
     nearest = projection(x, attack.epsilon, attack.norm)
     first_window, shortest_window, shrinks = (
         max(int(share * attack.num_steps), 1) for share in (FIRST_WINDOW, SHORTEST_WINDOW, WINDOW_SHRINKS)

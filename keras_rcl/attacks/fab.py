@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Minimal, Round, usable_gradient
-from keras_rcl.attacks.norms import boundary_start, choose, length, per_example
+from keras_rcl.attacks.norms import DUAL, boundary_start, choose, fill, length, per_example
 from keras_rcl.attacks.surrogates import fools, top_wrong_class
 from keras_rcl.vocabulary.attacks import FAB
 from keras_rcl.vocabulary.threat import Norm
@@ -164,7 +164,7 @@ def _toward_nearest(logits_fn: Callable, labels: tf.Tensor, classes: int, norm: 
         gradients = tf.map_fn(gradient_of, tf.range(classes), fn_output_signature=tf.float32)
         gradients -= pick(gradients, labels)
         values = tf.transpose(logits) - tf.gather(logits, labels, batch_dims=1)
-        size = tf.norm(tf.reshape(gradients, [classes, tf.shape(x_t)[0], -1]), 1 if norm == "linf" else 2, axis=2)
+        size = tf.reshape(length(tf.reshape(gradients, [-1, *x_t.shape[1:]]), DUAL[norm]), [classes, -1])
         away = tf.where(size > 0, tf.abs(values) / size, float("inf"))
         nearest = tf.argmin(away, axis=0, output_type=tf.int32)
         return pick(values, nearest), pick(gradients, nearest)
@@ -184,17 +184,19 @@ def to_hyperplane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: Norm) 
     Each tangent lies above the gain. So Newton's method from r = 0, r <- (|rise| - P(r)) / S(r), rises to the solution
     and reaches it after finitely many kinks. No pixels are sorted.
 
+    For l1 the pixels of the largest |normal_i| move first, each up to the box, until the rise is reached.
+
     Args:
         x: points of the box [0, 1], [N, ...].
         normal: [N, ...]; where all of it is 0, the step is 0.
         rise: [N], by how much the step must change <normal, x>.
-        norm: `linf` or `l2`, that of the step.
+        norm: `linf`, `l2` or `l1`, that of the step.
 
     Returns:
         Steps [N, ...]. Where the hyperplane misses the box, the step to the corner that is closest to it.
 
     References:
-        The projections of Croce and Hein 2020 (FAB); one formula for both norms, derived here.
+        The projections of Croce and Hein 2020 (FAB); one formula for linf and l2, derived here.
     """
     batch = tf.shape(x)[0]
     point, normal = tf.reshape(x, [batch, -1]), tf.reshape(normal, [batch, -1])
@@ -204,6 +206,8 @@ def to_hyperplane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: Norm) 
     scale = tf.reduce_max(tf.abs(normal), axis=1)
     weight = tf.math.divide_no_nan(tf.abs(normal), scale[:, None])
     rise = tf.math.divide_no_nan(tf.abs(rise), scale)
+    if norm == "l1":
+        return tf.reshape(upward * fill(weight, room, weight, rise), tf.shape(x))
     speed = tf.sign(weight) if norm == "linf" else weight
     full, gains = weight * room, weight * speed
 

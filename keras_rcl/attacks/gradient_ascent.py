@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks.norms import PIXEL_BOX, choose, projection, random_start, steepest_step
+from keras_rcl.attacks.norms import PIXEL_BOX, ascent, choose, random_start
 from keras_rcl.attacks.surrogates import embedding_distance, supervised_contrastive, surrogate_of, unit_gradient
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
@@ -203,7 +203,7 @@ def ascend(
 ) -> Crafted:
     """Maximise `loss_fn` from x within the ball.
 
-        u_0 = u(x), or uniform in the ball;   u_{t+1} = project(u_t + step_size * steepest_step(d_t))
+        u_0 = u(x), or uniform in the ball;   u_{t+1} = project(u_t + step_size * steepest_step(d_t)), for l1 `ascent`
         d_t = grad loss(u_t), or with momentum   d_t = momentum * d_{t-1} + grad / ||grad||_1
 
     in the coordinates u of the attack's protocol, which for `pixel` are x themselves.
@@ -232,7 +232,7 @@ def ascend(
     else:
         start = random_start(origin, attack.epsilon, attack.norm, seeds, box) if attack.random_start else origin
     num_steps = attack.num_steps - attack.loses_last_step
-    nearest = projection(origin, attack.epsilon, attack.norm, box)
+    step_up = ascent(origin, attack.epsilon, attack.norm, box)
 
     def gradient_at(u):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -247,7 +247,7 @@ def ascend(
             direction = attack.momentum * direction + tf.math.divide_no_nan(gradient, size)
         else:
             direction = gradient
-        moved = nearest(u + attack.resolved_step_size * steepest_step(direction, attack.norm))
+        moved = step_up(u, direction, attack.resolved_step_size)
         return step + 1, moved, direction, zeros + zero
 
     _, u, _, zeros = tf.while_loop(

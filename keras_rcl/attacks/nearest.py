@@ -2,19 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from keras_rcl.attacks.fab import to_hyperplane
 from keras_rcl.attacks.gradient_ascent import Crafted, Minimal, Round, usable_gradient
-from keras_rcl.attacks.norms import choose, length, per_example, project, steepest_step
+from keras_rcl.attacks.norms import DUAL, choose, length, per_example, project, steepest_step
 from keras_rcl.attacks.surrogates import cross_entropy, fools, logit_margin, top_wrong_class, unit_gradient
 from keras_rcl.vocabulary.attacks import DDN, FMN, DeepFool
 from keras_rcl.vocabulary.threat import Norm
-
-DUAL: dict[Norm, Literal["l1", "l2"]] = {"linf": "l1", "l2": "l2"}
-"""The norm of a gradient that gives the distance to a hyperplane in a norm."""
 
 
 class _State(NamedTuple):

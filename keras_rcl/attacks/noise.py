@@ -31,10 +31,10 @@ def _gaussian(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.
     """Normal noise; arguments as of `random_start`.
 
     For linf its standard deviation is epsilon / sqrt(3), that of uniform noise (sigma as in Foolbox 2,
-    AdditiveGaussianNoiseAttack); it is clipped to the ball, which 8 % of it exceeds. For l2 it is scaled to length
-    epsilon (as in Foolbox 3, L2AdditiveGaussianNoiseAttack). Both are clipped to the box.
+    AdditiveGaussianNoiseAttack); it is clipped to the ball, which 8 % of it exceeds. For l2 and l1 it is scaled to
+    length epsilon (as in Foolbox 3, L2AdditiveGaussianNoiseAttack). All are clipped to the box.
     """
-    if norm == "l2":
+    if norm != "linf":
         return boundary_start(x, epsilon, norm, seeds)
     return project(x + epsilon / 3**0.5 * normal(x.shape[1:], seeds), x, epsilon, norm)
 
@@ -42,7 +42,8 @@ def _gaussian(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.
 def _salt_and_pepper(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
     """A share of the pixels, uniform on [0, 1), turns white or black with equal probability, all channels alike.
 
-    The change is projected to the ball: to epsilon up or down (linf), or to a length of at most epsilon (l2).
+    The change is projected to the ball: to epsilon up or down (linf), or to a length of at most epsilon (l2,
+    l1).
     Arguments as of `random_start`.
     """
     number, half = uniform([*x.shape[1:3], 1], seeds), per_example(uniform([], seeds + 1), x) / 2.0

@@ -1,18 +1,20 @@
-"""Ball geometry for L-inf and L2, per example, and the pixel box [0, 1]."""
+"""Ball geometry for L-inf, L2 and L1, per example, and the pixel box [0, 1]."""
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import tensorflow as tf
 
 from keras_rcl.vocabulary.threat import Norm
 
+DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
+"""The norm of a gradient that gives the distance to a hyperplane in a norm."""
 
-def length(delta: tf.Tensor, norm: Norm | Literal["l1"]) -> tf.Tensor:
+
+def length(delta: tf.Tensor, norm: Norm) -> tf.Tensor:
     """The size of each example's change: [N, ...] -> [N].
 
-    It is max |delta_i| (linf), sqrt(sum delta_i^2) (l2) or sum |delta_i| (l1, the dual of linf).
+    It is max |delta_i| (linf), sqrt(sum delta_i^2) (l2) or sum |delta_i| (l1).
     """
     flat = tf.reshape(delta, [tf.shape(delta)[0], -1])
     if norm == "linf":
@@ -27,7 +29,7 @@ def steepest_step(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
 
     Args:
         gradient: g, [N, ...].
-        norm: `linf` or `l2`.
+        norm: `linf` or `l2`. Of `l1` it is one pixel, which the box stops; see `ascent`.
 
     Returns:
         [N, ...]: sign(g) for linf, g / ||g||_2 for l2; 0 where g is 0.
@@ -50,7 +52,7 @@ def projection(x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX)
     Args:
         x: centers, [N, ...].
         epsilon: radius in pixels.
-        norm: `linf` or `l2`.
+        norm: `linf`, `l2` or `l1`. For linf and l1 the result is the nearest point of the intersection of ball and box.
         box: low and high.
 
     Returns:
@@ -59,6 +61,8 @@ def projection(x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX)
     if norm == "linf":
         lowest, highest = (tf.clip_by_value(x + way, *box) for way in (-epsilon, epsilon))
         return lambda x_adv: tf.clip_by_value(x_adv, lowest, highest)
+    if norm == "l1":
+        return lambda x_adv: _nearest_in_l1(x_adv, x, epsilon, box)
 
     def nearest(x_adv):
         delta = x_adv - x
@@ -67,6 +71,98 @@ def projection(x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX)
         return tf.clip_by_value(x_adv, *box)
 
     return nearest
+
+
+def _nearest_in_l1(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, box: tuple) -> tf.Tensor:
+    """The nearest point of the intersection of an L1 ball and the box.
+
+    With a_i = |x_adv_i - x_i| and room_i the distance from x_i to the box on the side of x_adv_i, pixel i moves by
+    min(max(a_i - r, 0), room_i), where r >= 0 is 0 or the number for which the moves add up to epsilon. Their sum
+    falls linearly between its kinks, which are the a_i and the a_i - room_i: in descending order of the kinks,
+
+        sum(r) = T - C r,   T = sum of +-kink,   C = sum of +-1 over the kinks above r, + for a_i, - for a_i - room_i
+
+    Arguments as of `projection`.
+
+    References:
+        Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", Proposition
+        2.1.
+    """
+    # In float64, as sums of large terms may differ by little.
+    delta = tf.cast(x_adv, tf.float64) - tf.cast(x, tf.float64)
+    room = tf.cast(tf.nn.relu(tf.where(x_adv > x, box[1] - x, x - box[0])), tf.float64)
+    moves, rooms = (tf.reshape(values, [tf.shape(x)[0], -1]) for values in (tf.abs(delta), room))
+    kinks = tf.concat([moves, moves - rooms], axis=1)
+    order = tf.argsort(kinks, axis=1, direction="DESCENDING", stable=True)
+    kinks = tf.gather(kinks, order, batch_dims=1)
+    signs = tf.where(order < tf.shape(moves)[1], tf.ones_like(kinks), -tf.ones_like(kinks))
+    totals, counts = tf.cumsum(signs * kinks, axis=1), tf.cumsum(signs, axis=1)
+    following = tf.concat([kinks[:, 1:], kinks[:, -1:]], axis=1)
+    radius = tf.reshape(tf.cast(epsilon, tf.float64), [-1, 1])
+    stretch = tf.reduce_sum(tf.cast(totals - counts * following < radius, tf.int32), axis=1, keepdims=True)
+    stretch = tf.minimum(stretch, tf.shape(kinks)[1] - 1)
+    total, count, high, low = (
+        tf.gather(values, stretch, batch_dims=1) for values in (totals, counts, kinks, following)
+    )
+    shrink = tf.nn.relu(tf.clip_by_value(tf.math.divide_no_nan(total - radius, count), low, high))
+    change = tf.sign(delta) * tf.reshape(tf.minimum(tf.nn.relu(moves - shrink), rooms), tf.shape(x))
+    return tf.clip_by_value(x + tf.cast(change, x.dtype), *box)
+
+
+def fill(value: tf.Tensor, room: tf.Tensor, cost: tf.Tensor, budget: tf.Tensor) -> tf.Tensor:
+    """Fill pixels in descending order of value, each up to its room, until a budget is spent (a fractional knapsack).
+
+        amount_i = min(max((budget - sum_{j before i} cost_j room_j) / cost_i, 0), room_i)
+
+    Args:
+        value: [N, D]; among equals the first pixel comes first.
+        room: the largest amount of each pixel, [N, D].
+        cost: of one unit of each pixel, [N, D]; a pixel of cost 0 stays empty.
+        budget: [N], or a number.
+
+    Returns:
+        The amounts, [N, D].
+    """
+    order = tf.argsort(value, axis=1, direction="DESCENDING", stable=True)
+    rooms, costs = (tf.gather(values, order, batch_dims=1) for values in (room, cost))
+    left = tf.reshape(tf.cast(budget, room.dtype), [-1, 1]) - tf.cumsum(costs * rooms, axis=1, exclusive=True)
+    amounts = tf.clip_by_value(tf.math.divide_no_nan(left, costs), 0.0, rooms)
+    return tf.gather(amounts, tf.argsort(order, axis=1), batch_dims=1)
+
+
+def ascent(x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX) -> Callable:
+    """The function that makes one step up a loss, within the ball around x and the box.
+
+    For linf and l2 it is projection(u + size * steepest_step(direction)). For l1 a steepest step changes one pixel,
+    which the box stops after a distance of 1. So the step is toward the point v of ball and box where the linearised
+    loss is highest, as in the method of Frank and Wolfe; v differs from x in the fewest pixels:
+
+        u + min(1, size / ||v - u||_1) (v - u),   v = argmax <direction, v>
+
+    Args:
+        x: centers, [N, ...], within the box.
+        epsilon: radius in pixels.
+        norm: `linf`, `l2` or `l1`.
+        box: low and high.
+
+    Returns:
+        A function of points u [N, ...] within ball and box, directions [N, ...] and the size of the step in pixels,
+        that returns points [N, ...] within ball and box. Where the direction is 0 it returns u.
+    """
+    nearest = projection(x, epsilon, norm, box)
+    if norm != "l1":
+        return lambda u, direction, size: nearest(u + size * steepest_step(direction, norm))
+
+    def step(u, direction, size):
+        slope = tf.reshape(tf.abs(direction), [tf.shape(x)[0], -1])
+        room = tf.reshape(tf.nn.relu(tf.where(direction > 0, box[1] - x, x - box[0])), tf.shape(slope))
+        amounts = fill(slope, room, tf.sign(slope), epsilon)
+        away = x + tf.sign(direction) * tf.reshape(amounts, tf.shape(x)) - u
+        share = tf.minimum(tf.math.divide_no_nan(size, length(away, "l1")), 1.0)
+        share *= tf.cast(tf.reduce_any(slope > 0, axis=1), share.dtype)
+        return tf.clip_by_value(u + per_example(share, x) * away, *box)
+
+    return step
 
 
 def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX) -> tf.Tensor:
@@ -80,7 +176,7 @@ def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor, box
     Args:
         x: [N, H, W, C].
         epsilon: radius in pixels.
-        norm: `linf` or `l2`.
+        norm: `linf`, `l2` or `l1`.
         seeds: [N, 2], one stateless seed per example.
         box: low and high.
 
@@ -90,10 +186,21 @@ def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor, box
     shape = x.shape[1:]
     if norm == "linf":
         noise = 2.0 * uniform(shape, seeds) - 1.0
+    elif norm == "l1":
+        noise = _uniform_in_l1(x, seeds)
     else:
         radius = uniform([], seeds + 1) ** (1 / shape.num_elements())
         noise = _of_length_one(normal(shape, seeds), norm) * per_example(radius, x)
     return project(x + epsilon * noise, x, epsilon, norm, box)
+
+
+def _uniform_in_l1(x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """Uniform in the L1 ball of radius 1: signed exponential numbers, divided by their sum and one more's."""
+    drawn = 2.0 * uniform(x.shape[1:], seeds) - 1.0
+    last = -tf.math.log1p(-uniform([], seeds + 1))
+    sizes = -tf.math.log1p(-tf.minimum(tf.abs(drawn), 1.0 - 2.0**-24))
+    total = tf.reduce_sum(tf.reshape(sizes, [tf.shape(sizes)[0], -1]), axis=1) + last
+    return tf.sign(drawn) * tf.math.divide_no_nan(sizes, per_example(total, x))
 
 
 def boundary_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:

@@ -9,21 +9,25 @@ from keras_rcl.attacks.gradient_ascent import Crafted, Round
 from keras_rcl.attacks.norms import choose, projection, steepest_step, uniform
 from keras_rcl.attacks.surrogates import fools, logit_margin
 from keras_rcl.vocabulary.attacks import Square
+from keras_rcl.vocabulary.threat import Norm
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Numbers of queries, of 10,000, after which the share of pixels in a patch is halved."""
 
-SMALLEST_SIDE = {"linf": 1, "l2": 3}
+SMALLEST_SIDE = {"linf": 1, "l2": 3, "l1": 3}
+DECAY = {"l2": 2, "l1": 4}
+"""The power at which the rings of `_hills` fall: 1 / j^2 in the paper, 1 / j^4 in the version for l1."""
 
 
 def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square, round: Round) -> Crafted:
     """One round of Square, a random search that minimises the logit margin L.
 
-        x_1 = stripes (linf) or tiles (l2);   x_{q+1} = z if L(z) < L(x_q) or z fools, else x_q,   z = moved(x_q)
+        x_1 = stripes (linf) or tiles (l2, l1);   x_{q+1} = z if L(z) < L(x_q) or z fools, else x_q,   z = moved(x_q)
         L(x) = f_y(x) - max_{k != y} f_k(x)
 
     A move changes one square window, of a side that shrinks from query to query, at a random place of each example
-    (Algorithm 2 for linf, 3 for l2). An example that fools the classifier stays as it is; the loop ends once all do.
+    (Algorithm 2 for linf, 3 for l2 and, with lengths in L1, for l1). An example that fools the classifier stays as it
+    is; the loop ends once all do.
     Each example takes at most `num_queries` queries, of which x_1 is the first.
 
     Args:
@@ -38,20 +42,19 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
 
     References:
         Andriushchenko et al. 2020, "Square attack: a query-efficient black-box adversarial attack via random search"
-        (arXiv:1912.00049), Algorithm 1.
+        (arXiv:1912.00049), Algorithm 1; Croce and Hein 2021, "Mind the box" (l1).
     """
     height, width, channels = x.shape[1:].as_list()
-    start = {"linf": _stripes, "l2": _tiles}[attack.norm]
     sides = tf.constant(_sides(attack, height, width))
     shrinks_at = tf.constant(_shrinks_at(attack.num_queries))
     nearest = projection(x, attack.epsilon, attack.norm)
     # The numbers of all queries are drawn at once. `start` uses the seeds themselves.
-    numbers = uniform([attack.num_queries - 1, {"linf": 2, "l2": 5}[attack.norm] + channels], round.seeds + 1)
+    numbers = uniform([attack.num_queries - 1, {"linf": 2, "l2": 5, "l1": 5}[attack.norm] + channels], round.seeds + 1)
 
     def moved(images, side, drawn):
         if attack.norm == "linf":
             return _repaint(images, nearest, side, drawn)
-        return nearest(x + _move_mass(images - x, attack.epsilon, side, drawn))
+        return nearest(x + _move_mass(images - x, attack.epsilon, attack.norm, side, drawn))
 
     def loss_of(images):
         """The margin [N], and -inf where the image fools, so that nothing is lower."""
@@ -66,7 +69,8 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
         better = candidate_loss < loss
         return query + 1, choose(better, candidate, images), tf.where(better, candidate_loss, loss)
 
-    images = nearest(x + start(x, attack.epsilon, round.seeds))
+    start = _stripes(x, round.seeds) if attack.norm == "linf" else _tiles(x, attack.norm, round.seeds)
+    images = nearest(x + (start if attack.norm == "l1" else attack.epsilon * start))
     _, images, _ = tf.while_loop(
         lambda query, images, loss: (query < attack.num_queries) & tf.reduce_any(loss > -np.inf),
         ask,
@@ -88,9 +92,9 @@ def _sides(attack: Square, height: int, width: int) -> np.ndarray:
     return np.clip(sides, 1, max(1, min(height, width) - 1)).astype("int32")
 
 
-def _stripes(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
-    """-epsilon or epsilon, one sign per column and channel: [N, 1, W, C]."""
-    return epsilon * _signs(uniform([1, *x.shape[2:]], seeds))
+def _stripes(x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """-1 or 1, one sign per column and channel: [N, 1, W, C]."""
+    return _signs(uniform([1, *x.shape[2:]], seeds))
 
 
 def _repaint(images: tf.Tensor, nearest: Callable, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
@@ -112,31 +116,41 @@ def _repaint(images: tf.Tensor, nearest: Callable, side: tf.Tensor, numbers: tf.
     return nearest(images + tf.reshape(change, tf.shape(images)))
 
 
-def _tiles(x: tf.Tensor, epsilon: float, seeds: tf.Tensor) -> tf.Tensor:
-    """Tiles of a fifth of the image side, each `_hills`, upright or lying, a sign per channel; length epsilon."""
+def _tiles(x: tf.Tensor, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
+    """Tiles of a fifth of the image side, each `_hills`, upright or lying, a sign per channel.
+
+    For l2 all of them have length 1; for l1 each one of each channel, so that the projection to the ball leaves peaks.
+    """
     _, height, width, channels = x.shape
     side = max(1, min(height, width) // 5)
     down, across = height // side, width // side
     numbers = uniform([down, 1, across, 1, 1 + channels], seeds)
     along = tf.range(side)
-    hills = _hills(along[:, None], along[None, :], side)[:, None, :, None]
+    hills = _hills(along[:, None], along[None, :], side, norm)[:, None, :, None]
+    if norm == "l1":
+        hills /= tf.reduce_sum(tf.abs(hills))
     tiles = tf.where(numbers[..., :1] < 0.5, hills, tf.transpose(hills, [2, 1, 0, 3])) * _signs(numbers[..., 1:])
     tiles = tf.reshape(tiles, [-1, down * side, across * side, channels])
     tiles = tf.image.pad_to_bounding_box(tiles, height % side // 2, width % side // 2, height, width)
-    return epsilon * steepest_step(tiles, "l2")
+    return tiles if norm == "l1" else steepest_step(tiles, "l2")
 
 
-def _move_mass(delta: tf.Tensor, epsilon: float, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+def _move_mass(delta: tf.Tensor, epsilon: float, norm: Norm, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     """Algorithm 3: the change in a second window moves into a first one, where it bulges. In each channel c
 
         b_c = +-eta / ||eta|| + delta_{1,c} / ||delta_{1,c}||
         delta_{1,c} = b_c / ||b_c|| sqrt(||delta_{1 or 2,c}||^2 + (epsilon^2 - ||delta||^2) / C),   delta_{2,c} = 0
 
-    so that the length is epsilon again; eta are `_hills`.
+    so that the length is epsilon again; eta are `_hills`. For l1, with lengths in L1,
+
+        delta_{1,c} = b_c / ||b_c|| (C ||delta_{1 or 2,c}|| + epsilon - ||delta||),   delta_{2,c} = 0
+
+    which may be longer: the projection to the ball takes the smallest changes away.
 
     Args:
         delta: [N, H, W, C], each within the ball.
         epsilon: radius in pixels.
+        norm: `l2` or `l1`.
         side: the windows', a scalar.
         numbers: [N, 5 + C] in [0, 1): the windows' places, upright or lying, and a sign per channel.
     """
@@ -150,30 +164,35 @@ def _move_mass(delta: tf.Tensor, epsilon: float, side: tf.Tensor, numbers: tf.Te
     rows, columns, first = window(numbers[:, :2])
     _, _, second = window(numbers[:, 2:4])
     upright = numbers[:, 4, None, None] < 0.5
-    eta = _hills(tf.where(upright, rows, columns), tf.where(upright, columns, rows), side)
+    eta = _hills(tf.where(upright, rows, columns), tf.where(upright, columns, rows), side, norm)
     either = first | second
 
-    mass = tf.reduce_sum(tf.where(either, delta, 0.0) ** 2, axis=(1, 2), keepdims=True)
-    unused = tf.nn.relu(epsilon**2 - tf.reduce_sum(delta**2, axis=(1, 2, 3), keepdims=True))
-    bulge = _unit(tf.where(first, eta[..., None], 0.0)) * _signs(numbers[:, None, None, 5:])
-    bulge += _unit(tf.where(first, delta, 0.0))
-    bulge = _unit(bulge) * tf.sqrt(mass + unused / delta.shape[3])
-    return tf.where(either, bulge, delta)
+    bulge = _unit(tf.where(first, eta[..., None], 0.0), norm) * _signs(numbers[:, None, None, 5:])
+    bulge += _unit(tf.where(first, delta, 0.0), norm)
+    power = 2 if norm == "l2" else 1
+    masses = tf.abs(delta) ** power
+    mass = tf.reduce_sum(tf.where(either, masses, 0.0), axis=(1, 2), keepdims=True)
+    unused = tf.nn.relu(epsilon**power - tf.reduce_sum(masses, axis=(1, 2, 3), keepdims=True))
+    channels = delta.shape[3]
+    size = tf.sqrt(mass + unused / channels) if norm == "l2" else channels * mass + unused
+    return tf.where(either, _unit(bulge, norm) * size, delta)
 
 
-def _hills(rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+def _hills(rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor, norm: Norm) -> tf.Tensor:
     """The paper's eta (eq. 2) within a square window: a hill on its upper half, the same downward on the lower one.
 
-    With n = side // 2, at Chebyshev distance d from the middle of its half a pixel has sum_{j=d}^n 1 / (j + 1)^2.
+    With n = side // 2, at Chebyshev distance d from the middle of its half a pixel has sum_{j=d}^n 1 / (j + 1)^2,
+    and ^4 for l1.
 
     Args:
         rows: a pixel's row from the window's corner, from 0.
         columns: its column, of a shape that broadcasts with that of `rows`.
         side: the window's, a scalar.
+        norm: `l2` or `l1`.
     """
     half = side // 2
     size = max(tf.broadcast_static_shape(rows.shape, columns.shape)[-2:])
-    sums = tf.constant(np.cumsum([0.0, *(1.0 / np.arange(1, size + 2) ** 2)]), tf.float32)
+    sums = tf.constant(np.cumsum([0.0, *(1.0 / np.arange(1.0, size + 2) ** DECAY[norm])]), tf.float32)
     lower = rows >= half
     middle = tf.where(lower, half + (side - half) // 2, half // 2)
     distance = tf.maximum(tf.abs(rows - middle), tf.abs(columns - half))
@@ -200,8 +219,10 @@ def _inside(offsets: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
     return (offsets >= 0) & (offsets < side)
 
 
-def _unit(values: tf.Tensor) -> tf.Tensor:
+def _unit(values: tf.Tensor, norm: Norm) -> tf.Tensor:
     """Each channel of each example scaled to length 1, or 0 where it is 0: [N, H, W, C]."""
+    if norm == "l1":
+        return tf.math.divide_no_nan(values, tf.reduce_sum(tf.abs(values), axis=(1, 2), keepdims=True))
     return tf.math.divide_no_nan(values, tf.norm(values, axis=(1, 2), keepdims=True))
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from keras_rcl.errors import InvalidInputError, format_error
 from keras_rcl.vocabulary.attacks import Transfer, parse_attack
 from keras_rcl.vocabulary.claim import Claim
-from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_pixels, parse_pixels
+from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_epsilon, format_pixels, parse_pixels
 
 SHORTCUTS = {
     "seed": "seed",
@@ -33,7 +33,8 @@ def pop_settings(options: dict[str, Any], *names: str) -> list[str]:
 
 def stored_setting(folder: Path, attack) -> str:
     """The setting by which a training reads the examples that an attack left in a folder."""
-    return f"{{name: stored, folder: {folder}, norm: {attack.norm}, epsilon: {format_pixels(attack.epsilon)}}}"
+    epsilon = format_epsilon(attack.epsilon, attack.norm)
+    return f"{{name: stored, folder: {folder}, norm: {attack.norm}, epsilon: {epsilon}}}"
 
 
 def parse_attacks(

@@ -12,7 +12,7 @@ from keras_rcl.data.tfdata_options import untuned
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.kinds import EXAMPLES
 from keras_rcl.vocabulary.attacks import Attack, Stored
-from keras_rcl.vocabulary.threat import format_pixels, parse_pixels
+from keras_rcl.vocabulary.threat import format_epsilon, parse_pixels
 
 FORMAT = 1
 RECORD = "examples.json"
@@ -96,10 +96,11 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
             f"{folder} holds examples of {source}, and the training is on {data.name}; craft them of that"
         )
     norm, epsilon = record["attack"]["norm"], _epsilon(record["attack"]["epsilon"], folder / RECORD)
+    ball = f"{norm} {format_epsilon(epsilon, norm)}"
     if (norm, epsilon) != (attack.norm, attack.epsilon):
         raise InvalidInputError(
-            f"{folder} holds examples of {norm} {format_pixels(epsilon)}, and the training asks for {attack.norm} "
-            f"{format_pixels(attack.epsilon)}; set norm and epsilon of the stored attack to those"
+            f"{folder} holds examples of {ball}, and the training asks for {attack.norm} "
+            f"{format_epsilon(attack.epsilon, attack.norm)}; set norm and epsilon of the stored attack to those"
         )
     clean = data.train
     found = _read(folder, record["shards"], data.image_shape)
@@ -113,7 +114,7 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
     images = found.images[chosen]
     if (found.labels[chosen] != clean.labels).any() or _distance(images, clean.images, norm) > 255 * epsilon + ROUNDING:
         raise InvalidInputError(
-            f"{folder} holds examples that are not within {norm} {format_pixels(epsilon)} of the training images, or "
+            f"{folder} holds examples that are not within {ball} of the training images, or "
             "labelled otherwise; craft them again"
         )
     return images
@@ -167,6 +168,6 @@ def _distance(images: np.ndarray, clean: np.ndarray, norm: str) -> float:
     for start in range(0, len(clean), 1024):
         chosen = slice(start, start + 1024)
         change = (images[chosen].astype(np.float64) - clean[chosen]).reshape(len(clean[chosen]), -1)
-        lengths = np.abs(change).max(axis=1) if norm == "linf" else np.sqrt((change**2).sum(axis=1))
+        lengths = np.linalg.norm(change, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
         largest = max(largest, float(lengths.max()))
     return largest

@@ -7,7 +7,6 @@ References:
 """
 
 import dataclasses
-import math
 from typing import Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.labels import class_labels
-from keras_rcl.vocabulary.threat import check_ball
+from keras_rcl.vocabulary.threat import check_ball, length_of_ones
 
 __all__ = ["Audit", "Evidence", "Finding", "Subject", "Verdict", "audit"]
 
@@ -187,7 +186,7 @@ def _surface(context: Context) -> np.ndarray:
     index = int(correct[0]) if len(correct) else 0
     image, label, epsilon = context.images[index], context.labels[index], context.claim.epsilon
     across = np.sign(np.random.default_rng(context.seed + 1).uniform(-1, 1, image.shape))
-    step = epsilon if context.claim.norm == "linf" else epsilon / math.sqrt(image.size)
+    step = epsilon / length_of_ones(image.size, context.claim.norm)
     ticks = np.linspace(-1, 1, GRID) * step
     along = context.direction[index]
     rows = [np.clip([image + a * along + b * across for b in ticks], 0, 1).astype(np.float32) for a in ticks]

@@ -108,7 +108,7 @@ def accuracy_epsilon_figure(
     axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_xlim(0, ticks[-1] or 1)
     axes.set_ylim(0, 100)
-    axes.set_xlabel("$\\epsilon$ ($\\ell_\\infty$)" if norm == "linf" else "$\\epsilon$ ($\\ell_2$)")
+    axes.set_xlabel("$\\epsilon$ ($\\ell_" + {"linf": "\\infty", "l2": "2", "l1": "1"}[norm] + "$)")
     axes.set_ylabel("robust accuracy (%)")
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(color="0.9", linewidth=0.8)

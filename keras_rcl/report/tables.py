@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from keras_rcl.measures.wilson import wilson_interval
 from keras_rcl.vocabulary.phase import Phase, View
-from keras_rcl.vocabulary.threat import format_pixels
+from keras_rcl.vocabulary.threat import format_epsilon, format_pixels
 
 ATTACK_COLUMNS = {
     "attack": "attack",
@@ -121,7 +121,7 @@ def protocol_table(record: Mapping) -> str:
     """
     rows = []
     for row in record["rows"]:
-        epsilon = format_pixels(row["epsilon"])
+        epsilon = format_epsilon(row["epsilon"], row["norm"])
         name = row["attack"].removesuffix(f" {row['protocol']}").removesuffix(f" {epsilon}")
         distances = [_distance(row.get(key), row["norm"]) for key in ("largest_distance", "median_distance_fallen")]
         measured = [percent(row[key]) for key in ("clean_accuracy", "robust_accuracy", "attack_success_rate")]
@@ -183,7 +183,9 @@ def comparison_table(records: Mapping[str, Mapping]) -> tuple[list[str], list[li
 
 def _worst_case(row: Mapping) -> str:
     protocol = row.get("protocol", "pixel")
-    return f"worst case {row['norm']} {format_pixels(row['epsilon'])}" + (f" {protocol}" if protocol != "pixel" else "")
+    return f"worst case {row['norm']} {format_epsilon(row['epsilon'], row['norm'])}" + (
+        f" {protocol}" if protocol != "pixel" else ""
+    )
 
 
 def _column(row: Mapping) -> str:

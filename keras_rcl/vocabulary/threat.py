@@ -11,8 +11,9 @@ from pydantic import BeforeValidator, PlainSerializer
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.spec import spec
 
-Norm = Literal["linf", "l2"]
-"""The geometry of the ball: `linf` bounds every pixel's change, `l2` the Euclidean length of the whole change."""
+Norm = Literal["linf", "l2", "l1"]
+"""The geometry of the ball: `linf` bounds every pixel's change, `l2` the Euclidean length of the whole change, `l1` the
+sum of all changes."""
 
 Protocol = Literal["pixel", "claf-repo", "cusin-repo", "wang-minus1to1", "wang-meanstd"]
 """The coordinates in which an attack runs; `PROTOCOLS` says what each one is."""
@@ -57,12 +58,23 @@ else:
 """A distance in pixel units, [0, 1]: accepts `8/255`, `"8/255"` and `0.031`, and prints as `8/255`."""
 
 
-LARGEST_LENGTH = {"linf": 1.0, "l2": 100.0}
+def format_epsilon(value: float, norm: Norm) -> str:
+    """A radius as the field writes it: `8/255` for linf and l2, where it is such a fraction; `12` for l1."""
+    return format_pixels(value) if norm != "l1" else repr(value).removesuffix(".0")
+
+
+LARGEST_LENGTH: dict[Norm, float] = {"linf": 1.0, "l2": 100.0, "l1": 10_000.0}
 """The largest distance of each norm that a setting accepts; a larger one was probably given in units of 0 to 255.
 
-No two images differ by more than 1 in `linf`. In `l2` they differ by at most sqrt(H W C), which `check_ball` compares
-with where the images are known; 100 is above that for images of up to 57 x 57 x 3, and far above every radius in use.
+No two images differ by more than 1 in `linf`. They differ by at most sqrt(H W C) in `l2` and H W C in `l1`, which
+`check_ball` compares with where the images are known; 100 and 10,000 are above that for images of up to 57 x 57 x 3,
+and far above every radius in use.
 """
+
+
+def length_of_ones(count: int, norm: Norm) -> float:
+    """The length of a change of 1 in each of so many entries: the largest distance of two images of that size."""
+    return {"linf": 1.0, "l2": math.sqrt(count), "l1": float(count)}[norm]
 
 
 def check_epsilon(epsilon: float, norm: Norm) -> None:
@@ -87,25 +99,32 @@ def check_step_size(step_size: float | None, norm: Norm) -> None:
 
 
 def check_ball(epsilon: float, norm: Norm, image_shape: Sequence[int | None], name: str = "epsilon") -> None:
-    """Reject a distance that is longer than the diagonal of the pixel box of these images.
+    """Reject a distance that is longer than the diagonal of the pixel box of these images, and an l1 radius in 1/255.
 
     Args:
         epsilon: the distance.
-        norm: `linf` or `l2`.
+        norm: `linf`, `l2` or `l1`.
         image_shape: (H, W, C). A shape with None is not checked.
         name: the name of the distance in the message.
 
     Raises:
-        InvalidInputError: if no two images in [0, 1] of this shape are as far apart.
+        InvalidInputError: if no two images in [0, 1] of this shape are as far apart; or if the distance is a radius in
+            l1 that was written as a fraction of 255, which is less than one pixel's range.
     """
+    fraction = format_pixels(epsilon)
+    if norm == "l1" and name == "epsilon" and 0 < epsilon < 1 and len(fraction) < len(repr(epsilon)):
+        raise InvalidInputError(
+            f"{name} {fraction} in l1 is less than the range of one pixel; hint: an l1 radius is the sum of all "
+            f"changes in units of [0, 1], such as {name}={fraction.removesuffix('/255')}"
+        )
     if norm == "linf" or None in image_shape:
         return
-    diagonal = math.sqrt(math.prod(size for size in image_shape if size is not None))
+    diagonal = length_of_ones(math.prod(size for size in image_shape if size is not None), norm)
     if epsilon > diagonal * (1 + 1e-6):
         shape = "x".join(map(str, image_shape))
         raise InvalidInputError(
-            f"{name} {epsilon:g} in l2 is larger than {diagonal:g}, the largest distance of two {shape} images in "
-            f"[0, 1]; did you mean {epsilon:g}/255?"
+            f"{name} {epsilon:g} in {norm} is larger than {diagonal:g}, the largest distance of two {shape} images in "
+            f"[0, 1]; {_in_unit_range(epsilon, norm)}"
         )
 
 
@@ -115,8 +134,13 @@ def _check_length(name: str, length: float, norm: Norm) -> None:
     if norm == "linf":
         why = f"{name} {length:g} is larger than the whole pixel range [0, 1]"
     else:
-        why = f"{name} {length:g} in l2 is larger than {LARGEST_LENGTH[norm]:g}; pixels are in [0, 1]"
-    raise ValueError(f"{why}; did you mean {length:g}/255?")
+        why = f"{name} {length:g} in {norm} is larger than {LARGEST_LENGTH[norm]:g}; pixels are in [0, 1]"
+    raise ValueError(f"{why}; {_in_unit_range(length, norm)}")
+
+
+def _in_unit_range(length: float, norm: Norm) -> str:
+    """What a distance was probably meant to be that was given in units of 0 to 255."""
+    return f"did you mean {length / 255:g}?" if norm == "l1" else f"did you mean {length:g}/255?"
 
 
 @spec
@@ -124,7 +148,7 @@ class ThreatModel:
     """What an attacker may do: move an image by at most `epsilon` in `norm`, within the pixel box [0, 1].
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball, such as "8/255", in pixel units if `protocol` is `pixel`.
         protocol: the coordinates in which ball and box are given.
 

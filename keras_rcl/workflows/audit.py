@@ -21,7 +21,7 @@ from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.storage.stored import read_arrays
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
-from keras_rcl.vocabulary.threat import Norm, check_ball, format_pixels
+from keras_rcl.vocabulary.threat import Norm, check_ball, format_epsilon
 from keras_rcl.workflows.inputs import data_for, logits_through, pixels, split_of
 
 FORMAT = 1
@@ -202,7 +202,7 @@ def _of_record(
     known = dict.fromkeys((attack.norm, attack.epsilon) for attack in stored["attacks"])
     wanted = [ball for ball in known if norm in (None, ball[0]) and epsilon in (None, ball[1])]
     if len(wanted) != 1:
-        texts = ", ".join(f"{n} {format_pixels(e)}" for n, e in known) or "no attack"
+        texts = ", ".join(f"{n} {format_epsilon(e, n)}" for n, e in known) or "no attack"
         raise InvalidInputError(f"{path} holds {texts}; choose one with --norm and --epsilon")
     ((norm, epsilon),) = wanted
     numbers = [i for i, attack in enumerate(stored["attacks"]) if (attack.norm, attack.epsilon) == (norm, epsilon)]
@@ -274,7 +274,7 @@ def _draw(
     result: Audit, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], folder: Path
 ) -> list[tuple[str, str]]:
     """Draw the pictures of the audit; returns their captions and file names."""
-    reach = format_pixels(result.claim.epsilon)
+    reach = format_epsilon(result.claim.epsilon, result.claim.norm)
     loss_surface_plot(result.surface, folder / "loss_surface.png", reach=reach, title="loss surface of one image")
     pictures = [("The logit margin around one image, which should be smooth", "loss_surface.png")]
     shown = result.counterexamples[:PICTURED_IMAGES]

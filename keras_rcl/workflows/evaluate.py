@@ -167,7 +167,7 @@ def evaluate(
             classes, the members that are defined for fewer classes are run.
         epsilon: The radius in units of [0, 1], such as "8/255", whatever range the images have; a list runs each attack
             at each radius. If it is not given, that of each attack.
-        norm: `linf` or `l2`; if it is not given, that of each attack.
+        norm: `linf`, `l2` or `l1`; if it is not given, that of each attack.
         input_range: The range of the images that the model reads: `0..1`, `0..255` or `-1..1`. If it is not given, it
             is read from the first layers of the model, or the one in which clean accuracy is highest.
         output: Whether the model gives `logits` or `probabilities`; detected if not given.

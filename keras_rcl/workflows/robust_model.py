@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -25,6 +25,7 @@ from keras_rcl.vocabulary.attacks import PGD, Attack
 from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.phase import Adversarial, Phase, Ramp
+from keras_rcl.vocabulary.threat import Norm
 
 UNKNOWN = 2**31 - 1
 """The number of steps per epoch if it is not known: all steps are of the first epoch."""
@@ -343,7 +344,7 @@ def evaluation_attack(phase: Phase) -> Attack:
     attacks = [view.attack for view in phase.views if isinstance(view, Adversarial)]
     if phase.worst_case:
         return PGD(epsilon=phase.worst_case.radius)
-    if not attacks or attacks[-1].norm not in ("linf", "l2"):
+    if not attacks or attacks[-1].norm not in get_args(Norm):
         return PGD()
     return PGD(epsilon=attacks[-1].epsilon, norm=attacks[-1].norm)
 

@@ -35,6 +35,7 @@ from keras_rcl.vocabulary.network import Network
 ATTACKS = {
     "fgsm": FGSM(epsilon="8/255"),
     "fgsm l2": FGSM(epsilon="100/255", norm="l2"),
+    "fgsm l1": FGSM(epsilon=2, norm="l1"),
     "fgsm targeted": FGSM(epsilon="8/255", targeted=True),
     "bim": BIM(epsilon="8/255", step_size="2/255", num_steps=6),
     "bim l2": BIM(epsilon="100/255", norm="l2", num_steps=6),
@@ -42,6 +43,7 @@ ATTACKS = {
     "pgd l2": PGD(epsilon="100/255", norm="l2", num_steps=6),
     "pgd without random start": PGD(epsilon="8/255", num_steps=6, random_start=False),
     "pgd l2 without random start": PGD(epsilon="100/255", norm="l2", num_steps=6, random_start=False),
+    "pgd l1": PGD(epsilon=2, norm="l1", num_steps=6),
     "pgd restarts": PGD(epsilon="8/255", num_steps=4, num_restarts=3),
     "pgd l2 restarts": PGD(epsilon="100/255", norm="l2", num_steps=4, num_restarts=3),
     "pgd targeted": PGD(epsilon="8/255", num_steps=6, targeted=True),
@@ -54,26 +56,30 @@ ENSEMBLE = {
     "apgd": AutoPGD(epsilon="8/255", num_steps=12),
     "apgd l2 dlr restarts": AutoPGD(epsilon="100/255", norm="l2", num_steps=8, loss="dlr", num_restarts=2),
     "apgd targeted dlr": AutoPGD(epsilon="8/255", num_steps=8, loss="dlr_targeted"),
+    "apgd l1": AutoPGD(epsilon=2, norm="l1", num_steps=12),
     "apgd eot": AutoPGD(epsilon="8/255", num_steps=4, eot_iter=3),
     "fab": FAB(epsilon="8/255", num_steps=8),
     "fab untargeted": FAB(epsilon="8/255", num_steps=8, multi_targeted=False),
     "fab l2 untargeted restarts": FAB(epsilon="100/255", norm="l2", num_steps=4, multi_targeted=False, num_restarts=2),
     "fab l2": FAB(epsilon="100/255", norm="l2", num_steps=8),
+    "fab l1": FAB(epsilon=2, norm="l1", num_steps=8),
     "cw": CarliniWagner(epsilon="100/255", num_steps=8, binary_search_steps=3, initial_const=0.1, learning_rate=0.1),
     "deepfool": DeepFool(epsilon="8/255", norm="linf", num_steps=5),
     "deepfool l2": DeepFool(epsilon="100/255", num_steps=5, num_targets=2),
     "ddn": DDN(epsilon="100/255", num_steps=8, initial_epsilon=0.3),
     "fmn": FMN(epsilon="8/255", num_steps=8),
     "fmn l2": FMN(epsilon="100/255", norm="l2", num_steps=8),
+    "fmn l1": FMN(epsilon=2, norm="l1", num_steps=8),
     "square": Square(epsilon="8/255", num_queries=30),
     "square l2": Square(epsilon="100/255", norm="l2", num_queries=30),
+    "square l1": Square(epsilon=2, norm="l1", num_queries=30),
     "rays": RayS(epsilon="8/255", num_queries=200),
 }
 """AutoAttack's, CW and RayS: they stop at the first image that fools, or return the image where none near does."""
 NOISE = {
     f"noise {kind} {norm}": Noise(kind=kind, norm=norm, epsilon=epsilon)
     for kind in ("uniform", "gaussian", "salt_and_pepper")
-    for norm, epsilon in (("linf", "8/255"), ("l2", "100/255"))
+    for norm, epsilon in (("linf", "8/255"), ("l2", "100/255"), ("l1", 2))
 }
 """Move any image, and ask the classifier nothing."""
 OTHERS = {
@@ -106,6 +112,14 @@ VARIANTS = {
     "embedding l2",
     "deepfool l2",
     "fmn l2",
+    "fgsm l1",
+    "apgd l1",
+    "fab l1",
+    "fmn l1",
+    "square l1",
+    "noise uniform l1",
+    "noise gaussian l1",
+    "noise salt_and_pepper l1",
 }
 """Rows that combine what other rows test one by one; the default run leaves them out."""
 
@@ -155,7 +169,7 @@ def crafted(attack):
 
 def lengths(delta, norm):
     flat = np.abs(np.asarray(delta, "float64")).reshape(len(delta), -1)
-    return flat.max(axis=1) if norm == "linf" else np.sqrt((flat**2).sum(axis=1))
+    return np.linalg.norm(flat, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,10 @@ SEARCHES = {
     "fmn l2": (fmn, FMN(norm="l2", num_steps=200)),
     "fmn linf": (fmn, FMN(norm="linf", num_steps=200)),
 }
-every_search = pytest.mark.parametrize(("search", "attack"), SEARCHES.values(), ids=SEARCHES)
+IN_L1 = pytest.param(fmn, FMN(norm="l1", num_steps=200), id="fmn l1", marks=pytest.mark.slow)
+every_search = pytest.mark.parametrize(
+    ("search", "attack"), [*(pytest.param(*pair, id=name) for name, pair in SEARCHES.items()), IN_L1]
+)
 
 
 def linear(x):
@@ -35,7 +38,7 @@ def linear(x):
 
 def lengths(delta, norm):
     flat = np.abs(np.asarray(delta, "float64")).reshape(len(delta), -1)
-    return flat.max(axis=1) if norm == "linf" else np.sqrt((flat**2).sum(axis=1))
+    return np.linalg.norm(flat, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
 
 
 @functools.cache
@@ -45,7 +48,7 @@ def true_distances(norm):
     labels = logits.argmax(axis=1)
     gaps = logits.max(axis=1, keepdims=True) - logits
     apart = WEIGHTS.T[None] - WEIGHTS.T[labels][:, None]
-    sizes = np.abs(apart).sum(axis=2) if norm == "linf" else np.sqrt((apart**2).sum(axis=2))
+    sizes = np.linalg.norm(apart, {"linf": 1, "l2": 2, "l1": np.inf}[norm], axis=2)
     return np.where(gaps > 0, gaps / np.maximum(sizes, 1e-12), np.inf).min(axis=1), labels
 
 

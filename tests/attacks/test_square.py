@@ -255,7 +255,7 @@ def test_the_schedule_is_the_papers():
 
 def test_stripes_and_windows_of_one_sign():
     """A start of whole columns; a move that paints one whole window, anywhere that it fits, a channel in one sign."""
-    start = _stripes(tf.constant(INNER), 0.1, tf.constant(SEEDS)).numpy()
+    start = 0.1 * _stripes(tf.constant(INNER), tf.constant(SEEDS)).numpy()
     assert start.shape == (12, 1, 10, 2) and np.unique(np.abs(start)).tolist() == [np.float32(0.1)]
     assert 0.3 < np.mean(start > 0) < 0.7
 
@@ -288,11 +288,11 @@ def test_hills_are_the_papers_eta(side):
 
     expected = np.concatenate([eta(side // 2, side), -eta(side - side // 2, side)])
     along = tf.range(side)
-    np.testing.assert_allclose(_hills(along[:, None], along[None], tf.constant(side)), expected, atol=1e-6)
+    np.testing.assert_allclose(_hills(along[:, None], along[None], tf.constant(side), "l2"), expected, atol=1e-6)
 
 
 def test_tiles_have_length_epsilon_and_both_orientations():
-    delta = _tiles(tf.zeros([12, 32, 32, 3]), 0.5, tf.constant(SEEDS)).numpy()
+    delta = 0.5 * _tiles(tf.zeros([12, 32, 32, 3]), "l2", tf.constant(SEEDS)).numpy()
     np.testing.assert_allclose(lengths(delta, "l2"), 0.5, rtol=1e-5)
     assert not np.any(delta[:, [0, 31]]) and not np.any(delta[:, :, [0, 31]])
     tiles = delta[:, 1:31, 1:31].reshape(12, 5, 6, 5, 6, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 6, 6)
@@ -309,10 +309,10 @@ def test_mass_moves_from_one_window_to_the_other():
     delta *= 0.5 / np.sqrt((delta**2).sum())
     # Corners (1, 2) and (3, 5) of 7 x 7 places, upright, signs - and +.
     numbers = tf.constant([[1.5 / 7, 2.5 / 7, 3.5 / 7, 5.5 / 7, 0.1, 0.2, 0.9]])
-    found = _move_mass(tf.constant(delta[None], tf.float32), epsilon, tf.constant(side), numbers)[0].numpy()
+    found = _move_mass(tf.constant(delta[None], tf.float32), epsilon, "l2", tf.constant(side), numbers)[0].numpy()
 
     along = tf.range(side)
-    eta = _hills(along[:, None], along[None], side).numpy()
+    eta = _hills(along[:, None], along[None], side, "l2").numpy()
     eta /= np.sqrt((eta**2).sum())
     first, second = np.s_[1:5, 2:6], np.s_[3:7, 5:9]
     union = np.zeros((10, 10), bool)

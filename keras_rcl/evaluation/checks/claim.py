@@ -29,17 +29,22 @@ def ball_and_box(context: Context) -> Result:
         outside += int(np.sum((size > limit) | ~boxed))
         seen, farthest = seen + len(size), max(farthest, float(size.max()))
     recorded = context.evidence.largest_distance if context.evidence is not None else None
-    because = f"{outside} of {seen} adversarial images lie outside; the farthest at {farthest * 255:.4g}/255"
+    because = f"{outside} of {seen} adversarial images lie outside; the farthest at {_text(farthest, context)}"
     far = recorded is not None and recorded > limit
     if recorded is not None and far:
-        because += f"; the record itself reports {recorded * 255:.4g}/255"
+        because += f"; the record itself reports {_text(recorded, context)}"
     return result(outside > 0 or far, because, outside=outside, farthest=farthest)
+
+
+def _text(distance: float, context: Context) -> str:
+    return f"{distance:.6g}" if context.claim.norm == "l1" else f"{distance * 255:.4g}/255"
 
 
 def _size(images: np.ndarray, adversarial: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
     """[N], the size of each change in float64; and [N] bool, whether the image is in [0, 1]."""
     change, axes = adversarial.astype(np.float64) - images, (1, 2, 3)
-    size = np.abs(change).max(axis=axes) if norm == "linf" else np.sqrt((change**2).sum(axis=axes))
+    flat = change.reshape(len(change), -1)
+    size = np.linalg.norm(flat, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
     return size, (adversarial.min(axis=axes) >= 0) & (adversarial.max(axis=axes) <= 1)
 
 

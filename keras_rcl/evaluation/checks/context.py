@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -29,7 +28,7 @@ from keras_rcl.vocabulary.attacks import (
     Transfer,
 )
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
-from keras_rcl.vocabulary.threat import LARGEST_LENGTH
+from keras_rcl.vocabulary.threat import LARGEST_LENGTH, length_of_ones
 
 Status = Literal["passed", "raised", "not run"]
 
@@ -270,7 +269,7 @@ class Context:
         }
         if not self.differentiable:
             return attacks
-        largest = min(1.0 if claim.norm == "linf" else math.sqrt(self.images[0].size), LARGEST_LENGTH[claim.norm])
+        largest = min(length_of_ones(self.images[0].size, claim.norm), LARGEST_LENGTH[claim.norm])
         attacks |= {
             "epsilon 0": BIM(norm=claim.norm, epsilon=0.0, num_steps=2, step_size=1 / 255),
             "fgsm": FGSM(**ball),
@@ -292,8 +291,7 @@ class Context:
         """The function of images that an attack reads."""
         if attack.proxy == ESTIMATED:
             radius = self.claim.epsilon / 2 or 1 / 255
-            if self.claim.norm == "l2":
-                radius /= math.sqrt(self.images[0].size)
+            radius /= length_of_ones(self.images[0].size, self.claim.norm)
             return with_estimated_gradient(self.logits, radius, DRAWS, self.seed)
         if attack.target_output == "embedding" and attack.proxy is None:
             assert self.subject.embedding is not None

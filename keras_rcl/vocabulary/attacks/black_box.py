@@ -14,7 +14,7 @@ class Square(AttackBase):
     """Square: random search with square patches, on scores only.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         num_queries: forward passes per image and restart.
         num_restarts: runs per image.
@@ -90,11 +90,11 @@ class Noise(AttackBase):
     """Random noise within the ball: the control that an attack has to beat.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         kind: `uniform` in the ball; `gaussian` of standard deviation epsilon / sqrt(3), clipped to the ball (linf) or
-            scaled to length epsilon (l2); or `salt_and_pepper`, a random share of the pixels pushed to white or black
-            as far as the ball allows.
+            scaled to length epsilon (l2, l1); or `salt_and_pepper`, a random share of the pixels pushed to white or
+            black as far as the ball allows.
         num_restarts: draws per image.
 
     Example:

@@ -1,5 +1,6 @@
 """Attacks that run several others, each on the images that are still robust."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 from keras_rcl.vocabulary.attacks.base import AttackBase
@@ -18,10 +19,11 @@ class AutoAttack(AttackBase):
     """AutoAttack: an ensemble of APGD-CE, APGD-T, FAB-T and Square, as in the published code.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
-        version: `standard`; `plus`, which adds APGD-DLR and FAB and runs both of them, APGD-CE and FAB-T with 5
-            restarts; or `rand` for randomised classifiers: APGD-CE and APGD-DLR, each gradient the mean of 20 passes.
+        version: `standard`, which for l1 runs APGD-CE with 5 restarts and APGD-T with 5 target classes; `plus`, which
+            adds APGD-DLR and FAB and runs both of them, APGD-CE and FAB-T with 5 restarts; or `rand` for randomised
+            classifiers: APGD-CE and APGD-DLR, each gradient the mean of 20 passes.
 
     Example:
         >>> import keras_rcl
@@ -30,7 +32,8 @@ class AutoAttack(AttackBase):
 
     References:
         Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
-        parameter-free attacks".
+        parameter-free attacks"; 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers"
+        (l1).
     """
 
     name: Literal["autoattack"] = "autoattack"
@@ -52,6 +55,9 @@ class AutoAttack(AttackBase):
             )
         targeted = AutoPGD(loss="dlr_targeted", norm=norm, epsilon=epsilon)
         square = Square(norm=norm, epsilon=epsilon)
+        if self.version == "standard" and norm == "l1":
+            first = AutoPGD(num_restarts=5, norm=norm, epsilon=epsilon)
+            return first, dataclasses.replace(targeted, num_targets=5), FAB(norm=norm, epsilon=epsilon), square
         if self.version == "standard":
             return (AutoPGD(norm=norm, epsilon=epsilon), targeted, FAB(norm=norm, epsilon=epsilon), square)
         return (

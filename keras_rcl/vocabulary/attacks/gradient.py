@@ -80,7 +80,7 @@ class FGSM(GradientAscent):
     """Fast gradient sign method: one step of length epsilon up the loss.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         targeted: whether labels are the classes to reach, not the true ones.
         loss: what the step increases; with `targeted` the loss of the class to reach is decreased.
@@ -116,7 +116,7 @@ class BIM(GradientAscent):
     """Basic iterative method: iterated FGSM from the image itself.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         step_size: length of a step in pixel units; a quarter of `epsilon` if not given.
         num_steps: steps per image.
@@ -154,7 +154,7 @@ class MIFGSM(GradientAscent):
     g_{t+1} = momentum * g_t + grad / ||grad||_1
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         step_size: length of a step in pixel units; `epsilon / num_steps` if not given.
         num_steps: steps per image.
@@ -198,7 +198,7 @@ class PGD(GradientAscent):
     With several restarts each image keeps the result that is misclassified, and among equals the one of highest loss.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         step_size: length of a step in pixel units; a quarter of `epsilon` if not given.
         num_steps: steps per restart.
@@ -240,16 +240,16 @@ class PGD(GradientAscent):
 
 @spec
 class AutoPGD(AttackBase):
-    """APGD: PGD with momentum that chooses its own step size.
+    """APGD: PGD with momentum that chooses its own step size; for l1 with steps that change few pixels.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         num_steps: steps per round.
         num_restarts: runs per image (and per target class), each from another random start.
         loss: `cross_entropy`; the scale-free `dlr`; or `dlr_targeted`, one round per target class.
         num_targets: target classes of `dlr_targeted`: the likeliest ones after the true class.
-        rho: the step is halved if a smaller share of the steps than this increased the loss.
+        rho: the step is halved if a smaller share of the steps than this increased the loss; not used for l1.
         eot_iter: passes that each gradient is the mean of, for a randomised classifier.
 
     Example:
@@ -259,7 +259,8 @@ class AutoPGD(AttackBase):
 
     References:
         Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
-        parameter-free attacks", Algorithm 1.
+        parameter-free attacks", Algorithm 1; 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image
+        classifiers".
     """
 
     name: Literal["apgd"] = "apgd"
@@ -281,8 +282,14 @@ class AutoPGD(AttackBase):
         return self.num_restarts * (self.num_targets if self.loss == "dlr_targeted" else 1)
 
     @property
+    def stages(self) -> tuple[tuple[float, int], ...]:
+        """The radii of the balls, as multiples of epsilon, and the number of steps in each; for l1 there are three."""
+        first = 3 * self.num_steps // 10 if self.norm == "l1" else 0
+        return (*(((3.0, first), (2.0, first)) if first else ()), (1.0, self.num_steps - 2 * first))
+
+    @property
     def num_passes(self) -> tuple[int, int]:
-        gradients = (self.num_steps + 1) * self.eot_iter
+        gradients = (self.num_steps + len(self.stages)) * self.eot_iter
         return gradients + (self.loss == "dlr_targeted"), gradients
 
     @property

@@ -17,7 +17,7 @@ class FAB(AttackBase):
     The attack succeeds on an image if the adversarial image that it finds lies within `epsilon`.
 
     Attributes:
-        norm: the distance, `linf` or `l2`.
+        norm: the distance, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         num_steps: steps per round.
         num_restarts: runs per image (and per target class), each from another random start.
@@ -138,7 +138,7 @@ class DeepFool(AttackBase):
     """
 
     name: Literal["deepfool"] = "deepfool"
-    norm: Norm = "l2"
+    norm: Literal["linf", "l2"] = "l2"
     epsilon: Pixels = 128 / 255
     num_steps: PositiveInt = 50
     num_targets: PositiveInt = 9
@@ -199,7 +199,7 @@ class FMN(AttackBase):
     The attack succeeds on an image if the adversarial image that it finds lies within `epsilon`.
 
     Attributes:
-        norm: the distance, `linf` or `l2`.
+        norm: the distance, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         num_steps: steps per image.
         gamma: the share by which the ball shrinks or grows in the first step; it falls to 0.001 in the last one.

@@ -12,7 +12,7 @@ from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPG
 from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
-from keras_rcl.vocabulary.threat import format_pixels
+from keras_rcl.vocabulary.threat import format_epsilon
 
 Attack = Annotated[
     Union[
@@ -51,7 +51,7 @@ ALIASES = {"cw-inf": {"name": "pgd", "loss": "logit_margin"}}
 def describe(attack: Attack) -> str:
     """One line for tables: `PGD-40 linf 8/255`, and the protocol if it is not `pixel`."""
     protocol = "" if attack.protocol == "pixel" else f" {attack.protocol}"
-    return f"{attack.label} {attack.norm} {format_pixels(attack.epsilon)}{protocol}"
+    return f"{attack.label} {attack.norm} {format_epsilon(attack.epsilon, attack.norm)}{protocol}"
 
 
 def parse_attack(text: str) -> Attack:

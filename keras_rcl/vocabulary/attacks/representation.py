@@ -17,7 +17,7 @@ class Embedding(GradientAscent):
     The attack needs no label.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         step_size: length of a step in pixel units; a quarter of `epsilon` if not given.
         num_steps: steps per restart.
@@ -73,7 +73,7 @@ class SupConAttack(GradientAscent):
     attacked independently. In training they are the images of the batch.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         step_size: length of a step in pixel units; a quarter of `epsilon` if not given.
         num_steps: steps per restart.
@@ -125,7 +125,7 @@ class JointAttack(GradientAscent):
     For a network that is trained on both losses. Available in training only; evaluate with `PGD` and `SupConAttack`.
 
     Attributes:
-        norm: the ball, `linf` or `l2`.
+        norm: the ball, `linf`, `l2` or `l1`.
         epsilon: radius of the ball in pixel units, such as "8/255".
         step_size: length of a step in pixel units; a quarter of `epsilon` if not given.
         num_steps: steps per image.

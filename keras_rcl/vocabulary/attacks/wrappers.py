@@ -113,7 +113,7 @@ class Stored(AttackBase):
 
     Attributes:
         folder: the folder that `craft-dataset` wrote.
-        norm: the ball of the attack that made the examples, `linf` or `l2`.
+        norm: the ball of the attack that made the examples, `linf`, `l2` or `l1`.
         epsilon: the radius of that attack in pixel units, such as "8/255".
 
     Example:
