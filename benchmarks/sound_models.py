@@ -57,17 +57,23 @@ def numbers(outputs: dict) -> dict:
     return {"": next(iter(found.values()))} if len(found) == 1 else found
 
 
-def outcome(call: Callable, images: tf.Tensor) -> tuple[dict, tf.Tensor | None]:
-    """The outputs of some images, and the gradient of the sum of their squares; None if there is none."""
+def gradient_of(call: Callable, images: tf.Tensor) -> tf.Tensor | None:
+    """The gradient of the sum of the squares of the outputs of some images; None if it is not connected to them."""
     with tf.GradientTape() as tape:
         tape.watch(images)
-        outputs = numbers(call(images))
-        squares = [tf.reduce_sum(tf.cast(x, tf.float32) ** 2) for x in outputs.values() if x.dtype.is_floating]
-        total = tf.add_n(squares)
+        outputs = numbers(call(images)).values()
+        total = tf.add_n([tf.reduce_sum(tf.cast(x, tf.float32) ** 2) for x in outputs if x.dtype.is_floating])
+    return tape.gradient(total, images)
+
+
+def outcome(call: Callable, images: tf.Tensor) -> tuple[dict, tf.Tensor | None]:
+    """The outputs of some images, and the gradient; None if TensorFlow has none for the operations of the model."""
+    errors = (LookupError, NotImplementedError, ValueError, AttributeError, TypeError, tf.errors.OpError)
     try:
-        return outputs, tape.gradient(total, images)
-    except (LookupError, NotImplementedError, ValueError, AttributeError, TypeError, tf.errors.OpError):
-        return outputs, None
+        gradient = gradient_of(call, images)
+    except (InvalidInputError, *errors):
+        gradient = None
+    return numbers(call(images)), gradient
 
 
 def difference(found, expected) -> float:

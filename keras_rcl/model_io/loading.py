@@ -14,7 +14,8 @@ import tensorflow as tf
 
 import keras_rcl.networks.two_headed  # noqa: F401  our layers, for `.keras` files made here
 from keras_rcl.errors import InvalidInputError, did_you_mean
-from keras_rcl.model_io.pruned_graph import PrunedSavedModel, Signature, check_files
+from keras_rcl.model_io.pruned_graph import PrunedSavedModel, Signature
+from keras_rcl.model_io.untrusted_files import check_files
 from keras_rcl.runtime.gradients import registering
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.keras_archive import load_keras_archive

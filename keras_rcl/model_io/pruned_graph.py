@@ -10,8 +10,6 @@ find which tensor of the checkpoint belongs to which variable.
 import collections
 import functools
 import math
-import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +33,7 @@ from tensorflow.python.saved_model import function_deserialization, nested_struc
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.model_io.allowed_operations import ALLOWED_OPERATIONS
+from keras_rcl.model_io.untrusted_files import Checkpoint, refusal, regular
 from keras_rcl.runtime.gradients import custom_gradient
 
 _VARIABLES = {"VarHandleOp", "VariableV2", "Variable"}
@@ -55,8 +54,6 @@ _HANDLES = {types_pb2.DT_RESOURCE, types_pb2.DT_RESOURCE_REF, types_pb2.DT_VARIA
 """Types of which a constant could name a resource of another model, or hold an object of a class of TensorFlow's."""
 _MOST_CALLS = 1_000
 """Calls of functions that are followed to find what the saver and the initialisers fill."""
-_SWOLLEN = 64 * 2**20, 100
-"""Bytes, and times the bytes on the disk, that a file must not exceed both of."""
 _MOST_BYTES = 2**31
 """Size of the graph's file, and of a constant of the graph once it is expanded; protobuf has the same limit."""
 
@@ -111,7 +108,7 @@ class PrunedSavedModel:
         signature = self._meta_graph.signature_def[name]
         for key, tensor in (*signature.inputs.items(), *signature.outputs.items()):
             if tensor.WhichOneof("encoding") != "name":
-                raise _refusal(self.folder, f"has the tensor {key!r}, which is sparse or composite")
+                raise refusal(self.folder, f"has the tensor {key!r}, which is sparse or composite")
         (fed,) = signature.inputs.values()
         (spec,) = self.signatures[name].inputs.values()
         outputs = {key: tensor.name for key, tensor in signature.outputs.items()}
@@ -189,7 +186,7 @@ class _Graph:
             if node.op in _VARIABLES:
                 self.twins[node.op, node.attr["shared_name"].s].append(node.name)
         self.scope = _Scope(self.nodes, {})
-        self.checkpoint = _Checkpoint(folder)
+        self.checkpoint = Checkpoint(folder)
         self._filled: dict[str, tf.Variable | tf.Tensor] = {}
 
     def pruned(self, fed: _Tensor, outputs: Iterable[str]) -> _Pruned:
@@ -216,16 +213,29 @@ class _Graph:
         for name in names:
             for attribute in self.library[name].signature.attr:
                 if _functions_of(attribute.default_value):
-                    raise _refusal(self.folder, f"has the function {name!r}, which takes functions")
+                    raise refusal(self.folder, f"has the function {name!r}, which takes functions")
         for where, nodes in [("its graph", kept), *((name, self.library[name].node_def) for name in names)]:
             for node in nodes:
                 if node.op not in self.library and node.op not in ALLOWED_OPERATIONS:
-                    raise _refusal(self.folder, f"runs the operation {node.op!r} in {where!r}, which is not allowed")
+                    raise refusal(self.folder, f"runs the operation {node.op!r} in {where!r}, which is not allowed")
+                self._check_gradient(node)
                 for tensor in (tensor for value in node.attr.values() for tensor in _tensors_of(value)):
                     if tensor.dtype in _HANDLES:
-                        raise _refusal(self.folder, f"has a resource as the constant {node.name!r} in {where!r}")
+                        raise refusal(self.folder, f"has a resource as the constant {node.name!r} in {where!r}")
                     if _expanded_bytes(tensor) > _MOST_BYTES:
-                        raise _refusal(self.folder, f"has the constant {node.name!r} of over 2 GiB in {where!r}")
+                        raise refusal(self.folder, f"has the constant {node.name!r} of over 2 GiB in {where!r}")
+
+    def _check_gradient(self, node: node_def_pb2.NodeDef) -> None:
+        """See that the custom gradient of a node takes its outputs and returns one value for each of its inputs."""
+        name = self.gradients.get(_text(node.attr["_gradient_op_type"].s)) if "_gradient_op_type" in node.attr else None
+        if name is None or node.op in _CALLS:
+            return
+        signature, objects = self.library[name].signature, self.objects.concrete_functions
+        captured = len(objects[name].bound_inputs) if name in objects else 0
+        inputs = sum(not text.startswith("^") for text in node.input)
+        taken, returned = len(signature.input_arg) - captured, len(self._returned(signature))
+        if returned != inputs or taken != len(node.attr["T"].list.type):
+            raise refusal(self.folder, f"has the gradient {name!r}, which is not one of the node {node.name!r}")
 
     def _needed(self, fed: _Tensor, outputs: Iterable[str]) -> tuple[list[node_def_pb2.NodeDef], set[str]]:
         """The nodes that these outputs need, in the graph's order; and the names of the variables and tables."""
@@ -239,9 +249,9 @@ class _Graph:
             if tensor.node in kept or tensor.node in filled:
                 continue
             if node is None:
-                raise _refusal(self.folder, f"needs the node {tensor.node!r}, which it does not have")
+                raise refusal(self.folder, f"needs the node {tensor.node!r}, which it does not have")
             if _is_fed(node):
-                raise _refusal(self.folder, f"needs the input {tensor.node!r}, which its signature does not name")
+                raise refusal(self.folder, f"needs the input {tensor.node!r}, which its signature does not name")
             if node.op in _VARIABLES | _TABLES:
                 filled.add(node.name)
             else:
@@ -255,9 +265,9 @@ class _Graph:
         while waiting:
             for name in self._named_by(waiting.pop()):
                 if name not in self.library:
-                    raise _refusal(self.folder, f"calls the function {name!r}, which it does not have")
+                    raise refusal(self.folder, f"calls the function {name!r}, which it does not have")
                 if op_def_registry.get(name) is not None:
-                    raise _refusal(self.folder, f"gives a function the name of the operation {name!r}")
+                    raise refusal(self.folder, f"gives a function the name of the operation {name!r}")
                 if name not in found:
                     found[name] = None
                     waiting += self.library[name].node_def
@@ -305,7 +315,7 @@ class _Graph:
         for name in gradients & self.objects.concrete_functions.keys():
             numbers = self.objects.concrete_functions[name].bound_inputs
             restore_captures.restore_captures(
-                functions[name], [self._captured(self.objects.nodes[number], functions) for number in numbers]
+                functions[name], [self._captured(number, functions) for number in numbers]
             )
         return functions
 
@@ -316,12 +326,13 @@ class _Graph:
         values = stated.list_value.values or stated.tuple_value.values
         present = [value.WhichOneof("kind") != "none_value" for value in values] or [True] * len(specs)
         if sum(present) != len(specs):
-            raise _refusal(self.folder, f"has the gradient {signature.name!r}, whose outputs are not those it states")
+            raise refusal(self.folder, f"has the gradient {signature.name!r}, whose outputs are not those it states")
         specs = iter(specs)
         return tuple(next(specs) if one else None for one in present)
 
-    def _captured(self, saved: saved_object_graph_pb2.SavedObject, functions: dict) -> tf.Variable | tf.Tensor:
+    def _captured(self, number: int, functions: dict) -> tf.Variable | tf.Tensor:
         """What a gradient function captured: a variable, a constant, or a tensor of the function that it is of."""
+        saved = self.objects.nodes[number]
         kind = saved.WhichOneof("kind")
         if kind == "captured_tensor" and saved.captured_tensor.concrete_function in functions:
             return functions[saved.captured_tensor.concrete_function].graph.get_tensor_by_name(
@@ -330,9 +341,9 @@ class _Graph:
         if kind == "constant" and (value := self.scope.constant(saved.constant.operation)) is not None:
             return tf.constant(value)
         if kind == "variable":
-            for name in self.twins["VarHandleOp", saved.variable.name.encode()]:
+            for name in (*self._handles[number], *self.twins["VarHandleOp", saved.variable.name.encode()]):
                 return self._resource(self.nodes[name])
-        raise _refusal(self.folder, f"has a gradient that captures a {kind}, which is not in its graph")
+        raise refusal(self.folder, f"has a gradient that captures a {kind}, which is not in its graph")
 
     def _cleaned(
         self, target: node_def_pb2.NodeDef, node: node_def_pb2.NodeDef, in_function: bool
@@ -368,14 +379,15 @@ class _Graph:
 
     def _variable(self, node: node_def_pb2.NodeDef, shared_name: str) -> tf.Variable | tf.Tensor:
         twins = [node.name, *self.twins[node.op, shared_name.encode()]]
-        keys = [self._restored[name] for name in twins if name in self._restored]
+        keys = [(self._bound[name], "") for name in twins if name in self._bound]
+        keys += [self._restored[name] for name in twins if name in self._restored]
         keys += [(name, "") for name in (node.name, shared_name) if name in self.checkpoint]
         if not keys:
-            raise _refusal(self.folder, f"reads the variable {node.name!r}, which its checkpoint does not hold")
+            raise refusal(self.folder, f"reads the variable {node.name!r}, which its checkpoint does not hold")
         value = self.checkpoint.read(*keys[0])
         dtype, shape = tf.as_dtype(node.attr["dtype"].type), tf.TensorShape(node.attr["shape"].shape)
         if value.dtype != dtype.as_numpy_dtype or not shape.is_compatible_with(value.shape):
-            raise _refusal(
+            raise refusal(
                 self.folder,
                 f"has the variable {node.name!r} of {dtype.name} {shape}, and {value.dtype} {list(value.shape)} in its "
                 "checkpoint",
@@ -412,11 +424,33 @@ class _Graph:
             if filler.op in _FILLERS and len(filler.input) >= 3 and is_this(scope.source(filler.input[0])[1]):
                 found.append((scope.constant(filler.input[1]), scope.constant(filler.input[2])))
         if not found or any(part is None for contents in found for part in contents):
-            raise _refusal(
+            raise refusal(
                 self.folder,
                 f"reads the table {node.name!r}, which is filled from a file and not from constants of its graph",
             )
         return found[0]
+
+    @functools.cached_property
+    def _handles(self) -> dict[int, list[str]]:
+        """Of each object of the object graph: the variables of the graph that a call gives a function for it."""
+        found = collections.defaultdict(list)
+        for node in self.graph_def.node:
+            name = node.attr["f"].func.name if node.op in _CALLS else ""
+            if name in self.objects.concrete_functions and (
+                numbers := self.objects.concrete_functions[name].bound_inputs
+            ):
+                inputs = [text for text in node.input if not text.startswith("^")]
+                for number, text in zip(reversed(numbers), reversed(inputs), strict=False):
+                    target = self.scope.source(text)[1]
+                    if target is not None and target.op in _VARIABLES:
+                        found[number].append(target.name)
+        return found
+
+    @functools.cached_property
+    def _bound(self) -> dict[str, str]:
+        """Of each variable that belongs to an object of the object graph: the tensor of the checkpoint."""
+        keys = self.checkpoint.keys_of(self.objects)
+        return {name: keys[number] for number, names in self._handles.items() if number in keys for name in names}
 
     @functools.cached_property
     def _restored(self) -> dict[str, tuple[str, str]]:
@@ -479,52 +513,6 @@ class _Graph:
                 waiting += [(inner, inside) for inside in function.node_def]
 
 
-class _Checkpoint:
-    """The tensors in the folder `variables` of a SavedModel, read from regular files inside the model's folder."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __contains__(self, key: str) -> bool:
-        return self._reader is not None and self._reader.has_tensor(key)
-
-    def read(self, key: str, part: str = "") -> np.ndarray:
-        """A tensor, or the part of it that a saver's `shape_and_slices` describes, such as `4 3 0,2:-`."""
-        if key not in self:
-            raise _refusal(self.folder, f"reads the tensor {key!r}, which its checkpoint does not hold")
-        shape = self._reader.get_variable_to_shape_map()[key]
-        dtype = self._reader.get_variable_to_dtype_map()[key]
-        if math.prod(shape) * dtype.size > self._bytes:
-            raise _refusal(self.folder, f"has the tensor {key!r} of shape {shape}, more than its checkpoint has bytes")
-        value = np.asarray(self._reader.get_tensor(key))
-        if not part:
-            return value
-        slices = []
-        for length in part.split(" ")[-1].split(":"):
-            if length == "-":
-                slices.append(slice(None))
-            else:
-                start, count = map(int, length.split(","))
-                slices.append(slice(start, start + count))
-        return value[tuple(slices)]
-
-    @functools.cached_property
-    def _bytes(self) -> int:
-        return sum(file.stat().st_size for file in self._files)
-
-    @functools.cached_property
-    def _files(self) -> list[Path]:
-        _inside(self.folder, self.folder / "variables")
-        return [_regular(self.folder, file) for file in (self.folder / "variables").glob("variables.*")]
-
-    @functools.cached_property
-    def _reader(self):
-        prefix = self.folder / "variables/variables"
-        if prefix.with_suffix(".index") not in self._files:
-            return None
-        return tf.compat.v1.train.NewCheckpointReader(str(prefix))
-
-
 def _callable(
     pruned: _Pruned, fed: str, spec: tf.TensorSpec, outputs: dict[str, str], specs: dict[str, tf.TensorSpec]
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
@@ -532,7 +520,6 @@ def _callable(
     functions = {function.name: function for function in pruned.functions.values()}
     loops = any(node.op == "Enter" for node in pruned.graph_def.node)
 
-    @tf.function(input_signature=[spec], autograph=False)
     def call(images):
         graph = tf.compat.v1.get_default_graph()
         for function in functions.values():
@@ -547,8 +534,10 @@ def _callable(
         function_deserialization._restore_gradient_functions(graph, functions, {})
         return {name: tf.ensure_shape(tensor, specs[name].shape) for name, tensor in zip(outputs, found, strict=True)}
 
-    concrete = call.get_concrete_function()
-    whole = _without_gradient(concrete) if loops else concrete
+    # Without the control dependencies that `tf.function` adds: the graph has its own, and added ones would cross the
+    # frames of loops of TensorFlow 1.
+    wrapped = tf.compat.v1.wrap_function(call, [spec])
+    whole = _without_gradient(wrapped) if loops else wrapped
 
     def run(images):
         return whole(tf.convert_to_tensor(images, spec.dtype))
@@ -566,7 +555,8 @@ def _without_gradient(call: Callable) -> Callable:
             "it with TensorFlow 2"
         )
 
-    return custom_gradient(lambda images: (call(images), refuse))
+    # Nothing of the call is recorded: TensorFlow would build the gradient of its graph at once.
+    return custom_gradient(lambda images: (call(tf.stop_gradient(images)), refuse))
 
 
 def _serving_graph(folder: Path) -> meta_graph_pb2.MetaGraphDef:
@@ -574,8 +564,8 @@ def _serving_graph(folder: Path) -> meta_graph_pb2.MetaGraphDef:
     file = folder / "saved_model.pb"
     if not file.exists():
         file = folder / "saved_model.pbtxt"
-    if (size := _regular(folder, file).stat().st_size) > _MOST_BYTES:
-        raise _refusal(folder, f"has a {file.name} of {size} bytes, and a graph has at most 2 GiB")
+    if (size := regular(folder, file).stat().st_size) > _MOST_BYTES:
+        raise refusal(folder, f"has a {file.name} of {size} bytes, and a graph has at most 2 GiB")
     if file.suffix == ".pb":
         saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     else:
@@ -586,39 +576,6 @@ def _serving_graph(folder: Path) -> meta_graph_pb2.MetaGraphDef:
     if len(graphs) != 1:
         raise InvalidInputError(f"{folder} has {len(saved_model.meta_graphs)} graphs; export it with one, for serving")
     return graphs[0]
-
-
-def check_files(folder: Path) -> None:
-    """See that no link in the folder of a model leads out of it, and that its files hold what they claim to hold.
-
-    Raises:
-        InvalidInputError: naming the first link that does, or the first file that is almost all holes.
-    """
-    floor, ratio = _SWOLLEN
-    for root, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(root, name)
-            _inside(folder, path)
-            status = path.lstat()
-            stored = 512 * status.st_blocks  # 0 on file systems that do not say
-            if stat.S_ISREG(status.st_mode) and 0 < ratio * stored < status.st_size > floor:
-                raise _refusal(folder, f"has the file {name!r} of {status.st_size} bytes, which are almost all holes")
-
-
-def _inside(folder: Path, file: Path) -> None:
-    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
-        raise InvalidInputError(
-            f"{folder} has the link {str(file.relative_to(folder))!r} out of its folder, so it is not loaded; "
-            "hint: copy the folder with what its links lead to (cp -rL), if you trust whoever made the model"
-        )
-
-
-def _regular(folder: Path, file: Path) -> Path:
-    """A file, if it is a regular one inside the folder of the model."""
-    _inside(folder, file)
-    if not file.is_file():
-        raise _refusal(folder, f"has {str(file.relative_to(folder))!r}, which is not a regular file")
-    return file
 
 
 def _text(value: bytes) -> str:
@@ -655,9 +612,3 @@ def _is_fed(node: node_def_pb2.NodeDef | None) -> bool:
 def _is_twin(other: node_def_pb2.NodeDef, node: node_def_pb2.NodeDef, shared_name: str) -> bool:
     """Whether two nodes make one resource: of the same operation and the same shared name."""
     return other.op == node.op and "shared_name" in other.attr and other.attr["shared_name"].s == shared_name.encode()
-
-
-def _refusal(folder: Path, reason: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"{folder} {reason}, so it is not loaded; hint: --skip-safety-check, if you trust whoever made the model"
-    )

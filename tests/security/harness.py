@@ -214,6 +214,7 @@ def run(
                 outcomes.append(outcome._replace(events=outcome.events + canary.connected()))
                 if outcome.result in ("died", "hung"):
                     break
+        outcomes[-1].events.extend(canary.connected())  # until the child had ended
     return outcomes
 
 
@@ -230,9 +231,11 @@ def _child(canary: Canary, trust: bool) -> Iterator[subprocess.Popen]:
             command, env=environment, cwd=work, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as child:
             try:
+                child.stdout.readline()  # it is ready
                 yield child
             finally:
                 child.kill()
+                child.wait()
 
 
 def _ask(child: subprocess.Popen, name: str, path: Path, seconds: float) -> Outcome:
@@ -276,6 +279,7 @@ def _serve(answers: TextIO, canary: Path, trust: bool) -> None:
     watch = _Watch(canary, folders[0], folders[2])
     libraries = {sys.prefix, sys.base_prefix, str(_REPOSITORY / "keras_rcl"), *(p for p in sys.path if "packages" in p)}
     readable = (*_READABLE, *(os.path.realpath(folder) + "/" for folder in libraries))
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         name, path = json.loads(line)
         watched = [Path(path), *folders]

@@ -15,7 +15,13 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorflow.core.framework import function_pb2, node_def_pb2, types_pb2, variable_pb2
-from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2, tensor_bundle_pb2
+from tensorflow.core.protobuf import (
+    meta_graph_pb2,
+    saved_model_pb2,
+    tensor_bundle_pb2,
+    trackable_object_graph_pb2,
+)
+from tensorflow.python.saved_model.nested_structure_coder import encode_structure
 
 from tests.security.harness import Canary
 from tests.security.payloads import BARE, PAYLOADS, bare_library_of, library_of
@@ -184,7 +190,7 @@ def _saver(graph: Graph) -> None:
 def _init_op(graph: Graph) -> None:
     _call(graph.graph_def.node)
     for key in ("__saved_model_init_op", "__saved_model_train_op"):
-        graph.signature_def[key].outputs[key].name = "evil_call:0"
+        graph.signature_def[key].outputs[key].name = "evil_call"  # an operation, and not its output
 
 
 def _collections(graph: Graph) -> None:
@@ -194,7 +200,11 @@ def _collections(graph: Graph) -> None:
 
 
 def _variable_initializers(graph: Graph) -> None:
+    """Fault 2: TensorFlow runs the initialisers of local variables if the file has no main op."""
     _call(graph.graph_def.node)
+    graph.signature_def.pop("__saved_model_init_op", None)
+    for key in ("saved_model_main_op", "legacy_init_op"):
+        graph.collection_def.pop(key, None)
     for key in ("local_variables", "variables", "trainable_variables", "model_variables", "moving_average_variables"):
         values = graph.collection_def[key].bytes_list.value
         found = [variable_pb2.VariableDef.FromString(value) for value in values]
@@ -204,9 +214,16 @@ def _variable_initializers(graph: Graph) -> None:
         values[:] = [variable.SerializeToString() for variable in found]
 
 
+def _as_object(graph: Graph) -> None:
+    """Say what `evil` takes and returns, so that an object can name it."""
+    stated = graph.object_graph_def.concrete_functions["evil"]
+    stated.canonicalized_input_signature.CopyFrom(encode_structure(((), {})))
+    stated.output_signature.CopyFrom(encode_structure(tf.TensorSpec([], tf.int32)))
+
+
 def _object_functions(graph: Graph) -> None:
     """Every function that a node of the object graph names: initialisers, creators, restorers, signatures."""
-    graph.object_graph_def.concrete_functions["evil"].SetInParent()
+    _as_object(graph)
     for node in graph.object_graph_def.nodes:
         if node.WhichOneof("kind") == "bare_concrete_function":
             node.bare_concrete_function.concrete_function_name = "evil"
@@ -217,6 +234,7 @@ def _object_functions(graph: Graph) -> None:
 def _table_initializer(graph: Graph) -> None:
     """Fault 1: only the table's `_initialize` names it, and the saver's node calls it."""
     _saver(graph)
+    _as_object(graph)
     nodes = graph.object_graph_def.nodes
     table = next(node for node in nodes if node.WhichOneof("kind") == "resource")
     initialize = next(child.node_id for child in table.children if child.local_name == "_initialize")
@@ -224,6 +242,7 @@ def _table_initializer(graph: Graph) -> None:
 
 
 def _table_creator(graph: Graph) -> None:
+    _as_object(graph)
     nodes = graph.object_graph_def.nodes
     table = next(node for node in nodes if node.WhichOneof("kind") == "resource")
     for child in table.children:
@@ -231,6 +250,7 @@ def _table_creator(graph: Graph) -> None:
 
 
 def _saveables(graph: Graph) -> None:
+    _as_object(graph)
     nodes = graph.object_graph_def.nodes
     number = len(nodes)
     nodes.add().bare_concrete_function.concrete_function_name = "evil"
@@ -240,6 +260,7 @@ def _saveables(graph: Graph) -> None:
 
 
 def _user_object(graph: Graph) -> None:
+    _as_object(graph)
     nodes = graph.object_graph_def.nodes
     number = len(nodes)
     nodes.add().bare_concrete_function.concrete_function_name = "evil"
@@ -324,22 +345,25 @@ PLACES = (
 DATA = "variables/variables.data-00000-of-00001"
 
 
-def write_index(file: Path, entries: dict[bytes, bytes]) -> None:
-    """Write the index of a checkpoint: a sorted table of keys and values in the format of LevelDB."""
+def _varint(number: int) -> bytes:
+    parts = []
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
 
-    def varint(number: int) -> bytes:
-        parts = []
-        while number > 127:
-            parts.append(number & 127 | 128)
-            number >>= 7
-        return bytes([*parts, number])
+
+def write_index(file: Path, entries: dict[bytes, bytes], restart: int = 0, compression: bytes = b"\0") -> None:
+    """Write the index of a checkpoint: a sorted table of keys and values in the format of LevelDB."""
+    varint = _varint
 
     def block(pairs) -> bytes:
         body = b"".join(varint(0) + varint(len(k)) + varint(len(v)) + k + v for k, v in pairs)
-        content = body + struct.pack("<II", 0, 1)
-        return content + b"\0" + struct.pack("<I", masked_crc32c(content + b"\0"))
+        content = body + struct.pack("<II", restart, 1)
+        return content + compression + struct.pack("<I", masked_crc32c(content + compression))
 
     data = block(sorted(entries.items()))
+    restart, compression = 0, b"\0"
     meta = block([])
     handle = varint(0) + varint(len(data) - 5)
     index = block([(max(entries) + b"\xff", handle)])
@@ -347,7 +371,13 @@ def write_index(file: Path, entries: dict[bytes, bytes]) -> None:
     file.write_bytes(data + meta + index + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57))
 
 
-def _index(header: dict | None = None, shape: tuple[int, ...] = (16, 3), **changes) -> Callable[[Path, Canary], None]:
+def _index(
+    header: dict | None = None,
+    shape: tuple[int, ...] = (16, 3),
+    slices: tuple[tuple[int, int], ...] = (),
+    table: dict | None = None,
+    **changes,
+) -> Callable[[Path, Canary], None]:
     """Write an index that says these things of the kernel."""
 
     def lie(path: Path, canary: Canary) -> None:
@@ -355,14 +385,78 @@ def _index(header: dict | None = None, shape: tuple[int, ...] = (16, 3), **chang
         entry = tensor_bundle_pb2.BundleEntryProto(dtype=types_pb2.DT_FLOAT, size=192, crc32c=masked_crc32c(stored))
         for size in shape:
             entry.shape.dim.add(size=size)
+        for start, length in slices:
+            part = entry.slices.add()
+            part.extent.add(start=start, length=length)
+            part.extent.add()
         for key, value in changes.items():
             setattr(entry, key, value)
         first = tensor_bundle_pb2.BundleHeaderProto(**{"num_shards": 1, **(header or {})})
         first.version.producer = 1
         entries = {b"": first.SerializeToString(), b"kernel": entry.SerializeToString()}
+        write_index(path / "variables/variables.index", entries, **(table or {}))
+
+    return lie
+
+
+OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+def _objects(change: Callable) -> Callable[[Path, Canary], None]:
+    """Change the object graph in the checkpoint."""
+
+    def lie(path: Path, canary: Canary) -> None:
+        reader = tf.train.load_checkpoint(prefix := str(path / "variables/variables"))
+        tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        whole = trackable_object_graph_pb2.TrackableObjectGraph.FromString(tensors[OBJECTS])
+        tensors[OBJECTS] = change(whole, canary) or whole.SerializeToString()
+        slices = [""] * len(tensors)
+        tf.raw_ops.SaveV2(
+            prefix=prefix, tensor_names=list(tensors), shape_and_slices=slices, tensors=list(tensors.values())
+        )
+
+    return lie
+
+
+def _long_text(length: int) -> Callable[[Path, Canary], None]:
+    """State a length of the object graph's text that its bytes do not have."""
+
+    def lie(path: Path, canary: Canary) -> None:
+        entry = tensor_bundle_pb2.BundleEntryProto(dtype=types_pb2.DT_STRING)
+        width = "<I" if length < 2**32 else "<Q"
+        with (path / DATA).open("ab") as stream:
+            entry.offset = stream.tell()
+            checksum = struct.pack("<I", masked_crc32c(struct.pack(width, length)))
+            entry.size = stream.write(_varint(length) + checksum + b"short")
+        header = tensor_bundle_pb2.BundleHeaderProto(num_shards=1)
+        header.version.producer = 1
+        entries = {b"": header.SerializeToString(), OBJECTS.encode(): entry.SerializeToString()}
         write_index(path / "variables/variables.index", entries)
 
     return lie
+
+
+def _cycle_of_objects(objects, canary: Canary) -> None:
+    for node in objects.nodes:
+        for name in ("kernel", "table", "again"):
+            node.children.add(node_id=0, local_name=name)
+
+
+def _objects_beyond_the_end(objects, canary: Canary) -> None:
+    for node in objects.nodes:
+        for child in node.children:
+            child.node_id += 2**30
+
+
+def _tensors_elsewhere(objects, canary: Canary) -> None:
+    for node in objects.nodes:
+        for attribute in node.attributes:
+            attribute.checkpoint_key = str(canary.folder / "weights")
+
+
+def _bound_beyond_the_end(graph: Graph, canary: Canary) -> None:
+    for function in graph.object_graph_def.concrete_functions.values():
+        function.bound_inputs[:] = [-(2**30), 2**30, *function.bound_inputs] * 3
 
 
 def _graph(change: Callable[[Graph, Canary], object]) -> Callable[[Path, Canary], None]:
@@ -513,6 +607,20 @@ def _default_function(graph: Graph, canary: Canary) -> None:
     attribute.default_value.func.name = "evil"
 
 
+def _gradient_not_stated(graph: Graph, canary: Canary) -> None:
+    """A gradient of which no object says what it returns."""
+    del graph.object_graph_def.concrete_functions[graph.graph_def.library.registered_gradients[0].gradient_func]
+
+
+def _gradient_of_other_values(graph: Graph, canary: Canary) -> None:
+    """A gradient that returns nothing, as it states."""
+    name = graph.graph_def.library.registered_gradients[0].gradient_func
+    function = _function(graph, name)
+    function.signature.ClearField("output_arg")
+    function.ClearField("ret")
+    graph.object_graph_def.concrete_functions[name].output_signature.CopyFrom(encode_structure(()))
+
+
 def _gradient_of_process(graph: Graph, canary: Canary) -> None:
     for node in [*graph.graph_def.node, *(n for f in graph.graph_def.library.function for n in f.node_def)]:
         node.attr["_gradient_op_type"].s = b"EagerPyFunc"
@@ -601,6 +709,14 @@ LIES: dict[str, tuple[str, Callable[[Path, Canary], object]]] = {
     "index: shape that overflows": ("tf1", _index(shape=(2**32, 2**32))),
     "index: negative shape": ("tf1", _index(shape=(-1, 3))),
     "index: shape of 300 dimensions": ("tf1", _index(shape=(1,) * 300)),
+    "index: shape of zeros that overflows": ("tf1", _index(shape=(2**62, 2**62, 0))),
+    "index: a slice": ("tf1", _index(slices=((0, 16),))),
+    "index: a slice twice": ("tf1", _index(slices=((0, 8), (0, 8)))),
+    "index: a negative slice": ("tf1", _index(slices=((-8, 8),))),
+    "index: a slice beyond the end": ("tf1", _index(slices=((0, 2**62),))),
+    "index: restart within a key": ("tf1", _index(table={"restart": 3})),
+    "index: restart beyond the end": ("tf1", _index(table={"restart": 2**31})),
+    "index: compressed": ("tf1", _index(table={"compression": b"\1"})),
     "index: other shard": ("tf1", _index(shard_id=7)),
     "index: negative shard": ("tf1", _index(shard_id=-1)),
     "index: many shards": ("tf1", _index({"num_shards": 2**30})),
@@ -621,6 +737,17 @@ LIES: dict[str, tuple[str, Callable[[Path, Canary], object]]] = {
     "graph: cut": ("tf2", _bytes("saved_model.pb", lambda content: content[: len(content) // 2])),
     "graph: deep": ("tf2", _bytes("saved_model.pb", lambda content: b"\x12\x7f" * 10_000)),
     "graph: text beside it": ("tf2", lambda path, canary: (path / "saved_model.pbtxt").symlink_to(canary.secret)),
+    "objects: text of a terabyte": ("tf2", _long_text(2**40)),
+    "objects: text of 2^63 bytes": ("tf2", _long_text(2**63)),
+    "objects: text that is cut": ("tf2", _long_text(6)),
+    "objects: other bytes": ("tf2", _objects(lambda objects, canary: b"secret" * 100)),
+    "objects: a cycle": ("tf2", _objects(_cycle_of_objects)),
+    "objects: beyond the end": ("tf2", _objects(_objects_beyond_the_end)),
+    "objects: tensors elsewhere": ("tf2", _objects(_tensors_elsewhere)),
+    "objects: none": ("tf2", _objects(lambda objects, canary: objects.ClearField("nodes"))),
+    "objects of functions beyond the end": ("tf2", _graph(_bound_beyond_the_end)),
+    "gradient without its statement": ("tf2", _graph(_gradient_not_stated)),
+    "gradient of other values": ("tf2", _graph(_gradient_of_other_values)),
     "constant of 4 EiB": ("tf2", _add_constant(types_pb2.DT_FLOAT, _huge)),
     "constant is a resource": ("tf2", _add_constant(types_pb2.DT_RESOURCE, _resource)),
     "constant is a variant": ("tf2", _add_constant(types_pb2.DT_VARIANT, _variant)),

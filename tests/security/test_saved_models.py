@@ -9,7 +9,7 @@ from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.model_io.loading import LoadedModel
 from tests.security import harness
 from tests.security.payloads import BARE, PAYLOADS
-from tests.security.saved_models import LIES, PLACES, lying, planted, save_grounds
+from tests.security.saved_models import LIES, PLACES, lying, planted, save_grounds, sound
 
 RUNNING = [place for place in PLACES if place.runs]
 OTHERS = [place for place in PLACES if not place.runs]
@@ -81,6 +81,46 @@ def test_links_and_pipes_are_not_followed(grounds, canary, tmp_path, link):
         return
     with pytest.raises(InvalidInputError, match="out of its folder|not a regular file|holds no SavedModel|link"):
         load_classifier(path)
+
+
+@pytest.mark.slow
+def test_nothing_is_seen_of_any_attempt(grounds, canary, tmp_path):
+    """The core of the long list, in a child process that is watched."""
+    makes = {f"sound {name}": sound(grounds, name) for name in grounds}
+    makes |= {f"{o} in {RUNNING[0].name}": planted(grounds, canary, o, RUNNING[0]) for o in (*PAYLOADS, *BARE[:10])}
+    makes |= {f"SaveV2 in {p.name}": planted(grounds, canary, "SaveV2", p) for p in OTHERS}
+    makes |= {name: lying(grounds, canary, name) for name in LIES}
+    assert len(makes) > 150 and set(FAULTS.values()) <= makes.keys()
+    outcomes = harness.run(written(makes, tmp_path), canary)
+    assert not [o for o in outcomes if o.events or o.result not in ("loaded", "refused") or "\n" in o.message]
+    assert all(o.result == "loaded" for o in outcomes if o.name.startswith("sound"))
+    assert all(o.result == "refused" for o in outcomes if o.name.endswith(" in signature"))
+
+
+LIVE = {
+    "WriteFile in function of the signature": "/planted",
+    "ReadFile in nested function": "/secret.txt",
+    "SaveV2 in function of the signature": "/planted.index",
+    "WriteFile in initialiser of a table": "/planted",
+    "WriteFile in initialiser of a table, named": "/planted",
+    "WriteFile in creator of a table": "/planted",
+    "WriteFile in saver of TF 1": "/planted",
+    "WriteFile in initialiser of TF 1": "/planted",
+    "WriteFile in local variables of TF 1": "/planted",
+    "DataServiceDatasetV2 in function of the signature": "canary socket connected to",
+}
+"""Attempts that TensorFlow's own loader carries out when a model is loaded or called, and what is seen of each."""
+
+
+@pytest.mark.slow
+def test_the_watch_sees_what_the_ordinary_loader_does(grounds, canary, tmp_path):
+    """Without the check, attempts do harm, and each kind of it is seen."""
+    places = {place.name: place for place in PLACES}
+    parts = {name: name.split(" in ", 1) for name in LIVE}
+    makes = {name: planted(grounds, canary, operation, places[place]) for name, (operation, place) in parts.items()}
+    outcomes = harness.run(written(makes, tmp_path), canary, trust=True, seconds=8)
+    unseen = [o for o in outcomes if not any(LIVE[o.name] in event for event in o.events)]
+    assert len(outcomes) == len(LIVE) and not unseen
 
 
 def test_payloads_name_operations_that_the_allow_list_leaves_out():
