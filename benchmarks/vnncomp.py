@@ -1,6 +1,6 @@
 """Decides instances of VNN-COMP 2021 and compares the answers with what the tools of that year published.
 
-    python -m benchmarks.vnncomp ../shared/data/vnncomp2021 acasxu mnistfc --most 30 --share 0.1 \\
+    python -m benchmarks.vnncomp ../shared/data/vnncomp2021 acasxu mnistfc --most 20 --timeout 30 \\
         --json results/benchmarks/vnncomp.json
 
 FOLDER holds one folder per category with its `*_instances.csv`, and in `results/` one file per tool. Of each category a
@@ -78,17 +78,19 @@ def main() -> None:
     parser.add_argument("categories", nargs="+")
     parser.add_argument("--most", type=int, help="instances per category; all by default")
     parser.add_argument("--share", type=float, default=0.5, help="of the competition's time-outs")
+    parser.add_argument("--timeout", type=float, help="the largest number of seconds per instance")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    settings = {"most": options.most, "share": options.share, "seed": options.seed}
+    settings = {"most": options.most, "share": options.share, "timeout": options.timeout, "seed": options.seed}
     answers = published(options.folder)
     tools = sorted(path.stem for path in (options.folder / "results").glob("*.csv"))
     record = {"settings": settings, "instances": []}
     if options.json.exists():
         record = json.loads(options.json.read_text(encoding="utf-8"))
-        if record["settings"] != settings:
+        if {**record["settings"], "most": options.most} != settings:
             sys.exit(f"{options.json} has other settings: {record['settings']}")
+        record["settings"] = settings  # a larger part holds the smaller one
     done = {(row["category"], row["network"], row["property"]) for row in record["instances"]}
     decide = verifier_of_properties(float64=False, seed=options.seed)
     for category in options.categories:
@@ -96,7 +98,8 @@ def main() -> None:
         for onnx, vnnlib, seconds in chosen(options.folder, category, options.most, options.seed):
             if (category, onnx, vnnlib) in done:
                 continue
-            row = {"category": category, "network": onnx, "property": vnnlib, "timeout": seconds * options.share}
+            limit = min(seconds * options.share, options.timeout or seconds)
+            row = {"category": category, "network": onnx, "property": vnnlib, "timeout": limit}
             try:
                 found = decide(base / onnx, base / vnnlib, row["timeout"])
                 row |= {"answer": found.answer, "decided_by": found.decided_by, "seconds": round(found.seconds, 2)}

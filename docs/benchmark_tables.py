@@ -97,10 +97,11 @@ def _vnncomp(results: Path) -> str:
         rows.append([category, str(row["instances"]), *ours, *(str(row["tools"][tool]) for tool in tools)])
     header = ["category", "instances", "ours", "contradictions", "median s", *tools]
     settings = measured["settings"]
+    limit = "" if settings["timeout"] is None else f", and at most {settings['timeout']:g} s"
     part = "All" if settings["most"] is None else f"At most {settings['most']}"
     text = (
         f"{part} instances per category, drawn with seed {settings['seed']}; time-outs are {settings['share']:g} of "
-        f"the competition's; {measured['cores']} CPU cores."
+        f"the competition's{limit}; {measured['cores']} CPU cores."
     )
     return f"{text}\n\n{markdown_table(header, rows)}\n\n```\n{measured['command']}\n```"
 
