@@ -4,8 +4,9 @@
         --json results/benchmarks/vnncomp.json
 
 FOLDER holds one folder per category with its `*_instances.csv`, and in `results/` one file per tool. Of each category a
-seeded part is taken. An answer contradicts a tool if one of the two is `sat` and the other `unsat`. Our `sat` has a
-witness, which float64 and onnxruntime confirm. The file is written after every instance; the same command resumes it.
+seeded part is taken; a larger part holds a smaller one. An answer contradicts a tool if one of the two is `sat` and the
+other `unsat`. Our `sat` has a witness, which float64 and onnxruntime confirm. The file is written after every instance;
+the same command resumes it.
 """
 
 import argparse
@@ -82,16 +83,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    settings = {"most": options.most, "share": options.share, "timeout": options.timeout, "seed": options.seed}
+    settings = {"share": options.share, "timeout": options.timeout, "seed": options.seed}
     answers = published(options.folder)
     tools = sorted(path.stem for path in (options.folder / "results").glob("*.csv"))
     record = {"settings": settings, "instances": []}
     if options.json.exists():
         record = json.loads(options.json.read_text(encoding="utf-8"))
-        if {**record["settings"], "most": options.most} != settings:
+        if record["settings"] != settings:
             sys.exit(f"{options.json} has other settings: {record['settings']}")
-        record["settings"] = settings  # a larger part holds the smaller one
     done = {(row["category"], row["network"], row["property"]) for row in record["instances"]}
+    command = shlex.join(["python", "-m", "benchmarks.vnncomp", *sys.argv[1:]])
     decide = verifier_of_properties(float64=False, seed=options.seed)
     for category in options.categories:
         base = instances_file(options.folder, category).parent
@@ -108,7 +109,7 @@ def main() -> None:
             row["published"] = answers.get((category, Path(onnx).name, Path(vnnlib).name), {})
             record["instances"].append(row)
             record |= {
-                "command": shlex.join(["python", "-m", "benchmarks.vnncomp", *sys.argv[1:]]),
+                "commands": list(dict.fromkeys([*record.get("commands", []), command])),
                 "cores": os.cpu_count(),
                 "versions": versions(),
                 "categories": summary(record["instances"], tools),

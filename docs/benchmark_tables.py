@@ -98,12 +98,12 @@ def _vnncomp(results: Path) -> str:
     header = ["category", "instances", "ours", "contradictions", "median s", *tools]
     settings = measured["settings"]
     limit = "" if settings["timeout"] is None else f", and at most {settings['timeout']:g} s"
-    part = "All" if settings["most"] is None else f"At most {settings['most']}"
     text = (
-        f"{part} instances per category, drawn with seed {settings['seed']}; time-outs are {settings['share']:g} of "
-        f"the competition's{limit}; {measured['cores']} CPU cores."
+        f"Instances are drawn with seed {settings['seed']}. Time-outs are {settings['share']:g} of the "
+        f"competition's{limit}, on {measured['cores']} CPU cores. The tools had the whole time and larger machines."
     )
-    return f"{text}\n\n{markdown_table(header, rows)}\n\n```\n{measured['command']}\n```"
+    commands = "\n".join(measured["commands"])
+    return f"{text}\n\n{markdown_table(header, rows)}\n\n```\n{commands}\n```"
 
 
 def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:

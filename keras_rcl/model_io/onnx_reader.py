@@ -223,7 +223,7 @@ class _Reader(StepBuilder):
                 results = [READERS[node.op_type](self, _Node(node, self.onnx), *values)]
         except _Unread as error:
             raise InvalidInputError(f"{self.file}: node {_name(node)} ({node.op_type}) {error}") from None
-        except (ValueError, TypeError, IndexError, KeyError) as error:
+        except Exception as error:  # what NumPy and onnx raise of a malformed node is anything
             raise InvalidInputError(
                 f"{self.file}: node {_name(node)} ({node.op_type}) cannot be read: {error}"
             ) from None

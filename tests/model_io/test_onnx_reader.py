@@ -178,6 +178,8 @@ REFUSED = {
     "integers": ([("Cast", None, dict(to=7))], {}, "casts to type 7"),
     "unknown": ([("Relu", ["y"], {})], {}, "reads 'y'"),
     "attribute": ([("Relu", None, dict(speed=3))], {}, "has the attribute speed"),
+    "nothing": ([("Relu", [""], {})], {}, "node0 (Relu)"),
+    "constants": ([("Reshape", ["c", "c"], {})], {"c": np.int64([3])}, "node0 (Reshape)"),
     "channels": ([("Conv", ["x", "w"], {})], {"w": normal(3, 4, 2, 2)}, "for 2 channels"),
 }
 
