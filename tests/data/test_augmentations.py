@@ -50,6 +50,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow_after(4)
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_contract(policy):
     """Same shape, in [0, 1], a function of the seed in a parallel tf.data map too, with a draw for each image."""

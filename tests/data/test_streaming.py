@@ -96,6 +96,7 @@ def test_from_any_step_on_an_epoch_is_what_it_was(prepared):
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("global_seed", [0, 7])
 def test_the_order_does_not_depend_on_the_global_seed(prepared, global_seed):
     train = load(dataset(prepared)).train
