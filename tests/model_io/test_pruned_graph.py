@@ -1,5 +1,6 @@
 """SavedModels from elsewhere: only the graph of one signature is run, and only operations of the allow list."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -391,6 +392,37 @@ def test_a_variable_that_the_checkpoint_does_not_hold_is_refused(tmp_path):
         file.unlink()
     with pytest.raises(InvalidInputError, match="which its checkpoint does not hold"):
         load_classifier(path)
+
+
+def test_variables_that_share_a_name_are_told_apart(tmp_path):
+    """Fault: `tf.saved_model.save` of a Keras 3 model, in which only the object graph says which tensor is whose."""
+    layers = [keras.layers.Conv2D(3, 1), keras.layers.Conv2D(3, 1), keras.layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(3)])
+    for number, variable in enumerate(model.variables):
+        variable.assign(np.random.default_rng(number).random(variable.shape) + 0.5)
+    tf.saved_model.save(model, str(tmp_path / "model"))
+    call = PrunedSavedModel(tmp_path / "model").load("serving_default")
+    images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+    expected = images.astype(float)
+    for layer in layers[:2]:
+        expected = expected @ layer.kernel.numpy()[0, 0].astype(float) + layer.bias.numpy()
+    norm = layers[2]
+    scale = norm.gamma.numpy() / np.sqrt(norm.moving_variance.numpy().astype(float) + norm.epsilon)
+    expected = (expected - norm.moving_mean.numpy()) * scale + norm.beta.numpy()
+    expected = expected.reshape(2, -1) @ model.layers[-1].kernel.numpy() + model.layers[-1].bias.numpy()
+    np.testing.assert_allclose(next(iter(call(images).values())), expected, rtol=1e-5)
+
+
+def test_variables_of_one_name_are_told_apart(tmp_path):
+    """A sibling: variables of a module that have one name, one of them read by a custom gradient alone."""
+    parts = [tf.Variable(value, trainable=False, name="kernel") for value in (2.0, 3.0, 5.0)]
+
+    @tf.custom_gradient
+    def scaled(x):
+        return x * parts[0], lambda upstream: upstream * parts[2]
+
+    path = save(tmp_path / "model", lambda x: scaled(x) * parts[0] / parts[1], parts=parts)
+    assert_same(path)
 
 
 def test_a_table_of_a_file_is_refused_where_it_is_read(tmp_path):
