@@ -91,7 +91,8 @@ def _contrast(results: Path) -> str:
     paper, found = PAPERS["contrast"], Results(results)
     rows = experiments(paper, "cpu")
     (table,) = paper.tables
-    return markdown_of(table_data(table, lambda row, measure: found.measured(rows[row], measure)))
+    setups = {row: found.setup(experiment) for row, experiment in rows.items()}
+    return markdown_of(table_data(table, found.lookup(rows), setups, "cpu"))
 
 
 def _reference(results: Path) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,12 @@ def training_attacks(phases: Iterable[Phase]) -> Iterator[Attack]:
     for phase in phases:
         yield from (view.attack for view in phase.views if isinstance(view, Adversarial))
         yield from training_attacks(phase.refresh)
+
+
+def training_protocols(phases: Sequence[Phase]) -> tuple[str, ...]:
+    """The protocols of what the phases train against, sorted: of their attacks, and `pixel` for bounds."""
+    bounds = {"pixel" for phase in phases if phase.worst_case}
+    return tuple(sorted(bounds | {attack.protocol for attack in training_attacks(phases)}))
 
 
 _EXPERIMENT = TypeAdapter(Experiment)

@@ -125,7 +125,9 @@ WANG = Paper(
         "The text trains for 10 epochs, and 10 more of refinement; the figures show 200. Full scale here is 200.",
         "Its text says that no augmentation is applied, its figures 2 and 6 that it is: two models each.",
         "Figures 4 and 5 are taken to be the first phase of the models of figures 9 and 8.",
-        "Scale cpu is Cusin's CNN on 20,000 training images of CIFAR-10 in place of ResNet-18 on CIFAR-100: the order "
-        "of rows can be compared, the numbers cannot.",
+        "Scale cpu is Cusin's CNN on 20,000 training images of CIFAR-10 in place of ResNet-18 on CIFAR-100. Refined "
+        "and margin SCL have 10 + 10 epochs there, the baseline and SCL 15: a difference between them may be one of "
+        "epochs. The order of rows can be compared, the numbers cannot.",
+        "Figure 1 has two parallel streams of images with shared weights. Here a batch has one view of each image.",
     ),
 )

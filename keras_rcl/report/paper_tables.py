@@ -4,38 +4,17 @@ A function gives the measured numbers of a row, so this module does not depend o
 """
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from keras_rcl.report.tables import markdown_table
-from keras_rcl.vocabulary.paper import Claim, Column, Comparison, Measure, Paper, Published, Table
+from keras_rcl.report.verdicts import SEEDS, Compared, Measured, difference_of, mean_and_spread, verdict
+from keras_rcl.vocabulary.paper import Claim, Comparison, Measure, Paper, Published, Table
 from keras_rcl.vocabulary.threat import format_pixels
 
 NOT_MEASURED = "—"
 VERIFIED = ("timeout", "safe", "safe-incomplete")
 """The counts of Cusin's Table 1, in its order."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """One measure of one system, over seeds.
-
-    Attributes:
-        values: seed -> percent, or the number of images of each status.
-        images: the number of images; the smallest number if the seeds differ.
-    """
-
-    values: Mapping[int, float | Mapping[str, int]]
-    images: int
-
-    @property
-    def counted(self) -> dict[str, int] | None:
-        """The counts, summed over seeds; None if the values are percentages."""
-        found = list(self.values.values())
-        if not isinstance(found[0], Mapping):
-            return None
-        return {status: sum(counts[status] for counts in found) for status in found[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +27,8 @@ class Setup:
         data: the data set.
         images: the number of training images; None if it is not known.
         versions: the versions of this package that trained them.
+        protocols: the protocols of the attacks and bounds that they were trained against; empty for none.
+        seeds: the seeds that were trained.
     """
 
     network: str
@@ -55,6 +36,8 @@ class Setup:
     data: str
     images: int | None
     versions: tuple[str, ...]
+    protocols: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 Setups = Mapping[str, Setup | None]
@@ -62,11 +45,6 @@ Setups = Mapping[str, Setup | None]
 
 Lookup = Callable[[str, Measure], Measured | None]
 """(key of a row, measure) -> the measured values, or None."""
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and the standard deviation over seeds (divisor n - 1), which is None for a single seed."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def measure_label(measure: Measure) -> str:
@@ -77,13 +55,14 @@ def measure_label(measure: Measure) -> str:
     return f"at {format_pixels(measure.epsilon)}" if measure.kind == "verified" else "here"
 
 
-def table_data(table: Table, lookup: Lookup, setups: Setups | None = None) -> dict[str, Any]:
+def table_data(table: Table, lookup: Lookup, setups: Setups | None = None, scale: str = "") -> dict[str, Any]:
     """A table with its measured numbers, as JSON values.
 
     Args:
         table: the table.
         lookup: the measured values.
         setups: how the networks of the rows were trained.
+        scale: the scale of the rows' configurations.
 
     Returns:
         `columns`, each with its `title`, whether any number is `published`, and the labels of the `measured` numbers;
@@ -111,6 +90,7 @@ def table_data(table: Table, lookup: Lookup, setups: Setups | None = None) -> di
         "name": table.name,
         "caption": table.caption,
         "protocol": table.protocol,
+        "scale": scale,
         "images": whole,
         "columns": [
             {
@@ -123,13 +103,15 @@ def table_data(table: Table, lookup: Lookup, setups: Setups | None = None) -> di
         ],
         "rows": rows,
         "differences": [_difference(table, pair, found) for pair in table.comparisons],
-        "claims": [_claim(table, claim, found) for claim in table.claims],
+        "claims": [_claim(table, claim, found, setups or {}) for claim in table.claims],
         "notes": list(table.notes),
     }
 
 
 def _setup_values(setup: Setup | None) -> dict[str, Any] | None:
-    return None if setup is None else {**dataclasses.asdict(setup), "versions": list(setup.versions)}
+    if setup is None:
+        return None
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(setup).items()}
 
 
 def _columns(table: Table) -> range:
@@ -148,65 +130,85 @@ def _as_json(measured: Measured | None) -> dict[str, Any] | None:
 
 
 def _difference(table: Table, pair: Comparison, found: Mapping[str, list[list[Measured | None]]]) -> dict[str, Any]:
-    """A row minus another row: the `published` difference, one value per column, and the `measured` difference.
+    """A row minus another row: the `published` difference, one value per column, and the `measured` ones.
 
-    Measured rows are compared if they have the same number of images, over the seeds that both have. `within_spread`
-    is true if the mean difference is smaller than its own standard deviation over seeds.
+    See `difference_of`.
     """
     rows = {row.label: row for row in table.rows}
     cells = []
     for mine, theirs in zip(found[pair.row], found[pair.against], strict=True):
-        cells.append([_less(a, b) for a, b in zip(mine, theirs, strict=True)])
+        cells.append([difference_of(a, b) for a, b in zip(mine, theirs, strict=True)])
     published = [
-        _published_difference(table.columns[i], rows[pair.row].published, rows[pair.against].published, i)
-        for i in _columns(table)
+        _published_difference(rows[pair.row].published, rows[pair.against].published, i) for i in _columns(table)
     ]
     return {"row": pair.row, "against": pair.against, "published": published, "measured": cells}
 
 
-def _published_difference(
-    column: Column, mine: Sequence[Published], theirs: Sequence[Published], index: int
-) -> float | None:
+def _published_difference(mine: Sequence[Published], theirs: Sequence[Published], index: int) -> float | None:
     if not mine or not theirs or not isinstance(mine[index], float) or not isinstance(theirs[index], float):
         return None
     return round(mine[index] - theirs[index], 6)
 
 
-def _less(mine: Measured | None, theirs: Measured | None) -> dict[str, Any] | None:
-    if mine is None or theirs is None or mine.counted is not None or mine.images != theirs.images:
-        return None
-    seeds = sorted(mine.values.keys() & theirs.values.keys())
-    if not seeds:
-        return None
-    mean, spread = mean_and_spread([mine.values[seed] - theirs.values[seed] for seed in seeds])
-    return {"mean": mean, "spread": spread, "seeds": seeds, "within_spread": spread is not None and abs(mean) < spread}
+def _claim(
+    table: Table, claim: Claim, found: Mapping[str, list[list[Measured | None]]], setups: Setups
+) -> dict[str, Any]:
+    """A claim by the published and by the measured numbers.
 
-
-def _claim(table: Table, claim: Claim, found: Mapping[str, list[list[Measured | None]]]) -> dict[str, Any]:
-    """Whether a claim holds by the published numbers and by the measured numbers, with one verdict per protocol.
-
-    A verdict is None if no known number decides it. Otherwise it has the `least` difference of the claim's pairs and
-    `holds`: true if all differences are positive and none is within its spread, None if that is not known.
+    Returns:
+        `text`; `published`, the smallest published difference of the claim's pairs, or None; `protocols`, the labels of
+        the measures; and `measured`, one verdict per label, see `verdict`.
     """
-    differences = [_difference(table, pair, found) for pair in claim.pairs]
     numbers = table.numbers(claim)
-    published = [d["published"][i] for d in differences for i in numbers if d["published"][i] is not None]
-    labels = [measure_label(measure) for measure in table.columns[numbers[0]].measures]
+    published = [_difference(table, pair, found)["published"][i] for pair in claim.pairs for i in numbers]
+    measures = table.columns[numbers[0]].measures
+    judged = []
+    for j, measure in enumerate(measures):
+        protocol = _protocol_of(measure)
+        needed = []
+        for pair in claim.pairs:
+            rows = [_row_under(table, label, protocol, setups) for label in (pair.row, pair.against)]
+            foreign = _foreign(table, rows, protocol, setups)
+            sides = [found[row] for row in rows]
+            needed += [Compared(difference_of(*(side[i][j] for side in sides)), foreign) for i in numbers]
+        judged.append(verdict(needed))
     return {
         "text": claim.text,
-        "published": _verdict([{"mean": value, "within_spread": False} for value in published]),
-        "protocols": labels,
-        "measured": [_verdict([d["measured"][i][j] for d in differences for i in numbers]) for j in range(len(labels))],
+        "published": min((value for value in published if value is not None), default=None),
+        "protocols": [measure_label(measure) for measure in measures],
+        "measured": judged,
     }
 
 
-def _verdict(differences: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    known = [difference for difference in differences if difference]
-    refuted = any(difference["mean"] <= 0 and not difference["within_spread"] for difference in known)
-    if not known or (len(known) < len(differences) and not refuted):
-        return None
-    holds = None if any(difference["within_spread"] for difference in known) else True
-    return {"holds": False if refuted else holds, "least": min(difference["mean"] for difference in known)}
+def _protocol_of(measure: Measure) -> str | None:
+    """The protocol of its attack; None without an attack."""
+    return measure.attack.protocol if measure.kind in ("robust", "success") else None
+
+
+def _trained_under(table: Table, label: str, setups: Setups) -> tuple[str, ...]:
+    (row,) = (row for row in table.rows if row.label == label)
+    setup = setups.get(row.config)
+    return setup.protocols if setup else ()
+
+
+def _row_under(table: Table, label: str, protocol: str | None, setups: Setups) -> str:
+    """The row that a claim on `label` is judged by: one in its place that was trained under the protocol, or itself."""
+    for row in table.rows:
+        if row.in_place_of == label and _trained_under(table, row.label, setups) == (protocol,):
+            return row.label
+    return label
+
+
+def _foreign(table: Table, rows: Sequence[str], protocol: str | None, setups: Setups) -> dict[str, str]:
+    """Label -> protocol of those rows that were trained under another protocol than the one that they are judged under.
+
+    Without an attack, any one protocol will do that is the same for all rows.
+    """
+    trained = {label: _trained_under(table, label, setups) for label in rows}
+    if protocol is None:
+        protocols = {protocol for found in trained.values() for protocol in found}
+        return {label: ", ".join(found) for label, found in trained.items() if found and len(protocols) > 1}
+    return {label: ", ".join(found) for label, found in trained.items() if found and found != (protocol,)}
 
 
 # As text
@@ -276,24 +278,24 @@ def differences_grid(data: Mapping[str, Any]) -> Grid | None:
 
 def claims_grid(data: Mapping[str, Any]) -> Grid | None:
     """The conclusions, and whether they hold by the published and by the measured numbers; None without conclusions."""
-    rows, published = [], any(claim["published"] for claim in data["claims"])
+    rows, published = [], any(claim["published"] is not None for claim in data["claims"])
     for claim in data["claims"]:
-        verdicts = [_verdict_of(verdict) for verdict in claim["measured"]]
+        verdicts = [verdict_text(found) for found in claim["measured"]]
         if len(verdicts) > 1 and any(claim["measured"]):
-            verdicts = [
-                f"{protocol}: {verdict}" for protocol, verdict in zip(claim["protocols"], verdicts, strict=True)
-            ]
+            verdicts = [f"{protocol}: {text}" for protocol, text in zip(claim["protocols"], verdicts, strict=True)]
         measured = "; ".join(verdicts) if any(claim["measured"]) else NOT_MEASURED
-        rows.append((claim["text"], *([_verdict_of(claim["published"])] if published else []), measured))
+        rows.append((claim["text"], *([_signed(claim["published"]) or NOT_MEASURED] if published else []), measured))
     header = ("conclusion", *(["published"] if published else []), "measured")
     return Grid((("", len(header)),), header, tuple(rows)) if rows else None
 
 
-def _verdict_of(verdict: Mapping[str, Any] | None) -> str:
-    if verdict is None:
+def verdict_text(found: Mapping[str, Any] | None) -> str:
+    """A verdict in words: `holds (+5.2)`, `does not hold (−9.0)`, `not decided (one seed)`; a dash if not measured."""
+    if found is None:
         return NOT_MEASURED
-    answer = {True: "holds", False: "does not hold", None: "within its spread"}[verdict["holds"]]
-    return f"{answer} ({_signed(verdict['least'])})"
+    if found["holds"] is None:
+        return f"not decided ({'; '.join(found['because'])})"
+    return f"{'holds' if found['holds'] else 'does not hold'} ({_signed(found['least'])})"
 
 
 def _number(published: Published) -> str:
@@ -305,17 +307,27 @@ def setups_grid(data: Mapping[str, Any]) -> Grid | None:
     rows = tuple(
         (
             row["label"],
+            data["scale"],
             row["setup"]["network"],
+            ", ".join(row["setup"]["protocols"]) or "no attack",
+            _listed(row["setup"]["seeds"]),
             str(row["setup"]["epochs"]),
-            row["setup"]["data"],
             _images(row["setup"]["images"]),
+            row["setup"]["data"],
             ", ".join(row["setup"]["versions"]),
         )
         for row in data["rows"]
         if row.get("setup")
     )
-    header = ("trained here", "network", "epochs", "data set", "training images", "keras_rcl")
+    header = (
+        *("trained here", "scale", "network", "trained under", "seeds"),
+        *("epochs", "training images", "data set", "keras_rcl"),
+    )
     return Grid((("", len(header)),), header, rows) if rows else None
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _images(count: int | None) -> str:
@@ -344,44 +356,32 @@ def _signed(value: float | None) -> str:
 def _spread_of(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return NOT_MEASURED
-    if found["spread"] is None:
-        return _signed(found["mean"])
-    within = ", within its spread" if found["within_spread"] else ""
-    return f"{_signed(found['mean'])} ± {found['spread']:.1f}{within}"
+    spread = "" if found["spread"] is None else f" ± {found['spread']:.1f}"
+    within = [name for name in ("spread", "sampling") if found[f"within_{name}"]]
+    texts = {"spread": "within its spread", "sampling": "within its sampling error"}
+    return ", ".join([f"{_signed(found['mean'])}{spread}", *(texts[name] for name in within[:1])])
 
 
 def captions(data: Mapping[str, Any]) -> list[str]:
     """The lines below a table: how its numbers were measured, then its notes."""
     made = [f"Published under: {data['protocol']}."] if data["protocol"] else []
-    if setups := [row["setup"] for row in data["rows"] if row.get("setup")]:
-        made.append(_trained(setups))
     if data["images"]:
         made.append(f"Measured on {data['images']} test images, or on the number in brackets.")
     return [*([" ".join(made)] if made else []), *data["notes"]]
 
 
-def _trained(setups: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence on how all rows were trained."""
-    epochs = sorted({setup["epochs"] for setup in setups})
-    images = sorted({setup["images"] or 0 for setup in setups})
-    counts = " or ".join(_images(count or None) for count in images)
-    values = {key: ", ".join(dict.fromkeys(setup[key] for setup in setups)) for key in ("network", "data")}
-    versions = ", ".join(dict.fromkeys(version for setup in setups for version in setup["versions"]))
-    span = f"{epochs[0]} to {epochs[-1]} epochs" if len(epochs) > 1 else f"{epochs[0]} epochs"
-    return (
-        f"Here: {values['network']}, {span}, {counts} training images of {values['data']}, trained by keras_rcl "
-        f"{versions}."
-    )
-
-
 DIFFERENCES = (
     "Differences in percentage points; with several seeds their mean and standard deviation (spread) over seeds. A "
-    "difference that is smaller than its spread does not count. A single seed has no spread."
+    "single seed has no spread. `within its sampling error`: the difference is within its own 95 % interval over test "
+    "images, which is paired over images where the outcome of each image is known."
 )
 
 CLAIMS = (
-    "A conclusion holds if every row that it places above another row is above it, by more than the spread of their "
-    "difference. The smallest difference, in percentage points, is in brackets."
+    "A conclusion holds if every row that it places above another row is above it. That is decided by rows trained "
+    f"under the protocol that attacks them (or under no attack), by at least {SEEDS} seeds, and by a difference that "
+    "is larger than its spread and than its sampling error. Two values below 1 % (floor) or above 99 % (ceiling) "
+    "decide nothing. The smallest difference, in percentage points, is in brackets. `published` is the "
+    "smallest one of the published numbers, of which the number of seeds is not known."
 )
 
 
@@ -404,6 +404,8 @@ def markdown_of(data: Mapping[str, Any]) -> str:
         parts += [DIFFERENCES, _markdown_grid(differences)]
     if claims := claims_grid(data):
         parts += [CLAIMS, _markdown_grid(claims)]
+    if setups := setups_grid(data):
+        parts.append(_markdown_grid(setups))
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in captions(data))])
 
 
@@ -439,6 +441,6 @@ def paper_report(
         "reference": paper.reference,
         "scale": scale,
         "notes": list(paper.notes),
-        "tables": [table_data(table, lookup, setups) for table in paper.tables],
+        "tables": [table_data(table, lookup, setups, scale) for table in paper.tables],
         "missing": list(missing),
     }

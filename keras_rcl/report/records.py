@@ -5,12 +5,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_rcl import config
 from keras_rcl.config import CONFIGS, Experiment
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.report.paper_tables import Lookup, Measured, Setup
+from keras_rcl.report.paper_tables import Lookup, Setup
+from keras_rcl.report.verdicts import Measured, Outcomes
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.kinds import RECORD, VERIFICATION, AnotherVersion, stored_attacks
@@ -45,29 +46,43 @@ class Run:
     def model_hash(self) -> str:
         return self.record["model"]["hash"]
 
-    def measure(self, measure: Measure) -> tuple[float | dict[str, int], int] | None:
-        """The percentage, or the number of images of each status, and the number of test images.
-
-        Of several records the one with the most images counts; None if there is no record.
-        """
+    def measure(self, measure: Measure) -> "Found | None":
+        """The measured value. Of several records the one with the most images counts; None if there is no record."""
         found = [
-            (one, record["images"])
+            one
             for record in self.measured
             if record["data"]["part"] == "test" and record["data"]["name"] == self.record["data"]["name"]
             for one in _values(record, measure)
         ]
-        return max(found, key=lambda pair: pair[1], default=None)
+        return max(found, key=lambda one: one.images, default=None)
 
 
-def _values(record: Any, measure: Measure) -> Iterable[float | dict[str, int]]:
+class Found(NamedTuple):
+    """One measure of one network.
+
+    Attributes:
+        value: the percentage, or the number of images of each status.
+        images: the number of test images.
+        outcomes: the result of each image; None for measures that are not an accuracy.
+    """
+
+    value: float | dict[str, int]
+    images: int
+    outcomes: Outcomes | None = None
+
+
+def _values(record: Any, measure: Measure) -> Iterable[Found]:
     """The values of a measure in a record: none or one."""
+    images = record["images"]
     if measure.kind == "clean":
-        yield 100 * record["clean_accuracy"]
+        yield Found(100 * record["clean_accuracy"], images, _outcomes(record, record.get("survival", {}).get("clean")))
     elif measure.kind in ("robust", "success") and "survival" in record:
-        name = {"robust": "robust_accuracy", "success": "attack_success_rate"}[measure.kind]
-        for attack, row in zip(record["attacks"], record["rows"], strict=False):  # the worst cases come after
-            if attack == measure.attack:
-                yield 100 * row[name]
+        attacked = zip(record["attacks"], record["rows"], record["survival"]["attacks"], strict=False)
+        for attack, row, correct in attacked:  # the worst cases come after
+            if attack == measure.attack and measure.kind == "robust":
+                yield Found(100 * row["robust_accuracy"], images, _outcomes(record, correct))
+            elif attack == measure.attack:
+                yield Found(100 * row["attack_success_rate"], images)
     elif measure.kind == "verified" and "outcomes" in record:
         for outcome in record["outcomes"]:
             if math.isclose(outcome["epsilon"], measure.epsilon):
@@ -75,7 +90,14 @@ def _values(record: Any, measure: Measure) -> Iterable[float | dict[str, int]]:
                 bounded = [status for status, by in pairs if status != "misclassified" and by != "attack"]
                 names = ("timeout", "safe", "safe-incomplete", "unsafe", "unknown")
                 bounded = bounded[: record.get("count")]
-                yield {name: bounded.count(name) for name in names}
+                yield Found({name: bounded.count(name) for name in names}, images)
+
+
+def _outcomes(record: Any, correct: str | None) -> Outcomes | None:
+    """The results of a record's images, if there is one digit for each of them."""
+    if correct is None or len(correct) != record["images"]:
+        return None
+    return Outcomes(tuple((first, last) for first, last in record["data"]["indices"]), correct)
 
 
 class Results:
@@ -124,19 +146,18 @@ class Results:
         """One measure of imported weights, by the SHA-256 of their file; None if no record has it."""
         records = tuple(one for one in self._records if one["model"].get("weights") == weights)
         found = Run(records[0], records).measure(measure) if records else None
-        return None if found is None else Measured({0: found[0]}, found[1])
+        return None if found is None else _measured({0: found})
 
     def measured(self, experiment: Experiment, measure: Measure, seeds: int | None = None) -> Measured | None:
         """One measure of an experiment over its seeds; None if no seed has it."""
         measured = {seed: run.measure(measure) for seed, run in self.runs(experiment, seeds).items()}
-        measured = {seed: one for seed, one in measured.items() if one is not None}
-        if not measured:
-            return None
-        return Measured({seed: value for seed, (value, _) in measured.items()}, min(n for _, n in measured.values()))
+        found = {seed: one for seed, one in measured.items() if one is not None}
+        return _measured(found) if found else None
 
     def setup(self, experiment: Experiment, seeds: int | None = None) -> Setup | None:
         """How the networks of an experiment were trained; None if there is no run."""
-        records = [run.record for run in self.runs(experiment, seeds).values()]
+        runs = self.runs(experiment, seeds)
+        records = [run.record for run in runs.values()]
         if not records:
             return None
         trained = [record["model"].get("training_images", experiment.dataset.limit) for record in records]
@@ -146,7 +167,18 @@ class Results:
             data=experiment.dataset.name,
             images=None if None in trained else min(trained),
             versions=tuple(dict.fromkeys(record["versions"]["keras_rcl"] for record in records)),
+            protocols=config.training_protocols(experiment.method.phases()),
+            seeds=tuple(runs),
         )
+
+
+def _measured(found: Mapping[int, Found]) -> Measured:
+    """One measure over seeds."""
+    return Measured(
+        values={seed: one.value for seed, one in found.items()},
+        images=min(one.images for one in found.values()),
+        outcomes={seed: one.outcomes for seed, one in found.items() if one.outcomes},
+    )
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

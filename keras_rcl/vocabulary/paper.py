@@ -73,12 +73,14 @@ class Row:
         config: the file below `configs/papers/<paper>/` that trains it; empty if the authors' own weights are measured.
         published: one value per column; empty if nothing is published.
         weights: SHA-256 of the file of the authors' weights.
+        in_place_of: label of the row whose place it takes in claims, under the protocol that it was trained under.
     """
 
     label: str
     config: str = ""
     published: tuple[Published, ...] = ()
     weights: str = ""
+    in_place_of: str = ""
 
     def __post_init__(self):
         if bool(self.config) == bool(self.weights):
@@ -150,6 +152,9 @@ class Table:
         for pair in (*self.comparisons, *(pair for claim in self.claims for pair in claim.pairs)):
             if missing := {pair.row, pair.against} - set(labels):
                 raise ValueError(f"{self.name} has no row {missing.pop()!r}")
+        for row in self.rows:
+            if row.in_place_of and row.in_place_of not in labels:
+                raise ValueError(f"{self.name} has no row {row.in_place_of!r}")
         for claim in self.claims:
             if missing := set(claim.columns) - {column.title for column in self.columns}:
                 raise ValueError(f"{self.name} has no column {missing.pop()!r}")

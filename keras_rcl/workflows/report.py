@@ -31,8 +31,9 @@ from keras_rcl.report.figures import (
     loss_curves_plot,
 )
 from keras_rcl.report.paper_page import paper_page
-from keras_rcl.report.paper_tables import Lookup, markdown_report, mean_and_spread, paper_report
+from keras_rcl.report.paper_tables import Lookup, markdown_report, paper_report
 from keras_rcl.report.records import VERIFIED_COUNT, VERIFIED_IMAGES, Results, Run
+from keras_rcl.report.verdicts import mean_and_spread
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent, StderrProgress
 from keras_rcl.storage.atomic import FolderInUse, atomic_folder, write_json

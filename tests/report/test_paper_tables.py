@@ -12,18 +12,17 @@ from scipy.stats import binomtest
 from keras_rcl.evaluation.intervals import interval
 from keras_rcl.report.paper_page import paper_page
 from keras_rcl.report.paper_tables import (
-    Measured,
     Setup,
     captions,
     claims_grid,
     differences_grid,
     markdown_report,
-    mean_and_spread,
     paper_report,
     setups_grid,
     table_data,
     table_grid,
 )
+from keras_rcl.report.verdicts import Measured, mean_and_spread
 from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.paper import Claim, Clean, Column, Comparison, Paper, Robust, Row, Table, Verified
 
@@ -60,8 +59,8 @@ TABLE = Table(
 MEASURED = {
     ("ours", Clean()): Measured({0: 70.0, 1: 72.0, 2: 74.0}, 1000),
     ("ours", FGSM_PIXEL): Measured({0: 30.0, 1: 33.0, 2: 36.0}, 1000),
-    ("at", Clean()): Measured({0: 60.0, 1: 64.0}, 1000),
-    ("at", FGSM_PIXEL): Measured({0: 31.0, 1: 32.0}, 1000),
+    ("at", Clean()): Measured({0: 60.0, 1: 64.0, 2: 65.0}, 1000),
+    ("at", FGSM_PIXEL): Measured({0: 31.0, 1: 32.0, 2: 36.0}, 1000),
     ("new", Clean()): Measured({1: 50.0}, 500),
 }
 
@@ -71,55 +70,95 @@ def lookup(row, measure):
 
 
 def test_means_spreads_images_and_what_is_not_measured():
-    """72 +- 2 of 70, 72, 74; 62 +- sqrt(8) of 60 and 64; and half the images of the others."""
+    """72 +- 2 of 70, 72, 74; 63 +- sqrt(7) of 60, 64, 65; and half the images of the others."""
     grid = table_grid(table_data(TABLE, lookup))
     assert grid.groups == (("", 1), ("clean", 2), ("FGSM", 2), ("", 1))
     assert grid.header == ("", "published", "here", "published", "pixel", "seeds")
     assert grid.rows == (
         ("Ours", "90.0", "72.0 ± 2.0", "60.4", "33.0 ± 3.0", "3"),
-        ("AT", "84.8", "62.0 ± 2.8", "44.7", "31.5 ± 0.7", "2"),
+        ("AT", "84.8", "63.0 ± 2.6", "44.7", "33.0 ± 2.6", "3"),
         ("New", "", "50.0 (500)", "", "—", "1"),
     )
 
 
 def test_differences_are_of_the_seeds_that_both_have():
-    """Clean: 10 and 8, 9 +- 1.4. FGSM: -1 and 1, 0 +- 1.4, within it. `New` is on other images, and is not compared."""
+    """Clean: 10, 8 and 9, 9 +- 1. FGSM: -1, 1 and 0, 0 +- 1, within it. `New` is on other images: not compared."""
     grid = differences_grid(table_data(TABLE, lookup))
-    assert grid.rows == (("Ours less AT", "+5.2", "+9.0 ± 1.4", "+15.7", "+0.0 ± 1.4, within its spread"),)
+    assert grid.rows == (("Ours less AT", "+5.2", "+9.0 ± 1.0", "+15.7", "+0.0 ± 1.0, within its spread"),)
 
 
-def test_a_claim_holds_where_each_of_its_differences_is_above_its_spread():
-    """Ours less AT: 9 +- 1.4 clean, 0 +- 1.4 under FGSM. `New` is compared with nothing: one that falls decides, one
-    that holds does not."""
+def test_a_claim_holds_where_each_of_its_differences_is_decided():
+    """Ours less AT: 9 +- 1 clean, 0 +- 1 under FGSM. `New` is compared with nothing: one that falls decides, one that
+    holds does not."""
     rows = claims_grid(table_data(TABLE, lookup)).rows
     assert rows == (
-        ("better", "holds (+5.2)", "holds (+9.0)"),
-        ("better in both", "holds (+5.2)", "within its spread (+0.0)"),
-        ("worse", "does not hold (−5.2)", "does not hold (−9.0)"),
-        ("better than both", "holds (+5.2)", "—"),
-        ("worse than both", "does not hold (−5.2)", "does not hold (−9.0)"),
+        ("better", "+5.2", "holds (+9.0)"),
+        ("better in both", "+5.2", "not decided (within its spread; within its sampling error)"),
+        ("worse", "−5.2", "does not hold (−9.0)"),
+        ("better than both", "+5.2", "not decided (not all measured)"),
+        ("worse than both", "−5.2", "does not hold (−9.0)"),
         ("of what nobody published", "—", "—"),
     )
 
 
-def test_a_claim_is_told_for_each_protocol_and_a_difference_of_nothing_does_not_hold():
-    other = Robust(attack=FGSM().with_protocol("claf-repo"))
-    changes = {"columns": (Column(title="FGSM", measures=(FGSM_PIXEL, other)),), "claims": (TABLE.claims[-1],)}
-    rows = tuple(dataclasses.replace(row, published=()) for row in TABLE.rows)
-    table = dataclasses.replace(TABLE, **changes, rows=rows)
-    values = {("new", FGSM_PIXEL): 40.0, ("at", FGSM_PIXEL): 40.0, ("new", other): 50.5, ("at", other): 50.0}
-    found = {key: Measured({0: value}, 10) for key, value in values.items()}
-    grid = claims_grid(table_data(table, lambda row, measure: found.get((row, measure))))
-    assert grid.rows[0][1] == "pixel: does not hold (+0.0); claf-repo: holds (+0.5)"
+OTHER = Robust(attack=FGSM().with_protocol("claf-repo"))
+SETUP = Setup(network="small_cnn", epochs=1, data="digits", images=9, versions=("0.1.0",), seeds=(0, 1, 2))
 
 
-def test_of_one_seed_no_spread_is_told():
-    one = {("ours", Clean()): Measured({0: 70.0}, 10), ("at", Clean()): Measured({0: 70.5}, 10)}
+def under(**protocols) -> dict[str, Setup]:
+    """Config -> a set-up whose networks were trained under a protocol, or under none."""
+    return {row: dataclasses.replace(SETUP, protocols=(name,) if name else ()) for row, name in protocols.items()}
+
+
+def of_two_protocols(setups, **rows) -> str:
+    """The verdict of "Ours is above AT" with columns of two protocols, from percents by config at three seeds."""
+    configs = {"ours": "Ours", "at": "AT", "ours_repo": "Ours, trained under claf-repo"}
+    table = Table(
+        name="Table 1",
+        caption="",
+        columns=(Column(title="FGSM", measures=(FGSM_PIXEL, OTHER)),),
+        rows=tuple(
+            Row(label=configs[row], config=row, in_place_of="Ours" if row == "ours_repo" else "") for row in rows
+        ),
+        claims=(Claim.above("above", ("FGSM",), "Ours", "AT"),),
+    )
+
+    def measured(row, measure):
+        value = rows[row][measure is OTHER]
+        return Measured({seed: value + 0.1 * seed for seed in range(3)}, 10_000)
+
+    return claims_grid(table_data(table, measured, setups)).rows[0][1]
+
+
+def test_a_claim_is_judged_for_each_protocol_on_rows_trained_under_it():
+    """Ours is above in pixels, under which both were trained; under claf-repo no number decides."""
+    both = of_two_protocols(under(ours="pixel", at="pixel"), ours=(40, 20), at=(30, 30))
+    assert both == "pixel: holds (+10.0); claf-repo: not decided (trained under pixel: Ours, AT)"
+
+
+def test_a_row_without_attack_is_judged_under_any_protocol():
+    both = of_two_protocols(under(ours="", at=""), ours=(40, 20), at=(30, 30))
+    assert both == "pixel: holds (+10.0); claf-repo: does not hold (−10.0)"
+
+
+def test_a_row_trained_under_a_protocol_stands_for_its_system_there():
+    """28 of the row that was trained under claf-repo counts there, not the 5 of the row trained in pixels."""
+    rows = dict(ours=(40, 5), at=(30, 12), ours_repo=(0, 28))
+    setups = under(ours="pixel", at="", ours_repo="claf-repo")
+    assert of_two_protocols(setups, **rows) == "pixel: holds (+10.0); claf-repo: holds (+16.0)"
+
+
+def test_clean_accuracy_is_compared_within_one_protocol_of_training():
+    claims = claims_grid(table_data(TABLE, lookup, under(ours="claf-repo", at="pixel"))).rows
+    assert claims[0][2] == "not decided (trained under claf-repo: Ours; trained under pixel: AT)"
+    assert claims_grid(table_data(TABLE, lookup, under(ours="claf-repo", at=""))).rows[0][2] == "holds (+9.0)"
+
+
+def test_of_one_seed_no_spread_is_told_and_nothing_is_decided():
+    one = {("ours", Clean()): Measured({0: 70.0}, 10), ("at", Clean()): Measured({0: 20.0}, 10)}
     data = table_data(TABLE, lambda row, measure: one.get((row, measure)))
-    assert differences_grid(data).rows == (("Ours less AT", "+5.2", "−0.5", "+15.7"),)
-    assert data["differences"][0]["measured"][0][0] == {
-        "mean": -0.5, "spread": None, "seeds": [0], "within_spread": False,
-    }  # fmt: skip
+    assert differences_grid(data).rows == (("Ours less AT", "+5.2", "+50.0", "+15.7"),)
+    assert claims_grid(data).rows[0] == ("better", "+5.2", "not decided (one seed)")
 
 
 def test_nothing_measured_is_a_table_of_what_is_published():
@@ -129,11 +168,11 @@ def test_nothing_measured_is_a_table_of_what_is_published():
 
 
 def test_a_table_of_ours_has_no_published_column():
-    """The differences of seeds 0 and 1 are 10 and 8, and nobody published any."""
+    """The differences of the seeds are 10, 8 and 9, and nobody published any."""
     rows = tuple(dataclasses.replace(row, published=()) for row in TABLE.rows)
     data = table_data(dataclasses.replace(TABLE, rows=rows, claims=TABLE.claims[:1], protocol=""), lookup)
     assert table_grid(data).header == ("", "here", "pixel", "seeds")
-    assert differences_grid(data).rows[0][:2] == ("Ours less AT", "+9.0 ± 1.4")
+    assert differences_grid(data).rows[0][:2] == ("Ours less AT", "+9.0 ± 1.0")
     assert claims_grid(data).header == ("conclusion", "measured")
     assert claims_grid(data).rows == (("better", "holds (+9.0)"),)
     assert captions(data) == ["Measured on 1000 test images, or on the number in brackets.", "a < b"]
@@ -171,7 +210,7 @@ def test_markdown(report):
     text = markdown_report(report)
     assert "| Ours | 90.0 | 72.0 ± 2.0 | 60.4 | 33.0 ± 3.0 | 3 |" in text
     assert "|  | clean: published | clean: here | FGSM: published | FGSM: pixel | seeds |" in text
-    assert "| better | holds (+5.2) | holds (+9.0) |" in text
+    assert "| better | +5.2 | holds (+9.0) |" in text
     assert "- Published under: claf-repo. Measured on 1000 test images" in text
     assert "# new\npython cli.py fit --config new.yaml" in text and "- a < b" in text and "- of all" in text
 
@@ -183,13 +222,13 @@ def test_the_page_holds_all_that_it_shows(report, tmp_path):
     assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:image/png;base64,iVBORw=="]
     assert "P &lt; Q" in page and "A &amp; B" in page and "a &lt;b&gt;" in page and "<li>not drawn</li>" in page
     assert '<th colspan="2">clean</th>' in page and '<td class="published">90.0</td>' in page
-    assert '<td>better</td><td class="published">holds (+5.2)</td><td>holds (+9.0)</td>' in page
+    assert '<td>better</td><td class="published">+5.2</td><td>holds (+9.0)</td>' in page
     assert "python cli.py fit --config new.yaml" in page
 
 
 SETUPS = {
-    "ours": Setup(network="small_cnn", epochs=30, data="digits", images=900, versions=("0.1.0",)),
-    "at": Setup(network="small_cnn", epochs=10, data="digits", images=900, versions=("0.2.0",)),
+    "ours": Setup(network="small_cnn", epochs=30, data="digits", images=900, versions=("0.1.0",), seeds=(0, 1)),
+    "at": Setup("small_cnn", 10, "digits", 900, ("0.2.0",), protocols=("claf-repo", "pixel"), seeds=(0,)),
     "new": None,
 }
 
@@ -198,13 +237,12 @@ def test_a_report_says_what_was_trained_here_when_and_by_what():
     """A published number is of the paper's network; the page says which network, epochs and images are beside it."""
     paper = Paper(name="p", title="P", reference="A 2020", tables=(TABLE,))
     report = paper_report(paper, "cpu", lookup, [], SETUPS)
-    said = "Here: small_cnn, 10 to 30 epochs, 900 training images of digits, trained by keras_rcl 0.1.0, 0.2.0."
-    assert said in captions(report["tables"][0])[0]
-    assert said in markdown_report(report) and said in paper_page(report, [])
     assert setups_grid(report["tables"][0]).rows == (
-        ("Ours", "small_cnn", "30", "digits", "900", "0.1.0"),
-        ("AT", "small_cnn", "10", "digits", "900", "0.2.0"),
+        ("Ours", "cpu", "small_cnn", "no attack", "0, 1", "30", "900", "digits", "0.1.0"),
+        ("AT", "cpu", "small_cnn", "claf-repo, pixel", "0", "10", "900", "digits", "0.2.0"),
     )
+    assert "| AT | cpu | small_cnn | claf-repo, pixel | 0 | 10 | 900 | digits | 0.2.0 |" in markdown_report(report)
+    assert "<td>claf-repo, pixel</td>" in paper_page(report, [])
     assert "Made on" not in markdown_report(report)
     report["made"] = {"date": "2026-11-28", "version": "0.2.0", "commit": "0123456789abcdef"}
     for text in (markdown_report(report), paper_page(report, [])):
@@ -216,7 +254,7 @@ def test_a_report_says_what_was_trained_here_when_and_by_what():
 @pytest.mark.parametrize("setups", [None, {}, {"ours": None}])
 def test_a_report_without_runs_says_nothing_of_them(setups):
     data = table_data(TABLE, lookup, setups)
-    assert setups_grid(data) is None and not any("Here" in line for line in captions(data))
+    assert setups_grid(data) is None
 
 
 @pytest.mark.parametrize(("percent", "images"), [(50.0, 500), (0.0, 1000), (100.0, 7), (14.4, 125)])
