@@ -147,6 +147,7 @@ def subjects(root: Path) -> dict[str, Subject]:
         "craft-dataset": (["craft-dataset", at, *crafted, *shared], ["out/examples.json"]),
         "audit": (["audit", at, *claim, *shared], ["out/audit.json"]),
         "verify": (["verify", certified, *balls, *shared], ["out/record.json"]),
+        "certify": (["certify", at, "--smoothing", "0.25", "--limit", "20", *shared], ["out/record.json"]),
         "tune": (["tune", "--config", str(settings), "--variant", "at", *space, *shared], ["out/best.yaml"]),
         "report": (["report", "--paper", "tiny", "--scale", "cpu", "--train"], ["reports/tiny-cpu/report.json"]),
     }

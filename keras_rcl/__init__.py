@@ -91,6 +91,7 @@ _MODULES = {
     "keras_rcl.vocabulary.threat": ("ThreatModel",),
     "keras_rcl.workflows.attack": ("attack",),
     "keras_rcl.workflows.audit": ("audit_model",),
+    "keras_rcl.workflows.certify": ("SmoothingReport", "certify", "certify_model"),
     "keras_rcl.workflows.craft_dataset": ("craft_dataset",),
     "keras_rcl.workflows.evaluate": ("RobustnessReport", "evaluate"),
     "keras_rcl.workflows.fit": ("fit",),

@@ -81,6 +81,7 @@ from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.threat import ThreatModel
 from keras_rcl.workflows.attack import attack
 from keras_rcl.workflows.audit import audit_model
+from keras_rcl.workflows.certify import SmoothingReport, certify, certify_model
 from keras_rcl.workflows.craft_dataset import craft_dataset
 from keras_rcl.workflows.evaluate import RobustnessReport, evaluate
 from keras_rcl.workflows.fit import fit
@@ -155,6 +156,7 @@ __all__ = [
     "SCSupCon",
     "SCSupConRetrained",
     "SingleTraining",
+    "SmoothingReport",
     "Square",
     "Stored",
     "Subject",
@@ -173,6 +175,8 @@ __all__ = [
     "audit_model",
     "boosted_cross_entropy",
     "build_network",
+    "certify",
+    "certify_model",
     "collapse_value",
     "craft",
     "craft_dataset",

@@ -16,6 +16,7 @@ NOT_RUN = {
     "audit": "docs/tutorials/audit-a-claim.md",
     "Audit": "docs/tutorials/audit-a-claim.md",
     "audit_model": "tests/workflows/test_loads.py",
+    "certify_model": "tests/workflows/test_certify.py",
     "craft_dataset": "tests/workflows/test_craft_dataset.py",
     "export": "tests/model_io/test_export.py",
     "fit": "tests/workflows/test_variants.py",

@@ -9,6 +9,7 @@ import click
 
 from keras_rcl.cli.attack import attack
 from keras_rcl.cli.audit import audit
+from keras_rcl.cli.certify import certify
 from keras_rcl.cli.craft_dataset import craft_dataset
 from keras_rcl.cli.deprecated import current_name
 from keras_rcl.cli.export import export
@@ -34,7 +35,7 @@ CRASHED = 70
 """Exit status after an error that is not one of the input: 1 is the verdict `falls` of `audit`."""
 
 COMMANDS = (
-    *(fit, tune, attack, craft_dataset, audit, verify, predict),
+    *(fit, tune, attack, craft_dataset, audit, verify, certify, predict),
     *(import_weights, export, export_vnnlib, read_verifier_results, report, variants, show),
 )
 

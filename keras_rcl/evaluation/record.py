@@ -1,5 +1,6 @@
 """The result record: one JSON file per evaluation, with all that is needed to check it."""
 
+import dataclasses
 import importlib.metadata
 import platform
 import shlex
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter
 
 from keras_rcl.evaluation.certification import Certification
 from keras_rcl.evaluation.robustness import Survival
+from keras_rcl.evaluation.smoothing import Smoothed
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.kinds import RECORD, stored_attacks
 from keras_rcl.vocabulary.attacks import Attack
@@ -119,6 +121,36 @@ def make_verification(
             }
             for number, epsilon in enumerate(found.epsilons)
         ],
+        "versions": versions(),
+    }
+
+
+def make_smoothing(smoothed: Smoothed, *, model: dict[str, Any], data: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A record of certificates by smoothing; arguments as of `make_record`.
+
+    Returns:
+        JSON values. `outcomes` has the class of each image, -1 for an abstention, its certified L2 radius and how many
+        noisy copies were assigned to the class that was tried.
+    """
+    return {
+        "format": FORMAT,
+        "command": command_line(),
+        "protocol": "smoothing",
+        "model": model,
+        "data": {**data, "indices": index_ranges(np.asarray(data["indices"]))},
+        "images": len(smoothed.labels),
+        "seed": seed,
+        **dataclasses.asdict(smoothed.smoothing),
+        "abstained": smoothed.abstained,
+        "average_radius": smoothed.average_radius,
+        "rows": smoothed.rows(),
+        "outcomes": {
+            "labels": smoothed.labels.tolist(),
+            "predictions": smoothed.predictions.tolist(),
+            "radii": [round(float(radius), 6) for radius in smoothed.radii],
+            "counts": smoothed.counts.tolist(),
+        },
+        "seconds": round(float(smoothed.seconds.sum()), 3),
         "versions": versions(),
     }
 

@@ -27,27 +27,40 @@ def model_warnings(logits_fn: Callable, images: np.ndarray) -> list[str]:
     images = images[:32]
     if not len(images):
         return []
-    first = np.asarray(logits_fn(images), np.float64)
-    scale = max(1e-12, float(np.abs(first[np.isfinite(first)]).max(initial=0)))
-
-    def difference(other: np.ndarray) -> float:
-        return float(np.nan_to_num(np.abs(np.asarray(other, np.float64) - first), posinf=0).max() / scale)
-
-    if (change := difference(logits_fn(images))) > RANDOM:
+    if change := randomness(logits_fn, images):
         return [
             f"the model is random: outputs for the same images differ by {change:.1%} of the largest logit, so that "
             "each outcome is one draw; hint: attack with eot_iter, or AutoAttack's version rand"
         ]
+    first = np.asarray(logits_fn(images), np.float64)
     reversed_ = np.asarray(logits_fn(images[::-1]))[::-1]
     alone = first.copy()
     alone[0] = np.asarray(logits_fn(np.repeat(images[:1], len(images), axis=0)))[0]
-    change = max(difference(reversed_), difference(alone))
+    change = max(_difference(first, reversed_), _difference(first, alone))
     if change > BATCH_DEPENDENT:
         return [
             f"the output for an image changes by {change:.1%} of the largest logit with the other images of its batch, "
             "as BatchNormalization does in training mode; hint: call the model with training=False"
         ]
     return []
+
+
+def randomness(logits_fn: Callable, images: np.ndarray) -> float:
+    """Return by how much outputs for the same first 32 images differ, relative to the largest logit; 0 if they do not.
+
+    Args:
+        logits_fn: Images [N, H, W, C] in [0, 1] -> logits [N, K].
+        images: float32 [N, H, W, C].
+    """
+    first, second = (np.asarray(logits_fn(images[:32]), np.float64) for _ in range(2))
+    change = _difference(first, second)
+    return change if change > RANDOM else 0.0
+
+
+def _difference(first: np.ndarray, other: np.ndarray) -> float:
+    """The largest difference of logits [N, K], relative to the largest of the first."""
+    scale = max(1e-12, float(np.abs(first[np.isfinite(first)]).max(initial=0)))
+    return float(np.nan_to_num(np.abs(np.asarray(other, np.float64) - first), posinf=0).max() / scale)
 
 
 def attack_warnings(survival: Survival) -> list[str]:

@@ -118,6 +118,44 @@ def accuracy_epsilon_figure(
     return figure
 
 
+def certified_accuracy_plot(radii: np.ndarray, path: str | Path, *, title: str = "") -> None:
+    """Write the figure of `certified_accuracy_figure`.
+
+    Args:
+        radii: see `certified_accuracy_figure`, as for `title`.
+        path: the PNG to write; its folder is made when absent.
+        title: see `radii`.
+
+    Raises:
+        InvalidInputError: if the file cannot be written.
+    """
+    _save(certified_accuracy_figure(radii, title=title), path)
+
+
+def certified_accuracy_figure(radii: np.ndarray, *, title: str = "") -> Figure:
+    """The share of images that are certified at each L2 radius, as a staircase.
+
+    Args:
+        radii: the certified radii in pixel units, [N]; below 0 for an image that counts as wrong at every radius.
+        title: written above.
+    """
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    steps = np.unique(radii[radii >= 0])
+    ends = np.concatenate([[0.0], steps, steps[-1:] * 1.05])
+    shares = [100 * float(np.mean(radii >= 0)), *(100 * float(np.mean(radii >= step)) for step in steps)]
+    axes.step(ends, [*shares, *([0.0] * (len(ends) - len(shares)))], where="pre", color=COLOURS[0], clip_on=False)
+    axes.set_xlim(0, ends[-1] or 1)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("radius ($\\ell_2$)")
+    axes.set_ylabel("certified accuracy (%)")
+    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def attack_pictures(
     clean: np.ndarray,
     adversarial: np.ndarray,

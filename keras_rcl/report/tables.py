@@ -164,8 +164,19 @@ def _short(text: str) -> str:
         return text
 
 
+def smoothing_table(record: Mapping) -> str:
+    """The table that `certify` prints: one row per L2 radius, with the certified accuracy in percent."""
+    rows = [[f"{row['radius']:.4g}", percent(row["certified_accuracy"])] for row in record["rows"]]
+    return (
+        f"{text_table(['L2 radius', 'certified'], rows, right=(0, 1))}\n\n"
+        f"in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}), smoothed by noise "
+        f"of sigma {record['sigma']:g}, {record['n']} copies per image, alpha {record['alpha']:g}; abstained on "
+        f"{percent(record['abstained'])}%, which counts as wrong; average radius {record['average_radius']:.3f}"
+    )
+
+
 def _distance(value: float | None, norm: str) -> str:
-    """A distance in pixels: `7.94/255` for linf, `0.502` for l2; an empty text if it was not measured."""
+    """A distance in pixels: `7.94/255` for linf, `0.502` for l2 and l1; an empty text if it was not measured."""
     if value is None:
         return ""
     return f"{255 * value:.2f}/255" if norm == "linf" else f"{value:.3f}"
