@@ -17,6 +17,7 @@ from keras_rcl.attacks.gradient_ascent import (
     joint_attack,
     supcon_attack,
 )
+from keras_rcl.attacks.hop_skip_jump import hop_skip_jump
 from keras_rcl.attacks.nearest import ddn, deepfool, fmn, within
 from keras_rcl.attacks.noise import noise
 from keras_rcl.attacks.norms import choose
@@ -217,6 +218,7 @@ RUNNERS: dict[str, Callable[..., Crafted]] = {
     "fmn": within(fmn),
     "square": square,
     "rays": rays,
+    "hopskipjump": hop_skip_jump,
     "noise": noise,
     "transfer": _transfer,
 }

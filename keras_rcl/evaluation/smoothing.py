@@ -151,10 +151,10 @@ class Smoother:
                 finite = tf.reduce_all(tf.math.is_finite(logits), axis=1)
                 counted = finite & (first * GROUP + tf.range(groups * GROUP, dtype=tf.int64) < total)
                 classes = tf.argmax(logits, axis=1, output_type=tf.int32)
-                ones = tf.one_hot(tf.where(counted, classes, -1), self._classes(image.shape), dtype=tf.int64)
+                ones = tf.one_hot(tf.where(counted, classes, -1), self._classes(tuple(image.shape)), dtype=tf.int64)
                 return first + groups, counts + tf.reduce_sum(ones, axis=0)
 
-            start = tf.constant(0, tf.int64), tf.zeros([self._classes(image.shape)], tf.int64)
+            start = tf.constant(0, tf.int64), tf.zeros([self._classes(tuple(image.shape))], tf.int64)
             return tf.while_loop(lambda first, _: first * GROUP < total, add, start)[1]
 
         self._classes = functools.cache(lambda shape: int(logits_fn(tf.zeros((1, *shape))).shape[-1]))

@@ -73,7 +73,7 @@ and far above every radius in use.
 
 
 def length_of_ones(count: int, norm: Norm) -> float:
-    """The length of a change of 1 in each of so many entries: the largest distance of two images of that size."""
+    """The length of a change of 1 in each of `count` entries: the largest distance of two images of that size."""
     return {"linf": 1.0, "l2": math.sqrt(count), "l1": float(count)}[norm]
 
 

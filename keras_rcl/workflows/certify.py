@@ -146,6 +146,7 @@ def certify_model(
     batch_size: int = 1000,
     seed: int = 0,
     overwrite: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
     workers: Workers = ALONE,
     **foreign,
@@ -164,9 +165,10 @@ def certify_model(
         batch_size: Noisy copies classified at once; it changes no result.
         seed: The seed of the noise.
         overwrite: Replace the output folder, and an interrupted certification with other settings.
+        trust: Skip the search for what could do harm in the model.
         progress: Where progress is shown.
         workers: All of them call this with the same arguments; they share the images, and the chief writes.
-        **foreign: `trust`, and `input_range`, `output` and `endpoint` of `load_classifier`.
+        **foreign: `input_range`, `output` and `endpoint` of a model that was not exported here, see `load_classifier`.
 
     Returns:
         The record, and the folder that holds it; None instead of the folder on workers other than the chief.
@@ -179,7 +181,7 @@ def certify_model(
         >>> record, folder = keras_rcl.certify_model("saved_models/digits-at", sigma=0.25)  # doctest: +SKIP
     """
     smoothing = Smoothing(sigma, n0, n, alpha)
-    classifier = load_classifier(path, **foreign)
+    classifier = load_classifier(path, trust=trust, **foreign)
     data = data_for(classifier, dataset or {})
     chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
@@ -187,7 +189,7 @@ def certify_model(
     smoother = Smoother(classifier.logits, smoothing, batch_size=batch_size, seed=seed)
     fingerprint = dataclasses.replace(
         smoother.fingerprint(images, chosen.labels),
-        model={"hash": classifier.model_hash, "input_range": input_range.name},
+        model={"hash": classifier.model_hash, **foreign, "input_range": input_range.name},
         versions=versions(),
     )
     workers.assert_same_inputs(fingerprint.to_json())

@@ -24,6 +24,7 @@ from keras_rcl.vocabulary.attacks import (
     CarliniWagner,
     DeepFool,
     Embedding,
+    HopSkipJump,
     Noise,
     RayS,
     Square,
@@ -74,8 +75,10 @@ ENSEMBLE = {
     "square l2": Square(epsilon="100/255", norm="l2", num_queries=30),
     "square l1": Square(epsilon=2, norm="l1", num_queries=30),
     "rays": RayS(epsilon="8/255", num_queries=200),
+    "hopskipjump": HopSkipJump(epsilon="100/255", num_queries=400),
 }
-"""AutoAttack's, CW and RayS: they stop at the first image that fools, or return the image where none near does."""
+"""AutoAttack's and those that look for the nearest image: they stop at the first image that fools, or return the image
+where none near does."""
 NOISE = {
     f"noise {kind} {norm}": Noise(kind=kind, norm=norm, epsilon=epsilon)
     for kind in ("uniform", "gaussian", "salt_and_pepper")

@@ -51,7 +51,7 @@ def test_radii_exceed_the_true_distance_as_rarely_as_alpha_says():
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize("n", [10_000, 100_000])
 def test_a_linear_classifier_in_closed_form(n):
-    """The smoothed class is the class, and the radius just below the distance."""
+    """The smoothed class is the class, and the radius just below the distance where the probability is not near 1/2."""
     sigma = float(np.median(DISTANCES))
     smoothed = Smoother(linear, Smoothing(sigma, n=n))(IMAGES, LABELS)
     expected = n * np.array([NORMAL.cdf(distance / sigma) for distance in DISTANCES])
@@ -61,7 +61,8 @@ def test_a_linear_classifier_in_closed_form(n):
     np.testing.assert_array_less(np.abs(smoothed.counts - expected)[certain], (5 * spread)[certain])
     np.testing.assert_array_equal(smoothed.predictions[certain], LABELS[certain])
     assert (smoothed.radii <= DISTANCES).all()
-    likely = certain & (DISTANCES / sigma < NORMAL.inv_cdf(0.999))
+    likely = (DISTANCES > 0.5 * sigma) & (DISTANCES / sigma < NORMAL.inv_cdf(0.999))
+    assert likely.sum() > 5
     assert (smoothed.radii[likely] >= (0.95 if n == 100_000 else 0.8) * DISTANCES[likely]).all()
 
 

@@ -1,6 +1,6 @@
 """Attacks as values: their hyper-parameters under the field's names. `keras_rcl.attacks.craft` runs them."""
 
-from keras_rcl.vocabulary.attacks.black_box import Noise, RayS, Square
+from keras_rcl.vocabulary.attacks.black_box import HopSkipJump, Noise, RayS, Square
 from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD, GradientAscent, Surrogate
 from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
@@ -25,6 +25,7 @@ __all__ = [
     "DeepFool",
     "Embedding",
     "GradientAscent",
+    "HopSkipJump",
     "JointAttack",
     "Noise",
     "RayS",

@@ -1,4 +1,4 @@
-"""Attacks that need no gradient: Square, RayS and random noise."""
+"""Attacks that need no gradient: Square, RayS, HopSkipJump and random noise."""
 
 from typing import Annotated, Literal
 
@@ -83,6 +83,42 @@ class RayS(AttackBase):
     @property
     def label(self) -> str:
         return f"RayS-{self.num_queries}"
+
+
+@spec
+class HopSkipJump(AttackBase):
+    """HopSkipJump: a walk along the decision border toward the image, on the predicted class only.
+
+    The attack succeeds on an image if the adversarial image that it finds lies within `epsilon`.
+
+    Attributes:
+        norm: the distance, `linf` or `l2`.
+        epsilon: radius of the ball in pixel units, such as "128/255".
+        num_queries: forward passes per image, at least 100.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.HopSkipJump(num_queries=5000).label
+        'HopSkipJump-5000'
+
+    References:
+        Chen, Jordan and Wainwright 2020, "HopSkipJumpAttack: a query-efficient decision-based attack".
+    """
+
+    name: Literal["hopskipjump"] = "hopskipjump"
+    norm: Literal["linf", "l2"] = "l2"
+    epsilon: Pixels = 128 / 255
+    num_queries: Annotated[int, Field(ge=100)] = 10_000
+
+    steps_field = "num_queries"
+
+    @property
+    def num_passes(self) -> tuple[int, int]:
+        return self.num_queries, 0
+
+    @property
+    def label(self) -> str:
+        return f"HopSkipJump-{self.num_queries}"
 
 
 @spec

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Union, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from keras_rcl.errors import InvalidInputError, format_error
-from keras_rcl.vocabulary.attacks.black_box import Noise, RayS, Square
+from keras_rcl.vocabulary.attacks.black_box import HopSkipJump, Noise, RayS, Square
 from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
@@ -31,6 +31,7 @@ Attack = Annotated[
         FMN,
         Square,
         RayS,
+        HopSkipJump,
         Noise,
         Transfer,
         Stored,
