@@ -50,6 +50,7 @@ EVALUATING = [name for name, attack in ATTACKS.items() if not attack.training_on
 @shared.workers_option
 @shared.output_dir_option("attacks/<model>")
 @click.option("--save-images", is_flag=True, help="Also write the adversarial images, adversarial.npz.")
+@click.option("--geometry", is_flag=True, help="Also measure the geometry of the embeddings, for the record.")
 @shared.overwrite_option("Replace the folder, or an interrupted attack.")
 @shared.json_option("the record")
 def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, workers, **options):

@@ -35,6 +35,7 @@ def attack(
     batch_size: int = 250,
     seed: int = 0,
     save_images: bool = False,
+    geometry: bool = False,
     overwrite: bool = False,
     trust: bool = False,
     attack_dtype: str = "float32",
@@ -57,6 +58,7 @@ def attack(
         batch_size: Images attacked at once.
         seed: The seed of the attacks.
         save_images: Also write `adversarial.npz`.
+        geometry: Also measure the geometry of the embeddings, clean and attacked, of at most 256 images.
         overwrite: Replace the output folder, and an interrupted evaluation with other settings.
         trust: Skip the search for what could do harm in the model and in those that attacks read.
         attack_dtype: The dtype that attacks on the model's own logits are computed in, `float32` or `bfloat16`.
@@ -121,7 +123,8 @@ def attack(
     record["warnings"] = [*model_warnings(classifier.logits, images), *attack_warnings(survival)]
     if journal is None or written is None:  # not the chief
         return record, None
-    record["geometry"] = geometry_of(classifier.outputs, chosen, attacks, seed)
+    if geometry:
+        record["geometry"] = geometry_of(classifier.outputs, chosen, attacks, seed)
     class_names = classifier.class_names or data.class_names
     with atomic_folder(written, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)

@@ -159,9 +159,11 @@ def test_attack_repeats_the_measurements_of_fit(here, tmp_path):
 def test_attack_sweeps_epsilons(here, tmp_path):
     result = run(
         *("attack", "saved_models/digits-at", "--attack", "pgd-5", "--epsilon", "0,8/255,1", "--limit", "50"),
-        *("--restarts", "2", "--output-dir", tmp_path / "sweep", "--json"),
+        *("--restarts", "2", "--output-dir", tmp_path / "sweep", "--geometry", "--json"),
     )
-    rows = json.loads(result.stdout)["rows"]
+    record = json.loads(result.stdout)
+    assert record["geometry"]["images"] == 50 and record["geometry"]["embedding"]["uniformity"] < 0
+    rows = record["rows"]
     assert [row["attack"] for row in rows] == [f"PGD-5x2 linf {epsilon}" for epsilon in ("0", "8/255", "1")]
     robust = [row["robust_accuracy"] for row in rows]
     assert robust[0] == rows[0]["clean_accuracy"] and robust == sorted(robust, reverse=True)
@@ -174,7 +176,9 @@ def attacked(tmp_path, *arguments) -> dict:
     base = ["attack", "saved_models/digits-at", "--limit", "30", "--overwrite", "--output-dir", tmp_path / "out"]
     result = run(*base, "--json", *arguments)
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    record = json.loads(result.stdout)
+    assert "geometry" not in record  # it is measured on request
+    return record
 
 
 @pytest.mark.slow
