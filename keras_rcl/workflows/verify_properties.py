@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class PropertyAnswer:
 
     def text(self) -> str:
         """The answer as the competition's result file: one word, and the witness of `sat`."""
-        if self.inputs is None:
+        if self.inputs is None or self.outputs is None:
             return f"{self.answer}\n"
         named = [("X", i, value) for i, value in enumerate(self.inputs.tolist())]
         named += [("Y", i, value) for i, value in enumerate(self.outputs.tolist())]
@@ -65,8 +65,11 @@ class PropertyAnswer:
 
     def to_json(self) -> dict[str, Any]:
         """The answer as JSON values."""
-        witness = {} if self.inputs is None else {"inputs": self.inputs.tolist(), "outputs": self.outputs.tolist()}
-        return {"answer": self.answer, "decided_by": self.decided_by, "seconds": round(self.seconds, 3), **witness}
+        seconds = round(self.seconds, 3)
+        found: dict[str, Any] = {"answer": self.answer, "decided_by": self.decided_by, "seconds": seconds}
+        if self.inputs is None or self.outputs is None:
+            return found
+        return {**found, "inputs": self.inputs.tolist(), "outputs": self.outputs.tolist()}
 
 
 def verify_property(
@@ -132,7 +135,7 @@ def verify_instances(
     path, progress = Path(path), progress or Silent()
     instances = read_instances(path)
     if timeout is not None:
-        instances = [(*files, min(seconds, timeout)) for *files, seconds in instances]
+        instances = [(network, asked, min(seconds, timeout)) for network, asked, seconds in instances]
     fingerprint = Fingerprint(
         seed=seed,
         versions=versions(),
@@ -270,12 +273,16 @@ def _arrays(decide: Decide, onnx: Path, vnnlib: Path, seconds: float) -> dict[st
     """An answer as a journal stores it."""
     found = decide(onnx, vnnlib, seconds)
     arrays = {"text": np.array([found.answer, found.decided_by]), "seconds": np.array(found.seconds)}
-    return arrays if found.inputs is None else {**arrays, "inputs": found.inputs, "outputs": found.outputs}
+    if found.inputs is None or found.outputs is None:
+        return arrays
+    return {**arrays, "inputs": found.inputs, "outputs": found.outputs}
 
 
 def _answer(arrays: dict[str, np.ndarray]) -> PropertyAnswer:
     answer, by = (str(text) for text in arrays["text"])
-    return PropertyAnswer(answer, arrays.get("inputs"), arrays.get("outputs"), by, float(arrays["seconds"]))
+    return PropertyAnswer(
+        cast(Answer, answer), arrays.get("inputs"), arrays.get("outputs"), by, float(arrays["seconds"])
+    )
 
 
 def _counts(answers: list[PropertyAnswer]) -> dict[str, int]:
