@@ -57,9 +57,11 @@ _MODULES = {
         "misclassified_kl",
     ),
     "keras_rcl.objectives.contrastive": (
+        "EuclideanSupCon",
         "MarginContrastive",
         "SupervisedContrastive",
         "collapse_value",
+        "euclidean_supcon",
         "margin_contrastive",
         "supervised_contrastive",
     ),

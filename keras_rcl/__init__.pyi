@@ -47,9 +47,11 @@ from keras_rcl.objectives.classification import (
     misclassified_kl,
 )
 from keras_rcl.objectives.contrastive import (
+    EuclideanSupCon,
     MarginContrastive,
     SupervisedContrastive,
     collapse_value,
+    euclidean_supcon,
     margin_contrastive,
     supervised_contrastive,
 )
@@ -121,6 +123,7 @@ __all__ = [
     "DeepFool",
     "Embedding",
     "Encoder",
+    "EuclideanSupCon",
     "Evaluation",
     "Evaluator",
     "Experiment",
@@ -183,6 +186,7 @@ __all__ = [
     "craft",
     "craft_dataset",
     "cross_entropy",
+    "euclidean_supcon",
     "evaluate",
     "export",
     "fit",

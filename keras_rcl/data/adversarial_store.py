@@ -1,8 +1,10 @@
 """Adversarial examples on disk: made once from one split of a data set, trained on as they are."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -76,16 +78,56 @@ def with_stored(data: ImageData, attacks: Iterable[Attack]) -> ImageData:
             or another ball; or if some training images have none.
     """
     attacks = [attack for attack in attacks if attack.name == "stored"]
-    if attacks and isinstance(data.train, StreamedSplit):
+    if not attacks:
+        return data
+    if isinstance(data.train, StreamedSplit):
+        streamed = data.train
+        files = {attack.folder: _shards(attack, data, streamed) for attack in attacks}
+        identity = "; ".join([streamed.identity, *(f"{attack.folder} {_hash(attack)}" for attack in attacks)])
+        return dataclasses.replace(data, train=dataclasses.replace(streamed, identity=identity, stored=files))
+    stored = {attack.folder: _examples(attack, data, data.train) for attack in attacks}
+    return dataclasses.replace(data, train=dataclasses.replace(data.train, stored=stored))
+
+
+def _hash(attack: Stored) -> str:
+    """Of the record of the stored examples, which has the model, the attack and the sizes of the shards."""
+    return hashlib.sha256((Path(attack.folder).expanduser() / RECORD).read_bytes()).hexdigest()
+
+
+def _shards(attack: Stored, data: ImageData, train: StreamedSplit) -> tuple[str, ...]:
+    """The file of examples beside each piece of a streamed split.
+
+    Their order is that of the records in the files of the data set. The sizes of the files and the first example of
+    each are compared.
+    """
+    folder, record = _checked_record(attack, data)
+    beside = record.get("streamed")
+    if beside is None or beside["identity"] != train.identity or tuple(beside["image_shape"]) != data.image_shape:
         raise InvalidInputError(
-            f"{attacks[0].folder} is read into memory, and dataset.streamed holds no training image there; give --limit"
+            f"{folder} holds no examples of the files that training streams; hint: craft them with the data set's "
+            "fields as they are in training"
         )
-    stored = {attack.folder: _examples(attack, data) for attack in attacks}
-    return dataclasses.replace(data, train=dataclasses.replace(data.train, stored=stored)) if stored else data
+    paths = [folder / shard for shard in record["shards"]]
+    if not len(paths) == len(beside["sizes"]) == len(train.pieces):
+        raise InvalidInputError(f"{folder / RECORD}: the number of shards is not that of the data set's files")
+    for number, (path, size) in enumerate(zip(paths, beside["sizes"], strict=True)):
+        if not path.is_file() or path.stat().st_size != size:
+            raise InvalidInputError(f"{path} is missing or cut; hint: {EXAMPLES.hint}")
+        clean, first = train.read(number, 0, 1), _read(folder, [path.name], data.image_shape, limit=1)
+        _check_examples(folder, attack, first.images, first.labels, clean)
+    return tuple(map(str, paths))
 
 
-def _examples(attack: Stored, data: ImageData) -> np.ndarray:
-    """The stored example of each training image, uint8 [N, H, W, C], in their order."""
+def decode_example(record: tf.Tensor, shape: tf.TensorShape, label: tf.Tensor) -> tf.Tensor:
+    """A stored example, uint8 [H, W, C], of an image with this shape and label."""
+    read = tf.io.parse_single_example(record, _FEATURES)
+    message = "a stored example has another label than its image; craft the examples again"
+    with tf.control_dependencies([tf.debugging.assert_equal(tf.cast(read["label"], label.dtype), label, message)]):
+        return tf.reshape(tf.io.decode_raw(read["image"], tf.uint8), shape)
+
+
+def _checked_record(attack: Stored, data: ImageData) -> tuple[Path, Any]:
+    """The folder of the examples and its record, which fits the training's data set and ball."""
     folder = Path(attack.folder).expanduser()
     record = EXAMPLES.read(folder / RECORD)
     split, source = record["data"]["part"], record["data"]["name"]
@@ -102,7 +144,12 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
             f"{folder} holds examples of {ball}, and the training asks for {attack.norm} "
             f"{format_epsilon(attack.epsilon, attack.norm)}; set norm and epsilon of the stored attack to those"
         )
-    clean = data.train
+    return folder, record
+
+
+def _examples(attack: Stored, data: ImageData, clean: Split) -> np.ndarray:
+    """The stored example of each training image, uint8 [N, H, W, C], in their order."""
+    folder, record = _checked_record(attack, data)
     found = _read(folder, record["shards"], data.image_shape)
     place = {int(index): position for position, index in enumerate(found.indices)}
     if missing := sum(int(index) not in place for index in clean.indices):
@@ -112,21 +159,38 @@ def _examples(attack: Stored, data: ImageData) -> np.ndarray:
         )
     chosen = np.array([place[int(index)] for index in clean.indices])
     images = found.images[chosen]
+<<<<<<< HEAD
     if (found.labels[chosen] != clean.labels).any() or _distance(images, clean.images, norm) > 255 * epsilon + ROUNDING:
         raise InvalidInputError(
             f"{folder} holds examples that are not within {ball} of the training images, or "
             "labelled otherwise; craft them again"
         )
+=======
+    _check_examples(folder, attack, images, found.labels[chosen], clean)
+>>>>>>> db26882 (Losses of Wang and Landsman as their papers have them; stored examples are streamed beside images)
     return images
 
 
-def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int]) -> Split:
-    """All examples of the shards; raises InvalidInputError if one is damaged, or from another split than training."""
+def _check_examples(folder: Path, attack: Stored, images: np.ndarray, labels: np.ndarray, clean: Split) -> None:
+    """Raise InvalidInputError if examples have other labels than their images, or are outside the ball."""
+    if (labels != clean.labels).any() or _distance(images, clean.images, attack.norm) > 255 * attack.epsilon + ROUNDING:
+        raise InvalidInputError(
+            f"{folder} holds examples that are not within {attack.norm} {format_pixels(attack.epsilon)} of the "
+            "training images, or labelled otherwise; craft them again"
+        )
+
+
+def _read(folder: Path, shards: Sequence[str], shape: tuple[int, int, int], limit: int = -1) -> Split:
+    """The first `limit` examples of each shard; all if negative.
+
+    Raises:
+        InvalidInputError: if one is damaged, or from another split than training.
+    """
     images, labels, indices = [], [], []
     for shard in shards:
         path = folder / shard
         try:
-            for batch in tf.data.TFRecordDataset(str(path)).batch(1024).with_options(untuned()):
+            for batch in tf.data.TFRecordDataset(str(path)).take(limit).batch(1024).with_options(untuned()):
                 read = tf.io.parse_example(batch, _FEATURES)
                 for split in np.unique(read["part"].numpy()):
                     if split != b"train":

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_rcl.data.adversarial_store import decode_example
 from keras_rcl.data.augmentations import Rows, augment
 from keras_rcl.data.splits import Split, StreamedSplit
 from keras_rcl.data.tfdata_options import PARALLEL, PREFETCHED, untuned
@@ -71,16 +72,22 @@ class Batches:
         self._seed = entropy(seed)
         self._images, self._labels = (None, None) if streamed else data.tensors
         kept = {view.attack for view in views if isinstance(view, Adversarial) and not view.crafted}
-        if streamed and kept:
-            raise InvalidInputError(
-                f"{next(iter(kept)).label} are read from memory, and dataset.streamed holds no training image there; "
-                "craft them on the fly, or give --limit"
-            )
+        for attack in kept if streamed else ():
+            if attack.name == "refreshed":
+                raise InvalidInputError(
+                    f"{attack.label} are read from memory, and dataset.streamed holds no training image there; craft "
+                    "them on the fly, or give --limit"
+                )
+        self._beside = tuple(sorted(kept, key=lambda attack: attack.folder)) if streamed else ()
         with tf.device("CPU"):
             self.refreshed = {
                 attack: tf.Variable(data.images, trainable=False) for attack in kept if attack.name == "refreshed"
             }
-            stored = {attack: tf.constant(data.stored[attack.folder]) for attack in kept if attack.name == "stored"}
+            stored = {
+                attack: tf.constant(data.stored[attack.folder])
+                for attack in kept
+                if attack.name == "stored" and not streamed
+            }
             self._kept = {**self.refreshed, **stored}
             self._epoch = tf.Variable(0, trainable=False, name="epoch")
             self._first = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_step")
@@ -127,24 +134,32 @@ class Batches:
 
     @tf.autograph.experimental.do_not_convert
     def _streamed_steps(self, _) -> tf.data.Dataset:
-        """The images uint8 [N, H, W, C], labels int32 [N] and seed int32 [2] of each step that is to be run.
+        """The images uint8 [N, H, W, C], labels int32 [N], examples and seed int32 [2] of each step that is to be run.
 
-        Records before the first step are read again, but not decoded.
+        The examples are uint8 [N, S, H, W, C], of S stored attacks. Records before the first step are read again, but
+        not decoded.
         """
         order_seed, steps_seed = self._epoch_seeds()
         size, first = self.batch_size, self._first.read_value()
         return (
-            self._data.records(order_seed)
+            self._data.records(order_seed, [self._data.stored[attack.folder] for attack in self._beside])
             .skip(first * size)
             .take((self.steps_per_epoch - first) * size)
             .batch(size, drop_remainder=True)
             .map(self._rows.select)  # so that only these are decoded
             .unbatch()
-            .map(self._data.decode, num_parallel_calls=PARALLEL, deterministic=True)
+            .map(self._decoded, num_parallel_calls=PARALLEL, deterministic=True)
             .batch(self._rows.count, drop_remainder=True)
             .enumerate(first)
             .map(lambda step, batch: (*batch, fold_in(steps_seed, tf.cast(step, tf.int32))))
         )
+
+    @tf.autograph.experimental.do_not_convert
+    def _decoded(self, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """A vector of records -> image uint8 [H, W, C], label int32, stored examples uint8 [S, H, W, C]."""
+        image, label = self._data.decode(found[0])
+        examples = [decode_example(found[1 + i], image.shape, label) for i in range(len(self._beside))]
+        return image, label, tf.stack(examples) if examples else tf.zeros([0, *image.shape], tf.uint8)
 
     def _shuffled_order(self, seed: tf.Tensor, used: int) -> tf.Tensor:
         """The first `used` of a permutation of all images."""
@@ -173,9 +188,9 @@ class Batches:
         return *viewed, *((indices,) if self._indexed else ())
 
     @tf.autograph.experimental.do_not_convert
-    def _streamed_batch(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor):
-        """The element of one step of a streamed split, from its images; see `_batch`."""
-        return self._viewed(images, labels, seed, {})
+    def _streamed_batch(self, images: tf.Tensor, labels: tf.Tensor, examples: tf.Tensor, seed: tf.Tensor):
+        """The element of one step of a streamed split, from its images and their examples; see `_batch`."""
+        return self._viewed(images, labels, seed, {attack: examples[:, i] for i, attack in enumerate(self._beside)})
 
     def _viewed(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, kept: dict[Attack, tf.Tensor]):
         """The element of these images uint8 [N, H, W, C] and of the examples of them that are kept."""

@@ -1,8 +1,9 @@
 """The splits of a data set, in memory or streamed from disk; and choosing images with the class balance kept."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -44,6 +45,24 @@ class Split:
         return Split(self.images[kept], self.labels[kept], self.indices[kept], stored)
 
 
+class Piece(NamedTuple):
+    """Consecutive records of one file of a streamed split: `take` of them after the first `skip`."""
+
+    file: str
+    skip: int
+    take: int
+
+
+class Records(Protocol):
+    """A seed int32 [2] -> the serialised records of an epoch, in an order of that seed.
+
+    With files `beside` each piece, the n-th record of each of them comes with the n-th record of the piece. An element
+    is a vector of strings: the record, then one per file beside it.
+    """
+
+    def __call__(self, seed: tf.Tensor, beside: Sequence[tuple[str, ...]] = ()) -> tf.data.Dataset: ...
+
+
 @dataclass(frozen=True, eq=False)
 class StreamedSplit:
     """A training split that is read from disk during training, and never held in memory as a whole.
@@ -52,15 +71,30 @@ class StreamedSplit:
         count: N images.
         held: some of them in memory, class balance kept, for uses that need only a few images.
         identity: names the files and which of their records are meant.
-        records: a seed int32 [2] -> the serialised records in an order of that seed.
+        records: the records of an epoch.
         decode: one serialised record -> image uint8 [H, W, C], label int32.
+        pieces: where the records are, in their order.
+        stored: folder -> the file of adversarial examples of each piece.
     """
 
     count: int
     held: Split
     identity: str
-    records: Callable[[tf.Tensor], tf.data.Dataset]
+    records: Records
     decode: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    pieces: tuple[Piece, ...]
+    stored: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def read(self, number: int, start: int, count: int) -> Split:
+        """At most `count` images of a piece from its record `start` on, with their positions in the split."""
+        piece = self.pieces[number]
+        records = tf.data.TFRecordDataset(piece.file).skip(piece.skip + start).take(min(count, piece.take - start))
+        images, labels = [], []
+        for image, label in records.map(self.decode, deterministic=True).as_numpy_iterator():
+            images.append(image)
+            labels.append(label)
+        first = sum(before.take for before in self.pieces[:number]) + start
+        return Split(np.stack(images), np.array(labels, np.int64), np.arange(first, first + len(labels)))
 
 
 @dataclass(frozen=True)

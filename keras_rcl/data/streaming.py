@@ -1,11 +1,11 @@
 """Data sets of TFDS that are larger than memory: training reads their files, evaluation a sample of fixed size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.splits import ImageData, Split, StreamedSplit
+from keras_rcl.data.splits import ImageData, Piece, Split, StreamedSplit
 from keras_rcl.data.tfdata_options import PARALLEL
 from keras_rcl.data.tfds_sets import prepared, read_config
 from keras_rcl.errors import InvalidInputError
@@ -86,33 +86,37 @@ def cropped(image: tf.Tensor, size: int, channels: int) -> tf.Tensor:
 
 def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buffer: int) -> StreamedSplit:
     """The streamed split of these records of the train split."""
-    pieces = builder.info.splits[split].file_instructions
-    files = tf.constant([str(piece.filename) for piece in pieces])
-    skips = tf.constant([piece.skip for piece in pieces], tf.int64)
-    takes = tf.constant([piece.take for piece in pieces], tf.int64)
+    instructions = builder.info.splits[split].file_instructions
+    pieces = tuple(Piece(str(one.filename), one.skip, one.take) for one in instructions)
     features, (image_key, label_key) = builder.info.features, keys
     skip_image = {image_key: _skip_decoding()}
 
-    def records(seed: tf.Tensor) -> tf.data.Dataset:
+    def records(seed: tf.Tensor, beside: Sequence[tuple[str, ...]] = ()) -> tf.data.Dataset:
         # The order depends on `seed` alone: TensorFlow would mix in a global seed of the process, and fail if it is 0.
         tf.compat.v1.get_default_graph().seed = None
         file_seed, record_seed = tf.unstack(tf.random.experimental.stateless_split(seed))
         order = tf.random.experimental.stateless_shuffle(tf.range(len(pieces)), file_seed, alg="philox")
-        shuffled = [tf.gather(column, order) for column in (files, skips, takes)]
-        read = tf.data.Dataset.from_tensor_slices(tuple(shuffled)).interleave(
-            lambda file, skip, take: tf.data.TFRecordDataset(file).skip(skip).take(take),
-            cycle_length=READERS,
-            num_parallel_calls=PARALLEL,
-            deterministic=True,
+        files, skips, takes = zip(*pieces, strict=True)
+        others = np.array(beside, object).reshape(len(beside), len(pieces)).T
+        columns = (tf.constant(files), tf.constant(skips, tf.int64), tf.constant(takes, tf.int64))
+        shuffled = [tf.gather(column, order) for column in (*columns, tf.constant(others, tf.string))]
+
+        def read(file: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, others: tf.Tensor) -> tf.data.Dataset:
+            own = tf.data.TFRecordDataset(file).skip(skip).take(take)
+            examples = [tf.data.TFRecordDataset(others[i]) for i in range(len(beside))]
+            return tf.data.Dataset.zip(own, *examples).map(lambda *found: tf.stack(found))
+
+        found = tf.data.Dataset.from_tensor_slices(tuple(shuffled)).interleave(
+            read, cycle_length=READERS, num_parallel_calls=PARALLEL, deterministic=True
         )
-        return read.shuffle(buffer, seed=tf.cast(record_seed[0], tf.int64), reshuffle_each_iteration=False)
+        return found.shuffle(buffer, seed=tf.cast(record_seed[0], tf.int64), reshuffle_each_iteration=False)
 
     def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         example = features.deserialize_example(record, decoders=skip_image)
         return image_of(example[image_key]), tf.cast(example[label_key], tf.int32)
 
     identity = f"{builder.info.full_name} {split} {builder.info.splits['train'].shard_lengths}"
-    return StreamedSplit(count, held, identity, records, decode)
+    return StreamedSplit(count, held, identity, records, decode, pieces)
 
 
 def _examples(builder, split: str, keys: tuple[str, str]) -> Iterator[tuple[int, int, bytes]]:

@@ -2,7 +2,8 @@
 
 A variant combines an attack and losses: `pgd_ce`, `sc_both`. The paper gives neither radius, steps, epochs nor learning
 rate; these are the usual ones for ImageNet. Its ResNet-50 is pre-trained; the first phase replaces that and is left
-out if `pretraining_epochs` is 0. The contrastive loss is on the embedding, the layer before the last, without a head.
+out if `pretraining_epochs` is 0. The contrastive loss is on the embedding, the layer before the last, without a head:
+SupCon for examples that are crafted for each batch, Euclidean distances for stored ones (section 2).
 The paper's adversarial examples are stored once; ours are crafted for each batch, the SC ones on the network's own
 embedding in place of a proxy's.
 """
@@ -14,8 +15,20 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from keras_rcl.vocabulary.attacks import PGD, Attack, Embedding
 from keras_rcl.vocabulary.dataset import CropFlip, Policy
 from keras_rcl.vocabulary.network import Part
-from keras_rcl.vocabulary.phase import SGD, Adversarial, Clean, CrossEntropy, Optimizer, Phase, SupCon, Term
+from keras_rcl.vocabulary.phase import (
+    SGD,
+    Adversarial,
+    Clean,
+    CrossEntropy,
+    EuclideanSupCon,
+    Optimizer,
+    Phase,
+    SupCon,
+    Term,
+)
 from keras_rcl.vocabulary.spec import spec
+
+_Contrast = Literal["supcon", "euclidean_supcon"]
 
 
 @spec
@@ -68,8 +81,9 @@ class _Landsman:
     def _cross_entropy(self, epochs: int) -> Phase:
         return self._adversarial("cross-entropy", epochs, ("encoder", "classifier"), CrossEntropy())
 
-    def _supcon(self, epochs: int, temperature: float) -> Phase:
-        return self._adversarial("SupCon", epochs, ("encoder",), SupCon(temperature=temperature, reads="embedding"))
+    def _supcon(self, epochs: int, temperature: float, contrast: _Contrast) -> Phase:
+        terms = {"supcon": SupCon(temperature=temperature, reads="embedding"), "euclidean_supcon": EuclideanSupCon()}
+        return self._adversarial("SupCon", epochs, ("encoder",), terms[contrast])
 
 
 @spec
@@ -83,22 +97,24 @@ class _CE(_Landsman):
 @spec
 class _SupCon(_Landsman):
     supcon_epochs: NonNegativeInt = 10
+    contrast: _Contrast = "supcon"
     temperature: PositiveFloat = 0.07
 
     def phases(self) -> tuple[Phase, ...]:
-        return (self._pretraining(), self._supcon(self.supcon_epochs, self.temperature))
+        return (self._pretraining(), self._supcon(self.supcon_epochs, self.temperature, self.contrast))
 
 
 @spec
 class _Both(_Landsman):
     supcon_epochs: NonNegativeInt = 10
     finetuning_epochs: NonNegativeInt = 10
+    contrast: _Contrast = "supcon"
     temperature: PositiveFloat = 0.07
 
     def phases(self) -> tuple[Phase, ...]:
         return (
             self._pretraining(),
-            self._supcon(self.supcon_epochs, self.temperature),
+            self._supcon(self.supcon_epochs, self.temperature, self.contrast),
             self._cross_entropy(self.finetuning_epochs),
         )
 
@@ -137,7 +153,8 @@ class PGDSupCon(_SupCon):
     Attributes:
         pretraining_epochs: passes over the training images before, with plain cross-entropy; 0 skips them.
         supcon_epochs: passes over the training images with the contrastive loss.
-        temperature: of the contrastive loss.
+        contrast: the contrastive loss: `supcon`, or `euclidean_supcon`, that of the paper's stored examples.
+        temperature: of `supcon`.
         batch_size: images per step, before their adversarial examples are added.
         pretraining_optimizer: of the pre-training.
         optimizer: of the phases after it.
@@ -166,7 +183,8 @@ class PGDBoth(_Both):
         pretraining_epochs: passes over the training images before, with plain cross-entropy; 0 skips them.
         supcon_epochs: passes over the training images with the contrastive loss.
         finetuning_epochs: passes with cross-entropy.
-        temperature: of the contrastive loss.
+        contrast: the contrastive loss: `supcon`, or `euclidean_supcon`, that of the paper's stored examples.
+        temperature: of `supcon`.
         batch_size: images per step, before their adversarial examples are added.
         pretraining_optimizer: of the pre-training.
         optimizer: of the phases after it.
@@ -222,7 +240,8 @@ class SCSupCon(_SupCon):
     Attributes:
         pretraining_epochs: passes over the training images before, with plain cross-entropy; 0 skips them.
         supcon_epochs: passes over the training images with the contrastive loss.
-        temperature: of the contrastive loss.
+        contrast: the contrastive loss: `supcon`, or `euclidean_supcon`, that of the paper's stored examples.
+        temperature: of `supcon`.
         batch_size: images per step, before their adversarial examples are added.
         pretraining_optimizer: of the pre-training.
         optimizer: of the phases after it.
@@ -252,7 +271,8 @@ class SCBoth(_Both):
         pretraining_epochs: passes over the training images before, with plain cross-entropy; 0 skips them.
         supcon_epochs: passes over the training images with the contrastive loss.
         finetuning_epochs: passes with cross-entropy.
-        temperature: of the contrastive loss.
+        contrast: the contrastive loss: `supcon`, or `euclidean_supcon`, that of the paper's stored examples.
+        temperature: of `supcon`.
         batch_size: images per step, before their adversarial examples are added.
         pretraining_optimizer: of the pre-training.
         optimizer: of the phases after it.
@@ -281,7 +301,8 @@ class SCSupConRetrained(_SupCon):
     Attributes:
         pretraining_epochs: passes over the training images before, with plain cross-entropy; 0 skips them.
         supcon_epochs: passes over the training images with the contrastive loss.
-        temperature: of the contrastive loss.
+        contrast: the contrastive loss: `supcon`, or `euclidean_supcon`, that of the paper's stored examples.
+        temperature: of `supcon`.
         head_epochs: passes that train the classifier.
         batch_size: images per step, before their adversarial examples are added.
         pretraining_optimizer: of the pre-training.

@@ -30,6 +30,7 @@ class SCL:
         alpha: weight of the contrastive loss.
         beta: weight of the cross-entropy.
         temperature: of the contrastive loss.
+        anchors: that its mean is taken over: those `with_positives` in the batch, or `all`, as in eq. 1.
         optimizer: `SGD` or `Adam` with their schedule.
         augmentation: how images vary, such as "crop_flip".
 
@@ -48,11 +49,12 @@ class SCL:
     alpha: NonNegativeFloat = 0.5
     beta: NonNegativeFloat = 0.5
     temperature: PositiveFloat = 0.07
+    anchors: Literal["with_positives", "all"] = "with_positives"
     optimizer: Optimizer = Adam(learning_rate=1e-3)
     augmentation: Policy = NoAugmentation()
 
     def phases(self) -> tuple[Phase, ...]:
-        return (_joint(self, "joint training", SupCon(weight=self.alpha, temperature=self.temperature)),)
+        return (_joint(self, "joint training", _supcon(self)),)
 
 
 @spec
@@ -66,6 +68,7 @@ class RefinedSCL:
         alpha: weight of the contrastive loss.
         beta: weight of the cross-entropy.
         temperature: of the contrastive loss.
+        anchors: that its mean is taken over: those `with_positives` in the batch, or `all`, as in eq. 1.
         optimizer: of both phases.
         augmentation: how images vary, such as "crop_flip".
 
@@ -85,12 +88,12 @@ class RefinedSCL:
     alpha: NonNegativeFloat = 0.5
     beta: NonNegativeFloat = 0.5
     temperature: PositiveFloat = 0.07
+    anchors: Literal["with_positives", "all"] = "with_positives"
     optimizer: Optimizer = Adam(learning_rate=1e-3)
     augmentation: Policy = NoAugmentation()
 
     def phases(self) -> tuple[Phase, ...]:
-        contrast = SupCon(weight=self.alpha, temperature=self.temperature)
-        return (_baseline(self), _joint(self, "refinement", contrast))
+        return (_baseline(self), _joint(self, "refinement", _supcon(self)))
 
 
 @spec
@@ -145,6 +148,10 @@ def _baseline(method: RefinedSCL | MarginSCL) -> Phase:
         optimizer=method.optimizer,
         batch_size=method.batch_size,
     )
+
+
+def _supcon(method: SCL | RefinedSCL) -> SupCon:
+    return SupCon(weight=method.alpha, temperature=method.temperature, anchors=method.anchors)
 
 
 def _joint(method: SCL | RefinedSCL | MarginSCL, name: str, contrast: SupCon | MarginContrastive) -> Phase:

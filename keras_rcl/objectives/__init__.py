@@ -10,9 +10,11 @@ from keras_rcl.objectives.classification import (
     misclassified_kl,
 )
 from keras_rcl.objectives.contrastive import (
+    EuclideanSupCon,
     MarginContrastive,
     SupervisedContrastive,
     collapse_value,
+    euclidean_supcon,
     has_positive,
     margin_contrastive,
     mean_over_anchors,
@@ -22,12 +24,14 @@ from keras_rcl.objectives.contrastive import (
 __all__ = [
     "BoostedCrossEntropy",
     "CrossEntropy",
+    "EuclideanSupCon",
     "KLToClean",
     "MarginContrastive",
     "SupervisedContrastive",
     "boosted_cross_entropy",
     "collapse_value",
     "cross_entropy",
+    "euclidean_supcon",
     "has_positive",
     "kl_to_clean",
     "margin_contrastive",

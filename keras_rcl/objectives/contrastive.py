@@ -7,7 +7,7 @@ normalized here: if an equation means cosines, bring them to unit length first, 
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -31,8 +31,9 @@ def supervised_contrastive(labels: Tensor, projection: Tensor, *, temperature: f
 
         -1 / |P(i)| * sum_{p in P(i)} log( exp(z_i . z_p / tau) / sum_{a in A(i)} exp(z_i . z_a / tau) )
 
-    An anchor without positives has the value 0 and no gradient. The loss of Wang is the mean over the anchors
-    that have positives (`mean_over_anchors`); that of Cusin and of CLAF is the sum. There is no base temperature.
+    An anchor without positives has the value 0 and no gradient. The loss of Wang is the mean over all anchors; that of
+    Cusin and of CLAF is the sum. The mean over the anchors that have positives (`mean_over_anchors`) is larger than
+    Wang's: by 1.39 for batches of 128 images of 100 classes. There is no base temperature.
 
     Args:
         labels: Integers [M].
@@ -127,6 +128,54 @@ def _tiled_margin(labels: Tensor, projection: Tensor, positive_margin: float, ne
     return tiled.margin_sums(projection, groups_of(labels), positive_margin, negative_margin)
 
 
+def euclidean_supcon(
+    labels: Tensor, embedding: Tensor, *, negatives: Literal["ignored", "subtracted"] = "ignored"
+) -> Tensor:
+    """Compute the masked Euclidean distance of each anchor, summed over its positives.
+
+    Formula:
+
+        sum_{p in P(i)} ||v_i - v_p||                                  negatives="ignored"
+        sum_{p in P(i)} ||v_i - v_p|| - sum_{n in N(i)} ||v_i - v_n||  negatives="subtracted"
+
+    The paper masks the distances by label and sums them per anchor; it does not say what becomes of the negatives. With
+    `ignored` the smallest value is that of equal embeddings. The almost uniform probabilities that its Table 2 implies
+    for the networks trained so fit this form. `subtracted` has no lower limit unless embeddings are normalized. The
+    gradient at equal embeddings is 0. The memory grows with M x M.
+
+    Args:
+        labels: Integers [M].
+        embedding: [M, D], of any length.
+        negatives: What the distances to anchors of other classes do.
+
+    Returns:
+        float32 [M].
+
+    Raises:
+        InvalidInputError: If `embedding` is not [M, D], there is not one integer label per row, or `negatives` is
+            another text.
+
+    Example:
+        >>> import numpy as np
+        >>> embedding = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+        >>> [round(float(value), 3) for value in euclidean_supcon(np.array([0, 0, 1]), embedding)]
+        [5.0, 5.0, 0.0]
+
+    References:
+        Landsman, Zhao and Chari, section 2.
+    """
+    _check_negatives(negatives)
+    return _plain_or_tiled(_euclidean, _euclidean, labels, embedding, float(negatives == "subtracted"))
+
+
+def _euclidean(labels: Tensor, embedding: Tensor, share_of_negatives: float) -> Tensor:
+    squares = ops.sum(embedding * embedding, axis=1)
+    squared = ops.expand_dims(squares, 1) + ops.expand_dims(squares, 0) - 2 * _similarity(embedding)
+    apart = (squared > 0) & ~_same_anchor(labels)
+    distance = ops.where(apart, ops.sqrt(ops.where(apart, squared, 1.0)), 0.0)
+    return ops.sum(ops.where(_same_label(labels), distance, -share_of_negatives * distance), axis=1)
+
+
 def has_positive(labels: Tensor) -> Tensor:
     """Whether another anchor of the batch has the same label.
 
@@ -197,17 +246,18 @@ class _Contrastive(LabelLoss):
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
 class SupervisedContrastive(_Contrastive):
-    """`supervised_contrastive` as a loss for `compile`: the mean over the anchors that have positives, or the sum.
+    """`supervised_contrastive` as a loss for `compile`: the mean over anchors, or the sum.
 
     Labels are [N] or [N, 1], projections [N, D], or [N, V, D] for V views of each image.
 
     Args:
         temperature: tau, positive.
-        reduction: `sum_over_batch_size` for the mean over anchors (Wang), `sum` for the sum (Cusin, CLAF).
+        reduction: `sum_over_batch_size` for the mean over anchors, `sum` for the sum (Cusin, CLAF).
         name: Of the loss.
+        anchors: The anchors of the mean: those `with_positives` in the batch, or `all` (Wang eq. 1).
 
     Raises:
-        InvalidInputError: If the temperature is not positive.
+        InvalidInputError: If the temperature is not positive, or `anchors` is another text.
 
     Example:
         >>> import numpy as np
@@ -224,20 +274,23 @@ class SupervisedContrastive(_Contrastive):
         temperature: float = 0.07,
         reduction: str = "sum_over_batch_size",
         name: str = "supervised_contrastive",
+        anchors: Literal["with_positives", "all"] = "with_positives",
     ):
         super().__init__(name=name, reduction=reduction, dtype="float32")
         _check_temperature(temperature)
+        _check_choice("anchors", anchors, ("with_positives", "all"))
         self.temperature = temperature
+        self.anchors = anchors
 
     def anchor_values(self, labels: Tensor, projection: Tensor) -> Tensor:
         values = supervised_contrastive(labels, projection, temperature=self.temperature)
-        if self.reduction in ("sum", "none", None):
+        if self.reduction in ("sum", "none", None) or self.anchors == "all":
             return values
         share = ops.mean(ops.cast(has_positive(labels), "float32"))
         return ops.divide_no_nan(values, share)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "temperature": self.temperature}
+        return {**super().get_config(), "temperature": self.temperature, "anchors": self.anchors}
 
 
 @keras.saving.register_keras_serializable(package="keras_rcl")
@@ -278,6 +331,47 @@ class MarginContrastive(_Contrastive):
     def get_config(self) -> dict[str, Any]:
         margins = {"positive_margin": self.positive_margin, "negative_margin": self.negative_margin}
         return {**super().get_config(), **margins}
+
+
+@keras.saving.register_keras_serializable(package="keras_rcl")
+class EuclideanSupCon(_Contrastive):
+    """`euclidean_supcon` as a loss for `compile`: the mean over all anchors, or the sum.
+
+    Labels are [N] or [N, 1], embeddings [N, D], or [N, V, D] for V views of each image.
+
+    Args:
+        negatives: What the distances to anchors of other classes do: `ignored` or `subtracted`.
+        reduction: `sum_over_batch_size` for the mean over anchors, `sum` for the sum.
+        name: Of the loss.
+
+    Raises:
+        InvalidInputError: If `negatives` is another text.
+
+    Example:
+        >>> import numpy as np
+        >>> embedding = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+        >>> round(float(EuclideanSupCon()(np.array([0, 0, 1]), embedding)), 3)
+        3.333
+
+    References:
+        Landsman, Zhao and Chari, section 2.
+    """
+
+    def __init__(
+        self,
+        negatives: Literal["ignored", "subtracted"] = "ignored",
+        reduction: str = "sum_over_batch_size",
+        name: str = "euclidean_supcon",
+    ):
+        super().__init__(name=name, reduction=reduction, dtype="float32")
+        _check_negatives(negatives)
+        self.negatives: Literal["ignored", "subtracted"] = negatives
+
+    def anchor_values(self, labels: Tensor, projection: Tensor) -> Tensor:
+        return euclidean_supcon(labels, projection, negatives=self.negatives)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "negatives": self.negatives}
 
 
 def _plain_or_tiled(plain: Callable, blocks: Callable, labels: Tensor, projection: Tensor, *settings: float) -> Tensor:
@@ -326,6 +420,15 @@ def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
     """The mean of each row [M, M] over the true entries of the mask; 0 if there are none."""
     count = ops.sum(ops.cast(mask, "float32"), axis=1)
     return ops.divide_no_nan(ops.sum(ops.where(mask, values, 0.0), axis=1), count)
+
+
+def _check_negatives(negatives: str) -> None:
+    _check_choice("negatives", negatives, ("ignored", "subtracted"))
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidInputError(f"{name} {value!r} is unknown; hint: choose one of {', '.join(known)}")
 
 
 def _check_temperature(temperature: float) -> None:

@@ -139,15 +139,15 @@ def _difference(table: Table, pair: Comparison, found: Mapping[str, list[list[Me
     for mine, theirs in zip(found[pair.row], found[pair.against], strict=True):
         cells.append([difference_of(a, b) for a, b in zip(mine, theirs, strict=True)])
     published = [
-        _published_difference(rows[pair.row].published, rows[pair.against].published, i) for i in _columns(table)
+        _published_difference(rows[pair.row].published, rows[pair.against].published, i, i) for i in _columns(table)
     ]
     return {"row": pair.row, "against": pair.against, "published": published, "measured": cells}
 
 
-def _published_difference(mine: Sequence[Published], theirs: Sequence[Published], index: int) -> float | None:
-    if not mine or not theirs or not isinstance(mine[index], float) or not isinstance(theirs[index], float):
-        return None
-    return round(mine[index] - theirs[index], 6)
+def _published_difference(mine: Sequence[Published], theirs: Sequence[Published], i: int, k: int) -> float | None:
+    """Column i of the first row less column k of the second; None if one is not a number."""
+    first, second = mine[i] if mine else None, theirs[k] if theirs else None
+    return round(first - second, 6) if isinstance(first, float) and isinstance(second, float) else None
 
 
 def _claim(
@@ -159,8 +159,14 @@ def _claim(
         `text`; `published`, the smallest published difference of the claim's pairs, or None; `protocols`, the labels of
         the measures; and `measured`, one verdict per label, see `verdict`.
     """
-    numbers = table.numbers(claim)
-    published = [_difference(table, pair, found)["published"][i] for pair in claim.pairs for i in numbers]
+    titles, numbers = [column.title for column in table.columns], table.numbers(claim)
+    pairs = [(i, titles.index(claim.above_column) if claim.above_column else i) for i in numbers]
+    rows_of = {row.label: row for row in table.rows}
+    published = [
+        _published_difference(rows_of[pair.row].published, rows_of[pair.against].published, i, k)
+        for pair in claim.pairs
+        for i, k in pairs
+    ]
     measures = table.columns[numbers[0]].measures
     judged = []
     for j, measure in enumerate(measures):
@@ -169,8 +175,8 @@ def _claim(
         for pair in claim.pairs:
             rows = [_row_under(table, label, protocol, setups) for label in (pair.row, pair.against)]
             foreign = _foreign(table, rows, protocol, setups)
-            sides = [found[row] for row in rows]
-            needed += [Compared(difference_of(*(side[i][j] for side in sides)), foreign) for i in numbers]
+            mine, theirs = (found[row] for row in rows)
+            needed += [Compared(difference_of(mine[i][j], theirs[k][j]), foreign) for i, k in pairs]
         judged.append(verdict(needed))
     return {
         "text": claim.text,

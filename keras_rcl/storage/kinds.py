@@ -237,13 +237,26 @@ class _Ball(TypedDict):
 
 
 @with_config(STORED)
+class _Streamed(TypedDict):
+    """Which records of which files stored examples belong to; one shard per file, in the order of its records."""
+
+    identity: str
+    image_shape: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    sizes: list[Count]
+
+
+@with_config(STORED)
 class ExamplesTable(TypedDict):
-    """`examples.json`: the attack, the data and the shards of stored adversarial examples."""
+    """`examples.json`: the attack, the data and the shards of stored adversarial examples.
+
+    `streamed` is there for examples of a split that is read from its files; `sizes` are those of the shards in bytes.
+    """
 
     format: int
     attack: _Ball
     data: _Examples
     shards: Annotated[list[Annotated[str, Field(pattern=r"^[^/\\]+\.tfrecord$")]], Field(min_length=1)]
+    streamed: NotRequired[_Streamed]
 
 
 @with_config(STORED)

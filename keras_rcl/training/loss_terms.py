@@ -11,6 +11,7 @@ from keras_rcl.networks.two_headed import unit_norm
 from keras_rcl.objectives.classification import boosted_cross_entropy, cross_entropy, kl_to_clean, misclassified_kl
 from keras_rcl.objectives.contrastive import (
     collapse_value,
+    euclidean_supcon,
     has_positive,
     margin_contrastive,
     mean_over_anchors,
@@ -20,6 +21,7 @@ from keras_rcl.training.ramps import value_at
 from keras_rcl.vocabulary.phase import (
     BoostedCrossEntropy,
     CrossEntropy,
+    EuclideanSupCon,
     IntervalTightness,
     KLToClean,
     MarginContrastive,
@@ -96,7 +98,9 @@ def _supcon(term: SupCon, batch: Batch):
     labels = batch.view("labels", term.on) if term.positives == "class" else batch.images(term.on)
     values = supervised_contrastive(labels, _contrasted(term, batch), temperature=term.temperature)
     values = batch.weighted(values, term.on)
-    return ops.sum(values) if term.reduction == "sum" else mean_over_anchors(values, labels)
+    if term.reduction == "sum":
+        return ops.sum(values)
+    return ops.mean(values) if term.anchors == "all" else mean_over_anchors(values, labels)
 
 
 def _contrasted(term: SupCon, batch: Batch):
@@ -111,6 +115,14 @@ def _margin_contrastive(term: MarginContrastive, batch: Batch):
         batch.outputs["projection"],
         positive_margin=term.positive_margin,
         negative_margin=term.negative_margin,
+    )
+    return ops.mean(batch.weighted(values, None))
+
+
+def _euclidean_supcon(term: EuclideanSupCon, batch: Batch):
+    rows = batch.outputs["embedding"]
+    values = euclidean_supcon(
+        batch.view("labels", None), unit_norm(rows) if term.normalized else rows, negatives=term.negatives
     )
     return ops.mean(batch.weighted(values, None))
 
@@ -149,6 +161,7 @@ TERMS: dict[str, TermRule] = {
     "boosted_cross_entropy": TermRule(_cross_entropy),
     "supcon": TermRule(_supcon, output=_contrasted_output, contrastive=True),
     "margin_contrastive": TermRule(_margin_contrastive, output=lambda term: "projection", contrastive=True),
+    "euclidean_supcon": TermRule(_euclidean_supcon, output=lambda term: "embedding", contrastive=True),
     "kl_to_clean": TermRule(_kl_to_clean),
     "misclassified_kl": TermRule(_misclassified_kl),
     "interval_tightness": TermRule(_regularizer),

@@ -108,11 +108,13 @@ class Claim:
         text: in our words.
         columns: by title; their measures are of the same protocols.
         pairs: each `row` lies above its `against`.
+        above_column: title of the column that holds the numbers of `against`, if it is another one.
     """
 
     text: str
     columns: tuple[str, ...]
     pairs: tuple[Comparison, ...]
+    above_column: str = ""
 
     @classmethod
     def above(cls, text: str, columns: tuple[str, ...], row: str, *others: str) -> "Claim":
@@ -156,9 +158,10 @@ class Table:
             if row.in_place_of and row.in_place_of not in labels:
                 raise ValueError(f"{self.name} has no row {row.in_place_of!r}")
         for claim in self.claims:
-            if missing := set(claim.columns) - {column.title for column in self.columns}:
+            named = {*claim.columns, *filter(None, [claim.above_column])}
+            if missing := named - {column.title for column in self.columns}:
                 raise ValueError(f"{self.name} has no column {missing.pop()!r}")
-            if len({len(self.columns[i].measures) for i in self.numbers(claim)}) != 1:
+            if len({len(column.measures) for column in self.columns if column.title in named}) != 1:
                 raise ValueError(f"{self.name}, {claim.text!r}: columns of unlike measures")
 
     def numbers(self, claim: Claim) -> tuple[int, ...]:

@@ -150,6 +150,7 @@ class SupCon:
         reads: the head's `projection`, or the encoder's `embedding` if a paper has no head (Landsman, Cusin).
         normalized: False uses the output before it is scaled to unit length, as CLAF's published code does in its
             first stage.
+        anchors: that the mean is taken over: those `with_positives` in the batch, or `all` (Wang eq. 1).
         positives: of an anchor: all rows of its `class`, or only the other views of its `image`, which needs no label
             (Chen et al. 2020).
         on: the views of one kind; all views except the worst case if not given.
@@ -159,6 +160,7 @@ class SupCon:
     weight: Weight = 1.0
     temperature: PositiveFloat = 0.07
     reduction: Literal["mean", "sum"] = "mean"
+    anchors: Literal["with_positives", "all"] = "with_positives"
     reads: Literal["projection", "embedding"] = "projection"
     normalized: bool = True
     positives: Literal["class", "image"] = "class"
@@ -173,6 +175,21 @@ class MarginContrastive:
     weight: Weight = 1.0
     positive_margin: float = 0.5
     negative_margin: float = 0.1
+
+
+@spec
+class EuclideanSupCon:
+    """Euclidean distances between embeddings, masked by label and summed per anchor (Landsman et al., section 2).
+
+    Attributes:
+        negatives: what the distances to other classes do; see `keras_rcl.euclidean_supcon`.
+        normalized: True scales embeddings to unit length first.
+    """
+
+    term: Literal["euclidean_supcon"] = "euclidean_supcon"
+    weight: Weight = 1.0
+    negatives: Literal["ignored", "subtracted"] = "ignored"
+    normalized: bool = False
 
 
 @spec
@@ -213,6 +230,7 @@ Term = Annotated[
         BoostedCrossEntropy,
         SupCon,
         MarginContrastive,
+        EuclideanSupCon,
         KLToClean,
         MisclassifiedKL,
         IntervalTightness,

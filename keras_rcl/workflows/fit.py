@@ -191,7 +191,7 @@ class _DataLoader:
 
     def __call__(self, experiment: Experiment) -> tuple[sources.ImageData, str]:
         """Return an experiment's data, with the stored examples that it trains on, and its hash."""
-        attacks = config.training_attacks(experiment.method.phases())
+        attacks = tuple(config.training_attacks(experiment.method.phases()))
         data = with_stored(self._load(experiment.dataset), attacks)
         key = experiment.dataset, tuple(attack for attack in attacks if attack.name == "stored")
         if key not in self._hashes:

@@ -1,5 +1,6 @@
 """Data sets that stay on disk: every image once an epoch, the same order again from any step, parts apart, balanced."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,10 +11,11 @@ from click.testing import CliRunner
 
 from keras_rcl.cli.app import cli
 from keras_rcl.data import streaming
+from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, with_stored, write_shard
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import StreamedSplit, load
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attacks import Refreshed
+from keras_rcl.vocabulary.attacks import Refreshed, Stored
 from keras_rcl.vocabulary.dataset import CropFlip, Dataset
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
 
@@ -145,6 +147,60 @@ def test_the_middle_is_cut_out():
     np.testing.assert_array_equal(streaming.cropped(tf.constant(same), 12, 3), same)
 
 
+def stored_beside(folder, data, change=3):
+    """Examples of the whole stream: each image with another green, which tells whose example it is."""
+    sizes = []
+    names = [shard_name(number, len(data.train.pieces)) for number in range(len(data.train.pieces))]
+    folder.mkdir()
+    for number, (name, piece) in enumerate(zip(names, data.train.pieces, strict=True)):
+        clean = data.train.read(number, 0, piece.take)
+        images = clean.images.copy()
+        images[..., 1] = clean.images[..., 0] % (change + 1)
+        write_shard(folder / name, dataclasses.replace(clean, images=images), "train")
+        sizes.append((folder / name).stat().st_size)
+    record = {
+        "format": FORMAT,
+        "attack": {"norm": "linf", "epsilon": "8/255"},
+        "data": {"name": data.name, "part": "train"},
+        "shards": names,
+        "streamed": {"identity": data.train.identity, "image_shape": [8, 8, 3], "sizes": sizes},
+    }
+    (folder / RECORD).write_text(json.dumps(record))
+    return Stored(folder=str(folder))
+
+
+def test_stored_examples_are_read_beside_their_images(prepared, tmp_path):
+    """Every image comes once, with its own example, in the order without examples, and again from any step on."""
+    plain = load(dataset(prepared))
+    attack = stored_beside(tmp_path / "stored", plain)
+    data = with_stored(plain, [attack])
+    assert data.train.identity != plain.train.identity
+    views = (Clean(), Adversarial(attack=attack))
+    elements = epoch(Batches(data.train, views, 7, seed=3), 2)
+    alone = epoch(Batches(plain.train, (Clean(),), 7, seed=3), 2)
+    np.testing.assert_array_equal(reds(elements), reds(alone))
+    for (images, labels, _), (_, expected, _) in zip(elements, alone, strict=True):
+        clean, adversarial = np.round(255 * images).astype(int)
+        np.testing.assert_array_equal(labels, expected)
+        np.testing.assert_array_equal(adversarial[..., 0], clean[..., 0])
+        np.testing.assert_array_equal(adversarial[..., 1], clean[..., 0] % 4)
+    (again, *_), *_ = epoch(Batches(data.train, views, 7, seed=3), 2, step=3)
+    np.testing.assert_array_equal(again, elements[3][0])
+
+
+def test_stored_examples_of_other_files_are_refused(prepared, tmp_path):
+    data = load(dataset(prepared))
+    attack = stored_beside(tmp_path / "stored", data)
+    with pytest.raises(InvalidInputError, match="no examples of the files that training streams"):
+        with_stored(load(dataset(prepared, validation_fraction=0)), [attack])
+    with pytest.raises(InvalidInputError, match="not within linf 8/255 of the training images"):
+        with_stored(data, [stored_beside(tmp_path / "far", data, change=200)])
+    shard = sorted((tmp_path / "stored").glob("*.tfrecord"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(InvalidInputError, match=f"{shard.name} is missing or cut"):
+        with_stored(data, [attack])
+
+
 def test_what_is_read_from_memory_is_refused(prepared):
     data = load(dataset(prepared))
     with pytest.raises(InvalidInputError, match="streamed holds no training image"):
@@ -179,3 +235,14 @@ def test_fit_and_attack_on_it(prepared, tmp_path, monkeypatch):
     assert json.loads(attacked.stdout)["clean_accuracy"] == record["clean_accuracy"]
     refused = CliRunner().invoke(cli, [*arguments, "--split", "train"])
     assert refused.exit_code == 2 and "is streamed" in refused.stderr
+    # Its examples are crafted file by file and trained on beside the images.
+    crafted = ["craft-dataset", "saved_models/tiny_stream-at", "--attack", "pgd-2", "--output-dir", "stored"]
+    crafted = CliRunner().invoke(cli, [*crafted, "--data-dir", str(prepared), "--batch-size", "7"])
+    assert crafted.exit_code == 0, crafted.output
+    record = json.loads((tmp_path / "stored/examples.json").read_text())
+    assert record["examples"] == 30 and len(record["shards"]) == len(record["streamed"]["sizes"])
+    on_stored = ("--set", "method.attack={name: stored, folder: stored}", "--set", "method.mixed=true")
+    pretrained = ("--set", "method.pretraining_epochs=0", "--set", "method.contrast=euclidean_supcon")
+    sizes = ("--set", f"dataset={fields}", "--set", "method.supcon_epochs=1", "--set", "method.batch_size=10")
+    fitted = CliRunner().invoke(cli, ["fit", "--variant", "sc_supcon", "--no-compare", *sizes, *on_stored, *pretrained])
+    assert fitted.exit_code == 0, fitted.output

@@ -14,9 +14,11 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.objectives import (
     BoostedCrossEntropy,
     CrossEntropy,
+    EuclideanSupCon,
     MarginContrastive,
     SupervisedContrastive,
     collapse_value,
+    euclidean_supcon,
     has_positive,
     margin_contrastive,
     mean_over_anchors,
@@ -64,6 +66,57 @@ def test_supcon_is_the_papers_loop(batch, temperature):
     values = supervised_contrastive(labels, projection, temperature=temperature)
     close(values, reference.supcon(labels, projection, temperature))
     close(mean_over_anchors(values, labels), reference.supcon_mean(labels, projection, temperature))
+
+
+@quick
+@given(batches(), st.booleans())
+def test_the_class_takes_the_mean_over_the_anchors_that_it_names(batch, of_all):
+    labels, projection = batch
+    loss = SupervisedContrastive(0.1, anchors="all" if of_all else "with_positives")
+    loop = reference.supcon_mean_of_all if of_all else reference.supcon_mean
+    close(loss(labels, projection), loop(labels, projection, 0.1))
+    assert SupervisedContrastive.from_config(loss.get_config()).anchors == loss.anchors
+
+
+def test_the_two_means_differ_by_the_share_of_anchors_with_positives():
+    """At 128 images of 100 classes a share 1 - 0.99^127 = 0.721 of the anchors has positives: a factor of 1.39."""
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(40):
+        labels, projection = rng.integers(0, 100, 128), unit(rng, 128, 8)
+        values = [SupervisedContrastive(0.1, anchors=name)(labels, projection) for name in ("with_positives", "all")]
+        ratios.append(float(values[0] / values[1]))
+    assert np.mean(ratios) == pytest.approx(1 / (1 - 0.99**127), abs=0.02)
+
+
+@quick
+@given(batches(), st.sampled_from(("ignored", "subtracted")), st.floats(0.1, 30))
+def test_euclidean_supcon_is_the_papers_loop(batch, negatives, length):
+    """Unit rows of another length, equal ones among them; float32 squares leave about 3e-4 of a length between them."""
+    labels, embedding = batch
+    embedding = (length * embedding).astype("float32")
+    expected = reference.euclidean_supcon(labels, embedding, float(negatives == "subtracted"))
+    actual = euclidean_supcon(labels, embedding, negatives=negatives)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3 * length * len(labels))
+    assert np.isfinite(gradient(lambda z: tf.reduce_sum(euclidean_supcon(labels, z)), embedding)).all()
+
+
+def test_euclidean_supcon_has_the_gradient_of_its_loop_and_0_at_equal_rows():
+    rng = np.random.default_rng(1)
+    labels, embedding = np.array([0, 0, 1, 1, 2]), rng.normal(size=(5, 3)).astype("float32")
+    expected = np.zeros_like(embedding, "float64")
+    for place in np.ndindex(embedding.shape):
+        step = np.zeros_like(expected)
+        step[place] = 1e-6
+        up, down = (reference.euclidean_supcon(labels, embedding + sign * step, 1.0).sum() for sign in (1, -1))
+        expected[place] = (up - down) / 2e-6
+    loss = EuclideanSupCon(negatives="subtracted", reduction="sum")
+    np.testing.assert_allclose(gradient(lambda z: loss(labels, z), embedding), expected, rtol=1e-4, atol=1e-4)
+    equal = np.ones((4, 3), "float32")
+    assert not gradient(lambda z: EuclideanSupCon()(np.zeros(4, int), z), equal).any()
+    assert EuclideanSupCon.from_config(loss.get_config()).negatives == "subtracted"
+    with pytest.raises(InvalidInputError, match="negatives 'pushed' is unknown; hint: choose one of ignored"):
+        EuclideanSupCon(negatives="pushed")
 
 
 @quick

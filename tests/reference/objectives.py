@@ -32,7 +32,7 @@ def supcon(labels, projection, temperature: float) -> np.ndarray:
 
 
 def supcon_mean(labels, projection, temperature: float) -> float:
-    """Wang eq. 1: the mean over the anchors that have positives, 0 where none has."""
+    """The mean over the anchors that have positives, 0 where none has."""
     values = supcon(labels, projection, temperature)
     total, count = 0.0, 0
     for i in range(len(labels)):
@@ -40,6 +40,14 @@ def supcon_mean(labels, projection, temperature: float) -> float:
             total += values[i]
             count += 1
     return total / count if count else 0.0
+
+
+def supcon_mean_of_all(labels, projection, temperature: float) -> float:
+    """Wang eq. 1 as printed: 1/N times the sum over all N anchors; an anchor without positives adds 0."""
+    total = 0.0
+    for value in supcon(labels, projection, temperature):
+        total += value
+    return total / len(labels)
 
 
 def margin(labels, projection, positive_margin: float, negative_margin: float) -> np.ndarray:
@@ -57,6 +65,22 @@ def margin(labels, projection, positive_margin: float, negative_margin: float) -
             else:
                 too_near.append(max(0.0, similarity - negative_margin))
         values[i] = sum(too_far) / max(len(too_far), 1) + sum(too_near) / max(len(too_near), 1)
+    return values
+
+
+def euclidean_supcon(labels, embedding, share_of_negatives: float) -> np.ndarray:
+    """Landsman et al., section 2: distances to the positives less a share of those to the negatives, per anchor [M]."""
+    embedding = np.float64(embedding)
+    values = np.zeros(len(labels))
+    for i in range(len(labels)):
+        for j in range(len(labels)):
+            if j == i:
+                continue
+            total = 0.0
+            for a, b in zip(embedding[i], embedding[j], strict=True):
+                total += (a - b) ** 2
+            distance = math.sqrt(total)
+            values[i] += distance if labels[j] == labels[i] else -share_of_negatives * distance
     return values
 
 

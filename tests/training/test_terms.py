@@ -24,6 +24,7 @@ from keras_rcl.vocabulary.phase import (
     BoostedCrossEntropy,
     Clean,
     CrossEntropy,
+    EuclideanSupCon,
     IntervalTightness,
     KLToClean,
     MarginContrastive,
@@ -93,6 +94,22 @@ def test_supcon_with_the_views_of_an_image_as_its_only_positives():
     images = np.tile(np.arange(N), 3)
     assert value == pytest.approx(loops.supcon_mean(images, batch.outputs["projection"], 0.5), rel=1e-5)
     assert value_of(SupCon(temperature=0.5, positives="image"), (CLEAN,))[0] == 0.0  # one view has no positive
+
+
+def test_supcon_over_all_anchors_is_wangs_equation_1():
+    """Labels 0, 2, 0, 1, 2: the fourth of five anchors has no positive."""
+    value, batch = value_of(SupCon(temperature=0.5, anchors="all"), (CLEAN,))
+    assert value == pytest.approx(loops.supcon_mean_of_all(LABELS, batch.outputs["projection"], 0.5), rel=1e-5)
+    assert value == pytest.approx(value_of(SupCon(temperature=0.5), (CLEAN,))[0] * 4 / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_euclidean_supcon(normalized):
+    value, batch = value_of(EuclideanSupCon(negatives="subtracted", normalized=normalized))
+    embedding = batch.outputs["embedding"]
+    if normalized:
+        embedding = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    assert value == pytest.approx(loops.euclidean_supcon(batch.labels, embedding, 1.0).mean(), rel=1e-4)
 
 
 def test_margin_contrastive():

@@ -1,10 +1,12 @@
 """A paper's tables as values: what is refused, and that those that ship are whole."""
 
+import numpy as np
 import pytest
 
 from keras_rcl.config import CONFIGS
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.papers import PAPERS
+from keras_rcl.papers.landsman import mean_probability
 from keras_rcl.vocabulary.paper import Bars, Claim, Clean, Column, Comparison, Paper, Row, Table
 
 COLUMNS = (Column(title="clean", measures=(Clean(),)),)
@@ -56,6 +58,19 @@ def test_each_row_of_a_paper_has_its_file_and_each_file_its_row(paper):
     assert {panel[1] for panel in panels} <= set(paper.configs)
     lines = [(figure.table, label) for figure in paper.figures for label in getattr(figure, "rows", ())]
     assert all(any(row.label == label for row in paper.table(name).rows) for name, label in lines)
+
+
+def test_landsmans_losses_are_mean_probabilities_of_the_right_class():
+    """Cross-entropy of probabilities, computed for networks from uniform to certain; and the paper's PGD - CE."""
+    rng = np.random.default_rng(0)
+    for sharpness in (0.0, 1.0, 5.0, 50.0):
+        logits = sharpness * rng.normal(size=(200, 1000))
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        loss = (np.log(np.exp(p).sum(1)) - p[:, 0]).mean()
+        assert mean_probability(str(loss)) == pytest.approx(100 * p[:, 0].mean(), abs=0.1)
+    (row,) = (row for row in PAPERS["landsman"].table("Table 2").rows if row.label == "PGD - CE Loss")
+    assert row.published == ("6.2583", "6.2300", 65.1, 67.9)
 
 
 def test_one_system_is_published_with_one_number():
