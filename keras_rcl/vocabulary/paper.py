@@ -191,11 +191,18 @@ class RobustCurves:
 
 @spec
 class Bars:
-    """The first column of a table, measured and published, one pair of bars per row."""
+    """One column of a table, measured and published, one group of bars per row.
+
+    Attributes:
+        column: title of the column; the first one if not given.
+        beside: title of another column, whose published numbers are bars too.
+    """
 
     kind: Literal["bars"] = "bars"
     title: str
     table: str
+    column: str = ""
+    beside: str = ""
 
 
 @spec
@@ -256,7 +263,10 @@ class Paper:
     def __post_init__(self):
         for figure in self.figures:
             if figure.kind in ("robust_curves", "bars"):
-                self.table(figure.table)
+                table = self.table(figure.table)
+                named = {figure.column, figure.beside} - {""} if figure.kind == "bars" else set()
+                if missing := named - {column.title for column in table.columns}:
+                    raise ValueError(f"{table.name} has no column {missing.pop()!r}")
 
     def table(self, name: str) -> Table:
         """The table of that name."""

@@ -389,8 +389,13 @@ class _FigureWriter:
 
     def bars(self, figure: Bars) -> None:
         table = self.paper.table(figure.table)
-        (measure,) = table.columns[0].measures
-        bars = {row.label: {"published": _first(row), "measured": self._mean(row, measure)} for row in table.rows}
+        titles = [column.title for column in table.columns]
+        shown = titles.index(figure.column) if figure.column else 0
+        (measure,) = table.columns[shown].measures
+        bars = {}
+        for row in table.rows:
+            beside = {figure.beside: _published(row, titles.index(figure.beside))} if figure.beside else {}
+            bars[row.label] = {**beside, "published": _published(row, shown), "measured": self._mean(row, measure)}
         bars_plot(bars, self._next(f"{figure.title}. A missing bar means that the number was not measured."))
 
     def embeddings(self, figure: Embeddings) -> None:
@@ -448,8 +453,9 @@ class _FigureWriter:
         return model, data.test.limited(count), data.class_names
 
 
-def _first(row: Row) -> float | None:
-    return row.published[0] if row.published and isinstance(row.published[0], float) else None
+def _published(row: Row, column: int) -> float | None:
+    value = row.published[column] if row.published else None
+    return value if isinstance(value, float) else None
 
 
 def in_the_plane(embedding: np.ndarray) -> tuple[np.ndarray, str]:

@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 
+from keras_rcl import config
 from keras_rcl.methods import VARIANTS
 from keras_rcl.vocabulary.attacks import PGD, describe
 from keras_rcl.vocabulary.dataset import CropFlip, NoAugmentation, SimCLR
@@ -662,3 +663,17 @@ def test_augmentation_reaches_every_phase(name):
 def test_total_epochs_count_the_refreshes():
     # every epoch of the second stage is preceded by N = 5 of the classifier
     assert [phase.total_epochs for phase in VARIANTS["clafs"]().phases()] == [60, 140 * (1 + 5), 100]
+
+
+@pytest.mark.parametrize("name", ["pgd_supcon", "pgd_both", "sc_supcon", "sc_supcon_retrained"])
+def test_landsmans_loss_for_stored_examples_is_one_setting(name):
+    usual, euclidean = (VARIANTS[name](contrast=contrast).phases() for contrast in ("supcon", "euclidean_supcon"))
+    assert [term.term for term in euclidean[1].terms] == ["euclidean_supcon"]
+    assert usual[:1] + usual[2:] == euclidean[:1] + euclidean[2:]
+
+
+@pytest.mark.parametrize("name", ["scl", "refined_scl"])
+def test_wangs_mean_over_all_anchors_is_one_setting(name):
+    phase = VARIANTS[name](anchors="all").phases()[-1]
+    assert [term.anchors for term in phase.terms if isinstance(term, SupCon)] == ["all"]
+    assert config.load(config.CONFIGS / f"papers/wang/{name}.yaml", scale="full").method.anchors == "all"

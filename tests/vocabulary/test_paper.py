@@ -45,6 +45,12 @@ def test_a_figure_names_a_table_of_its_paper():
         Paper(name="p", title="P", reference="", tables=(table(),), figures=(Bars(title="", table="Table 2"),))
 
 
+def test_bars_are_of_a_column_of_their_table():
+    with pytest.raises(InvalidInputError, match="has no column 'robust'"):
+        figures = (Bars(title="", table="Table 1", column="robust"),)
+        Paper(name="p", title="P", reference="", tables=(table(),), figures=figures)
+
+
 def test_a_row_wants_each_measure_of_its_tables_once():
     other = table(name="Table 2", rows=(Row(label="A", config="a"),))
     paper = Paper(name="p", title="P", reference="", tables=(table(), other))
