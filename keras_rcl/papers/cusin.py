@@ -278,7 +278,7 @@ CUSIN = Paper(
             ),
             notes=(
                 "This figure has its labels right: the authors' networks have these accuracies, see `Published "
-                "networks`. Figure 4 has not.",
+                "networks`. In Figure 4 one of the two factors has them swapped.",
                 "The paper's certified loss is cross-entropy on the lower bounds of all logits, which certifies "
                 "nothing. Here the variant certified trains on the worst case, with a ramp of epsilon; the variant "
                 "certified_contrastive has the paper's loss.",

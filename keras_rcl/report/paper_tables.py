@@ -323,7 +323,7 @@ def setups_grid(data: Mapping[str, Any]) -> Grid | None:
             ", ".join(row["setup"]["versions"]),
         )
         for row in data["rows"]
-        if row.get("setup")
+        if row.get("setup") and any(found for cell in row["measured"] for found in cell)
     )
     header = (
         *("trained here", "scale", "network", "trained under", "seeds"),

@@ -206,6 +206,7 @@ def _write_shards(folder: Path, plan: _Plan, batches: Iterator[_Batch], part: st
         write_shard(folder / name, _rows(joined, slice(size)), part)
         sizes.append((folder / name).stat().st_size)
         waiting = _rows(joined, slice(size, None))
+    next(batches, None)  # There is none: the progress ends.
     return hits, sizes
 
 
