@@ -159,15 +159,7 @@ def _examples(attack: Stored, data: ImageData, clean: Split) -> np.ndarray:
         )
     chosen = np.array([place[int(index)] for index in clean.indices])
     images = found.images[chosen]
-<<<<<<< HEAD
-    if (found.labels[chosen] != clean.labels).any() or _distance(images, clean.images, norm) > 255 * epsilon + ROUNDING:
-        raise InvalidInputError(
-            f"{folder} holds examples that are not within {ball} of the training images, or "
-            "labelled otherwise; craft them again"
-        )
-=======
     _check_examples(folder, attack, images, found.labels[chosen], clean)
->>>>>>> db26882 (Losses of Wang and Landsman as their papers have them; stored examples are streamed beside images)
     return images
 
 
@@ -175,8 +167,8 @@ def _check_examples(folder: Path, attack: Stored, images: np.ndarray, labels: np
     """Raise InvalidInputError if examples have other labels than their images, or are outside the ball."""
     if (labels != clean.labels).any() or _distance(images, clean.images, attack.norm) > 255 * attack.epsilon + ROUNDING:
         raise InvalidInputError(
-            f"{folder} holds examples that are not within {attack.norm} {format_pixels(attack.epsilon)} of the "
-            "training images, or labelled otherwise; craft them again"
+            f"{folder} holds examples that are not within {attack.norm} {format_epsilon(attack.epsilon, attack.norm)} "
+            "of the training images, or labelled otherwise; craft them again"
         )
 
 
