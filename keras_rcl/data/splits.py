@@ -90,7 +90,7 @@ class StreamedSplit:
         piece = self.pieces[number]
         records = tf.data.TFRecordDataset(piece.file).skip(piece.skip + start).take(min(count, piece.take - start))
         images, labels = [], []
-        for image, label in records.map(self.decode, deterministic=True).as_numpy_iterator():
+        for image, label in records.map(self.decode).as_numpy_iterator():
             images.append(image)
             labels.append(label)
         first = sum(before.take for before in self.pieces[:number]) + start

@@ -191,6 +191,7 @@ def test_every_term_has_a_rule():
         "boosted_cross_entropy",
         "supcon",
         "margin_contrastive",
+        "euclidean_supcon",
         "kl_to_clean",
         "misclassified_kl",
         "interval_tightness",
