@@ -25,13 +25,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.bounds.alpha_crown import ascend
+from keras_rcl.bounds.alpha_crown import ascend, optimized_lower_bounds
 from keras_rcl.bounds.crown import LinearForms, crown_intervals, lower_bounds, relax
 from keras_rcl.bounds.interval import Interval, forward, outward, past_scaling
 from keras_rcl.folding.fold import Max, ReLU, Step, fold
 
 CANDIDATES = 3
 """Number of ReLUs that are tried for a split."""
+
+REFINEMENT_STEPS = 10
+"""Number of slopes that are tried for each refined bound of a ReLU's input."""
 
 _NEXT_TO_NOTHING = 1e-6
 """The least gap of an undecided ReLU, so that every one is split in the end."""
@@ -119,8 +122,14 @@ class BranchAndBound:
 
         input_bounds = [[spec(1, *self._steps[number].shape)] * 2 for number in [0, *self._read]]
         state, functions = [spec(None, total)] * 3, spec(None, classes + 1)
-        self._root = tf.function(
-            self._root_bounds, autograph=False, input_signature=[spec(1, *image)] * 2 + [functions]
+        inner = partial(optimized_lower_bounds, iterations=REFINEMENT_STEPS)
+        self._root, self._refined_root = (
+            tf.function(
+                partial(self._root_bounds, bound=bound),
+                autograph=False,
+                input_signature=[spec(1, *image)] * 2 + [functions],
+            )
+            for bound in (lower_bounds, inner)
         )
         self._split = tf.function(
             self._split_bounds, autograph=False, input_signature=[input_bounds, functions, *state]
@@ -161,6 +170,11 @@ class BranchAndBound:
         self.trace()
         return self.decide(low, high, functions, deadline=time.monotonic() + seconds, check=check)
 
+    @property
+    def num_relus(self) -> int:
+        """The number of ReLUs."""
+        return sum(self._sizes)
+
     def trace(self) -> None:
         """Trace now, so that tracing does not count in an image's time."""
         for function in (self._root, self._descend, *([self._split] if self._relus else [])):
@@ -176,6 +190,7 @@ class BranchAndBound:
         *,
         deadline: float,
         check: Callable[[np.ndarray], np.ndarray | None],
+        refined: bool = False,
     ) -> Outcome:
         """Decide whether one of some linear functions of the outputs reaches 0 in a box of inputs.
 
@@ -186,6 +201,7 @@ class BranchAndBound:
             offsets: [F]; 0 if not given.
             deadline: when to stop, on the clock `time.monotonic`.
             check: an input at which a function seems to be below 0 -> a confirmed one, or None.
+            refined: bound the inputs of ReLUs over the whole box by alpha-CROWN: tighter, at 30 times the cost.
 
         Returns:
             The outcome; `safe` is None if the deadline was reached, or no ReLU is left to be split.
@@ -195,7 +211,7 @@ class BranchAndBound:
         functions = np.concatenate([functions, offsets[:, None]], axis=1).astype(self._dtype)
         which = np.arange(len(functions))
         box = [values[None] for values in outward(low, high, self._dtype)]
-        *state, worst, input_bounds = self._root(*box, functions)
+        *state, worst, input_bounds = (self._refined_root if refined else self._root)(*box, functions)
         low, high = (
             np.concatenate([np.zeros(0), *(np.ravel(end[side]) for end in self._relu_input_bounds(input_bounds))])
             for side in (0, 1)
@@ -244,11 +260,11 @@ class BranchAndBound:
     # In the graph. Signs, slopes and multipliers of domains are [B, T], of all ReLUs side by side; functions are
     # [B, K + 1], their offsets last.
 
-    def _root_bounds(self, low, high, functions):
+    def _root_bounds(self, low, high, functions, bound: Callable = lower_bounds):
         """For the whole box [1, *shape]: bounds [B], signs, slopes, multipliers, worst images, and input bounds."""
         box = Interval(low, high)
         rest, scaled = past_scaling(self._steps, box)
-        intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled)
+        intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled, bound)
         input_bounds = [[intervals[number].lower, intervals[number].upper] for number in [0, *self._read]]
         lines = [relax(Interval(*end)).lower for end in self._relu_input_bounds(input_bounds)]
         slopes = tf.concat([tf.zeros((1, 0), self._dtype), *(tf.reshape(line, (1, -1)) for line in lines)], axis=1)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.bounds.beta_crown import BranchAndBound
+from keras_rcl.bounds.beta_crown import BranchAndBound, Outcome
 from keras_rcl.bounds.input_splitting import InputSplitting
 from keras_rcl.bounds.interval import forward, outward
 from keras_rcl.bounds.properties import Condition, with_worst_constraint
@@ -27,6 +27,10 @@ ATTACK_ROUNDS, ATTACK_STEPS, ATTACK_POINTS = 10, 50, 256
 
 ATTACK_SHARE = 0.1
 """After this share of the time, no further round of the attack begins."""
+
+MAX_REFINED_RELUS, FIRST_SHARE = 2000, 0.25
+"""Up to this number of ReLUs, a search that did not end within this share of the time begins again from bounds of the
+ReLUs' inputs by alpha-CROWN."""
 
 Check = Callable[[np.ndarray], np.ndarray | None]
 
@@ -67,6 +71,14 @@ def structure_of(steps: Sequence[Step]) -> tuple:
     return tuple(map(described, steps))
 
 
+def _assign(variables: Sequence[Step], steps: Sequence[Step]) -> None:
+    """Give the variables of steps the weights of others of the same structure."""
+    for mine, other in zip(variables, steps, strict=True):
+        for name, value in weights_of(other).items():
+            variable = weights_of(mine)[name]
+            variable.assign(value.astype(variable.dtype.name))
+
+
 class PropertyVerifier:
     """Decides properties of networks of one structure; what was traced is used for all of them.
 
@@ -80,6 +92,7 @@ class PropertyVerifier:
         self._branch_dtype, self._seed = "float64" if float64 else "float32", seed
         self._steps = {dtype: with_weights(steps, functools.partial(tf.Variable, dtype=dtype)) for dtype in DTYPES}
         self._float64 = list(steps)
+        self._of_conjunctions: dict[tuple, tuple[list[Step], BranchAndBound]] = {}
         points = tf.TensorSpec([None, *steps[0].shape], "float32")
         functions = tf.TensorSpec([None, None, steps[-1].shape[0] + 1], "float32")
         self._ascend = tf.function(self._ascended, autograph=False, input_signature=[points] * 3 + [functions])
@@ -88,9 +101,7 @@ class PropertyVerifier:
         """Take the weights of another network of the same structure."""
         self._float64 = list(steps)
         for variables in self._steps.values():
-            for mine, other in zip(variables, steps, strict=True):
-                for name, value in weights_of(other).items():
-                    getattr(mine.operation, name).assign(value.astype(weights_of(mine)[name].dtype.name))
+            _assign(variables, steps)
 
     @functools.cached_property
     def _splitting(self) -> InputSplitting:
@@ -137,15 +148,15 @@ class PropertyVerifier:
             return "input-splitting", self._splitting.decide(group, deadline=deadline, check=check)
         if all(len(condition.offsets) == 1 for condition in group):
             rows, offsets = (np.concatenate([getattr(c, name) for c in group]) for name in ("rows", "offsets"))
-            outcome = self._branching.decide(*box, rows, offsets, deadline=deadline, check=check)
-            return "branch-and-bound", outcome
-        steps = with_weights(with_worst_constraint(self._float64, group), self._of_branch_dtype)
-        branching = BranchAndBound(steps, dtype=self._branch_dtype)
-        outcome = branching.decide(*box, np.eye(len(group)), deadline=deadline, check=check)
-        return "branch-and-bound", outcome
-
-    def _of_branch_dtype(self, weight) -> np.ndarray:
-        return np.asarray(weight, self._branch_dtype)
+            return "branch-and-bound", _branched(self._branching, (*box, rows, offsets), deadline, check)
+        steps = with_weights(with_worst_constraint(self._float64, group), np.asarray)
+        structure = structure_of(steps)
+        if structure not in self._of_conjunctions:
+            variables = with_weights(steps, functools.partial(tf.Variable, dtype=self._branch_dtype))
+            self._of_conjunctions[structure] = variables, BranchAndBound(variables, dtype=self._branch_dtype)
+        variables, branching = self._of_conjunctions[structure]
+        _assign(variables, steps)
+        return "branch-and-bound", _branched(branching, (*box, np.eye(len(group))), deadline, check)
 
     def _attack(self, conditions: Sequence[Condition], until: float, check: Check) -> np.ndarray | None:
         """A confirmed input that satisfies a condition, from the centers of the boxes and random points; or None."""
@@ -195,6 +206,17 @@ class PropertyVerifier:
 
 
 DTYPES = ("float32", "float64")
+
+
+def _branched(branching: BranchAndBound, question: tuple, deadline: float, check: Check) -> Outcome:
+    """Branch and bound from CROWN's bounds; then, for a network that is small enough, again from refined bounds."""
+    refines, now = branching.num_relus <= MAX_REFINED_RELUS, time.monotonic()
+    first = now + FIRST_SHARE * (deadline - now) if refines else deadline
+    outcome = branching.decide(*question, deadline=first, check=check)
+    if outcome.safe is not None or not refines or time.monotonic() > deadline:
+        return outcome
+    again = branching.decide(*question, deadline=deadline, check=check, refined=True)
+    return dataclasses.replace(again, domains=outcome.domains + again.domains)
 
 
 def _by_box(conditions: Sequence[Condition]) -> list[list[Condition]]:

@@ -1,5 +1,7 @@
 """Branch and bound against the exact minimum, and its bounds of single domains against their own images."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -81,6 +83,30 @@ def test_decides_as_the_exact_minimum_does(kind):
             domains.append(found.domains)
     assert len(decided) == 2 * IMAGES and 0.1 < np.mean(decided) < 0.95
     assert kind not in SPLITTING or max(domains) > 2
+
+
+@pytest.mark.slow
+def test_refined_bounds_decide_as_the_exact_minimum_does():
+    """Any linear function with an offset, over any box."""
+    network, rng, decided = balanced("deep"), np.random.default_rng(0), []
+    maps, steps = affine_maps(functions(network), 4), fold(network, dtype="float64")
+    search = BranchAndBound(fold(network), root_iterations=1, iterations=5)
+    for _ in range(10):
+        low = rng.uniform(-1, 1, 4)
+        high, row = low + rng.uniform(0, 1, 4), rng.normal(size=3)
+        exact = exact_minimum(maps, row, low, high, None)
+        for offset in (0.05 - exact, -0.05 - exact):
+
+            def check(image, row=row, offset=offset):
+                return image if evaluate(steps, image[None])[0] @ row + offset < 0 else None
+
+            box = [values.reshape(2, 2, 1) for values in (low, high)]
+            asked = dict(deadline=time.monotonic() + LONG, check=check)
+            found = search.decide(*box, row[None], np.array([offset]), **asked, refined=True)
+            assert found.safe == (offset + exact > 0)
+            assert found.lower <= exact + offset + SLACK
+            decided.append(found.safe)
+    assert True in decided and False in decided
 
 
 @pytest.mark.slow

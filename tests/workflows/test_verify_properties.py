@@ -158,7 +158,7 @@ def random_layers(seed, size=4):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("splitting", "count"), [("inputs", 8), ("relus", 2)])
+@pytest.mark.parametrize(("splitting", "count"), [("inputs", 8), ("relus", 1)])
 def test_no_answer_is_wrong_on_random_networks(tmp_path, monkeypatch, splitting, count):
     """Thresholds between the least value of many points and below: a witness is one, and `unsat` has no such point."""
     if splitting == "relus":
@@ -178,12 +178,12 @@ def test_no_answer_is_wrong_on_random_networks(tmp_path, monkeypatch, splitting,
             a, b = (np.quantile(v, quantile) + gap for v in pair)
             text = f"(assert (or (and (<= (- Y_0 Y_1) {a:.6f}) (<= Y_2 {np.median(pair[1]):.6f})) (<= Y_2 {b:.6f})))"
             (tmp_path / "a.vnnlib").write_text(declared(4, 3) + box(*[(-1, 1)] * 4) + text)
-            found = decide(network, tmp_path / "a.vnnlib", 10)
+            found = decide(network, tmp_path / "a.vnnlib", 100)
             there = ((pair[0] <= a - 1e-6) & (pair[1] <= np.median(pair[1]) - 1e-6)) | (pair[1] <= b - 1e-6)
             assert found.answer != "unsat" or not there.any()
             assert found.answer == "sat" or not there.any(), "a point that 20,000 random ones hold is found"
             answers.append(found.answer)
-    assert answers.count("unsat") and answers.count("sat") > count and answers.count("timeout") <= len(answers) / 4
+    assert answers.count("unsat") and answers.count("sat") >= count and "timeout" not in answers
 
 
 @pytest.fixture
