@@ -4,9 +4,9 @@
         --json results/benchmarks/vnncomp.json
 
 FOLDER holds one folder per category with its `*_instances.csv`, and in `results/` one file per tool. Of each category a
-seeded part is taken; a larger part holds a smaller one. An answer contradicts a tool if one of the two is `sat` and the
-other `unsat`. Our `sat` has a witness, which float64 and onnxruntime confirm. The file is written after every instance;
-the same command resumes it.
+seeded part is taken; a larger part holds a smaller one. An answer after the time limit counts as undecided. An answer
+contradicts a tool if one of the two is `sat` and the other `unsat`. Our `sat` has a witness, which float64 and
+onnxruntime confirm. The file is written after every instance; the same command resumes it.
 """
 
 import argparse
@@ -61,12 +61,14 @@ def summary(rows: list[dict], tools: list[str]) -> dict[str, dict]:
     found = {}
     for category in dict.fromkeys(row["category"] for row in rows):
         own = [row for row in rows if row["category"] == category]
-        decided = [row for row in own if row["answer"] != "timeout"]
+        answered = [row for row in own if row["answer"] != "timeout"]
+        decided = [row for row in answered if row["seconds"] <= row["timeout"]]
         found[category] = {
             "instances": len(own),
-            "sat": sum(row["answer"] == "sat" for row in own),
-            "unsat": sum(row["answer"] == "unsat" for row in own),
-            "contradictions": sum(bool(set(row["published"].values()) - {row["answer"]}) for row in decided),
+            "sat": sum(row["answer"] == "sat" for row in decided),
+            "unsat": sum(row["answer"] == "unsat" for row in decided),
+            "late": len(answered) - len(decided),
+            "contradictions": sum(bool(set(row["published"].values()) - {row["answer"]}) for row in answered),
             "median_seconds": round(float(np.median([row["seconds"] for row in decided] or [0.0])), 2),
             "tools": {tool: sum(tool in row["published"] for row in own) for tool in tools},
         }
