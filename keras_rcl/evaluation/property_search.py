@@ -92,7 +92,6 @@ class PropertyVerifier:
         self._branch_dtype, self._seed = "float64" if float64 else "float32", seed
         self._steps = {dtype: with_weights(steps, functools.partial(tf.Variable, dtype=dtype)) for dtype in DTYPES}
         self._float64 = list(steps)
-        self._of_conjunctions: dict[tuple, tuple[list[Step], BranchAndBound]] = {}
         points = tf.TensorSpec([None, *steps[0].shape], "float32")
         functions = tf.TensorSpec([None, None, steps[-1].shape[0] + 1], "float32")
         self._ascend = tf.function(self._ascended, autograph=False, input_signature=[points] * 3 + [functions])
@@ -149,14 +148,12 @@ class PropertyVerifier:
         if all(len(condition.offsets) == 1 for condition in group):
             rows, offsets = (np.concatenate([getattr(c, name) for c in group]) for name in ("rows", "offsets"))
             return "branch-and-bound", _branched(self._branching, (*box, rows, offsets), deadline, check)
-        steps = with_weights(with_worst_constraint(self._float64, group), np.asarray)
-        structure = structure_of(steps)
-        if structure not in self._of_conjunctions:
-            variables = with_weights(steps, functools.partial(tf.Variable, dtype=self._branch_dtype))
-            self._of_conjunctions[structure] = variables, BranchAndBound(variables, dtype=self._branch_dtype)
-        variables, branching = self._of_conjunctions[structure]
-        _assign(variables, steps)
+        steps = with_weights(with_worst_constraint(self._float64, group), self._of_branch_dtype)
+        branching = BranchAndBound(steps, dtype=self._branch_dtype)
         return "branch-and-bound", _branched(branching, (*box, np.eye(len(group))), deadline, check)
+
+    def _of_branch_dtype(self, weight) -> np.ndarray:
+        return np.asarray(weight, self._branch_dtype)
 
     def _attack(self, conditions: Sequence[Condition], until: float, check: Check) -> np.ndarray | None:
         """A confirmed input that satisfies a condition, from the centers of the boxes and random points; or None."""
