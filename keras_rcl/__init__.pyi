@@ -63,6 +63,7 @@ from keras_rcl.vocabulary.attacks import (
     FMN,
     MIFGSM,
     PGD,
+    AttackBase,
     AutoAttack,
     AutoPGD,
     CarliniWagner,
@@ -81,6 +82,8 @@ from keras_rcl.vocabulary.attacks import (
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Network
+from keras_rcl.vocabulary.registry import register_attack, register_encoder, register_loss, register_method
+from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import ThreatModel
 from keras_rcl.workflows.attack import attack
 from keras_rcl.workflows.audit import audit_model
@@ -93,6 +96,7 @@ from keras_rcl.workflows.own_model import audit, craft, verify
 from keras_rcl.workflows.predict import predict
 from keras_rcl.workflows.robust_model import RobustModel
 from keras_rcl.workflows.robust_validation import RobustValidation
+from keras_rcl.workflows.suggest_config import suggest_config
 from keras_rcl.workflows.train import train
 from keras_rcl.workflows.verify import verify_model
 from keras_rcl.workflows.verify_properties import PropertyAnswer, verify_instances, verify_property
@@ -102,6 +106,7 @@ __all__ = [
     "ATSCL",
     "AdversarialBatch",
     "AdversarialContrastive",
+    "AttackBase",
     "Audit",
     "AuditBudget",
     "AutoAttack",
@@ -197,6 +202,12 @@ __all__ = [
     "margin_contrastive",
     "misclassified_kl",
     "predict",
+    "register_attack",
+    "register_encoder",
+    "register_loss",
+    "register_method",
+    "spec",
+    "suggest_config",
     "supervised_contrastive",
     "train",
     "verify",

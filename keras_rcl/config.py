@@ -11,7 +11,7 @@ import yaml
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
-from keras_rcl.methods import VARIANTS, Method
+from keras_rcl.methods import Method, is_variant, known_variants
 from keras_rcl.runtime.program import program_name
 from keras_rcl.vocabulary.attacks import FGSM, PGD, Attack
 from keras_rcl.vocabulary.compute import ComputeSettings
@@ -117,13 +117,15 @@ class Experiment:
 
     def __post_init__(self):
         for name in self.compare:
-            if name not in VARIANTS:
-                raise ValueError(f"compare: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+            if not is_variant(name):
+                raise ValueError(f"compare: unknown variant {name!r}{did_you_mean(name, known_variants())}")
         if self.evaluation.patience and not self.dataset.validation_fraction:
             raise ValueError(
                 f"evaluation.patience {self.evaluation.patience} needs validation images, and there are none; set "
                 "dataset.validation_fraction"
             )
+        if self.precision != "float32" and self.network.has_own_encoder:
+            raise ValueError(f"encoder {self.network.encoder} is trained in float32; leave out precision")
         if self.precision != "float32" and self.attack_dtype != "float32":
             raise ValueError(f"attacks are computed in precision {self.precision} too; leave out attack_dtype")
         for attack in training_attacks(self.method.phases()):
@@ -180,9 +182,9 @@ def load(
     if not isinstance(methods, dict) or not all(isinstance(fields or {}, dict) for fields in methods.values()):
         raise InvalidInputError(f"{source}: methods must map variants to their settings, not {methods!r}")
     for name in [*methods, *([chosen] if chosen else [])]:
-        if name not in [*VARIANTS]:
+        if not is_variant(name):
             raise InvalidInputError(
-                f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}; see `{program_name()} variants`"
+                f"unknown variant {name!r}{did_you_mean(name, known_variants())}; see `{program_name()} variants`"
             )
     method = raw.setdefault("method", {"name": chosen})
     if chosen and isinstance(method, dict) and (method.get("name") != chosen or len(method) == 1):
@@ -197,7 +199,7 @@ def load(
         known = [*_fields(()), *FILE_KEYS]
         if unknown := [f"{key}: no such field{did_you_mean(key, known)}" for key in raw if key not in known]:
             raise InvalidInputError(f"{source} names no variant; {'; '.join(unknown)}")
-        raise InvalidInputError(f"{source} names no variant; give --variant, one of {', '.join(VARIANTS)}")
+        raise InvalidInputError(f"{source} names no variant; give --variant, one of {', '.join(known_variants())}")
     return parse(raw, str(source))
 
 
@@ -212,8 +214,9 @@ def load_search(path: Path | None, variant: str, scale: str | None = None) -> di
     if not isinstance(found, dict) or not all(isinstance(ranges or {}, dict) for ranges in found.values()):
         raise InvalidInputError(f"{source}: search must map variants to settings and their ranges, not {found!r}")
     for name in found:
-        if name not in [*VARIANTS]:
-            raise InvalidInputError(f"{source}: search: unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+        if not is_variant(name):
+            close = did_you_mean(name, known_variants())
+            raise InvalidInputError(f"{source}: search: unknown variant {name!r}{close}")
     return {str(setting): parse_range(text) for setting, text in (found.get(variant) or {}).items()}
 
 

@@ -20,7 +20,7 @@ from keras_rcl.attacks.gradient_ascent import (
 from keras_rcl.attacks.hop_skip_jump import hop_skip_jump
 from keras_rcl.attacks.nearest import ddn, deepfool, fmn, within
 from keras_rcl.attacks.noise import noise
-from keras_rcl.attacks.norms import choose
+from keras_rcl.attacks.norms import choose, project
 from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, fools, surrogate_of
@@ -28,6 +28,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import Attack, Transfer
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.pixels import check_pixel_range
+from keras_rcl.vocabulary.registry import find
 
 
 def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None) -> tf.Tensor:
@@ -194,12 +195,12 @@ def _craft_round(attack: Attack, logits_fn: Callable, x, labels, start, seed, ro
             lambda rows: tf.ensure_shape(tf.cast(rows, tf.float32), [images.shape[0], None]), outputs
         )
 
-    return RUNNERS[attack.name](logits_of, x, labels, attack, Round(seeds, round, start, support))
+    return runner_of(attack)(logits_of, x, labels, attack, Round(seeds, round, start, support))
 
 
 def _transfer(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Transfer, round: Round) -> Crafted:
     """One round of the attack that is run on another model; `logits_fn` is that model's."""
-    return RUNNERS[attack.attack.name](logits_fn, x, labels, attack.attack, round)
+    return runner_of(attack.attack)(logits_fn, x, labels, attack.attack, round)
 
 
 RUNNERS: dict[str, Callable[..., Crafted]] = {
@@ -223,6 +224,29 @@ RUNNERS: dict[str, Callable[..., Crafted]] = {
     "transfer": _transfer,
 }
 """Attack name -> its function `(logits_fn, x, labels, attack, round) -> Crafted`."""
+
+
+def runner_of(attack: Attack) -> Callable[..., Crafted]:
+    """The function of an attack, of those that are built in or registered.
+
+    Raises:
+        InvalidInputError: if there is none.
+    """
+    if attack.name in RUNNERS:
+        return RUNNERS[attack.name]
+    entry = find("attack", attack.name)
+    if entry is None or entry.run is None:
+        raise InvalidInputError(f"no attack is registered as {attack.name!r}; hint: call keras_rcl.register_attack")
+    run = entry.run
+
+    def registered(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack, round: Round) -> Crafted:
+        found = run(logits_fn, x, labels, attack, round)
+        images, zeros = found if isinstance(found, Crafted) else (found, tf.zeros_like(x[:, 0, 0, 0]))
+        if attack.protocol == "pixel":
+            images = project(tf.cast(images, x.dtype), x, attack.epsilon, attack.norm)
+        return Crafted(tf.stop_gradient(images), zeros)
+
+    return registered
 
 
 def _as_batch(x, labels) -> tuple[tf.Tensor, tf.Tensor]:

@@ -16,6 +16,7 @@ from keras_rcl.cli.export import export
 from keras_rcl.cli.export_vnnlib import export_vnnlib
 from keras_rcl.cli.fit import fit
 from keras_rcl.cli.import_weights import import_weights
+from keras_rcl.cli.init import init
 from keras_rcl.cli.predict import predict
 from keras_rcl.cli.read_verifier_results import read_verifier_results
 from keras_rcl.cli.report import report
@@ -35,7 +36,7 @@ CRASHED = 70
 """Exit status after an error that is not one of the input: 1 is the verdict `falls` of `audit`."""
 
 COMMANDS = (
-    *(fit, tune, attack, craft_dataset, audit, verify, certify, predict),
+    *(init, fit, tune, attack, craft_dataset, audit, verify, certify, predict),
     *(import_weights, export, export_vnnlib, read_verifier_results, report, variants, show),
 )
 

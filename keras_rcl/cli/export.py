@@ -13,6 +13,7 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 )
 @click.option("--name", help="The name of the export; <run>-<checkpoint> by default.")
 @shared.saved_models_option
+@shared.skip_safety_check_option
 @shared.overwrite_option("Replace an export of that name.")
 def export(run, **options):
     """Export a checkpoint of a run as a SavedModel."""

@@ -7,7 +7,7 @@ import click
 from keras_rcl import config
 from keras_rcl.cli import options as shared
 from keras_rcl.cli.completion import complete_variant
-from keras_rcl.cli.parsing import pop_settings
+from keras_rcl.cli.parsing import pop_data_settings, pop_settings
 from keras_rcl.cli.start import join_workers, print_advice, progress_of
 from keras_rcl.report.tables import comparison_table, text_table
 from keras_rcl.runtime.program import program_name
@@ -24,8 +24,7 @@ from keras_rcl.vocabulary.network import Precision
 @click.option("--micro-batch", type=shared.COUNT, help="Pass at most N images at once, where memory is short.")
 @click.option("--replicas", type=shared.COUNT, help="The number of GPUs, or logical CPUs, that share each batch.")
 @shared.workers_option
-@shared.training_limit_option
-@shared.data_dir_option
+@shared.training_data_options
 @click.option(
     "--compare",
     multiple=True,
@@ -52,7 +51,8 @@ def fit(choice, compare, no_compare, replicas, workers, as_json, **options):
     """
     if no_compare:
         shared.refuse_unused("--no-compare trains no other variant; give one of the two", "compare")
-    given = pop_settings(options, "seed", "precision", "attack_dtype", "jit", "micro_batch", "limit", "data_dir")
+    given = pop_settings(options, "seed", "precision", "attack_dtype", "jit", "micro_batch")
+    given += pop_data_settings(options)
     experiment = choice.load(given)
     names = () if no_compare else (compare or experiment.compare)
     others = [

@@ -63,17 +63,33 @@ def experiment_options(command: Callable) -> Callable:
     )(with_choice)
 
 
+def training_data_options(command: Callable) -> Callable:
+    """The options that choose the data set of a training, which `parsing.pop_data_settings` takes."""
+    return _all(
+        click.option("--dataset", help="The data set: digits, folder, arrays, or one of TFDS; short for dataset.name."),
+        click.option("--folder", type=click.Path(), help="A folder of images with one sub-folder per class."),
+        data_file_option,
+        data_dir_option,
+        image_size_option,
+        click.option("--limit", type=COUNT, help="Use at most N images per split, with the class balance kept."),
+    )(command)
+
+
 def data_options(split: str = "test") -> Decorator:
     """The options that choose the images that a model is attacked or verified on.
 
     The command receives the fields of `Dataset` as `dataset`, and `part`, `batch_size` and `seed`.
     """
-    fields = ("folder", "data_dir", "image_size", "limit")
+    fields = ("folder", "data", "data_dir", "image_size", "limit")
 
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
         def with_dataset(**options):
-            given = {"name": options.pop("dataset"), **{field: options.pop(field) for field in fields}}
+            named = options.pop("dataset")
+            given = {
+                "name": "arrays" if named is None and options["data"] is not None else named,
+                **{field: options.pop(field) for field in fields},
+            }
             return command(dataset={key: value for key, value in given.items() if value is not None}, **options)
 
         return _all(
@@ -81,8 +97,9 @@ def data_options(split: str = "test") -> Decorator:
             click.option(
                 "--folder", type=click.Path(), help="With --dataset folder: a folder with one sub-folder per class."
             ),
+            data_file_option,
             data_dir_option,
-            click.option("--image-size", type=click.IntRange(1, 4096), help="Resize the images of the data set."),
+            image_size_option,
             click.option(
                 "--split",
                 "part",
@@ -148,6 +165,13 @@ def json_option(what: str) -> Decorator:
     return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
 
 
+data_file_option = click.option(
+    "--data", type=click.Path(), help="An .npz file of arrays such as x_train, y_train, x_test and y_test."
+)
+"""Arrays in a file."""
+
+image_size_option = click.option("--image-size", type=click.IntRange(1, 4096), help="Resize the images.")
+
 data_dir_option = click.option(
     "--data-dir", type=click.Path(), help="The folder of TFDS data sets; TFDS_DATA_DIR by default."
 )
@@ -160,11 +184,6 @@ skip_safety_check_option = click.option(
     help="Load models without checking them for operations that could do harm.",
 )
 """Every command that loads a model of a stranger has it."""
-
-training_limit_option = click.option(
-    "--limit", type=COUNT, help="Use at most N images per split, with the class balance kept."
-)
-"""The limit of commands that train."""
 
 save_every_option = click.option(
     "--save-every",

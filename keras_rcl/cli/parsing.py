@@ -19,6 +19,10 @@ SHORTCUTS = {
     "attack_dtype": "attack_dtype",
     "jit": "jit",
     "micro_batch": "micro_batch",
+    "dataset": "dataset.name",
+    "folder": "dataset.folder",
+    "data": "dataset.data",
+    "image_size": "dataset.image_size",
     "limit": "dataset.limit",
     "data_dir": "dataset.data_dir",
 }
@@ -29,6 +33,21 @@ def pop_settings(options: dict[str, Any], *names: str) -> list[str]:
     """Take the options of these names out of `options` and return those that were given as `a.b=value` settings."""
     given = {SHORTCUTS[name]: options.pop(name) for name in names}
     return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None and value is not False]
+
+
+def pop_data_settings(options: dict[str, Any]) -> list[str]:
+    """Take the options that choose training data out of `options` and return them as `a.b=value` settings.
+
+    `--data` without `--dataset` means arrays, and `--folder` a folder.
+    """
+    for option, name in (("data", "arrays"), ("folder", "folder")):
+        if options[option] is not None and options["dataset"] is None:
+            options["dataset"] = name
+        if options[option] is not None and options["dataset"] != name:
+            raise InvalidInputError(
+                f"--{option} {options[option]} is not read for --dataset {options['dataset']}; leave out one"
+            )
+    return pop_settings(options, "dataset", "folder", "data", "data_dir", "image_size", "limit")
 
 
 def stored_setting(folder: Path, attack) -> str:

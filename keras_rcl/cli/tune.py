@@ -5,7 +5,7 @@ import click
 from keras_rcl import config
 from keras_rcl.cli import options as shared
 from keras_rcl.cli.completion import complete_attack
-from keras_rcl.cli.parsing import pop_settings
+from keras_rcl.cli.parsing import pop_data_settings, pop_settings
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.tables import trials_table
 from keras_rcl.runtime.program import program_name
@@ -45,8 +45,7 @@ from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
     "--processes", type=shared.COUNT, default=1, show_default=True, help="The number of trials that run at once."
 )
 @click.option("--seed", type=shared.SEED, help="Seed of the trainings and of the search.")
-@shared.training_limit_option
-@shared.data_dir_option
+@shared.training_data_options
 @shared.output_dir_option("tuned/<data set>-<variant>")
 @shared.overwrite_option("Replace a study with other settings.")
 @shared.save_every_option
@@ -57,7 +56,7 @@ def tune(choice, ranges, text, processes, as_json, **options):
     If the command is interrupted or killed, the same command resumes it. With more --trials it continues a
     completed search.
     """
-    given = pop_settings(options, "seed", "limit", "data_dir")
+    given = [*pop_settings(options, "seed"), *pop_data_settings(options)]
 
     def vary(changes):
         return choice.load([*given, *changes])

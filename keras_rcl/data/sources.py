@@ -1,4 +1,4 @@
-"""Sources of images: the digits of scikit-learn, TensorFlow Datasets, or a folder. One seed fixes the splits."""
+"""Sources of images: the digits of scikit-learn, TensorFlow Datasets, a folder, or arrays. One seed fixes splits."""
 
 import contextlib
 import logging
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_rcl.data.array_files import ArraySplit, read_npz
 from keras_rcl.data.images import decode, image_files, is_greyscale, is_hidden, open_image, resized, upright_size
 from keras_rcl.data.splits import ImageData, SourceSplit, Split, StreamedSplit, gathered, stratified
 from keras_rcl.data.streaming import load_streamed
@@ -15,7 +16,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.atomic import check_storable
 from keras_rcl.vocabulary.dataset import Dataset
 
-__all__ = ["ImageData", "Split", "StreamedSplit", "load"]
+__all__ = ["ImageData", "Split", "StreamedSplit", "load", "open_source", "stratified"]
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -23,6 +24,9 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """The name of a folder in lower case -> the split whose class folders it holds."""
+SOURCES = ("digits", "folder", "arrays")
+"""The sources beside TFDS."""
+
 LAYOUTS = "one sub-folder per class, or train/, val/ and test/ with such sub-folders"
 
 
@@ -55,16 +59,34 @@ def load(dataset: Dataset) -> ImageData:
         InvalidInputError: if there is no such data set, it cannot be downloaded, it has no images with labels, or an
             image is corrupt.
     """
-    source = {"digits": _digits, "folder": _folder}.get(dataset.name, tfds_splits)
-    with _quiet_logs(), readable(dataset.name) if source is tfds_splits else contextlib.nullcontext():
-        if dataset.streamed:
+    if dataset.streamed:
+        with _quiet_logs(), readable(dataset.name):
             return load_streamed(dataset)
+    with _reading(dataset):
+        return divided(dataset, open_source(dataset))
+
+
+def open_source(dataset: Dataset) -> SourceData:
+    """Return what a data set holds: all labels, and images that are read when they are needed.
+
+    Raises:
+        InvalidInputError: as of `load`.
+    """
+    source = {"digits": _digits, "folder": _folder, "arrays": _arrays}.get(dataset.name, tfds_splits)
+    with _reading(dataset):
         found = SourceData(*source(dataset))
-        for split in filter(None, (found.train, found.validation, found.test)):
-            if wrong := [int(label) for label in split.labels if not 0 <= label < len(found.class_names)]:
-                classes = f"its {len(found.class_names)} classes"
-                raise InvalidInputError(f"{dataset.name}: label {wrong[0]} is outside {classes}; mend the data set")
-        return divided(dataset, found)
+    for split in filter(None, (found.train, found.validation, found.test)):
+        if wrong := [int(label) for label in split.labels if not 0 <= label < len(found.class_names)]:
+            classes = f"its {len(found.class_names)} classes"
+            raise InvalidInputError(f"{dataset.name}: label {wrong[0]} is outside {classes}; mend the data set")
+    return found
+
+
+@contextlib.contextmanager
+def _reading(dataset: Dataset):
+    """Hide the logs of libraries, and report what fails in TFDS in one line."""
+    with _quiet_logs(), contextlib.nullcontext() if dataset.name in SOURCES else readable(dataset.name):
+        yield
 
 
 def divided(dataset: Dataset, source: SourceData) -> ImageData:
@@ -128,6 +150,26 @@ def _digits(dataset: Dataset) -> tuple[list[str], SourceSplit, None]:
         return gathered((_sized(image, dataset.image_size) for image in images[indices]), len(indices))
 
     return [str(name) for name in digits.target_names], SourceSplit(digits.target.astype(np.int64), read), None
+
+
+def _arrays(dataset: Dataset) -> SourceData:
+    """The arrays of an `.npz` file."""
+    if dataset.data is None:
+        raise InvalidInputError(
+            "data set arrays names no file, as of arrays that were in memory; hint: give an .npz file by --data "
+            "(dataset.data)"
+        )
+    path = Path(dataset.data).expanduser()
+    check_storable(path)
+    class_names, splits = read_npz(path)
+
+    def split_of(split: ArraySplit) -> SourceSplit:
+        def read(indices: np.ndarray) -> np.ndarray:
+            return gathered((_sized(image, dataset.image_size) for image in split.images[indices]), len(indices))
+
+        return SourceSplit(split.labels, read)
+
+    return SourceData(class_names, **{name: split_of(split) for name, split in splits.items()})
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The table of variants. A method holds the hyper-parameters of a paper and turns them into `phases()`."""
 
-from typing import Annotated, Union, get_args
+from typing import Annotated, Any, Union, get_args
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ from keras_rcl.methods.scl import SCL, MarginSCL, RefinedSCL
 from keras_rcl.methods.single_training import SingleTraining
 from keras_rcl.methods.supcon_linear import SupConLinear
 from keras_rcl.methods.trades import TRADES
+from keras_rcl.vocabulary.registry import OpenUnion, added, find, reserve
 
 Method = Annotated[
     Union[
@@ -50,7 +51,19 @@ Method = Annotated[
         MTLIBP,
     ],
     Field(discriminator="name"),
+    OpenUnion("method"),
 ]
 """Any variant; the field `name` says which."""
 
 VARIANTS = {cls.name: cls for cls in get_args(get_args(Method)[0])}
+reserve("method", VARIANTS)
+
+
+def known_variants() -> dict[str, Any]:
+    """Name -> class, of the methods that are built in and of those that are registered."""
+    return {**VARIANTS, **{name: entry.settings for name, entry in added("method").items()}}
+
+
+def is_variant(name: object) -> bool:
+    """Whether a method has this name."""
+    return name in [*VARIANTS] or find("method", name) is not None

@@ -32,7 +32,13 @@ def continued_hash(network: Network) -> str | None:
 
 
 def build_continued(
-    network: Network, image_shape: Sequence[int], num_classes: int, *, seed: int = 0, precision: Precision = "float32"
+    network: Network,
+    image_shape: Sequence[int],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    precision: Precision = "float32",
+    encoder: keras.Model | None = None,
 ) -> keras.Model:
     """Build a network with the weights of the export that `network.pretrained` names.
 
@@ -54,7 +60,9 @@ def build_continued(
         mean, std = np.ravel(normalize.mean), np.sqrt(np.ravel(normalize.variance))
     normalization = "none" if mean is None else "mean_std"
     spec = dataclasses.replace(network, pretrained=None, normalization=normalization)
-    built = build_network(spec, image_shape, num_classes, mean=mean, std=std, seed=seed, precision=precision)
+    built = build_network(
+        spec, image_shape, num_classes, mean=mean, std=std, seed=seed, precision=precision, encoder=encoder
+    )
     for part in ("encoder", "classifier"):
         theirs, ours = exported.get_layer(part).get_weights(), built.get_layer(part)
         if [weight.shape for weight in theirs] == [tuple(weight.shape) for weight in ours.weights]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,9 +21,7 @@ from keras_rcl.model_io.loading import (
     sample_images,
     select_output,
 )
-
-KERASHUB = "kerashub:"
-"""What a source begins with that is a preset of KerasHub, and no path."""
+from keras_rcl.vocabulary.network import KERASHUB
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's pixels in [0, 1], which most presets were trained with."""
@@ -111,41 +110,68 @@ def load_encoder(source: str | Path, image_shape: Sequence[int], *, trust: bool 
 
 def _read_kerashub(source: str) -> tuple[Callable, tf.TensorSpec, str]:
     """images in [0, 1] -> what a preset's backbone gives of them, the TensorSpec of the images, and its hash."""
-    preset, _, size = source.removeprefix(KERASHUB).partition("@")
+    prefix = next(prefix for prefix in KERASHUB if source.startswith(prefix))
+    return _from_backbone(source, *read_preset(source, source.removeprefix(prefix)))
+
+
+def read_preset(source: str, preset: str) -> tuple[keras.Model, Any]:
+    """Return the backbone of a preset of KerasHub, in float32, and its image converter.
+
+    Args:
+        source: What the user wrote, for messages.
+        preset: `PRESET` or `PRESET@SIZE`.
+
+    Raises:
+        InvalidInputError: If KerasHub is not installed, or the preset cannot be downloaded.
+    """
+    name, _, size = preset.partition("@")
+    prefix = source.removesuffix(preset)
     if size and not size.isdecimal():
-        raise InvalidInputError(f"{source}: size {size!r} is not a number of pixels; write {KERASHUB}{preset}@224")
+        raise InvalidInputError(f"{source}: size {size!r} is not a number of pixels; write {prefix}{name}@224")
     try:
         import keras_hub
     except ImportError:
-        raise InvalidInputError(f"{source} needs KerasHub, which is not installed: pip install keras-hub") from None
+        raise InvalidInputError(
+            f"{source} needs KerasHub, which is not installed; hint: pip install 'keras_rcl[hub]', or pip install "
+            "keras-hub"
+        ) from None
     shape = {"image_shape": (int(size), int(size), 3)} if size else {}
     try:
-        backbone = keras_hub.models.Backbone.from_preset(preset, dtype="float32", **shape)
-        converter = keras_hub.layers.ImageConverter.from_preset(preset)
+        backbone = keras_hub.models.Backbone.from_preset(name, dtype="float32", **shape)
+        converter = keras_hub.layers.ImageConverter.from_preset(name)
     except Exception as error:
         raise InvalidInputError(
             f"{source} could not be downloaded: {error_line(error)}; a preset needs the network and Kaggle, "
-            f"or give {KERASHUB}FOLDER of one that was fetched before"
+            f"or give {prefix}FOLDER of one that was fetched before"
         ) from None
-    return _from_backbone(source, backbone, converter)
+    return backbone, converter
 
 
-def _from_backbone(source: str, backbone: keras.Model, converter) -> tuple[Callable, tf.TensorSpec, str]:
-    """The same of a backbone of KerasHub, which reads pixels 0..255 times its image converter's `scale` plus `offset`.
+def pixel_scaling(source: str, backbone: keras.Model, converter: Any) -> tuple[Any, Any, list[int | None]]:
+    """Return what pixels 0..255 are multiplied by before a backbone, what is added, and the shape that it reads.
 
-    Where the converter has neither, or there is none: (pixels in [0, 1] - ImageNet's mean) / its standard deviation.
+    They are those of its image converter; where it has neither, or there is none, (pixels in [0, 1] - ImageNet's mean)
+    / its standard deviation.
+
+    Raises:
+        InvalidInputError: If it reads more than images.
     """
     if len(backbone.inputs) != 1:
         raise InvalidInputError(f"{source} reads {len(backbone.inputs)} inputs; choose a preset that reads images only")
     image_size = getattr(converter, "image_size", None) or (None, None)
     wanted = [own or size for own, size in zip(backbone.inputs[0].shape[1:], (*image_size, 3), strict=True)]
-    named = isinstance(backbone.input, dict)
     mean, std = _IMAGENET
     scale, offset = getattr(converter, "scale", None), getattr(converter, "offset", None)
     if scale is None and offset is None:
         scale, offset = 1 / 255 / np.array(std), -np.array(mean) / np.array(std)
-    scale = tf.constant(1.0 if scale is None else scale, tf.float32)
-    offset = tf.constant(0.0 if offset is None else offset, tf.float32)
+    return 1.0 if scale is None else scale, 0.0 if offset is None else offset, wanted
+
+
+def _from_backbone(source: str, backbone: keras.Model, converter: Any) -> tuple[Callable, tf.TensorSpec, str]:
+    """As `_read_kerashub`, of a backbone of KerasHub and its image converter."""
+    scale, offset, wanted = pixel_scaling(source, backbone, converter)
+    scale, offset = tf.constant(scale, tf.float32), tf.constant(offset, tf.float32)
+    named = isinstance(backbone.input, dict)
 
     def call(images):
         pixels = 255.0 * images * scale + offset

@@ -108,12 +108,18 @@ def around_model(
     return OwnModel(network, split.form, split.has_embedding)
 
 
-def own_encoder(model: keras.Model, *, pixels: tuple[float, float] = (1.0, 0.0)) -> keras.Model:
+def own_encoder(
+    model: keras.Model,
+    *,
+    pixels: tuple[float, float] = (1.0, 0.0),
+    image_shape: tuple[int, ...] | None = None,
+) -> keras.Model:
     """The model `encoder` of a two-headed network on the layers and variables of somebody's own encoder.
 
     Args:
         model: Functional, Sequential or subclassed, built, in float32: images [N, H, W, C] -> embedding [N, E].
         pixels: Scale and offset from images in [0, 1] to the images that the model reads.
+        image_shape: (H, W, C) of the images; None: those of the model, which has to be built for one size.
 
     Returns:
         Images [N, H, W, C] in [0, 1] -> embedding [N, E].
@@ -131,6 +137,13 @@ def own_encoder(model: keras.Model, *, pixels: tuple[float, float] = (1.0, 0.0))
         shape = model.inputs[0].shape
     else:
         shape = _image_shape(model)
+    if has_graph(model) and "softmax" in (_activation(found := _layer(model.outputs[0])), _own_form(found)):
+        raise InvalidInputError(
+            f"encoder {model.name} ends in a softmax, as a classifier does; hint: give the layers up to the embedding, "
+            "keras.Model(model.inputs, model.layers[-2].output)"
+        )
+    if image_shape is not None and len(shape) == 4:
+        shape = _fitted(model, shape, image_shape)
     if len(shape) != 4 or None in shape[1:]:
         raise InvalidInputError(
             f"encoder {model.name} reads {tuple(shape)}, not images [N, H, W, C] of a fixed size; hint: build it with "
@@ -150,6 +163,18 @@ def own_encoder(model: keras.Model, *, pixels: tuple[float, float] = (1.0, 0.0))
     return keras.Model(image, embedding, name="encoder")
 
 
+def _fitted(model: keras.Model, shape: tuple[int | None, ...], image_shape: tuple[int, ...]) -> tuple[int | None, ...]:
+    """The shape [N, H, W, C] that a model reads, with the sizes of the images where it reads any."""
+    if any(want not in (None, have) for want, have in zip(shape[1:], image_shape, strict=True)):
+        height, width, channels = shape[1:]
+        hint = f"set dataset.image_size={height}" if channels in (None, image_shape[2]) and height == width else ""
+        raise InvalidInputError(
+            f"encoder {model.name} reads images of shape {tuple(shape[1:])}, and these have {tuple(image_shape)}; "
+            f"hint: {hint or 'build it for these images'}"
+        )
+    return (None, *image_shape)
+
+
 def encoder_hash(encoder: keras.Model) -> str:
     """SHA-256 of an encoder's layers in order and of its weights; the names that Keras counts up do not matter."""
     digest = hashlib.sha256()
@@ -158,6 +183,23 @@ def encoder_hash(encoder: keras.Model) -> str:
     for weight in encoder.get_weights():
         digest.update(repr((weight.shape, weight.dtype.name)).encode() + weight.tobytes())
     return digest.hexdigest()
+
+
+def copied(encoder: keras.Model) -> keras.Model:
+    """A copy of an encoder with variables of its own, which are made in the current scope of a strategy.
+
+    Raises:
+        InvalidInputError: If a layer cannot be made from its configuration.
+    """
+    try:
+        copy = type(encoder).from_config(encoder.get_config())
+    except Exception as error:
+        raise InvalidInputError(
+            f"the encoder cannot be copied to replicas: {' '.join(str(error).split())[:200]}; hint: give its layers "
+            "get_config, or train on one replica"
+        ) from None
+    copy.set_weights(encoder.get_weights())
+    return copy
 
 
 def _nameless(config: Any) -> Any:
@@ -194,7 +236,7 @@ def _split(model: keras.Model, embedding: str | None, name: str = "encoder") -> 
         encoder = keras.Model(model.inputs[0], inner.encoder(_read(logits)), name=name)
         form = _one_form(model, "logits" if inner.form == "logit" else inner.form, form)
         return inner._replace(encoder=encoder, form=_two_class_form(form, logits))
-    own = _form_of(layer.activation) if isinstance(layer, keras.layers.Dense) else None
+    own = _own_form(layer)
     if own is not None and own != "logits":
         logits, form = _without_activation(layer)(_read(logits)), _one_form(model, own, form)
     read, has_embedding = _embedding_of(model, logits, embedding)
@@ -249,6 +291,11 @@ def _activation(layer) -> Form | None:
     if isinstance(layer, keras.layers.Softmax):
         return "softmax"
     return _form_of(layer.activation) if type(layer) is keras.layers.Activation else None
+
+
+def _own_form(layer) -> Form | None:
+    """What the activation of a Dense layer gives for logits; None if it is another layer or activation."""
+    return _form_of(layer.activation) if isinstance(layer, keras.layers.Dense) else None
 
 
 def _without_activation(dense: keras.layers.Dense) -> keras.layers.Dense:

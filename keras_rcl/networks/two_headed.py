@@ -79,7 +79,7 @@ def build_network(
         std: The standard deviation of the training images per channel; read with `normalization="mean_std"` only.
         seed: Of every initializer; the same seed gives the same weights.
         precision: The dtype policy of the encoder.
-        encoder: The model that `encoder="own"` stands for, as `own_encoder` makes it.
+        encoder: The model of a network whose encoder is not one of the package, as `own_encoder` makes it.
 
     Returns:
         The functional model `two_headed`: image [N, H, W, C] in [0, 1] -> a dict of `embedding` [N, E] of the encoder,
@@ -101,10 +101,11 @@ def build_network(
         raise InvalidInputError(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
     if num_classes < 2:
         raise InvalidInputError(f"num_classes {num_classes} leaves nothing to classify; hint: give at least 2")
-    if network.encoder == "own":
+    if network.has_own_encoder:
         if encoder is None:
             raise InvalidInputError(
-                "encoder own stands for the model given to keras_rcl.train, and none is given; hint: name an encoder"
+                f"encoder {network.encoder} stands for a model that is given beside it, and none is given; hint: "
+                "keras_rcl.train takes one"
             )
     elif network.pretrained:
         encoder = pretrained.pretrained_resnet50(network.pretrained, image_shape, precision)
@@ -114,7 +115,7 @@ def build_network(
 
     image = keras.Input(tuple(image_shape), dtype="float32", name="image")
     x = image
-    if network.pretrained or network.normalization != "none":
+    if network.pretrained or (network.normalization != "none" and not network.has_own_encoder):
         mean, std = _channel_statistics(network, image_shape[-1], mean, std)
         variance = [deviation**2 for deviation in std]
         x = keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name="normalize")(x)

@@ -138,6 +138,7 @@ class Environment(TypedDict):
     """`environment.json` of a run, as far as it is read."""
 
     given: NotRequired[dict[str, Any]]
+    class_names: NotRequired[list[str]]
 
 
 @with_config(STORED)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks.two_headed import unit_norm
 from keras_rcl.objectives.classification import boosted_cross_entropy, cross_entropy, kl_to_clean, misclassified_kl
 from keras_rcl.objectives.contrastive import (
@@ -30,6 +31,7 @@ from keras_rcl.vocabulary.phase import (
     ReLUBalance,
     SupCon,
 )
+from keras_rcl.vocabulary.registry import find
 
 
 class Batch(NamedTuple):
@@ -167,7 +169,18 @@ TERMS: dict[str, TermRule] = {
     "interval_tightness": TermRule(_regularizer),
     "relu_balance": TermRule(_regularizer),
 }
-"""The rule of each kind of term by its name; one row per class of the union `Term`."""
+"""The rule of each kind of term by its name; one row per class of the union `Term` that is built in."""
+
+
+def rule_of(term: Any) -> TermRule:
+    """The rule of a term, of those that are built in or registered."""
+    if term.term in TERMS:
+        return TERMS[term.term]
+    entry = find("loss", term.term)
+    if entry is None or entry.run is None:
+        raise InvalidInputError(f"no loss is registered as {term.term!r}; hint: call keras_rcl.register_loss")
+    output = entry.options["output"]
+    return TermRule(entry.run, output=lambda term: output, contrastive=entry.options["contrastive"])
 
 
 def term_names(phase: Phase) -> tuple[str, ...]:
@@ -182,9 +195,7 @@ def term_names(phase: Phase) -> tuple[str, ...]:
 
 def evaluate_terms(phase: Phase, batch: Batch) -> dict[str, keras.KerasTensor]:
     """The unweighted value of each term under its name."""
-    return {
-        name: TERMS[term.term].value(term, batch) for name, term in zip(term_names(phase), phase.terms, strict=True)
-    }
+    return {name: rule_of(term).value(term, batch) for name, term in zip(term_names(phase), phase.terms, strict=True)}
 
 
 def weigh(phase: Phase, values: dict, epochs=0):
@@ -202,12 +213,12 @@ def weigh(phase: Phase, values: dict, epochs=0):
 
 def is_contrastive(phase: Phase) -> bool:
     """Whether a term of the phase compares projections or embeddings."""
-    return any(TERMS[term.term].contrastive for term in phase.terms)
+    return any(rule_of(term).contrastive for term in phase.terms)
 
 
 def outputs_read(phase: Phase) -> tuple[str, ...]:
     """The outputs of the network that a step reads: the logits, for its accuracies, and the outputs of the terms."""
-    return tuple(sorted({"logits", *(TERMS[term.term].output(term) for term in phase.terms)}))
+    return tuple(sorted({"logits", *(rule_of(term).output(term) for term in phase.terms)}))
 
 
 def share_without_positives(labels):

@@ -93,8 +93,9 @@ class Dataset:
     """A labelled image data set and its fixed, seeded, stratified splits.
 
     Attributes:
-        name: `digits` (ships with scikit-learn), any TFDS image-classification data set, or `folder`.
+        name: `digits` (ships with scikit-learn), any TFDS image-classification data set, `folder`, or `arrays`.
         folder: for `folder`: the path of a folder of images with one sub-folder per class.
+        data: for `arrays`: the path of an `.npz` file with images and labels.
         data_dir: where TFDS reads and writes prepared data sets; `TFDS_DATA_DIR` if not given.
         image_size: height and width, in pixels, to which images are resized; needed if their sizes differ.
         validation_fraction: the share of the training images held out to choose checkpoints and settings
@@ -118,6 +119,7 @@ class Dataset:
 
     name: Annotated[str, Field(pattern=r"^\w+(/[\w.+-]+)?(:[\d.*]+)?$")] = "digits"
     folder: PathText | None = None
+    data: PathText | None = None
     data_dir: PathText | None = None
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -130,7 +132,14 @@ class Dataset:
     shuffle_buffer: PositiveInt = 4096
 
     def __post_init__(self):
-        if self.streamed and self.name in ("digits", "folder"):
+        if self.data is not None and self.name != "arrays":
+            raise ValueError(f"data {self.data} is not read for {self.name}; hint: set name to arrays, or leave it out")
+        if self.streamed and self.name in ("digits", "folder", "arrays"):
             raise ValueError(f"streamed is for TFDS data sets, not for {self.name}; leave it out")
         if self.streamed and (self.image_size is None or self.balanced_batches):
             raise ValueError("streamed needs image_size, such as 224, and no balanced_batches")
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images were given to `train` as arrays, so that they cannot be read again."""
+        return self.name == "arrays" and self.data is None

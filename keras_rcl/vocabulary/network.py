@@ -1,10 +1,13 @@
 """Networks as values."""
 
-from typing import Annotated, Literal
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
-from keras_rcl.vocabulary.spec import spec
+from keras_rcl.errors import did_you_mean
+from keras_rcl.vocabulary.registry import added, find, reserve
+from keras_rcl.vocabulary.spec import PathText, spec
 
 Encoder = Literal[
     "small_cnn",
@@ -22,8 +25,67 @@ Architecture = Literal[
 ]
 """The networks whose weights can be imported."""
 
-EncoderChoice = Literal[Encoder, "own"]
-"""An encoder by its name, or `own`: a Keras model that is given beside the settings."""
+reserve("encoder", [*get_args(Encoder), "own"])
+
+KERASHUB = ("keras_hub:", "kerashub:")
+"""What the name of a preset of KerasHub begins with."""
+_APPLICATIONS = "keras.applications."
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+EncoderKind = Literal["built_in", "own", "registered", "file", "function", "application", "hub"]
+
+
+class EncoderSource(NamedTuple):
+    """Where an encoder comes from.
+
+    Attributes:
+        kind: `built_in`; `own`, a model that is given beside the settings; `registered` by `register_encoder`; a
+            `.keras` `file`; a `function` that returns a model; an `application` of Keras; or a preset of KerasHub.
+        name: Its name, path or preset.
+    """
+
+    kind: EncoderKind
+    name: str
+
+
+def encoder_source(encoder: str) -> EncoderSource:
+    """Tell where the encoder that `network.encoder` names comes from. Nothing is read or imported, except plugins.
+
+    Raises:
+        ValueError: If no encoder has such a name.
+    """
+    if encoder in get_args(Encoder):
+        return EncoderSource("built_in", encoder)
+    if encoder == "own":
+        return EncoderSource("own", encoder)
+    for prefix in KERASHUB:
+        if encoder.startswith(prefix) and encoder != prefix:
+            return EncoderSource("hub", encoder.removeprefix(prefix))
+    if encoder.startswith(_APPLICATIONS) and encoder.removeprefix(_APPLICATIONS).isidentifier():
+        return EncoderSource("application", encoder.removeprefix(_APPLICATIONS))
+    if encoder.endswith(".keras"):
+        return EncoderSource("file", encoder)
+    if _FUNCTION.fullmatch(encoder):
+        return EncoderSource("function", encoder)
+    if find("encoder", encoder) is not None:
+        return EncoderSource("registered", encoder)
+    known = [*get_args(Encoder), *added("encoder")]
+    raise ValueError(
+        f"no encoder has this name{did_you_mean(encoder, known)}; choose from {', '.join(map(repr, known))}, or give a "
+        ".keras file, package.module:function, keras.applications.NAME or keras_hub:PRESET"
+    )
+
+
+def _check_encoder(encoder: str) -> str:
+    encoder_source(encoder)
+    return encoder
+
+
+if TYPE_CHECKING:
+    EncoderChoice = Any  # A field that a user sets by a text or a path, and that is read as a text.
+else:
+    EncoderChoice = Annotated[PathText, AfterValidator(_check_encoder)]
+"""An encoder by its name, see `encoder_source`."""
 
 Part = Literal["encoder", "projector", "classifier"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
@@ -35,7 +97,10 @@ class Network:
     """The two-headed network: image -> normalize -> encoder -> {embedding, projection, logits}.
 
     Attributes:
-        encoder: one of `keras_rcl.networks.backbones`; or `own`, the Keras model that `train` was given.
+        encoder: one of `keras_rcl.networks.backbones`, or a name of `register_encoder`. Or an encoder of your own, from
+            images to an embedding [N, E]: the path of a `.keras` file; `package.module:function`, a function that
+            returns a `keras.Model`; `keras.applications.NAME`, with random weights; `keras_hub:PRESET`, the backbone of
+            a preset of KerasHub with its weights; or `own`, the model that `train` was given.
         projection_hidden: width of the projection head's hidden layer; None makes the head one linear layer.
         projection_dim: D, the length of the projection; None leaves the head out, so that the projection is the
             normalised embedding (Cusin).
@@ -44,7 +109,8 @@ class Network:
             architecture of keras.applications, `imagenet`, which Keras downloads (94 MB), or an `.h5` file of that
             network without its top; these weights take RGB images. Images are normalised as for the weights;
             `normalization` is ignored.
-        normalization: `mean_std` of the training images per channel, `minus1to1` for 2x - 1, or `none`.
+        normalization: `mean_std` of the training images per channel, `minus1to1` for 2x - 1, or `none`. An encoder of
+            your own reads images in the range of its first layers, and it is ignored.
 
     Example:
         >>> import keras_rcl
@@ -64,6 +130,11 @@ class Network:
                 f"pretrained weights are available for encoder resnet50, not for {self.encoder}; leave one of them "
                 "out, or give the folder of an export"
             )
+
+    @property
+    def has_own_encoder(self) -> bool:
+        """Whether the encoder is not one of the package."""
+        return self.encoder not in get_args(Encoder)
 
     @property
     def pretrained_export(self) -> str | None:

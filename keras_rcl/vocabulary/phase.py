@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.network import Part
+from keras_rcl.vocabulary.registry import OpenUnion
 from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Pixels, check_epsilon
 
@@ -237,6 +238,7 @@ Term = Annotated[
         ReLUBalance,
     ],
     Field(discriminator="term"),
+    OpenUnion("loss"),
 ]
 
 

@@ -19,7 +19,23 @@ STORED = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def spec(cls):
-    """Turn a class of annotated fields into a spec. A call of it with invalid values raises InvalidInputError."""
+    """Turn a class of annotated fields into a spec: a frozen, hashable dataclass with validated fields. A decorator.
+
+    Args:
+        cls: A class with annotated fields; a default value makes a field optional. Arguments are given by keyword.
+
+    Returns:
+        The dataclass. An unknown field or an invalid value raises InvalidInputError in a call.
+
+    Example:
+        >>> import keras_rcl
+        >>> @keras_rcl.spec
+        ... class Pair:
+        ...     first: int = 1
+        ...     second: int = 2
+        >>> Pair(second="7")
+        Pair(first=1, second=7)
+    """
     made = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
     validate = made.__init__
 

@@ -27,8 +27,9 @@ from keras_rcl.folding import at_inference
 from keras_rcl.model_io.continued import build_continued, continued_hash
 from keras_rcl.model_io.export import export as write_export
 from keras_rcl.model_io.export import model_hash
-from keras_rcl.model_io.loading import read_contract
-from keras_rcl.networks.own_model import encoder_hash
+from keras_rcl.model_io.loading import LoadedModel, read_contract
+from keras_rcl.model_io.own_encoder import current_directory, load_own_encoder
+from keras_rcl.networks.own_model import copied, encoder_hash
 from keras_rcl.networks.two_headed import build_network, synchronize
 from keras_rcl.report.tables import comparison_table, markdown_table
 from keras_rcl.runtime.distributed import ALONE, Message, Workers
@@ -235,7 +236,8 @@ class Run:
         options: See `FitOptions`.
         progress: Shows progress.
         workers: The processes that train together.
-        encoder: The model that the experiment's `encoder="own"` stands for, as `own_encoder` makes it.
+        encoder: The model that the experiment's `encoder="own"` stands for, as `own_encoder` makes it. Any other
+            encoder of a user is loaded or built here.
 
     Attributes:
         folder: The run folder, once it is claimed; None on a worker that is not the chief.
@@ -255,7 +257,10 @@ class Run:
         encoder: keras.Model | None = None,
     ):
         self.experiment, self.data, self.options = experiment, data, options
-        self.progress, self.workers, self.encoder = progress, workers, encoder
+        self.progress, self.workers = progress, workers
+        self.encoder = encoder = encoder or load_own_encoder(
+            experiment.network.encoder, data.image_shape, seed=experiment.seed
+        )
         self.tested = "test"
         settings: dict[str, Any] = {"deterministic": options.deterministic}
         if options.deterministic or not experiment.synchronized:
@@ -276,7 +281,7 @@ class Run:
         self.folder: Any = None  # A `RunFolder`, of the chief only.
         if self.workers.chief:
             self.folder = stack.enter_context(
-                _run_folder(self.experiment, self.fingerprint, self.options, self.encoder)
+                _run_folder(self.experiment, self.fingerprint, self.options, self.encoder, self.data.class_names)
             )
             self.path = self.folder.path
         else:
@@ -377,7 +382,7 @@ class Run:
         if self.folder.resumed and _exported_hash(self.export_path) == record["model"]["hash"]:
             return
         sweep(self.export_path.parent, re.escape(self.export_path.name))
-        about = contract(self.experiment, self.data, record)
+        about = contract(self.experiment, self.data.name, self.data.class_names, record)
         write_export(self._served, self.export_path, about, overwrite=self.options.overwrite)
 
     def _stored_record(self) -> Record | None:
@@ -470,16 +475,20 @@ def shared_phases(experiment: Experiment, other: Experiment, run: Path) -> int:
 
 
 def _run_folder(
-    experiment: Experiment, fingerprint: Fingerprint, options: FitOptions, encoder: keras.Model | None
+    experiment: Experiment,
+    fingerprint: Fingerprint,
+    options: FitOptions,
+    encoder: keras.Model | None,
+    class_names: Sequence[str],
 ) -> RunFolder:
     """Claim the run's folder: without a name that of an unfinished run with the same fingerprint, else a free one."""
 
     def begin(folder: Path) -> None:
-        given = {"given": _given(experiment, fingerprint)}
+        given = {"given": _given(experiment, fingerprint), "class_names": list(class_names)}
         write_json(folder / "environment.json", {**environment(experiment), **given})
         _write_text(folder / "config.yaml", config.to_yaml(experiment))
         if encoder is not None:
-            encoder.save(folder / OWN_ENCODER)
+            _save_encoder(encoder, folder / OWN_ENCODER)
 
     name, runs, saved_models, overwrite = options.name, options.runs, options.saved_models, options.overwrite
     default = f"{experiment.dataset.name}-{experiment.method.name}"
@@ -498,6 +507,24 @@ def _run_folder(
         check_replaceable(saved_models / name, "model.json", overwrite)
     sweep(runs, re.escape(name))
     return RunFolder(runs / name, fingerprint, begin, overwrite=overwrite)
+
+
+def _save_encoder(encoder: keras.Model, path: Path) -> None:
+    """Write a user's encoder as it is before training.
+
+    Raises:
+        InvalidInputError: If it cannot be saved.
+    """
+    try:
+        encoder.to_json()
+        encoder.save(path)
+    except Exception as error:
+        if isinstance(error, OSError):
+            raise
+        raise InvalidInputError(
+            f"the encoder cannot be saved: {' '.join(str(error).split())[:200]}; hint: build it as a functional or "
+            "Sequential model, or give its layers get_config"
+        ) from None
 
 
 def _losses(metrics: Path, phases: Sequence[Phase]) -> list[Any]:
@@ -526,11 +553,12 @@ def networks(
     If the training itself is in float32 and on one replica, both are the same object.
     """
     with workers.scope():
-        network = build(experiment, data, encoder=encoder)
+        trained = copied(encoder) if encoder is not None and workers.replicas > 1 else encoder
+        network = build(experiment, data, encoder=trained)
     if experiment.synchronized and workers.replicas > 1:
         synchronize(network)
     own_copy = experiment.precision != "float32" or workers.replicas > 1
-    return network, build(experiment, data, precision="float32") if own_copy else network
+    return network, build(experiment, data, precision="float32", encoder=encoder) if own_copy else network
 
 
 def train(
@@ -587,7 +615,7 @@ def build(
         experiment: What is trained.
         data: What it is trained on.
         precision: That of the experiment if it is not given.
-        encoder: The model that the experiment's `encoder="own"` stands for.
+        encoder: The model of an encoder that is not one of the package.
     """
     if experiment.network.pretrained_export is not None:
         return build_continued(
@@ -596,6 +624,7 @@ def build(
             data.num_classes,
             seed=experiment.seed,
             precision=precision or experiment.precision,
+            encoder=encoder,
         )
     mean, std = data.mean_std()
     return build_network(
@@ -610,7 +639,7 @@ def build(
     )
 
 
-def contract(experiment: Experiment, data: sources.ImageData, record: Record) -> dict[str, Any]:
+def contract(experiment: Experiment, data_name: str, class_names: Sequence[str], record: Record) -> dict[str, Any]:
     """Return what `model.json` says about an export, except for what the export adds itself."""
     attacks = [view.attack for phase in experiment.method.phases() for view in phase.views if hasattr(view, "attack")]
     trained_for: dict[str, Any] | None = None
@@ -624,8 +653,8 @@ def contract(experiment: Experiment, data: sources.ImageData, record: Record) ->
     return {
         "name": record["model"]["name"],
         "variant": experiment.method.name,
-        "data_set": data.name,
-        "class_names": list(data.class_names),
+        "data_set": data_name,
+        "class_names": list(class_names),
         "threat_model": trained_for,
         "config": config.to_dict(experiment),
         "metrics": {"clean_accuracy": record["clean_accuracy"], "rows": record["rows"]},
@@ -640,8 +669,17 @@ def export_run(
     saved_models: str | Path = Path("saved_models"),
     name: str | None = None,
     overwrite: bool = False,
+    trust: bool = False,
 ) -> Path:
     """Export a run's checkpoint (`best`, `last`, or a phase's) as a SavedModel.
+
+    Args:
+        run: The folder of the run.
+        checkpoint: The name of the checkpoint; `last` if there is no best one.
+        saved_models: The folder of exports.
+        name: Of the export; None: `<run>-<checkpoint>`, numbered if that is taken.
+        overwrite: Replace an export of that name.
+        trust: Load a user's own encoder, which the run holds as `encoder.keras`, without checking it.
 
     Raises:
         InvalidInputError: If `run` is not the folder of a run, or has no such checkpoint.
@@ -656,18 +694,47 @@ def export_run(
     name = name or free_name(f"{run.name}-{checkpoint}", (saved_models,), overwrite)
     check_name(name)
     check_replaceable(saved_models / name, "model.json", overwrite)
+    encoder = _stored_encoder(run / OWN_ENCODER, trust)
+    model = {"name": name, "variant": experiment.method.name, "checkpoint": checkpoint}
+    if encoder is not None and experiment.dataset.in_memory:
+        class_names = _class_names(run)
+        network = build_network(experiment.network, encoder.input_shape[1:], len(class_names), encoder=encoder)
+        checkpoints.load(network, checkpoint)
+        record: Any = {"model": model, "clean_accuracy": None, "rows": []}
+        about = contract(experiment, experiment.dataset.name, class_names, record)
+        return write_export(network, saved_models / name, about, overwrite=overwrite)
     data = sources.load(experiment.dataset)
-    network = build(experiment, data, precision="float32")
+    network = build(experiment, data, precision="float32", encoder=encoder)
     checkpoints.load(network, checkpoint)
     test = data.test.limited(experiment.evaluation.limit)
     evaluator = Evaluator(output_of(network, "logits"), (), batch_size=experiment.evaluation.batch_size)
     record = make_record(
         evaluator(pixels(test.images), test.labels),
-        model={"name": name, "variant": experiment.method.name, "checkpoint": checkpoint},
+        model=model,
         data={"name": data.name, "part": "test", "indices": test.indices},
         seed=experiment.seed,
     )
-    return write_export(network, saved_models / name, contract(experiment, data, record), overwrite=overwrite)
+    about = contract(experiment, data.name, data.class_names, record)
+    return write_export(network, saved_models / name, about, overwrite=overwrite)
+
+
+def _stored_encoder(path: Path, trust: bool) -> keras.Model | None:
+    """A user's own encoder as its run holds it; None if it has none. A trusted one may import modules of the user."""
+    if not path.is_file():
+        return None
+    with current_directory() if trust else contextlib.nullcontext():
+        return LoadedModel(path, trust=trust).layers
+
+
+def _class_names(run: Path) -> list[str]:
+    """The names of the classes of a run on arrays that were in memory."""
+    names = ENVIRONMENT.read(run / "environment.json").get("class_names")
+    if names is None:
+        raise InvalidInputError(
+            f"{run} was trained on arrays in memory, and does not name their classes; hint: use its export in "
+            "saved_models/, or call keras_rcl.train again"
+        )
+    return names
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:

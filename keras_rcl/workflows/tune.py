@@ -19,6 +19,7 @@ from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line
 from keras_rcl.evaluation.robustness import Evaluator
+from keras_rcl.model_io.own_encoder import load_own_encoder
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import CannotWrite, atomic_path, disk_error, refusal
@@ -313,7 +314,8 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
         resumed = states.rewind()
         try:
             data = _without_test(experiment)
-            pair = networks(experiment, data)
+            own = load_own_encoder(experiment.network.encoder, data.image_shape, seed=experiment.seed)
+            pair = networks(experiment, data, encoder=own)
             with TensorBoardWriter(folder) as writer:
                 context = RunContext(
                     folder,

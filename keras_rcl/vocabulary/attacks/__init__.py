@@ -1,10 +1,11 @@
 """Attacks as values: their hyper-parameters under the field's names. `keras_rcl.attacks.craft` runs them."""
 
+from keras_rcl.vocabulary.attacks.base import AttackBase
 from keras_rcl.vocabulary.attacks.black_box import HopSkipJump, Noise, RayS, Square
 from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD, GradientAscent, Surrogate
 from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
-from keras_rcl.vocabulary.attacks.parsing import ALIASES, ATTACKS, Attack, describe, parse_attack, to_cli
+from keras_rcl.vocabulary.attacks.parsing import ALIASES, ATTACKS, Attack, describe, known_attacks, parse_attack, to_cli
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
 
@@ -19,6 +20,7 @@ __all__ = [
     "MIFGSM",
     "PGD",
     "Attack",
+    "AttackBase",
     "AutoAttack",
     "AutoPGD",
     "CarliniWagner",
@@ -36,6 +38,7 @@ __all__ = [
     "Surrogate",
     "Transfer",
     "describe",
+    "known_attacks",
     "parse_attack",
     "to_cli",
 ]

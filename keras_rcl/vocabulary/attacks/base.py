@@ -16,7 +16,20 @@ else:
 
 
 class AttackBase(DataclassInstance):
-    """The interface of an attack. Most properties are fields of the subclasses that let a user choose them."""
+    """The interface of an attack. Most properties are fields of the subclasses that let a user choose them.
+
+    Attributes:
+        steps_field: The field that a number after the attack's name sets on the command line.
+        training_only: Whether the attack is defined in training only.
+
+    Example:
+        A subclass is a `spec` with the fields `name`, `norm` and `epsilon`, and the properties `label` and
+        `num_passes`; see `register_attack`.
+
+        >>> import keras_rcl
+        >>> issubclass(keras_rcl.PGD, keras_rcl.AttackBase)
+        True
+    """
 
     steps_field: ClassVar[str] = "num_steps"
     """The field that a number after the attack's name sets on the command line."""

@@ -12,6 +12,7 @@ from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPG
 from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
+from keras_rcl.vocabulary.registry import OpenUnion, added, find, reserve
 from keras_rcl.vocabulary.threat import format_epsilon
 
 Attack = Annotated[
@@ -39,14 +40,22 @@ Attack = Annotated[
         AutoAttack,
     ],
     Field(discriminator="name"),
+    OpenUnion("attack"),
 ]
 """Any attack; the field `name` says which."""
 
 ATTACKS: dict[str, Any] = {cls.name: cls for cls in get_args(get_args(Attack)[0])}
-"""Name -> class."""
+"""Name -> class, of the attacks that are built in."""
+
+reserve("attack", ATTACKS)
 
 ALIASES = {"cw-inf": {"name": "pgd", "loss": "logit_margin"}}
 """Other spellings on the command line: CW-inf, as papers call it, is PGD on CW's margin, and is labelled as that."""
+
+
+def known_attacks() -> dict[str, Any]:
+    """Name -> class, of the attacks that are built in and of those that are registered."""
+    return {**ATTACKS, **{name: entry.settings for name, entry in added("attack").items()}}
 
 
 def describe(attack: Attack) -> str:
@@ -71,11 +80,13 @@ def parse_attack(text: str) -> Attack:
     head, _, tail = text.partition(":")
     alias = next((alias for alias in ALIASES if f"{head}-".startswith(f"{alias}-")), None)
     name = alias or head.partition("-")[0]
-    if name not in ATTACKS and not alias:
-        raise InvalidInputError(f"unknown attack {name!r}; choose from {', '.join([*ATTACKS, *ALIASES])}")
+    registered = find("attack", name)
+    if name not in ATTACKS and not alias and registered is None:
+        raise InvalidInputError(f"unknown attack {name!r}; choose from {', '.join([*known_attacks(), *ALIASES])}")
     fields = dict(ALIASES[alias]) if alias else {"name": name}
     if steps := head[len(name) + 1 :]:
-        fields[ATTACKS[fields["name"]].steps_field] = steps
+        cls = ATTACKS[fields["name"]] if registered is None else registered.settings
+        fields[cls.steps_field] = steps
     for item in filter(None, tail.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
