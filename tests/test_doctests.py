@@ -21,6 +21,7 @@ NOT_RUN = {
     "export": "tests/model_io/test_export.py",
     "fit": "tests/workflows/test_variants.py",
     "import_weights": "tests/workflows/test_import_weights.py",
+    "suggest_config": "tests/workflows/test_suggest_config.py",
     "train": "tests/workflows/test_train.py",
     "verify_model": "tests/workflows/test_loads.py",
     "verify_property": "tests/workflows/test_verify_properties.py",

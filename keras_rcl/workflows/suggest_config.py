@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_rcl.data import sources
 from keras_rcl.data.images import image_files, open_image, upright_size
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.runtime.program import program_name
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Encoder
 
@@ -84,8 +85,8 @@ def suggest_config(path: str | Path) -> str:
     width = min(58, max(len(line.text) for line in lines)) + 2
     head = [
         f"# Adversarial training on {path}: {look.found}, {look.classes} classes.",
-        "# Run:  keras-rcl fit --config THIS_FILE",
-        "# Change what you know better. `keras-rcl show --config THIS_FILE` prints every setting.",
+        f"# Run: {program_name()} fit --config THIS_FILE",
+        f"# Change what you know better. `{program_name()} show --config THIS_FILE` prints every setting.",
     ]
     body = [f"{line.text:<{width}}# {line.why}" if line.why else line.text for line in lines]
     return "\n".join([*head, *body]) + "\n"

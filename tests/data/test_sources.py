@@ -153,6 +153,17 @@ def test_digits_resized():
     assert load(Dataset(image_size=16, limit=5)).train.images.shape == (5, 16, 16, 1)
 
 
+def test_digits_as_arrays_are_divided_like_the_digits(tmp_path):
+    digits = load_digits()
+    np.savez(tmp_path / "digits.npz", images=digits.images / 16, labels=digits.target)
+    data = load(Dataset(name="arrays", data=tmp_path / "digits.npz", limit=40))
+    expected = load(Dataset(limit=40))
+    for name in ("train", "validation", "test"):
+        one, other = getattr(data, name), getattr(expected, name)
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.images, other.images)
+
+
 def test_tfds_official_splits(prepared):
     data = load(Dataset(name="tiny_pictures/plain", data_dir=prepared, validation_fraction=0.25))
     assert data.class_names == ("ant", "bee", "cat") and data.image_shape == (6, 5, 3)
