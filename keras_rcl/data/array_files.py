@@ -1,9 +1,10 @@
 """Images and labels in an `.npz` file: its arrays by name become the splits of a data set."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -43,7 +44,17 @@ def read_npz(path: Path) -> tuple[list[str], dict[str, ArraySplit]]:
         InvalidInputError: If an array is missing, is not of images or of labels, or holds Python objects, which are
             never loaded.
     """
-    arrays = _Archive(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(path.open("rb"))
+        except FileNotFoundError:
+            raise InvalidInputError(f"dataset.data {str(path)!r} does not exist; hint: give an .npz file") from None
+        except OSError as error:
+            raise InvalidInputError(f"dataset.data {str(path)!r}: {error.strerror}; hint: give an .npz file") from None
+        return _read(path, _Archive(path, stream))
+
+
+def _read(path: Path, arrays: "_Archive") -> tuple[list[str], dict[str, ArraySplit]]:
     pairs = dict(_pairs(arrays))
     if "train" not in pairs:
         held = ", ".join(arrays.names.values()) or "none"
@@ -82,13 +93,11 @@ class _Archive:
         names: Name in lower case -> name.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, stream: BinaryIO):
         self._path = path
         try:
-            self._file = np.load(path, allow_pickle=False)
+            self._file = np.load(stream, allow_pickle=False)
             self.names = {name.lower(): name for name in self._file.files}
-        except FileNotFoundError:
-            raise InvalidInputError(f"dataset.data {str(path)!r} does not exist; hint: give an .npz file") from None
         except Exception:  # np.load raises EOFError, ValueError, BadZipFile, OSError ... on other files
             raise InvalidInputError(
                 f"dataset.data {str(path)!r} is not a readable .npz file; hint: write it with numpy.savez"

@@ -75,7 +75,7 @@ def builder_of(dataset: Dataset):
     try:
         return tfds.builder(dataset.name, data_dir=_data_dir(dataset))
     except tfds.core.DatasetNotFoundError:
-        close = difflib.get_close_matches(dataset.name, [*known, "digits", "folder"], n=1)
+        close = difflib.get_close_matches(dataset.name, [*known, "digits", "folder", "arrays"], n=1)
         meant = f"did you mean {close[0]}?" if close else "give digits, folder, or a name from tensorflow.org/datasets"
         raise InvalidInputError(f"no data set is called {dataset.name!r}; {meant}") from None
     except (

@@ -141,7 +141,7 @@ def test_what_is_no_file_of_arrays_is_one_line(tmp_path):
         (tmp_path / "none.npz", "does not exist"),
         (pickled, "not a readable .npz file"),
         (single, "not a readable .npz file"),
-        (tmp_path, "not a readable .npz file"),
+        (tmp_path, "Is a directory"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             loaded(path)
