@@ -56,6 +56,7 @@ def test_cli_py_is_the_same_program():
 
 READERS = {
     "config.py": "YAML, which `Experiment` validates",
+    "data/array_files.py": "arrays of images and labels, which `to_pixels` and `class_labels` validate",
     "data/images.py": "arrays of images, which `check_images` validates",
     "model_io/loading.py": "model.json, which `CONTRACT` validates if it is an export's",
     "model_io/torch_checkpoints.py": "the header of a safetensors file, which it checks itself",

@@ -132,8 +132,7 @@ def read_preset(source: str, preset: str) -> tuple[keras.Model, Any]:
         import keras_hub
     except ImportError:
         raise InvalidInputError(
-            f"{source} needs KerasHub, which is not installed; hint: pip install 'keras_rcl[hub]', or pip install "
-            "keras-hub"
+            f"{source} needs KerasHub, which is not installed: pip install keras-hub (the extra hub)"
         ) from None
     shape = {"image_shape": (int(size), int(size), 3)} if size else {}
     try:

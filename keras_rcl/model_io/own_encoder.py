@@ -53,7 +53,7 @@ def load_own_encoder(
         if kind == "application":
             model = _application(name, shape)
         elif kind == "function":
-            model = _called(encoder, _imported(encoder), shape)
+            model = _called(encoder, import_function(encoder), shape)
         else:
             model = _called(encoder, _registered(name), shape)
     declared = range_of_layers(model)
@@ -80,10 +80,10 @@ def _application(name: str, image_shape: tuple[int, ...]) -> keras.Model:
         ) from None
 
 
-def _imported(encoder: str) -> Callable:
+def import_function(encoder: str) -> Callable:
     """The function of `package.module:function`, imported from the current directory too."""
     module_name, _, path = encoder.partition(":")
-    with current_directory():
+    with _current_directory():
         try:
             found = importlib.import_module(module_name)
         except Exception as error:
@@ -116,7 +116,7 @@ def _called(encoder: str, build: Callable, image_shape: tuple[int, ...]) -> kera
         parameters = inspect.signature(build).parameters
     except (TypeError, ValueError):
         parameters = {}
-    with current_directory():
+    with _current_directory():
         try:
             model = build(**({"image_shape": image_shape} if "image_shape" in parameters else {}))
         except Exception as error:
@@ -140,7 +140,7 @@ def _called(encoder: str, build: Callable, image_shape: tuple[int, ...]) -> kera
 
 
 @contextlib.contextmanager
-def current_directory() -> Iterator[None]:
+def _current_directory() -> Iterator[None]:
     """Let Python import modules from the current directory too."""
     here = os.getcwd()
     sys.path.insert(0, here)

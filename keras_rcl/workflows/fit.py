@@ -28,7 +28,7 @@ from keras_rcl.model_io.continued import build_continued, continued_hash
 from keras_rcl.model_io.export import export as write_export
 from keras_rcl.model_io.export import model_hash
 from keras_rcl.model_io.loading import LoadedModel, read_contract
-from keras_rcl.model_io.own_encoder import current_directory, load_own_encoder
+from keras_rcl.model_io.own_encoder import import_function, load_own_encoder
 from keras_rcl.networks.own_model import copied, encoder_hash
 from keras_rcl.networks.two_headed import build_network, synchronize
 from keras_rcl.report.tables import comparison_table, markdown_table
@@ -48,7 +48,7 @@ from keras_rcl.training.loss_terms import term_names
 from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import checkpoint_name, run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
-from keras_rcl.vocabulary.network import Precision
+from keras_rcl.vocabulary.network import Precision, encoder_source
 from keras_rcl.vocabulary.phase import Phase
 from keras_rcl.vocabulary.record import Record
 from keras_rcl.workflows.inputs import geometry_of, outputs_of, pixels, support_of
@@ -694,7 +694,7 @@ def export_run(
     name = name or free_name(f"{run.name}-{checkpoint}", (saved_models,), overwrite)
     check_name(name)
     check_replaceable(saved_models / name, "model.json", overwrite)
-    encoder = _stored_encoder(run / OWN_ENCODER, trust)
+    encoder = _stored_encoder(run / OWN_ENCODER, experiment.network.encoder, trust)
     model = {"name": name, "variant": experiment.method.name, "checkpoint": checkpoint}
     if encoder is not None and experiment.dataset.in_memory:
         class_names = _class_names(run)
@@ -718,12 +718,16 @@ def export_run(
     return write_export(network, saved_models / name, about, overwrite=overwrite)
 
 
-def _stored_encoder(path: Path, trust: bool) -> keras.Model | None:
-    """A user's own encoder as its run holds it; None if it has none. A trusted one may import modules of the user."""
+def _stored_encoder(path: Path, source: str, trust: bool) -> keras.Model | None:
+    """A user's own encoder as its run holds it; None if it has none.
+
+    If it is trusted, the module of the function that built it is imported first, which has the layers of the user.
+    """
     if not path.is_file():
         return None
-    with current_directory() if trust else contextlib.nullcontext():
-        return LoadedModel(path, trust=trust).layers
+    if trust and encoder_source(source).kind == "function":
+        import_function(source)
+    return LoadedModel(path, trust=trust).layers
 
 
 def _class_names(run: Path) -> list[str]:

@@ -102,13 +102,13 @@ def _look(path: Path) -> Look:
     source = sources.open_source(dataset)
     train = len(source.train.labels)
     sample = source.train.read(_spread(source.train.labels))
-    shape = tuple(int(size) for size in sample.shape[1:])
+    shape = sample.shape[1:]
     if not found and max(shape[:2]) > LARGEST:
         dataset = Dataset(name="arrays", data=str(path), image_size=SIZES[-1])
         source = sources.open_source(dataset)
         found = f"images of {shape[0]}x{shape[1]}"
         sample = source.train.read(_spread(source.train.labels))
-        shape = tuple(int(size) for size in sample.shape[1:])
+        shape = sample.shape[1:]
     test = round(dataset.test_fraction * train) if source.test is None else len(source.test.labels)
     train -= test if source.test is None else 0
     train -= round(dataset.validation_fraction * train) if source.validation is None else 0
@@ -116,7 +116,8 @@ def _look(path: Path) -> Look:
     found = f"{count} {found or f'images of {shape[0]}x{shape[1]}'}, {'grey' if shape[2] == 1 else 'colour'}"
     labels = source.train.labels[_spread(source.train.labels)]
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    return Look(dataset, found, shape, len(source.class_names), train, test, _distance(sample, labels), has_gpu)
+    size = shape[0], shape[1], shape[2]
+    return Look(dataset, found, size, len(source.class_names), train, test, _distance(sample, labels), has_gpu)
 
 
 def _look_at_folder(folder: Path) -> tuple[Dataset, str]:
