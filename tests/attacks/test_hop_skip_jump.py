@@ -55,7 +55,7 @@ def test_distances_of_a_linear_classifier_approach_the_closed_form(norm):
 
 @pytest.mark.slow
 def test_no_example_makes_more_queries_than_it_may():
-    """Counted by example: its copies in a batch of directions are told apart by their neighbours."""
+    """The images that the classifier receives, of one example; the last group of directions may be incomplete."""
     attack, asked = HopSkipJump(num_queries=700), tf.Variable(0)
 
     def counting(x):
