@@ -82,7 +82,10 @@ class _Landsman:
         return self._adversarial("cross-entropy", epochs, ("encoder", "classifier"), CrossEntropy())
 
     def _supcon(self, epochs: int, temperature: float, contrast: _Contrast) -> Phase:
-        terms = {"supcon": SupCon(temperature=temperature, reads="embedding"), "euclidean_supcon": EuclideanSupCon()}
+        terms: dict[str, Term] = {
+            "supcon": SupCon(temperature=temperature, reads="embedding"),
+            "euclidean_supcon": EuclideanSupCon(),
+        }
         return self._adversarial("SupCon", epochs, ("encoder",), terms[contrast])
 
 

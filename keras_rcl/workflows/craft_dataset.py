@@ -215,9 +215,10 @@ _NONE = sources.Split(np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int64), n
 
 def _joined(parts: Sequence[sources.Split]) -> sources.Split:
     parts = [part for part in parts if len(part.labels)]
-    return sources.Split(
-        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("images", "labels", "indices"))
+    images, labels, indices = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels", "indices")
     )
+    return sources.Split(images, labels, indices)
 
 
 def _batch_function(

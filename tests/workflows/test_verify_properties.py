@@ -121,7 +121,7 @@ def test_answers_are_those_of_the_closed_form(networks, decide, tmp_path, name, 
 
 
 def test_several_boxes_and_boxes_of_one_point(networks, decide, tmp_path):
-    """A point decides by its own value; 0.1 is no float32 number, and the witness stays in the box."""
+    """A point decides by its own value; float32 does not have 0.1, and the witness is in the box."""
     path, cases = tmp_path / "a.vnnlib", "(assert (or (and {}) (and {})))"
     point = " ".join(f"(= X_{i} {value})" for i, value in enumerate(("-0.5", "0.1", "0.1")))
     other = "(<= 0 X_0 0.25) (= X_1 0) (= X_2 0)"
