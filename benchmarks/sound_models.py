@@ -129,6 +129,23 @@ def shown(value: float | str) -> str:
     return value if isinstance(value, str) else "0" if value == 0 else f"{value:.1e}"
 
 
+def by_family(rows: list[dict]) -> str:
+    """A table of the models that loaded: a row per family, with the largest of each column, and the median of times."""
+    families: dict[str, list[dict]] = {}
+    for row in rows:
+        if "times" in row:
+            families.setdefault(row["model"].partition(": ")[0], []).append(row)
+    lines = ["| family | models | outputs | gradient | without gradient | times, median | times, largest |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    for family, members in families.items():
+        gradients = [row["gradient"] for row in members if not isinstance(row["gradient"], str)]
+        times = [row["times"] for row in members]
+        cells = [str(len(members)), shown(max(row["outputs"] for row in members)), shown(max(gradients, default=0))]
+        cells += [str(len(members) - len(gradients)), f"{statistics.median(times):.2f}", f"{max(times):.2f}"]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
@@ -151,7 +168,7 @@ def main() -> None:
             print(f"FINDING {row['model']}: {finding}", flush=True)
         tf.keras.backend.clear_session()
     findings = sum(bool(row["findings"]) for row in rows)
-    print(f"\n{len(rows)} models, {findings} with findings")
+    print(f"\n{by_family(rows)}\n\n{len(rows)} models, {findings} with findings")
     if arguments.json:
         arguments.json.write_text(json.dumps({"command": " ".join(sys.argv), "rows": rows}, indent=1) + "\n")
     sys.exit(bool(findings))
