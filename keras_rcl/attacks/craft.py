@@ -25,6 +25,7 @@ from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, fools, surrogate_of
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.runtime.gradients import operation_without_gradient
 from keras_rcl.vocabulary.attacks import Attack, Transfer
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.pixels import check_pixel_range
@@ -195,7 +196,14 @@ def _craft_round(attack: Attack, logits_fn: Callable, x, labels, start, seed, ro
             lambda rows: tf.ensure_shape(tf.cast(rows, tf.float32), [images.shape[0], None]), outputs
         )
 
-    return runner_of(attack)(logits_of, x, labels, attack, Round(seeds, round, start, support))
+    try:
+        return runner_of(attack)(logits_of, x, labels, attack, Round(seeds, round, start, support))
+    except LookupError as error:
+        if (operation := operation_without_gradient(error)) is None:
+            raise
+        raise InvalidInputError(
+            f"{attack.label} needs gradients, and the model's operation {operation} has none; hint: use square or rays"
+        ) from None
 
 
 def _transfer(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Transfer, round: Round) -> Crafted:

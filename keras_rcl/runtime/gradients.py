@@ -7,6 +7,7 @@ table refers to them weakly, and a name leaves the table with its function.
 """
 
 import functools
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,12 @@ class _Weak:
         if function is None:
             raise LookupError("the graph of this gradient function is gone")
         return function(*args)
+
+
+def operation_without_gradient(error: LookupError) -> str | None:
+    """The type of the operation that TensorFlow found no gradient of, such as ResizeArea; None for other errors."""
+    found = re.search(r"(?:op type|registry has no entry for): (\w+)", str(error))
+    return found and found[1]
 
 
 def custom_gradient(function: Callable) -> Callable:

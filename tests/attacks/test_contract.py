@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_rcl import attacks
 from keras_rcl.attacks.craft import RUNNERS
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import build_network
 from keras_rcl.vocabulary import attacks as vocabulary
 from keras_rcl.vocabulary.attacks import (
@@ -421,3 +422,14 @@ def test_a_batch_in_two_halves_is_attacked_as_in_small_ones(attack):
     apart = [run(tf.constant(x[i : i + 8]), tf.constant(labels[i : i + 8])) for i in range(0, 32, 8)]
     assert loops(run.get_concrete_function(x, labels)) > loops(run.get_concrete_function(x[:8], labels[:8]))
     np.testing.assert_allclose(whole, np.concatenate(apart), atol=1e-6)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_an_operation_without_a_gradient_is_named(traced):
+    def shrunk(x):
+        return tf.reshape(tf.image.resize(x, (2, 2), method="area"), [-1, CLASSES])
+
+    run = functools.partial(craft, ATTACKS["fgsm"], shrunk)
+    with pytest.raises(InvalidInputError, match=r"FGSM.* ResizeArea has none; hint: use square or rays"):
+        (tf.function(run, autograph=False) if traced else run)(IMAGES, LABELS)
+    assert craft(ENSEMBLE["square"], shrunk, IMAGES, LABELS).shape == IMAGES.shape

@@ -14,6 +14,7 @@ from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.intervals import images_to_refute, images_to_show, interval, probability_of_at_most
 from keras_rcl.evaluation.robustness import Evaluator, Survival
+from keras_rcl.runtime.gradients import operation_without_gradient
 from keras_rcl.runtime.progress import Progress
 from keras_rcl.storage.journal import Journal
 from keras_rcl.vocabulary.attacks import (
@@ -221,7 +222,12 @@ class Context:
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
             else:
                 loss = logit_margin(labels, logits)
-        gradient = tape.gradient(loss, x)
+        try:
+            gradient = tape.gradient(loss, x)
+        except LookupError as error:
+            if operation_without_gradient(error) is None:
+                raise
+            return None
         return None if gradient is None else gradient.numpy()
 
     @functools.cached_property
