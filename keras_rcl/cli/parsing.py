@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from keras_rcl.errors import InvalidInputError, format_error
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import Transfer, parse_attack
 from keras_rcl.vocabulary.claim import Claim
 from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_epsilon, format_pixels, parse_pixels
@@ -93,7 +91,7 @@ def parse_attacks(
                 attack.with_epsilon(parse_pixels(epsilon)) for attack in attacks for epsilon in epsilons.split(",")
             ]
     except ValueError as error:
-        raise InvalidInputError(f"--epsilon {epsilons}: {format_error(error)}") from None
+        raise InvalidInputError(f"--epsilon {epsilons}: {error}") from None
     if protocol == "all":
         return [a.with_protocol(name) for a in attacks for name in (PROTOCOLS if a.takes_protocol else ["pixel"])]
     return [attack.with_protocol(protocol) for attack in attacks] if protocol else attacks
@@ -114,8 +112,8 @@ def _through(source: str, attack) -> Transfer:
     """The attack, crafted on another model."""
     try:
         return Transfer(source=source, attack=attack)
-    except ValidationError as error:
-        raise InvalidInputError(f"--transfer-from {source}: {format_error(error)}") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"--transfer-from {source}: {error}") from None
 
 
 def _with_restarts(attack, restarts: int):
@@ -132,8 +130,8 @@ def parse_claim(share: str, norm: str | None, epsilon: float | None) -> Claim:
     accuracy = parse_share(share)
     try:
         return Claim(robust_accuracy=accuracy, norm=norm or "linf", epsilon=radius)
-    except ValidationError as error:
-        raise InvalidInputError(f"--epsilon {format_pixels(radius)}: {format_error(error)}") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"--epsilon {format_pixels(radius)}: {error}") from None
 
 
 def parse_share(text: str) -> float:
@@ -162,6 +160,6 @@ def parse_radii(text: str) -> list[float]:
     for radius in text.split(","):
         try:
             radii.append(ThreatModel(norm="linf", epsilon=radius).epsilon)
-        except ValidationError as error:
-            raise InvalidInputError(f"--epsilon {radius}: {format_error(error)}") from None
+        except InvalidInputError as error:
+            raise InvalidInputError(f"--epsilon {radius}: {error}") from None
     return radii

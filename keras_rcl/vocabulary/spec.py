@@ -44,7 +44,7 @@ def spec(cls):
         try:
             validate(self, *args, **fields)
         except ValidationError as error:
-            raise InvalidInputError(f"{cls.__name__}: {format_error(error)}") from None
+            raise InvalidInputError(format_error(error)) from None
 
     made.__init__ = init  # type: ignore[method-assign]
     return made

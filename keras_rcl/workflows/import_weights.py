@@ -8,10 +8,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from pydantic import ValidationError
 
 from keras_rcl.data import sources
-from keras_rcl.errors import InvalidInputError, did_you_mean, format_error
+from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.evaluation.record import versions
 from keras_rcl.model_io.export import export
 from keras_rcl.model_io.torch_checkpoints import read_tensors
@@ -291,9 +290,10 @@ def _data_contract(dataset: Mapping[str, Any] | None, encoder: Encoder, classes:
     if not (dataset and "name" in dataset):
         return {"class_names": [str(number) for number in range(classes)]}
     try:
-        data = sources.load(Dataset(**dataset))
-    except ValidationError as error:
-        raise InvalidInputError(f"data set: {format_error(error)}") from None
+        wanted = Dataset(**dataset)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"data set: {error}") from None
+    data = sources.load(wanted)
     if data.num_classes != classes:
         raise InvalidInputError(
             f"the checkpoint tells {classes} classes apart, and {data.name} has {data.num_classes}; hint: give the "

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from keras_rcl.data import sources
-from keras_rcl.errors import InvalidInputError, format_error
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.embeddings import embedding_geometry
 from keras_rcl.measures.embedding_geometry import POINTS
 from keras_rcl.model_io.classifier import Classifier, load_classifier
@@ -62,8 +61,8 @@ def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
         fields = {**settings["dataset"], "data_dir": None, **fields}
     try:
         dataset = Dataset(**fields)
-    except ValidationError as error:
-        raise InvalidInputError(f"data set: {format_error(error)}") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"data set: {error}") from None
     if dataset.folder is not None and dataset.name != "folder":
         raise InvalidInputError(f"--folder {dataset.folder} is not read for --dataset {dataset.name}; leave out one")
     return dataset

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import ValidationError
 
 from keras_rcl.attacks import check_classes, check_images, craft_round
 from keras_rcl.attacks import craft as craft_on_pixels
 from keras_rcl.data.arrays import read_arrays, to_pixels
-from keras_rcl.errors import InvalidInputError, format_error
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation import audit as auditing
 from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
 from keras_rcl.evaluation.checks import Subject
@@ -362,5 +361,5 @@ def read_epsilon(epsilon: Any, norm: Norm = "linf") -> float:
     """
     try:
         return ThreatModel(norm=norm, epsilon=epsilon).epsilon
-    except ValidationError as error:
-        raise InvalidInputError(f"epsilon {epsilon!r}: {format_error(error)}") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"epsilon {epsilon!r}: {error}") from None

@@ -113,7 +113,7 @@ def test_an_attack_is_frozen_hashable_and_rejects_unknown_fields(cls):
         attack.epsilon = 0.1
     with pytest.raises(InvalidInputError) as caught:
         cls(epsilom=0.1)
-    assert ": epsilom: no such field" in str(caught.value)
+    assert str(caught.value).startswith("epsilom: no such field")
 
 
 @pytest.mark.parametrize("cls", [BIM, PGD])
@@ -121,7 +121,7 @@ def test_an_attack_is_frozen_hashable_and_rejects_unknown_fields(cls):
 def test_at_least_one_step(cls, value):
     with pytest.raises(InvalidInputError) as caught:
         cls(num_steps=value)
-    assert str(caught.value).startswith(f"{cls.__name__}: num_steps: ")
+    assert str(caught.value).startswith("num_steps: ")
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -127,4 +127,4 @@ def test_equal_however_it_is_written():
 def test_unknown_norm():
     with pytest.raises(InvalidInputError) as caught:
         ThreatModel(norm="l3")
-    assert str(caught.value).startswith("ThreatModel: norm: ") and "'l3'" in str(caught.value)
+    assert str(caught.value).startswith("norm: ") and "'l3'" in str(caught.value)
