@@ -222,7 +222,8 @@ class Seeds:
         craft_dataset(self.model, FGSM(epsilon=16 / 255), self.examples, dataset=data, shard_size=7)
         experiment = config.load()
         record = json.loads(self.record.read_text())
-        values = contract(experiment, sources.load(experiment.dataset), record)
+        digits = sources.load(experiment.dataset)
+        values = contract(experiment, digits.name, digits.class_names, record)
         computed = {"format": 1, "image_shape": [8, 8, 1], "num_classes": 10, "model_hash": record["model"]["hash"]}
         (self.model / "model.json").write_text(json.dumps({**values, **computed}))
         for name in os.listdir(self.record.parent):
