@@ -15,13 +15,17 @@ settings.register_profile("suite", derandomize=True, database=None, deadline=Non
 settings.load_profile("suite")
 
 
+CASES = 4
+"""The default suite runs this number of cases of a parametrized test that is not marked `slow_after(n)`."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark the cases of a test after the first n as slow, if the test is marked `slow_after(n)`."""
+    """Mark the cases of a parametrized test after the first ones as slow."""
     seen = {}
     for item in items:
-        if (marker := item.get_closest_marker("slow_after")) is not None:
-            test = item.nodeid.partition("[")[0]
+        if "[" in item.nodeid:
+            test, marker = item.nodeid.partition("[")[0], item.get_closest_marker("slow_after")
             seen[test] = seen.get(test, 0) + 1
-            if seen[test] > marker.args[0]:
+            if seen[test] > (marker.args[0] if marker else CASES):
                 item.add_marker(pytest.mark.slow)

@@ -13,6 +13,8 @@ from keras_rcl.vocabulary.attacks import ATTACKS
 from keras_rcl.vocabulary.network import Encoder
 from keras_rcl.vocabulary.phase import Term
 
+pytestmark = pytest.mark.slow_after(1000)  # a forgotten row is seen at once
+
 ROOT = Path(__file__).parent.parent
 WITHOUT_A_RUNNER = {"autoattack": "its members run", "stored": "read from disk", "refreshed": "crafted by training"}
 REGULARIZERS = {"interval_tightness", "relu_balance"}

@@ -49,7 +49,9 @@ ONCE = {"_open_saved_model": 1, "load_keras_archive": 1, "_load_keras": 1}
 def test_attack(exported, loads, tmp_path, monkeypatch):
     """The geometry, the folded network, the attacks and the pictures share one model; pictures run no attack again."""
     monkeypatch.setattr(Evaluator, "craft", None)
-    record, folder = attack(exported, [FGSM(epsilon="8/255")], dataset=DIGITS, output_dir=tmp_path / "out")
+    record, folder = attack(
+        exported, [FGSM(epsilon="8/255")], dataset=DIGITS, output_dir=tmp_path / "out", geometry=True
+    )
     assert record["geometry"]["embedding"] and (folder / "pictures.png").is_file()
     assert loads == ONCE
 
