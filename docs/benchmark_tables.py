@@ -106,11 +106,33 @@ def _vnncomp(results: Path) -> str:
     return f"{text}\n\n{markdown_table(header, rows)}\n\n```\n{commands}\n```"
 
 
+def _contrast(results: Path) -> str:
+    """One row per objective and number of anchors: both forms, their ratio and differences; then the largest batch."""
+    measured, rows = read_json(results / "benchmarks/contrast.json"), []
+    for row in measured["rows"]:
+        apart = (f"{row['relative_difference'][key]:.0e}" for key in ("values", "gradient"))
+        seconds = (f"{1000 * row[f'{form}_seconds']:.1f}" for form in ("plain", "blocks"))
+        rows.append([f"{row['anchors']:,}", row["objective"], *seconds, f"{row['ratio']:.2f}", *apart])
+    header = ["anchors", "objective", "plain, ms", "by blocks, ms", "ratio", "difference of values", "of gradients"]
+    largest = measured["largest"]
+    peaks = ", ".join(
+        f"{row['objective']} {row['seconds']:.0f} s, {row['peak_gib']:.2f} GiB" for row in largest["rows"]
+    )
+    at_that_rate = largest["seconds_at_that_rate"]
+    facts = (
+        f"D = {measured['dimension']}; {measured['processor']}. M = {largest['anchors']:,} by blocks, with the peak "
+        f"memory of the process: {peaks}. Its matrix products alone take {at_that_rate:.0f} s at the rate of one large "
+        "product."
+    )
+    return f"{markdown_table(header, rows, right=(0, 2, 3, 4, 5, 6))}\n\n{facts}\n\n```\n{measured['command']}\n```"
+
+
 def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
     """Name of a generated block -> the function that makes its text from the records in `results`."""
     return {
         **{name: partial(_benchmark, results, file) for name, file in BENCHMARKS.items()},
         "claf_options": partial(_claf_options, results),
+        "contrast": partial(_contrast, results),
         "bounds": partial(_bounds_cost, results),
         "bounds_reference": partial(_bounds_reference, results),
         "vnncomp": partial(_vnncomp, results),
