@@ -25,9 +25,14 @@ def interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, f
 def limits(counts: np.ndarray, totals: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """The limits [N] of `interval` for counts [N] of totals [N]."""
     tail, others = (1 - confidence) / 2, totals - counts
-    low = np.where(counts > 0, betaincinv(np.maximum(counts, 1), others + 1, tail), 0.0)
+    low = lower_limits(counts, totals, tail)
     high = np.where(others > 0, betaincinv(counts + 1, np.maximum(others, 1), 1 - tail), 1.0)
     return low, high
+
+
+def lower_limits(counts: np.ndarray, totals: np.ndarray, tail: float) -> np.ndarray:
+    """The shares [N] under which counts [N] as high, of totals [N], have the probability `tail`; 0 for a count of 0."""
+    return np.where(counts > 0, betaincinv(np.maximum(counts, 1), totals - counts + 1, tail), 0.0)
 
 
 def probability_of_at_most(count: int, total: int, share: float) -> float:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from scipy.special import betaincinv, ndtri
+from scipy.special import ndtri
 
 from keras_rcl.attacks import check_classes, check_images
 from keras_rcl.attacks.craft import example_seeds
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation.intervals import lower_limits
 from keras_rcl.evaluation.sharding import Pieces
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
@@ -68,7 +69,7 @@ class Smoothing:
 
         where p is above 1/2. The limit is that of Clopper and Pearson.
         """
-        lowest = float(betaincinv(count, self.n - count + 1, self.alpha)) if count else 0.0
+        lowest = float(lower_limits(np.array(count), np.array(self.n), self.alpha))
         return self.sigma * float(ndtri(lowest)) if lowest > 0.5 else 0.0
 
 
@@ -97,17 +98,22 @@ class Smoothed:
         """The share of images for which the smoothed classifier abstains."""
         return float(np.mean(self.predictions == ABSTAINED))
 
+    @property
+    def correct_radii(self) -> np.ndarray:
+        """[N], the certified radii; -1 where the class is wrong or the smoothed classifier abstains."""
+        return np.where(self.predictions == self.labels, self.radii, -1.0)
+
     def certified_accuracy(self, radius: float) -> float:
         """The share of images that are classified correctly with a certificate of at least this radius.
 
         An abstention counts as wrong.
         """
-        return float(np.mean((self.predictions == self.labels) & (self.radii >= radius)))
+        return float(np.mean(self.correct_radii >= radius))
 
     @property
     def average_radius(self) -> float:
         """The mean certified radius, 0 for images that are not classified correctly (Zhai et al. 2020)."""
-        return float(np.mean(np.where(self.predictions == self.labels, self.radii, 0.0)))
+        return float(np.mean(np.maximum(self.correct_radii, 0.0)))
 
     def rows(self) -> list[dict[str, float]]:
         """Return the certified accuracy at multiples of sigma / 2, up to the first at which it is 0."""

@@ -27,12 +27,12 @@ def model_warnings(logits_fn: Callable, images: np.ndarray) -> list[str]:
     images = images[:32]
     if not len(images):
         return []
-    if change := randomness(logits_fn, images):
+    first = np.asarray(logits_fn(images), np.float64)
+    if change := randomness(logits_fn, images, first):
         return [
             f"the model is random: outputs for the same images differ by {change:.1%} of the largest logit, so that "
             "each outcome is one draw; hint: attack with eot_iter, or AutoAttack's version rand"
         ]
-    first = np.asarray(logits_fn(images), np.float64)
     reversed_ = np.asarray(logits_fn(images[::-1]))[::-1]
     alone = first.copy()
     alone[0] = np.asarray(logits_fn(np.repeat(images[:1], len(images), axis=0)))[0]
@@ -45,15 +45,16 @@ def model_warnings(logits_fn: Callable, images: np.ndarray) -> list[str]:
     return []
 
 
-def randomness(logits_fn: Callable, images: np.ndarray) -> float:
+def randomness(logits_fn: Callable, images: np.ndarray, first: np.ndarray | None = None) -> float:
     """Return by how much outputs for the same first 32 images differ, relative to the largest logit; 0 if they do not.
 
     Args:
         logits_fn: Images [N, H, W, C] in [0, 1] -> logits [N, K].
         images: float32 [N, H, W, C].
+        first: The logits of these images, if they are known.
     """
-    first, second = (np.asarray(logits_fn(images[:32]), np.float64) for _ in range(2))
-    change = _difference(first, second)
+    images = images[:32]
+    change = _difference(np.asarray(logits_fn(images) if first is None else first, np.float64), logits_fn(images))
     return change if change > RANDOM else 0.0
 
 

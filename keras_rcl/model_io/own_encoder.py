@@ -38,7 +38,7 @@ def load_own_encoder(
         Images [N, H, W, C] in [0, 1] -> embedding [N, E]; None for an encoder of the package, and for `own`.
 
     Raises:
-        InvalidInputError: If there is no such encoder, it cannot be built, or it does not read these images.
+        InvalidInputError: If the encoder is not known, it cannot be built, or it does not read these images.
     """
     kind, name = encoder_source(encoder)
     shape = tuple(int(size) for size in image_shape)

@@ -20,7 +20,7 @@ from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.vocabulary.attacks import Attack, describe
 from keras_rcl.vocabulary.record import Record
 from keras_rcl.vocabulary.threat import PROTOCOLS, Norm
-from keras_rcl.workflows.inputs import data_for, geometry_of, outputs_of, pixels, split_of, support_of
+from keras_rcl.workflows.inputs import data_for, geometry_of, model_values, outputs_of, pixels, split_of, support_of
 
 
 # One keyword per option of the command, so that a call in Python reads like the command line; they alone
@@ -114,7 +114,7 @@ def attack(
         )
     record = make_record(
         survival,
-        model={**classifier.identity(), "note": classifier.note, "input_range": input_range.to_json()},
+        model=model_values(classifier, input_range),
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
         sources=hashes,

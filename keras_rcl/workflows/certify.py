@@ -16,7 +16,7 @@ from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
-from keras_rcl.workflows.inputs import data_for, pixels, split_of
+from keras_rcl.workflows.inputs import data_for, model_values, pixels, split_of
 from keras_rcl.workflows.own_model import Model, read_model_and_data
 
 
@@ -59,8 +59,7 @@ class SmoothingReport:
 
     def plot(self) -> Any:
         """Return the figure of certified accuracy against the L2 radius."""
-        smoothed = self.smoothed
-        return certified_accuracy_figure(_correct_radii(smoothed), title=self.record["model"]["name"])
+        return certified_accuracy_figure(self.smoothed.correct_radii, title=self.record["model"]["name"])
 
 
 # Each of the keyword arguments is an independent choice with a default.
@@ -124,7 +123,7 @@ def certify(
     smoothed = smoother(read.images, read.labels, progress=progress)
     record = make_smoothing(
         smoothed,
-        model={**read.classifier.identity(), "note": read.classifier.note, "input_range": read.input_range.to_json()},
+        model=model_values(read.classifier, read.input_range),
         data={"name": "arrays", "part": "test", "indices": np.arange(len(read.labels))},
         seed=seed,
     )
@@ -203,7 +202,7 @@ def certify_model(
             smoothed = smoother(images, chosen.labels, progress=progress, journal=journal, workers=workers)
     record = make_smoothing(
         smoothed,
-        model={**classifier.identity(), "note": classifier.note, "input_range": input_range.to_json()},
+        model=model_values(classifier, input_range),
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
     )
@@ -212,7 +211,7 @@ def certify_model(
         with atomic_folder(written, overwrite=overwrite) as folder:
             write_json(folder / "record.json", record)
             title = record["model"]["name"]
-            certified_accuracy_plot(_correct_radii(smoothed), folder / "certified_accuracy.png", title=title)
+            certified_accuracy_plot(smoothed.correct_radii, folder / "certified_accuracy.png", title=title)
         journal.discard()
     return record, written
 
@@ -225,8 +224,3 @@ def _randomness(logits_fn, images: np.ndarray) -> list[str]:
         f"the model is random: outputs for the same images differ by {change:.1%} of the largest logit; certificates "
         "hold for the class that is most likely under the noise and the randomness of the model together"
     ]
-
-
-def _correct_radii(smoothed: Smoothed) -> np.ndarray:
-    """The certified radii [N], minus 1 where the class is wrong or the smoothed classifier abstains."""
-    return np.where(smoothed.predictions == smoothed.labels, smoothed.radii, -1.0)

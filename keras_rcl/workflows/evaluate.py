@@ -23,6 +23,7 @@ from keras_rcl.vocabulary.attacks import Attack, parse_attack
 from keras_rcl.vocabulary.record import Record
 from keras_rcl.vocabulary.threat import Norm
 from keras_rcl.workflows.attack import curves_by_norm, draw
+from keras_rcl.workflows.inputs import model_values
 from keras_rcl.workflows.own_model import Model, read_epsilon, read_model_and_data
 
 
@@ -210,10 +211,9 @@ def evaluate(
         gradient_fn=read.classifier.gradient_fn(read.images[:32]),
     )
     survival = evaluator(read.images, read.labels, progress=progress or Silent())
-    identity = {**read.classifier.identity(), "note": read.classifier.note, "input_range": read.input_range.to_json()}
     data = {"name": "arrays", "part": "test", "indices": np.arange(len(read.labels)), "hash": hash_arrays(read.images)}
     warnings = (*read.input_range.doubts, *model_warnings(logits, read.images), *attack_warnings(survival))
-    record = make_record(survival, model=identity, data=data, seed=seed)
+    record = make_record(survival, model=model_values(read.classifier, read.input_range), data=data, seed=seed)
     record["warnings"] = list(warnings)
     return RobustnessReport(
         survival=survival,

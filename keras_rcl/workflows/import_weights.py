@@ -25,8 +25,8 @@ from keras_rcl.model_io.torch_names import (
 from keras_rcl.networks.backbones import build_encoder
 from keras_rcl.networks.two_headed import build_network, parts
 from keras_rcl.storage.output_folder import check_name, check_replaceable, free_name
-from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Encoder, Network
+from keras_rcl.workflows.inputs import read_dataset
 
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224
 """Height and width of images, if not given, for a first kernel of 3 and of 7 pixels."""
@@ -289,11 +289,7 @@ def _data_contract(dataset: Mapping[str, Any] | None, encoder: Encoder, classes:
     """What `model.json` says about the data set: its class names, and how it is read; numbers where none is given."""
     if not (dataset and "name" in dataset):
         return {"class_names": [str(number) for number in range(classes)]}
-    try:
-        wanted = Dataset(**dataset)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"data set: {error}") from None
-    data = sources.load(wanted)
+    data = sources.load(read_dataset(dataset))
     if data.num_classes != classes:
         raise InvalidInputError(
             f"the checkpoint tells {classes} classes apart, and {data.name} has {data.num_classes}; hint: give the "

@@ -1,7 +1,7 @@
 """What a command is given: images of a data set that a model fits, and what attacks look at."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from keras_rcl.data import sources
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.embeddings import embedding_geometry
+from keras_rcl.evaluation.input_range import InputRange
 from keras_rcl.measures.embedding_geometry import POINTS
 from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.model_io.encoder import load_encoder
@@ -51,6 +52,23 @@ def data_for(classifier: Classifier, fields: dict[str, Any]) -> sources.ImageDat
     return data
 
 
+def model_values(classifier: Classifier, input_range: InputRange) -> dict[str, Any]:
+    """What the record of an evaluation says of the model."""
+    return {**classifier.identity(), "note": classifier.note, "input_range": input_range.to_json()}
+
+
+def read_dataset(fields: Mapping[str, Any]) -> Dataset:
+    """The data set of its fields.
+
+    Raises:
+        InvalidInputError: If a field cannot be used.
+    """
+    try:
+        return Dataset(**fields)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"data set: {error}") from None
+
+
 def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
     """The data set that `fields` name; or the one that the model was trained with, with these fields changed."""
     if "name" not in fields:
@@ -59,10 +77,7 @@ def dataset_of(classifier: Classifier, fields: dict[str, Any]) -> Dataset:
             raise InvalidInputError(f"{classifier.path} has no model.json that names its data set; give --dataset")
         # Of a model from elsewhere; TFDS would write there.
         fields = {**settings["dataset"], "data_dir": None, **fields}
-    try:
-        dataset = Dataset(**fields)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"data set: {error}") from None
+    dataset = read_dataset(fields)
     if dataset.folder is not None and dataset.name != "folder":
         raise InvalidInputError(f"--folder {dataset.folder} is not read for --dataset {dataset.name}; leave out one")
     return dataset
