@@ -502,9 +502,9 @@ _hub(
     "ResNet",
     _hub_classifier(
         lambda models: models.ResNetBackbone(
-            input_conv_filters=[16],
+            input_conv_filters=[64],
             input_conv_kernel_sizes=[3],
-            stackwise_num_filters=[16, 32],
+            stackwise_num_filters=[64, 32],
             stackwise_num_blocks=[2, 2],
             stackwise_num_strides=[1, 2],
             block_type="basic_block",
@@ -545,10 +545,42 @@ _hub(
     ),
 )
 _hub(
-    "CSPDarkNet",
+    "CSPNet",
     _hub_classifier(
-        lambda models: models.CSPDarkNetBackbone(
-            stackwise_num_filters=[16, 32], stackwise_depth=[1, 1], image_shape=(32, 32, 3)
+        lambda models: models.CSPNetBackbone(
+            stem_filters=16,
+            stem_kernel_size=3,
+            stem_strides=1,
+            stackwise_depth=[1, 2],
+            stackwise_strides=[1, 2],
+            stackwise_num_filters=[16, 32],
+            block_type="dark_block",
+            stage_type="dark",
+            image_shape=(32, 32, 3),
+        )
+    ),
+)
+_hub(
+    "VGG",
+    _hub_classifier(
+        lambda models: models.VGGBackbone(
+            stackwise_num_repeats=[1, 2], stackwise_num_filters=[8, 16], image_shape=(32, 32, 3)
+        )
+    ),
+)
+_hub(
+    "Xception",
+    _hub_classifier(
+        lambda models: models.XceptionBackbone(
+            stackwise_conv_filters=[[8, 16], [16, 32]], stackwise_pooling=[True, False], image_shape=(32, 32, 3)
+        )
+    ),
+)
+_hub(
+    "SwinTransformer",
+    _hub_classifier(
+        lambda models: models.SwinTransformerBackbone(
+            image_shape=(32, 32, 3), embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4
         )
     ),
 )

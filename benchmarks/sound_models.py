@@ -12,6 +12,7 @@ that takes more than 1.5 times as long to load.
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -27,6 +28,7 @@ start_tensorflow()
 import tensorflow as tf  # noqa: E402
 
 from keras_rcl.errors import InvalidInputError  # noqa: E402
+from keras_rcl.evaluation.record import versions  # noqa: E402
 from keras_rcl.model_io.pruned_graph import PrunedSavedModel  # noqa: E402
 
 TOLERANCE, SLOWEST = 1e-6, 1.5
@@ -160,6 +162,10 @@ def main() -> None:
     for path in paths:
         row = compare(path, arguments.repeats)
         rows.append(row)
+        if arguments.json:  # after each model, so that an interrupted benchmark leaves what it has
+            command = f"python -m benchmarks.sound_models {shlex.join(sys.argv[1:])}"
+            record = {"command": command, "versions": versions(), "rows": rows}
+            arguments.json.write_text(json.dumps(record, indent=1) + "\n")
         if "times" in row:
             cells = [shown(row["outputs"]), shown(row["gradient"]), f"{row['seconds']:.2f}"]
             cells += [f"{row['ordinary_seconds']:.2f}", f"{row['times']:.2f}"]
@@ -169,8 +175,6 @@ def main() -> None:
         tf.keras.backend.clear_session()
     findings = sum(bool(row["findings"]) for row in rows)
     print(f"\n{by_family(rows)}\n\n{len(rows)} models, {findings} with findings")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"command": " ".join(sys.argv), "rows": rows}, indent=1) + "\n")
     sys.exit(bool(findings))
 
 

@@ -106,7 +106,7 @@ def _vnncomp(results: Path) -> str:
     return f"{text}\n\n{markdown_table(header, rows)}\n\n```\n{commands}\n```"
 
 
-def _contrast(results: Path) -> str:
+def _contrast_by_blocks(results: Path) -> str:
     """One row per objective and number of anchors: both forms, their ratio and differences; then the largest batch."""
     measured, rows = read_json(results / "benchmarks/contrast.json"), []
     for row in measured["rows"]:
@@ -132,7 +132,7 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
     return {
         **{name: partial(_benchmark, results, file) for name, file in BENCHMARKS.items()},
         "claf_options": partial(_claf_options, results),
-        "contrast": partial(_contrast, results),
+        "contrast_by_blocks": partial(_contrast_by_blocks, results),
         "bounds": partial(_bounds_cost, results),
         "bounds_reference": partial(_bounds_reference, results),
         "vnncomp": partial(_vnncomp, results),

@@ -26,6 +26,11 @@ def test_generated_documents_are_up_to_date():
         assert path.read_text(encoding="utf-8") == text, f"run python docs/generate.py: {path.name} is stale"
 
 
+def test_no_two_tables_have_one_name():
+    of_readme, of_benchmarks = generate.readme_tables(generate.RESULTS), generate.benchmark_tables(generate.RESULTS)
+    assert not of_readme.keys() & of_benchmarks.keys()
+
+
 def test_a_generated_block_is_filled_where_it_stands():
     block = "<!-- generated: digits -->\n{}\n<!-- end -->"
     text = f"# Any page\n\n{block}\n\nBetween.\n\n{block}\n"
