@@ -1,5 +1,6 @@
 """Shared by all tests: quiet, oneDNN on, a small memory footprint."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -14,8 +15,16 @@ from hypothesis import settings  # noqa: E402
 settings.register_profile("suite", derandomize=True, database=None, deadline=None)
 settings.load_profile("suite")
 
+# Tracing makes many objects and little garbage; a tenth of the suite's time is the collector's at Python's thresholds.
+gc.set_threshold(100_000, 20, 50)
 
-CASES = 4
+
+def pytest_collection_finish():
+    """What was imported stays, and is left out of every later collection."""
+    gc.freeze()
+
+
+CASES = 2
 """The default suite runs this number of cases of a parametrized test that is not marked `slow_after(n)`."""
 
 
