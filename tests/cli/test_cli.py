@@ -28,6 +28,7 @@ from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.workflows.fit import shared_phases
 
 SMALL = ["--limit", "120", "--no-compare", "--set", "method.epochs=1"]
+WEAK = ["--set", "evaluation.attacks=[{name: fgsm}]", "--set", "evaluation.validation_attack={name: fgsm}"]
 
 
 def run(*arguments):
@@ -167,8 +168,10 @@ def test_attack_sweeps_epsilons(here, tmp_path):
     assert [row["attack"] for row in rows] == [f"PGD-5x2 linf {epsilon}" for epsilon in ("0", "8/255", "1")]
     robust = [row["robust_accuracy"] for row in rows]
     assert robust[0] == rows[0]["clean_accuracy"] and robust == sorted(robust, reverse=True)
-    table = run("attack", "saved_models/digits-at", "--limit", "20", "--output-dir", tmp_path / "table").stdout
-    assert all(word in table for word in ("clean", "adversarial", "ASR", "AFR", "robust", "worst case"))
+    fgsm = ("--attack", "fgsm", "--limit", "20", "--output-dir", tmp_path / "table")
+    table = run("attack", "saved_models/digits-at", *fgsm).stdout
+    assert all(word in table for word in ("clean", "adversarial", "ASR", "AFR", "robust"))
+    assert "pixel protocol" in table.splitlines()[-2] and "distance" not in table.splitlines()[0]
 
 
 def attacked(tmp_path, *arguments) -> dict:
@@ -183,8 +186,11 @@ def attacked(tmp_path, *arguments) -> dict:
 
 @pytest.mark.slow
 def test_attack_under_every_protocol(here, tmp_path):
-    attacks = ("--attack", "pgd-5", "--attack", "apgd:num_steps=5", "--epsilon", "16/255", "--restarts", "2")
-    plain, every = attacked(tmp_path, *attacks), attacked(tmp_path, *attacks, "--protocol", "all")
+    attacks = ("--attack", "pgd-5", "--attack", "square:num_queries=5", "--epsilon", "16/255")
+    plain = attacked(tmp_path, *attacks)
+    base = ["attack", "saved_models/digits-at", "--limit", "30", "--output-dir", tmp_path / "every"]
+    said = run(*base, *attacks, "--protocol", "all").stdout.splitlines()
+    every = json.loads((tmp_path / "every/record.json").read_text())
     rows = [row for row in every["rows"] if row["attack"] != "worst case"]
     assert [row["protocol"] for row in rows] == [*PROTOCOLS, "pixel"]
     assert every["survival"]["attacks"][0] == plain["survival"]["attacks"][0]
@@ -196,50 +202,45 @@ def test_attack_under_every_protocol(here, tmp_path):
     assert went["wang-minus1to1"] == went["cusin-repo"] == pytest.approx(8, abs=1e-3)
     assert went["wang-meanstd"] == pytest.approx(16 * (0.2675 + 0.2565 + 0.2761) / 3, abs=1e-3)
     assert went["claf-repo"] > 100, "its clamp moves black pixels to the mean"
-    one = attacked(tmp_path, *attacks[:2], *attacks[4:], "--protocol", "wang-meanstd")
-    assert one["survival"]["attacks"] == [every["survival"]["attacks"][4]] and one["protocol"] == "wang-meanstd"
-
-
-@pytest.mark.slow
-def test_the_protocols_side_by_side(here, tmp_path):
-    base = ["attack", "saved_models/digits-at", "--attack", "fgsm", "--limit", "20", "--overwrite"]
-    said = run(*base, "--output-dir", tmp_path / "out", "--protocol", "all").stdout.splitlines()
     assert said[0].split()[:3] == ["attack", "protocol", "epsilon"] and "largest distance" in said[0]
     assert [line.split()[2] for line in said[2:7]] == list(PROTOCOLS)
-    assert "8.00/255" in said[2] and "4.00/255" in said[4]
+    assert "16.00/255" in said[2] and "8.00/255" in said[4]
     assert "distances in pixels" in said[-2]
-    said = run(*base, "--output-dir", tmp_path / "out").stdout.splitlines()
-    assert "pixel protocol" in said[-2] and "distance" not in said[0]
+    one = attacked(tmp_path, *attacks[:2], *attacks[4:], "--protocol", "wang-meanstd")
+    assert one["survival"]["attacks"] == [every["survival"]["attacks"][4]] and one["protocol"] == "wang-meanstd"
 
 
 @pytest.mark.slow
 def test_transfer(here, tmp_path):
     """A transfer attack from the model itself is the white-box attack, in both spellings."""
     other = "saved_models/digits-at/model.keras"
-    record = attacked(tmp_path, "--attack", "pgd-5", "--transfer-from", other)
-    white, transferred = record["survival"]["attacks"]
-    assert white == transferred
-    assert [row["attack"] for row in record["rows"][:2]] == ["PGD-5 linf 8/255", f"PGD-5 through {other} linf 8/255"]
+    chosen = ("--epsilon", "0,8/255", "--restarts", "3")
+    record = attacked(tmp_path, "--attack", "pgd-5", "--transfer-from", other, *chosen)
+    survival = record["survival"]["attacks"]
+    assert survival[:2] == survival[2:]
+    assert [row["attack"] for row in record["rows"][:4]] == [
+        f"PGD-5x3{through} linf {epsilon}" for through in ("", f" through {other}") for epsilon in ("0", "8/255")
+    ]
     assert record["sources"] == {other: load_classifier(here / other).model_hash}
-    spelt = attacked(tmp_path, "--attack", f"transfer:source={other},attack=pgd-5")
-    assert spelt["survival"]["attacks"] == [transferred] and spelt["attacks"] == record["attacks"][1:]
-    inner = attacked(tmp_path, "--attack", "pgd-5", "--transfer-from", other, "--epsilon", "0,1", "--restarts", "3")
-    assert [row["attack"] for row in inner["rows"][2:4]] == [f"PGD-5x3 through {other} linf {eps}" for eps in "01"]
+    spelt = attacked(tmp_path, "--attack", f"transfer:source={other},attack=pgd-5", *chosen)
+    assert spelt["survival"]["attacks"] == survival[2:] and spelt["attacks"] == record["attacks"][2:]
 
 
 @pytest.mark.slow
 def test_an_attack_in_bfloat16(here, tmp_path, monkeypatch):
     """Outcomes are those of the model itself on the adversarial images, and the record states the dtype."""
-    arguments = ("--attack", "pgd-5", "--epsilon", "16/255", "--save-images")
-    plain, rounded = attacked(tmp_path, *arguments), attacked(tmp_path, *arguments, "--attack-dtype", "bfloat16")
+    arguments = ("--attack", "pgd-5", "--epsilon", "16/255")
+    plain = attacked(tmp_path, *arguments)
+    monkeypatch.setattr("keras_rcl.runtime.tensorflow._multiplies_bfloat16", lambda: False)
+    base = ["attack", "saved_models/digits-at", "--limit", "30", "--save-images", "--output-dir", tmp_path / "rounded"]
+    result = run(*base, "--json", *arguments, "--attack-dtype", "bfloat16")
+    assert "note: this processor has no matrix units for bfloat16" in result.stderr
+    rounded = json.loads(result.stdout)
     assert (plain["attack_dtype"], rounded["attack_dtype"]) == ("float32", "bfloat16")
-    kept = np.load(tmp_path / "out/adversarial.npz")
+    kept = np.load(tmp_path / "rounded/adversarial.npz")
     logits = load_classifier(Path("saved_models/digits-at")).logits(kept["images"][0])
     np.testing.assert_array_equal(np.argmax(logits, axis=1), kept["predictions"][0])
     assert abs(plain["rows"][0]["robust_accuracy"] - rounded["rows"][0]["robust_accuracy"]) <= 2 / 30
-    monkeypatch.setattr("keras_rcl.runtime.tensorflow._multiplies_bfloat16", lambda: False)
-    result = run("attack", "saved_models/digits-at", "--limit", "5", "--attack-dtype", "bfloat16")
-    assert "note: this processor has no matrix units for bfloat16" in result.stderr
 
 
 @pytest.mark.slow
@@ -268,7 +269,7 @@ def test_show_and_train_under_a_protocol(here, tmp_path):
     evaluated = (
         "evaluation.attacks=[{name: embedding, num_steps: 2}, {name: supcon, num_steps: 2, protocol: claf-repo}]"
     )
-    result = run("fit", "--variant", "at", *SMALL, *protocol, *folders, "--set", evaluated)
+    result = run("fit", "--variant", "at", *SMALL, *WEAK[2:], *protocol, *folders, "--set", evaluated)
     assert result.exit_code == 0, result.output
     assert "pixel, claf-repo protocol" in result.stdout
     contract = json.loads((tmp_path / "saved/digits-at/model.json").read_text())
@@ -278,7 +279,7 @@ def test_show_and_train_under_a_protocol(here, tmp_path):
 @pytest.mark.slow
 def test_attack_in_numbered_folders(here):
     for name in ("digits-at", "digits-at-2"):
-        assert run("attack", "saved_models/digits-at", "--attack", "fgsm", "--limit", "20").exit_code == 0
+        assert run("attack", "saved_models/digits-at", "--attack", "noise", "--limit", "5").exit_code == 0
         assert (here / "attacks" / name / "record.json").is_file()
 
 
@@ -392,8 +393,7 @@ def test_export_vnnlib_leaves_out_misclassified_and_broken_images(here, tmp_path
 def test_phases_of_another_run_are_reused(tmp_path, monkeypatch):
     """With another seed, other data or another network, no phase is reused."""
     monkeypatch.chdir(tmp_path)
-    small = ["--limit", "40", "--no-compare", "--set", "method.epochs=1", "--set", "method.baseline_epochs=1"]
-    small += ["--set", "evaluation.attacks=[{name: fgsm}]", "--set", "evaluation.validation_attack={name: fgsm}"]
+    small = [*SMALL, *WEAK, "--limit", "40", "--set", "method.baseline_epochs=1"]
     margin = ["fit", "--variant", "margin_scl", *small]
     assert run("fit", "--variant", "refined_scl", *small, "--name", "refined").exit_code == 0
     made = run(*margin, "--name", "margin", "--reuse", "runs")
@@ -564,7 +564,7 @@ class TestBadInput:
 
 
 def test_nothing_is_left_in_the_repository(here):
-    assert run("attack", "saved_models/digits-at", "--attack", "fgsm", "--limit", "5").exit_code == 0
+    assert run("attack", "saved_models/digits-at", "--attack", "noise", "--limit", "5").exit_code == 0
     assert {path.name for path in Path(here).iterdir()} == {"runs", "saved_models", "attacks"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -30,6 +31,10 @@ FIT = (
     "method.epochs=1",
     "--set",
     ON_STORED,
+    "--set",
+    "evaluation.attacks=[{name: fgsm}]",
+    "--set",
+    "evaluation.validation_attack={name: fgsm}",
 )
 
 
@@ -37,13 +42,19 @@ def run(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with an untrained model."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An untrained model."""
     word = Network(encoder="small_cnn", projection_hidden=8, projection_dim=4)
     network = build_network(word, (8, 8, 1), 10, mean=[0.3], std=[0.4])
-    export(network, tmp_path / "model", {"class_names": list("0123456789")})
+    return export(network, tmp_path_factory.mktemp("made") / "model", {"class_names": list("0123456789")})
+
+
+@pytest.fixture
+def here(model, tmp_path, monkeypatch):
+    """A folder with the model."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, tmp_path / "model")
     return tmp_path
 
 

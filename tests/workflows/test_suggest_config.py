@@ -72,11 +72,11 @@ def test_what_holds_no_images_is_one_line(tmp_path):
 @pytest.mark.slow
 def test_fit_runs_what_init_prints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder_of(tmp_path / "photos", [(12, 12)], 20, "L")
+    folder_of(tmp_path / "photos", [(8, 8)], 10, "L")
     printed = CliRunner().invoke(cli, ["init", "photos"])
     assert printed.exit_code == 0, printed.output
     assert yaml.safe_load(printed.stdout)["variant"] == "at"
     Path("mine.yaml").write_text(printed.stdout)
-    fitted = CliRunner().invoke(cli, ["fit", "--config", "mine.yaml", "--set", "method.epochs=2"])
+    fitted = CliRunner().invoke(cli, ["fit", "--config", "mine.yaml", "--set", "method.epochs=1"])
     assert fitted.exit_code == 0, fitted.output
     assert "saved_models/folder-at" in fitted.stdout

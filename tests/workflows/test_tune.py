@@ -41,7 +41,8 @@ def without_times(study: dict) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_killed_search_resumes_to_the_same_table(tmp_path, monkeypatch):
+def test_a_stopped_search_resumes_to_the_same_table(tmp_path, monkeypatch):
+    """After Ctrl-C, and after a full disk, which is no failure of the trial."""
     monkeypatch.chdir(tmp_path)
     arguments = (*SMALL, "--trials", "2", "--search", RATES, "--search", "method.batch_size=choice(8, 16)")
     assert run(*arguments, "--output-dir", "whole").exit_code == 0
@@ -64,15 +65,21 @@ def test_a_killed_search_resumes_to_the_same_table(tmp_path, monkeypatch):
     again = run(*arguments, "--output-dir", "whole", "--json")
     assert again.exit_code == 0 and "2 trials done" in again.stderr and json.loads(again.stdout) == whole
 
-    def stopped(*given):
-        raise KeyboardInterrupt
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error, status, said in (
+        (full, 2, "no space left on device; make room there or choose another folder; the same command resumes"),
+        (KeyboardInterrupt(), 130, "the same command resumes"),
+    ):
 
-    with monkeypatch.context() as patch:
-        patch.setattr(tuning, "_measured", stopped)
-        result = run(*arguments, "--output-dir", "stopped")
-    assert result.exit_code == 130 and "the same command resumes" in result.stderr
-    (left,) = study_of(tmp_path / "stopped")["trials"]
-    assert left["state"] == "running" and not (tmp_path / "stopped/best.yaml").exists()
+        def stopped(*given, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, "_measured", stopped)
+            result = run(*arguments, "--output-dir", "stopped")
+        assert result.exit_code == status and said in result.stderr
+        (left,) = study_of(tmp_path / "stopped")["trials"]
+        assert left["state"] == "running" and not (tmp_path / "stopped/best.yaml").exists()
     result = run(*arguments, "--output-dir", "stopped")
     assert result.exit_code == 0, result.output
     assert without_times(study_of(tmp_path / "stopped")) == without_times(whole)
@@ -116,28 +123,6 @@ def test_the_test_split_is_removed(monkeypatch):
     tuning._without_test(config.load(None, "baseline", ["dataset.limit=60"]))
     assert len(loaded.test.labels) == 60 and len(seen[0].test.labels) == 0
     np.testing.assert_array_equal(seen[0].validation.indices, loaded.validation.indices)
-
-
-@pytest.mark.slow
-def test_a_trial_that_cannot_be_written_has_not_failed(tmp_path, monkeypatch):
-    """The disk is full while it trains: one line, and the same command runs the trial again."""
-    monkeypatch.chdir(tmp_path)
-    arguments = ["tune", "--variant", "baseline", "--limit", "60", "--trials", "1", "--output-dir", "full"]
-    arguments += ["--set", "method.epochs=1", "--search", "method.batch_size=choice(20,30)"]
-
-    def full(*given):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tuning, "_measured", full)
-        result = run(*arguments)
-    assert result.exit_code == 2
-    assert (
-        "no space left on device; make room there or choose another folder; the same command resumes" in result.stderr
-    )
-    assert [trial["state"] for trial in study_of(tmp_path / "full")["trials"]] == ["running"]
-    assert run(*arguments).exit_code == 0
-    assert [trial["state"] for trial in study_of(tmp_path / "full")["trials"]] == ["done"]
 
 
 def test_objectives_by_hand():
