@@ -94,7 +94,8 @@ class Monitor:
         self.labels = tf.constant(held.labels[:MONITORED_IMAGES], tf.int32)
         self.shown = held.limited(POINTS)
 
-        @tf.function(autograph=False)
+        # One graph for any number of images, so also for the last batch of the shown ones.
+        @tf.function(input_signature=[tf.TensorSpec([None, *self.images.shape[1:]])], autograph=False)
         def embedded(x):
             outputs = network(x, training=False)
             return {space: tf.cast(outputs[space], tf.float32) for space in ("embedding", "projection")}

@@ -402,9 +402,11 @@ class Run:
         writer.text("results", markdown_table(*comparison_table({self.experiment.method.name: record})))
         if geometry := _geometry_rows(record["geometry"]):
             writer.text("geometry of the embeddings", markdown_table(["space", "measure", "value"], geometry))
-        shown = self.data.test.limited(PROJECTED_IMAGES)
-        embeddings = self._served.predict(pixels(shown.images), verbose=0)["embedding"]
-        writer.projector(embeddings, shown.labels, self.data.class_names, pixels(shown.images))
+        shown, embed = self.data.test.limited(PROJECTED_IMAGES), self._output("embedding")
+        images = pixels(shown.images)
+        # Without a graph: tracing one takes longer than these few batches.
+        embeddings = np.concatenate([embed(images[start : start + 64]) for start in range(0, len(images), 64)])
+        writer.projector(embeddings, shown.labels, self.data.class_names, images)
 
 
 def _geometry_rows(geometry: dict[str, Any] | None) -> list[list[str]]:

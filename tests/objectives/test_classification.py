@@ -19,7 +19,7 @@ from keras_rcl.objectives import (
     misclassified_kl,
 )
 
-quick = settings(max_examples=30)
+quick = settings(max_examples=15)
 
 
 @st.composite

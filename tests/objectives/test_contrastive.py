@@ -26,7 +26,7 @@ from keras_rcl.objectives import (
 )
 
 TEMPERATURES = (0.01, 0.07, 0.1, 1.0)
-quick = settings(max_examples=30)
+quick = settings(max_examples=15)
 
 
 def unit(rng, *shape):

@@ -73,14 +73,13 @@ def stepped(
 ATTACKED = (Clean(), Adversarial(attack=PGD(epsilon=8 / 255, num_steps=3)))
 
 
-@pytest.mark.slow_after(2)
-@pytest.mark.parametrize("micro_batch", [1, 4, 8])
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
-    "phase",
+    ("phase", "micro_batch"),
     [
-        phase_of(Clean(), Clean(), terms=(SupCon(temperature=0.1), CrossEntropy(weight=0.01))),
-        phase_of(*ATTACKED, terms=(SupCon(reduction="sum"), CrossEntropy(on="adversarial", weight=0.3))),
-        phase_of(*ATTACKED, terms=(MarginContrastive(), CrossEntropy(weight=0.01))),
+        (phase_of(Clean(), Clean(), terms=(SupCon(temperature=0.1), CrossEntropy(weight=0.01))), 1),
+        (phase_of(*ATTACKED, terms=(SupCon(reduction="sum"), CrossEntropy(on="adversarial", weight=0.3))), 4),
+        (phase_of(Clean(), Clean(), terms=(MarginContrastive(), CrossEntropy(weight=0.01))), 8),
     ],
     ids=["supcon", "supcon and cross-entropy", "margin"],
 )

@@ -9,7 +9,7 @@ from keras_rcl.training.phase_runner import PhaseRunner
 from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.tensorboard import TensorBoardWriter
-from keras_rcl.vocabulary.attacks import FGSM, PGD
+from keras_rcl.vocabulary.attacks import PGD, Noise
 from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.network import Network
@@ -62,14 +62,17 @@ def runner(network, phase, data=None, *, epochs=None, seed=(0,), **compute) -> P
 
 
 def train(folder, network, phases, *, evaluate=None, patience=None, seed=0, precision="float32", **context):
-    """Run phases on the tiny images in a folder; `context` are fields of `RunContext`. Returns the chosen metrics."""
+    """Run phases on the tiny images in a folder; `context` are fields of `RunContext`. Returns the chosen metrics.
+
+    The monitored attack is noise, whose graph has no gradient.
+    """
     with TensorBoardWriter(folder) as writer:
         return run_phases(
             network,
             phases,
             image_data(),
             RunContext(folder, writer, **context),
-            Validation(FGSM(), evaluate, patience),
+            Validation(Noise(), evaluate, patience),
             seed=seed,
             compute=ComputeSettings(precision=precision),
         )
