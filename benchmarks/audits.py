@@ -96,26 +96,30 @@ def row_of(name: str, count: int, budget: AuditBudget = AuditBudget()) -> dict: 
     }
 
 
+def write(path: Path, name: str, row: dict, images: int) -> None:
+    """Add a row to the file; the rows of other models are kept."""
+    before = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    merged = {**before["rows"], name: row}
+    found = {
+        "command": f"python -m benchmarks.audits --images {images} --json {path}",
+        "epsilon": EPSILON,
+        "versions": versions(),
+        "rows": {make.__name__: merged[make.__name__] for make in (*HONEST, *DECEPTIVE) if make.__name__ in merged},
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     parser.add_argument("--images", type=int, default=400, help="audited images; 400 by default")
-    parser.add_argument("--json", type=Path, help="the file to write")
+    parser.add_argument("--json", type=Path, help="the file to write, after each model")
     arguments = parser.parse_args()
-    rows = {}
     for name in arguments.only:
-        rows[name] = row = row_of(name, arguments.images)
+        row = row_of(name, arguments.images)
         print(name, json.dumps(row), flush=True)
-    if arguments.json:
-        before = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"rows": {}}
-        merged = {**before["rows"], **rows}
-        found = {
-            "command": f"python -m benchmarks.audits --images {arguments.images} --json {arguments.json}",
-            "epsilon": EPSILON,
-            "versions": versions(),
-            "rows": {make.__name__: merged[make.__name__] for make in (*HONEST, *DECEPTIVE) if make.__name__ in merged},
-        }
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        if arguments.json:
+            write(arguments.json, name, row, arguments.images)
 
 
 if __name__ == "__main__":

@@ -861,6 +861,26 @@ def main():
     if given.worker:
         return work(given.worker, given.seed, numbers, given.seconds)
     started, kinds, statuses, findings = time.perf_counter(), collections.Counter(), collections.Counter(), []
+    from keras_rcl.evaluation.record import versions
+
+    def written() -> dict[str, Any]:
+        """The record of the inputs so far, written to the file."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        record = {
+            "command": f"python -m benchmarks.fuzz {shlex.join(sys.argv[1:])}",
+            "inputs": sum(kinds.values()),
+            "kinds": dict(kinds.most_common()),
+            "exit_statuses": dict(statuses.most_common()),
+            "findings": len(findings),
+            "seconds": round(time.perf_counter() - started, 1),
+            "seconds_of_one_core": round(used.ru_utime + used.ru_stime, 1),
+            "versions": versions(),
+        }
+        if given.json:
+            given.json.parent.mkdir(parents=True, exist_ok=True)
+            given.json.write_text(json.dumps(record, indent=1) + "\n")
+        return record
+
     with tempfile.TemporaryDirectory() as folder:
         for outcome in shared_out(Path(folder), given.seed, numbers, given.seconds, given.workers):
             kinds[outcome["kind"]] += 1
@@ -868,23 +888,9 @@ def main():
             if "wrong" in outcome:
                 findings.append(outcome)
                 print(json.dumps(outcome).replace(folder, "SEEDS"), file=sys.stderr, flush=True)
-    from keras_rcl.evaluation.record import versions
-
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    record = {
-        "command": f"python -m benchmarks.fuzz {shlex.join(sys.argv[1:])}",
-        "inputs": sum(kinds.values()),
-        "kinds": dict(kinds.most_common()),
-        "exit_statuses": dict(statuses.most_common()),
-        "findings": len(findings),
-        "seconds": round(time.perf_counter() - started, 1),
-        "seconds_of_one_core": round(used.ru_utime + used.ru_stime, 1),
-        "versions": versions(),
-    }
-    print(json.dumps(record, indent=1))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(record, indent=1) + "\n")
+            if kinds.total() % 100 == 0:  # so that an interrupted benchmark leaves what it has
+                written()
+    print(json.dumps(written(), indent=1))
     return int(bool(findings))
 
 

@@ -12,6 +12,7 @@ that takes more than 1.5 times as long to load.
 
 import argparse
 import json
+import re
 import shlex
 import statistics
 import sys
@@ -131,40 +132,27 @@ def shown(value: float | str) -> str:
     return value if isinstance(value, str) else "0" if value == 0 else f"{value:.1e}"
 
 
-def by_family(rows: list[dict]) -> str:
-    """A table of the models that loaded: a row per family, with the largest of each column, and the median of times."""
-    families: dict[str, list[dict]] = {}
-    for row in rows:
-        if "times" in row:
-            families.setdefault(row["model"].partition(": ")[0], []).append(row)
-    lines = ["| family | models | outputs | gradient | without gradient | times, median | times, largest |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
-    for family, members in families.items():
-        gradients = [row["gradient"] for row in members if not isinstance(row["gradient"], str)]
-        times = [row["times"] for row in members]
-        cells = [str(len(members)), shown(max(row["outputs"] for row in members)), shown(max(gradients, default=0))]
-        cells += [str(len(members) - len(gradients)), f"{statistics.median(times):.2f}", f"{max(times):.2f}"]
-        lines.append(f"| {family} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", default="", help="A part of the name.")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="", help="A regular expression: a part of the path.")
+    parser.add_argument("--json", type=Path, help="The file to write; the rows of models that are not loaded are kept.")
     arguments = parser.parse_args()
     files = (file for folder in arguments.folders for file in folder.rglob("saved_model.pb"))
-    paths = sorted(file.parent for file in files if arguments.only in str(file.parent))
+    paths = sorted(file.parent for file in files if re.search(arguments.only, str(file.parent)))
+    record = {"commands": [], "rows": []}
+    if arguments.json and arguments.json.exists():
+        record = json.loads(arguments.json.read_text())
+    record["commands"].append(f"python -m benchmarks.sound_models {shlex.join(sys.argv[1:])}")
     rows = []
     print("| model | outputs | gradient | seconds | TensorFlow's | times |\n|---|---:|---:|---:|---:|---:|")
     for path in paths:
         row = compare(path, arguments.repeats)
         rows.append(row)
         if arguments.json:  # after each model, so that an interrupted benchmark leaves what it has
-            command = f"python -m benchmarks.sound_models {shlex.join(sys.argv[1:])}"
-            record = {"command": command, "versions": versions(), "rows": rows}
+            others = [other for other in record["rows"] if other["model"] != row["model"]]
+            record |= {"versions": versions(), "rows": sorted([*others, row], key=lambda one: one["model"])}
             arguments.json.write_text(json.dumps(record, indent=1) + "\n")
         if "times" in row:
             cells = [shown(row["outputs"]), shown(row["gradient"]), f"{row['seconds']:.2f}"]
@@ -173,8 +161,9 @@ def main() -> None:
         for finding in row["findings"]:
             print(f"FINDING {row['model']}: {finding}", flush=True)
         tf.keras.backend.clear_session()
+    rows = record["rows"] if arguments.json else rows
     findings = sum(bool(row["findings"]) for row in rows)
-    print(f"\n{by_family(rows)}\n\n{len(rows)} models, {findings} with findings")
+    print(f"\n{len(rows)} models, {findings} with findings")
     sys.exit(bool(findings))
 
 

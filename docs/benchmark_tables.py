@@ -1,5 +1,6 @@
 """Tables of the committed benchmarks."""
 
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,25 @@ def _contrast_by_blocks(results: Path) -> str:
     return f"{markdown_table(header, rows, right=(0, 2, 3, 4, 5, 6))}\n\n{facts}\n\n```\n{measured['command']}\n```"
 
 
+def _sound_models(results: Path) -> str:
+    """One row per family of SavedModels: largest differences from TensorFlow's loader, and times as long to load."""
+    measured, families = read_json(results / "robustness/sound_models.json"), {}
+    for row in measured["rows"]:
+        families.setdefault(row["model"].partition(": ")[0], []).append(row)
+    rows = []
+    for family, members in families.items():
+        loaded = [row for row in members if "times" in row]
+        times = [row["times"] for row in loaded]
+        gradients = [row["gradient"] for row in loaded if not isinstance(row["gradient"], str)]
+        apart = (f"{value:.1e}" if value else "0" for value in (max(row["outputs"] for row in loaded), max(gradients)))
+        counts = (len(members), len(members) - len(loaded))
+        cells = (*apart, str(len(loaded) - len(gradients)), f"{statistics.median(times):.2f}", f"{max(times):.2f}")
+        rows.append([family, *map(str, counts), *cells])
+    header = ["family", "models", "refused", "outputs", "gradient", "without gradient", "times, median", "largest"]
+    commands = "\n".join(measured["commands"])
+    return f"{markdown_table(header, rows)}\n\n```\n{commands}\n```"
+
+
 def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
     """Name of a generated block -> the function that makes its text from the records in `results`."""
     return {
@@ -136,4 +156,5 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         "bounds": partial(_bounds_cost, results),
         "bounds_reference": partial(_bounds_reference, results),
         "vnncomp": partial(_vnncomp, results),
+        "sound_models": partial(_sound_models, results),
     }
