@@ -16,7 +16,7 @@ from keras_rcl.folding.numpy_forward import evaluate
 
 LONG = 1e5
 
-IMAGES = 20
+IMAGES = 8
 """Of each network; each is verified against both other classes."""
 
 KINDS = {**NETWORKS, "wide": lambda: network_of([keras.layers.Flatten(), *dense(16, 16, 3)], (2, 2, 1), 6)}
@@ -91,7 +91,7 @@ def test_refined_bounds_decide_as_the_exact_minimum_does():
     network, rng, decided = balanced("deep"), np.random.default_rng(0), []
     maps, steps = affine_maps(functions(network), 4), fold(network, dtype="float64")
     search = BranchAndBound(fold(network), root_iterations=1, iterations=5)
-    for _ in range(10):
+    for _ in range(4):
         low = rng.uniform(-1, 1, 4)
         high, row = low + rng.uniform(0, 1, 4), rng.normal(size=3)
         exact = exact_minimum(maps, row, low, high, None)
@@ -122,6 +122,8 @@ def test_all_classes_at_once_are_each_of_them():
         found = decide(image, label, epsilon, wrong=wrong, seconds=LONG, check=checker(network, label, wrong))
         assert found.safe is all(alone)
         answers.append(found.safe)
+        if len(answers) >= 5 and True in answers and False in answers:
+            break
     assert True in answers and False in answers
 
 
@@ -141,14 +143,14 @@ def test_a_domains_bound_is_below_all_of_its_images(dtype):
     margins = evaluate(steps, images) @ function[0]
     read = np.concatenate([_values(steps, n, images) for n in search._relus], axis=1)
     tighter = 0
-    for trial in range(30):
+    for trial in range(10):
         few = rng.permutation(total) < 5
         signs = np.where(few, np.sign(read[trial]), 0)
         inside = np.all(signs * read >= 0, axis=1)
         slopes, multipliers = rng.uniform(size=total), rng.uniform(size=total) * 10 ** rng.uniform(-3, -0.5)
         rows = [tf.constant(values[None].astype(dtype)) for values in (signs, slopes, multipliers)]
         assert float(search._lower(ends, with_offset, *rows)[0]) <= margins[inside].min() + SLACK
-        if trial < 5:
+        if trial < 2:
             signs, slopes, nothing = rows[0], rows[1], 0 * rows[2]
             best, slopes, multipliers, _ = search._ascended(ends, with_offset, signs, slopes, nothing, 20)
             with_them, without = (search._lower(ends, with_offset, signs, slopes, b) for b in (multipliers, nothing))
@@ -167,7 +169,7 @@ def test_out_of_time():
     network = balanced("deep")
     decide = BranchAndBound(network, root_iterations=1)
     answers = []
-    for image, label, epsilon in problems(network, 30):
+    for image, label, epsilon in problems(network, 10):
         wrong = [j for j in range(3) if j != label]
         answers.append(decide(image, label, epsilon, wrong=wrong, seconds=0, check=lambda image: None))
     given_up = [found for found in answers if found.safe is None]

@@ -158,6 +158,7 @@ def test_a_model_is_trained_and_attacked_on_arrays(tmp_path, monkeypatch):
     np.savez("images.npz", x=images, y=np.arange(40) % 2)
     weak = "{name: fgsm, epsilon: 8/255}"
     small = ["--no-compare", "--set", "method.epochs=1", "--set", f"evaluation.attacks=[{weak}]"]
+    small += ["--set", f"evaluation.validation_attack={weak}"]
     command = ["fit", "--data", "images.npz", "--variant", "baseline", *small]
     fitted = CliRunner().invoke(cli, command)
     assert fitted.exit_code == 0, fitted.output

@@ -138,9 +138,9 @@ def test_balanced_batches(batch_size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_shares_make_up_the_batch(count):
+def test_shares_make_up_the_batch():
     """Each worker's rows are those that one process would have drawn, under every policy."""
+    count = 2
     cutout = LayerAugmentation(layer="RandomCutout", arguments={"height_factor": 0.5, "width_factor": 0.5})
     views = (Clean(), SIMCLR, Augmented(policy=cutout), Adversarial(attack=ATTACK, of=CROP))
 

@@ -290,11 +290,11 @@ def resume(evaluator, path):
 
 
 @pytest.mark.slow
-def test_killed_in_any_batch(evaluator, uninterrupted, tmp_path):
+def test_killed_in_some_batch(evaluator, uninterrupted, tmp_path):
     whole, computed, count = resume(evaluator, tmp_path / "whole")
     assert_same(whole, uninterrupted)
     assert computed == count > 20
-    for batches in range(count):
+    for batches in range(0, count, 5):  # the default run has one that dies in each batch in turn
         path = tmp_path / f"{batches}"
         assert die(evaluator, path, batches, tear=None if batches % 2 else 0.7)
         survival, computed, held = resume(evaluator, path)
