@@ -69,8 +69,8 @@ def compared(train: tuple, test: tuple, seeds: int, epochs: int) -> Iterator[tup
         plain = plain_at.PlainAT(models["plain loop"], EPSILON, STEP_SIZE, NUM_STEPS, LEARNING_RATE)
         dataset = tf.data.Dataset.from_tensor_slices(train)
         for epoch in range(epochs):
-            batches = dataset.shuffle(len(train[0]), seed=1000 * seed + epoch).batch(BATCH, drop_remainder=True)
-            batches = batches.prefetch(2)
+            batches = dataset.shuffle(len(train[0]), seed=1000 * seed + epoch)
+            batches = batches.batch(min(BATCH, len(train[0])), drop_remainder=True).prefetch(2)
             runs = {
                 "RobustModel": lambda: robust.fit(batches, verbose=0),  # noqa: B023
                 "plain loop": lambda: plain.epoch(batches),  # noqa: B023
@@ -121,6 +121,8 @@ def main() -> None:
     arguments = parser.parse_args()
     images = arguments.images or (2000 if arguments.peers else 10_000)
     epochs = arguments.epochs or (2 if arguments.peers else 5)
+    if not arguments.peers and epochs < 2:
+        parser.error("--epochs must be at least 2: the first epoch, in which graphs are traced, is not timed")
     train, test = images_of_cifar10(images, arguments.test)
     result = {"command": f"python -m benchmarks.robust_model {shlex.join(sys.argv[1:])}", "versions": versions()}
     result |= {"images": images, "test_images": arguments.test, "epochs": epochs}

@@ -1,5 +1,6 @@
 """YAML, `--variant` and `--set` -> one validated `Experiment`; and back to YAML."""
 
+import copy
 import dataclasses
 import functools
 import sys
@@ -341,10 +342,14 @@ def _note_deprecated(key: str, source: str) -> None:
     print(f"note: {source}: {key} is deprecated; use {RENAMED[key]}", file=sys.stderr)
 
 
+_parse_once = functools.lru_cache(maxsize=256)(parse_value)
+"""The rows of a paper extend the same few files, whose texts are parsed once."""
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The mapping that a file holds, with deprecated keys renamed."""
     try:
-        raw = parse_value(path.read_text(encoding="utf-8"))
+        raw = copy.deepcopy(_parse_once(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         shipped = ", ".join([*sorted(p.name for p in CONFIGS.glob("*.yaml")), "papers/"])
         raise InvalidInputError(f"no configuration file {str(path)!r}; configs/ holds {shipped}") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import generate
 import pytest
+import run_tutorials
 
 import keras_rcl
 from keras_rcl.cli.app import cli
@@ -140,29 +141,40 @@ def with_export(tmp_path_factory):
     return folder
 
 
-DOCUMENTS = {
-    name: re.findall(PYTHON, text, flags=re.DOTALL | re.MULTILINE)
-    for name, text in {"README.md": README, **PAGES}.items()
-}
+def python_of(text):
+    return re.findall(PYTHON, text, flags=re.DOTALL | re.MULTILINE)
 
 
-SLOW = {name for name in DOCUMENTS if name.startswith("docs/tutorials/")}
+TUTORIALS = [name for name in PAGES if name.startswith("docs/tutorials/")]
+DOCUMENTS = {name: text for name, text in {"README.md": README, **PAGES}.items() if name not in TUTORIALS}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-        for name, blocks in DOCUMENTS.items()
-        if blocks
-    ],
-)
+@pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if python_of(text)])
 def test_python_of_the_documents_runs(name, with_export, monkeypatch, capsys):
     """The blocks of a page run from top to bottom, in one namespace."""
     monkeypatch.chdir(with_export)
     namespace = {}
-    for block in DOCUMENTS[name]:
+    for block in python_of(DOCUMENTS[name]):
         exec(compile(block, name, "exec"), namespace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_prints_what_it_shows(name, tmp_path, monkeypatch):
+    """After a change: `python docs/run_tutorials.py`."""
+    monkeypatch.chdir(tmp_path)
+    assert python_of(PAGES[name])
+    assert not run_tutorials.differences(PAGES[name], run_tutorials.run(PAGES[name], name))
+
+
+def test_a_tutorial_that_shows_something_else_is_found():
+    page = "```python\nprint('robust', 0.25)\n```\n\n```text\n{}\n```\n\nText.\n\n```python\nx = 1\n```\n"
+    printed = run_tutorials.run(page, "page.md")
+    assert printed == ["robust 0.25\n", ""]
+    assert run_tutorials.filled(page, printed) == page.format("robust 0.25")
+    assert not run_tutorials.differences(page.format("robust 0.27"), printed)
+    for shown in ("robust 0.35", "broken 0.25", "robust 0.25\nmore"):
+        assert len(run_tutorials.differences(page.format(shown), printed)) == 1
 
 
 def test_package_and_citation_have_the_version_of_the_changelog():

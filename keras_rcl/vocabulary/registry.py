@@ -45,8 +45,8 @@ _added: dict[Kind, dict[str, Entry]] = {"attack": {}, "method": {}, "encoder": {
 
 
 def reserve(kind: Kind, names: Iterable[str]) -> None:
-    """Declare the names that are built in, which nothing else can take."""
-    _built_in[kind] = frozenset(names)
+    """Declare names that are built in, which nothing else can take."""
+    _built_in[kind] = _built_in.get(kind, frozenset()) | frozenset(names)
 
 
 def find(kind: Kind, name: object) -> Entry | None:

@@ -111,6 +111,38 @@ def test_an_attack_of_a_plugin_is_run_by_its_name(plugin, capsys):
         parse_attack("darken:steps=3")
 
 
+def bright(images):
+    """Logits: class 1 where the pixel is above 0.5."""
+    pixel = tf.reshape(images, [-1, 1])
+    return tf.concat([0.5 - pixel, pixel - 0.5], axis=1)
+
+
+def test_a_registered_attack_is_transferred_refreshed_and_part_of_an_ensemble(plugin):
+    x = np.float32([0.48, 0.52, 0.6]).reshape(3, 1, 1, 1)
+    transfer = keras_rcl.Transfer(source="other.keras", attack="darken:epsilon=16/255")
+    assert transfer.label == "Darken through other.keras" and parse_attack(to_cli(parse_attack("darken"))).label
+    experiment = config.load(settings=["evaluation.attacks=[{name: transfer, source: other.keras, attack: darken}]"])
+    assert config.parse(config.to_dict(experiment), "again") == experiment
+    np.testing.assert_allclose(np.ravel(keras_rcl.craft(transfer, bright, x, [1, 1, 1])), np.ravel(x) - 16 / 255, 1e-6)
+    refreshed = config.load(variant="at", settings=["method.attack={name: refreshed, every: 5, attack: darken-2}"])
+    assert refreshed.method.attack.label == "Darken every 5 steps" and refreshed.method.attack.attack.num_steps == 2
+    kept = keras_rcl.register_attack(attack_class(name="kept", label="Kept", training_only=True), run)
+    with pytest.raises(InvalidInputError, match="Kept does not craft examples"):
+        keras_rcl.Refreshed(every=5, attack=kept())
+
+    darken = parse_attack("darken:epsilon=16/255")
+    ensemble = attack_class(epsilon=16 / 255, members=(darken, keras_rcl.FGSM(epsilon="16/255")))
+    keras_rcl.register_attack(ensemble, run)
+    survival = Evaluator(bright, [ensemble()])(x, np.array([0, 1, 1]))
+    assert survival.survived.tolist() == [[False, False, True]]  # FGSM breaks the first image, Darken the second
+    found = np.ravel(keras_rcl.craft(ensemble(), bright, x, [0, 1, 1]))
+    np.testing.assert_allclose(found, np.ravel(x) + np.array([16, -16, -16]) / 255, rtol=1e-6)
+    with pytest.raises(InvalidInputError, match="Mine is not transferred: it does not read the logits of one model"):
+        keras_rcl.Transfer(source="other.keras", attack=ensemble())
+    with pytest.raises(InvalidInputError, match="^attack: 'fab' is not one of fgsm, bim, "):
+        keras_rcl.Transfer(source="other.keras", attack="fab")
+
+
 def test_what_a_plugin_adds_is_part_of_configurations_completion_and_lists(plugin):
     experiment = config.load(
         variant="short",

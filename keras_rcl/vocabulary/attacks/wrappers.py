@@ -10,6 +10,7 @@ from keras_rcl.vocabulary.attacks.base import AttackBase, through
 from keras_rcl.vocabulary.attacks.black_box import Square
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
+from keras_rcl.vocabulary.registry import OpenUnion
 from keras_rcl.vocabulary.spec import PathText, spec
 from keras_rcl.vocabulary.threat import Norm, Pixels, Protocol
 
@@ -47,7 +48,7 @@ class Transfer(Wrapping):
 
     Attributes:
         source: the attacked classifier: the path of a SavedModel or `.keras` file of images in [0, 1].
-        attack: the attack, or its text as on the command line.
+        attack: the attack, or its text as on the command line; one that is registered as well.
 
     Example:
         >>> import keras_rcl
@@ -62,9 +63,18 @@ class Transfer(Wrapping):
     source: Annotated[PathText, Field(min_length=1)]
     attack: Annotated[
         Union[FGSM, BIM, MIFGSM, PGD, AutoPGD, Square],
-        BeforeValidator(_parse),
         Field(discriminator="name"),
+        OpenUnion("attack"),
+        BeforeValidator(_parse),
     ] = PGD(num_steps=40)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one = self.attack.members == (self.attack,)
+        if not one or self.attack.target_output != "logits" or self.attack.proxy or self.attack.training_only:
+            raise ValueError(
+                f"{self.attack.label} cannot be transferred: it does not read the logits of one model alone"
+            )
 
     @property
     def proxy(self) -> str:
@@ -150,7 +160,7 @@ class Refreshed(Wrapping):
 
     Attributes:
         every: steps of the phase between two refreshes; the first refresh is before the first step.
-        attack: the attack, or its text as on the command line.
+        attack: the attack, or its text as on the command line; one that is registered as well.
 
     Example:
         >>> import keras_rcl
@@ -165,8 +175,9 @@ class Refreshed(Wrapping):
     every: PositiveInt
     attack: Annotated[
         Union[FGSM, BIM, MIFGSM, PGD, Embedding, SupConAttack, JointAttack, AutoPGD],
-        BeforeValidator(_parse),
         Field(discriminator="name"),
+        OpenUnion("attack"),
+        BeforeValidator(_parse),
     ] = PGD()
 
     steps_field = "every"
@@ -174,6 +185,8 @@ class Refreshed(Wrapping):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.attack.training_only:
+            raise ValueError(f"{self.attack.label} does not craft examples; hint: name an attack that does")
         if self.attack.protocol != "pixel" or self.attack.targeted:
             raise ValueError(f"{self.label}: examples are kept in pixels and have no target; leave those fields out")
 
