@@ -1,6 +1,7 @@
 """Runs the Python blocks of the tutorials and writes what each prints below it.
 
-`python docs/run_tutorials.py`, or the names of pages behind it. The blocks of a page share one namespace and run in a new folder. What a block prints stands in a `text` block below it.
+`python docs/run_tutorials.py`, or the names of pages behind it. The blocks of a page share one namespace and run in a
+new folder. What a block prints stands in a `text` block below it.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ TUTORIALS = Path(__file__).resolve().parent / "tutorials"
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 TOLERANCE = 0.1
-"""A printed number may differ from the page by this share of it, or by half of this, as processors round differently."""
+"""A printed number may differ from the page by this share of it, or by half of this: processors round differently."""
 
 
 def run(text: str, name: str) -> list[str]:

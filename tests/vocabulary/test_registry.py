@@ -137,7 +137,7 @@ def test_a_registered_attack_is_transferred_refreshed_and_part_of_an_ensemble(pl
     assert survival.survived.tolist() == [[False, False, True]]  # FGSM breaks the first image, Darken the second
     found = np.ravel(keras_rcl.craft(ensemble(), bright, x, [0, 1, 1]))
     np.testing.assert_allclose(found, np.ravel(x) + np.array([16, -16, -16]) / 255, rtol=1e-6)
-    with pytest.raises(InvalidInputError, match="Mine is not transferred: it does not read the logits of one model"):
+    with pytest.raises(InvalidInputError, match="Mine cannot be transferred: it does not read the logits of one model"):
         keras_rcl.Transfer(source="other.keras", attack=ensemble())
     with pytest.raises(InvalidInputError, match="^attack: 'fab' is not one of fgsm, bim, "):
         keras_rcl.Transfer(source="other.keras", attack="fab")
