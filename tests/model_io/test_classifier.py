@@ -100,8 +100,15 @@ def test_attacks_read_the_folded_network_if_its_logits_are_the_served_ones(netwo
 
 
 @pytest.mark.slow_after(2)
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("attack", [PGD(num_steps=2), MIFGSM(num_steps=2, protocol="cusin-repo"), AutoPGD(num_steps=2)])
+@pytest.mark.parametrize(
+    ("attack", "count"),
+    [
+        (PGD(num_steps=2), 1),
+        (PGD(num_steps=2), 3),
+        (MIFGSM(num_steps=2, protocol="cusin-repo"), 1),
+        (AutoPGD(num_steps=2), 1),
+    ],
+)
 def test_an_attack_on_it_within_a_graph_of_so_many_images(folder, images, attack, count):
     """A SavedModel does not say how many rows it gives; a batch of one is where shapes are easily mistaken."""
     logits, labels = load_classifier(folder).logits, np.zeros(count, int)
@@ -163,7 +170,7 @@ def test_certainty_gives_finite_logits_and_gradients(tmp_path, images):
 
 
 @pytest.mark.slow_after(1)
-@pytest.mark.parametrize("count", [1, 4, 6])
+@pytest.mark.parametrize("count", [1, 6])
 def test_a_fixed_batch_size_is_filled_up(tmp_path, count):
     linear = Linear()
     path = linear.save(tmp_path / "model", lambda x: {"y": linear.logits(x)}, shape=(4, 8, 8, 1))

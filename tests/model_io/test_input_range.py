@@ -97,7 +97,6 @@ def test_the_first_layers_tell_the_range(name):
         (keras.applications.MobileNetV3Small, {}, "0..255"),
         (keras.applications.MobileNetV3Small, {"include_preprocessing": False}, None),
         (keras.applications.EfficientNetB0, {}, "0..255"),
-        (keras.applications.EfficientNetV2B0, {}, "0..255"),
         (keras.applications.ConvNeXtTiny, {}, "0..255"),
         (keras.applications.MobileNetV2, {}, None),
     ],

@@ -17,7 +17,9 @@ FIRST = [
     ("keras3", "tf.saved_model.save of a Keras model"),
 ]
 OTHERS = [(family, name) for family in ("modules", "tf1") for name in EXPORTS[family]]
-OTHERS += [("keras3", name) for name in EXPORTS["keras3"] if " " in name]
+LONG = ("bidirectional GRU", "RNN of a cell, ConvLSTM2D", "augmentation layers")
+"""Those that take the longest to save; `benchmarks.sound_models` has them too."""
+OTHERS += [("keras3", name) for name in EXPORTS["keras3"] if " " in name and name not in LONG]
 
 
 WITHOUT_GRADIENT = {
