@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.auto_pgd_l1 import auto_pgd_l1
 from keras_rcl.attacks.gradient_ascent import Crafted, Round, mean_gradient, scaling
-from keras_rcl.attacks.norms import boundary_start, choose, per_example, projection, steepest_step
+from keras_rcl.attacks.norms import Radius, boundary_start, choose, per_example, projection, steepest_step
 from keras_rcl.attacks.surrogates import SURROGATES, dlr_targeted, fools, top_wrong_class
 from keras_rcl.vocabulary.attacks import AutoPGD
 
@@ -107,7 +107,8 @@ def auto_pgd(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: AutoP
     if attack.norm == "l1":
         images, zeros = auto_pgd_l1(evaluate, x, attack, round.seeds)
         return Crafted(tf.stop_gradient(images), zeros)
-    nearest = projection(x, attack.epsilon, attack.norm)
+    epsilon = round.epsilon(attack)
+    nearest = projection(x, epsilon, attack.norm)
     first_window, shortest_window, shrinks = (
         max(int(share * attack.num_steps), 1) for share in (FIRST_WINDOW, SHORTEST_WINDOW, WINDOW_SHRINKS)
     )
@@ -122,11 +123,11 @@ def auto_pgd(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: AutoP
             ),
         )
 
-    start = boundary_start(x, attack.epsilon, attack.norm, round.seeds)
+    start = boundary_start(x, epsilon, attack.norm, round.seeds)
     (state,) = tf.while_loop(
         lambda state: (state.step < attack.num_steps) & ~tf.reduce_all(state.fooled),
         climb,
-        (_first_state(start, evaluate(start), attack.epsilon, first_window),),
+        (_first_state(start, evaluate(start), epsilon, first_window),),
         maximum_iterations=attack.num_steps,
     )
     images = choose(state.fooled, state.fooling, state.best)
@@ -158,7 +159,7 @@ def _evaluation(
     return evaluate
 
 
-def _first_state(start: tf.Tensor, found: _Evaluation, epsilon: float, window: int) -> _State:
+def _first_state(start: tf.Tensor, found: _Evaluation, epsilon: Radius, window: int) -> _State:
     """The state before the first step, from the images where it begins and their evaluation."""
     return _State(
         step=0,

@@ -1,5 +1,6 @@
 """`craft`: adversarial examples for training and for evaluation."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -11,10 +12,12 @@ from keras_rcl.attacks.carlini_wagner import carlini_wagner
 from keras_rcl.attacks.fab import fab
 from keras_rcl.attacks.gradient_ascent import (
     Crafted,
+    Numbers,
     Round,
     embedding_attack,
     gradient_attack,
     joint_attack,
+    numbers_of,
     supcon_attack,
 )
 from keras_rcl.attacks.hop_skip_jump import hop_skip_jump
@@ -26,7 +29,7 @@ from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, fools, surrogate_of
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.gradients import operation_without_gradient
-from keras_rcl.vocabulary.attacks import Attack, Transfer
+from keras_rcl.vocabulary.attacks import BIM, FGSM, PGD, Attack, Transfer
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.pixels import check_pixel_range
 from keras_rcl.vocabulary.registry import find
@@ -128,8 +131,9 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
     return Crafted(tf.stop_gradient(best), zeros / sum(member.num_rounds for member in members))
 
 
+# Nine parameters: what one round may be given, each with a default.
 def craft_round(
-    attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0, support=None, start=None
+    attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0, support=None, start=None, numbers=None
 ) -> Crafted:
     """One round of one attack that is not an ensemble: one restart, toward one target class if it has several.
 
@@ -142,6 +146,7 @@ def craft_round(
         round: int scalar below `attack.num_rounds`; a tensor lets all rounds share one graph.
         support: see `attack`.
         start: see `attack`.
+        numbers: what replaces the numbers of an attack that `sharing` names; tensors let attacks share one graph.
 
     Returns:
         As of `craft_and_count`.
@@ -153,16 +158,20 @@ def craft_round(
     attack.check_images(x.shape[1:])
     if x.shape[0] == 0:
         return Crafted(x, tf.zeros([0]))
-    if _splits(attack, x.shape[0], support):
-        count = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
-        # Of an odd number both halves hold the middle image, so that neither is empty: oneDNN's fused convolutions
-        # fail on an empty batch.
-        parts = slice((count + 1) // 2), slice(count // 2, None)
-        halves = [(x[part], labels[part], None if start is None else start[part]) for part in parts]
-        first, second = (_craft_round(attack, logits_fn, *half, seed, round, support) for half in halves)
-        apart = zip(first, second, strict=True)
-        return Crafted(*(tf.concat([values[: count // 2], others], axis=0) for values, others in apart))
-    return _craft_round(attack, logits_fn, x, labels, start, seed, round, support)
+
+    def attacked(x, labels, start):
+        return _craft_round(attack, logits_fn, x, labels, seed, Round(None, round, start, support, numbers))
+
+    if not _splits(attack, x.shape[0], support):
+        return attacked(x, labels, start)
+    count = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+    # Of an odd number both halves hold the middle image, so that neither is empty: oneDNN's fused convolutions fail on
+    # an empty batch.
+    parts = slice((count + 1) // 2), slice(count // 2, None)
+    attacked = tf.function(attacked, autograph=False)  # traced once for both halves
+    first, second = (attacked(x[part], labels[part], None if start is None else start[part]) for part in parts)
+    apart = zip(first, second, strict=True)
+    return Crafted(*(tf.concat([values[: count // 2], others], axis=0) for values, others in apart))
 
 
 SMALLEST_HALF = 16
@@ -181,9 +190,9 @@ def _splits(attack: Attack, count: int | None, support) -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
-def _craft_round(attack: Attack, logits_fn: Callable, x, labels, start, seed, round, support) -> Crafted:
-    """`craft_round` of a batch as one."""
-    restart = tf.cast(round // (attack.num_rounds // attack.num_restarts), tf.int64)
+def _craft_round(attack: Attack, logits_fn: Callable, x, labels, seed, round: Round) -> Crafted:
+    """`craft_round` of a batch as one; the seeds of `round` are made here."""
+    restart = tf.cast(round.number // (attack.num_rounds // attack.num_restarts), tf.int64)
     # 2^32 apart, so that the restarts of one seed are not those of the next.
     seeds = example_seeds(x, seed) + tf.stack([tf.zeros_like(restart), restart]) * 2**32
 
@@ -197,7 +206,7 @@ def _craft_round(attack: Attack, logits_fn: Callable, x, labels, start, seed, ro
         )
 
     try:
-        return runner_of(attack)(logits_of, x, labels, attack, Round(seeds, round, start, support))
+        return runner_of(attack)(logits_of, x, labels, attack, round._replace(seeds=seeds))
     except LookupError as error:
         if (operation := operation_without_gradient(error)) is None:
             raise
@@ -209,6 +218,32 @@ def _craft_round(attack: Attack, logits_fn: Callable, x, labels, start, seed, ro
 def _transfer(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Transfer, round: Round) -> Crafted:
     """One round of the attack that is run on another model; `logits_fn` is that model's."""
     return runner_of(attack.attack)(logits_fn, x, labels, attack.attack, round)
+
+
+EPSILON_ALONE = {("apgd", "linf"), ("apgd", "l2"), ("fab", "linf"), ("fab", "l2"), ("fab", "l1"), ("square", "linf")}
+"""The attacks, beside those by `ascend`, whose graph reads epsilon, to the same bits as if it were a constant."""
+
+
+def sharing(attack: Attack) -> tuple[Attack, Numbers | None]:
+    """An attack that stands for all that `craft_round` makes the same graph of, given their numbers.
+
+    Args:
+        attack: any attack that is not an ensemble.
+
+    Returns:
+        The attack that stands for them, with the default numbers, and the numbers of `attack`. For an attack whose
+        numbers are part of its graph, the attack itself and None.
+    """
+    if isinstance(attack, Transfer):
+        inner, numbers = sharing(attack.attack)
+        return dataclasses.replace(attack, attack=inner), numbers
+    if (attack.name, attack.norm) in EPSILON_ALONE:
+        return attack.with_epsilon(8 / 255), Numbers(attack.epsilon)
+    if RUNNERS.get(attack.name) not in (gradient_attack, embedding_attack):
+        return attack, None
+    kind = PGD if isinstance(attack, FGSM | BIM) else type(attack)
+    of_all = {field.name for field in dataclasses.fields(kind)} - {"name", "num_restarts", *Numbers._fields}
+    return kind(**{name: getattr(attack, name) for name in of_all}), numbers_of(attack)
 
 
 RUNNERS: dict[str, Callable[..., Crafted]] = {

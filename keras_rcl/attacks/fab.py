@@ -51,7 +51,7 @@ def fab(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FAB, round
         Those of `minimal_perturbation`.
     """
     found = minimal_perturbation(logits_fn, x, labels, attack, round)
-    return found.within(attack.epsilon, x)
+    return found.within(round.epsilon(attack), x)
 
 
 def minimal_perturbation(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FAB, round: Round) -> Minimal:
@@ -95,7 +95,7 @@ def minimal_perturbation(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, a
         linearise = _toward_target(logits_fn, labels, logits, number % targets)
     else:
         linearise = _toward_nearest(logits_fn, labels, logits.shape[1], attack.norm)
-    drawn = boundary_start(x, attack.epsilon / 2, attack.norm, round.seeds)
+    drawn = boundary_start(x, round.epsilon(attack) / 2, attack.norm, round.seeds)
     start = tf.where(number // targets > 0, drawn, x)
     pixels = list(range(1, x.shape.rank))
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_rcl.attacks.norms import PIXEL_BOX, ascent, choose, random_start
 from keras_rcl.attacks.surrogates import embedding_distance, supervised_contrastive, surrogate_of, unit_gradient
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
+from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, AttackBase, Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.threat import PROTOCOLS, Protocol
 
 Ascent = FGSM | BIM | MIFGSM | PGD | Embedding | SupConAttack | JointAttack
@@ -41,10 +41,28 @@ class Minimal(NamedTuple):
     distance: tf.Tensor
     zero_gradients: tf.Tensor
 
-    def within(self, epsilon: float, x: tf.Tensor) -> Crafted:
+    def within(self, epsilon: tf.Tensor | float, x: tf.Tensor) -> Crafted:
         """The images that lie within epsilon, and the clean images x where none does; cut off from gradients."""
         images = choose(self.distance <= epsilon, self.images, x)
         return Crafted(tf.stop_gradient(images), self.zero_gradients)
+
+
+class Numbers(NamedTuple):
+    """The settings of an attack that its graph can read: attacks that differ in nothing else share one graph.
+
+    Attributes:
+        epsilon: radius of the ball, in the protocol's units.
+        step_size: length of a step of `ascend`, in the protocol's units.
+        num_steps: steps that `ascend` makes.
+    """
+
+    epsilon: tf.Tensor | float
+    step_size: tf.Tensor | float = 0.0
+    num_steps: tf.Tensor | int = 0
+
+
+NUMBERS = Numbers(*(tf.TensorSpec([], dtype) for dtype in (tf.float32, tf.float32, tf.int32)))
+"""The signature of `Numbers` as inputs of a graph."""
 
 
 class Round(NamedTuple):
@@ -55,12 +73,18 @@ class Round(NamedTuple):
         number: int32 scalar, below the attack's `num_rounds`; it tells target classes apart.
         start: images [N, H, W, C] of ball and box where BIM and PGD start; None for the attack's own start.
         support: labels [M] and projections [M, D] that the SupCon attack contrasts with; None for those of the batch.
+        numbers: what replaces those of the attack, if `craft.sharing` gives any for it; None for those of the attack.
     """
 
     seeds: Any = None
     number: tf.Tensor | int = 0
     start: tf.Tensor | None = None
     support: tuple[tf.Tensor, tf.Tensor] | None = None
+    numbers: Numbers | None = None
+
+    def epsilon(self, attack: AttackBase) -> tf.Tensor | float:
+        """The radius of the attack's ball."""
+        return attack.epsilon if self.numbers is None else self.numbers.epsilon
 
 
 def gradient_attack(
@@ -90,7 +114,7 @@ def gradient_attack(
     def loss_fn(images):
         return surrogate(scaled(logits_fn(images)))
 
-    return ascend(loss_fn, x, attack, round.seeds, round.start)
+    return ascend(loss_fn, x, attack, round)
 
 
 def embedding_attack(
@@ -117,7 +141,7 @@ def embedding_attack(
         Landsman et al. 2020, the "SC" attack.
     """
     clean = tf.stop_gradient(embedding_fn(x))
-    return ascend(lambda images: embedding_distance(clean, embedding_fn(images)), x, attack, round.seeds)
+    return ascend(lambda images: embedding_distance(clean, embedding_fn(images)), x, attack, round)
 
 
 def supcon_attack(
@@ -159,7 +183,7 @@ def supcon_attack(
     def loss_fn(images):
         return supervised_contrastive(labels, project(images), *contrast)
 
-    return ascend(loss_fn, x, attack, round.seeds)
+    return ascend(loss_fn, x, attack, round)
 
 
 def joint_attack(outputs_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: JointAttack, round: Round) -> Crafted:
@@ -191,16 +215,15 @@ def joint_attack(outputs_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: 
         apart = supervised_contrastive(labels, tf.math.l2_normalize(projection, axis=1), *contrast)
         return surrogate(logits) + attack.weight * apart
 
-    return ascend(loss_fn, x, attack, round.seeds)
+    return ascend(loss_fn, x, attack, round)
 
 
-def ascend(
-    loss_fn: Callable,
-    x: tf.Tensor,
-    attack: Ascent,
-    seeds: tf.Tensor,
-    start: tf.Tensor | None = None,
-) -> Crafted:
+def numbers_of(attack: Ascent) -> Numbers:
+    """The numbers of an attack that `ascend` runs."""
+    return Numbers(attack.epsilon, attack.resolved_step_size, attack.num_steps - attack.loses_last_step)
+
+
+def ascend(loss_fn: Callable, x: tf.Tensor, attack: Ascent, round: Round) -> Crafted:
     """Maximise `loss_fn` from x within the ball.
 
         u_0 = u(x), or uniform in the ball;   u_{t+1} = project(u_t + step_size * steepest_step(d_t)), for l1 `ascent`
@@ -212,8 +235,7 @@ def ascend(
         loss_fn: [N, H, W, C] -> [N], maximised. It is summed over the batch, so that examples do not interact.
         x: float32 images in [0, 1], [N, H, W, C].
         attack: the hyper-parameters.
-        seeds: [N, 2], one stateless seed per example.
-        start: images [N, H, W, C] of ball and box to start from; the attack's own start if None.
+        round: seeds of the random start, or the start itself, and numbers in place of those of the attack.
 
     Returns:
         The images after the last step, cut off from any tape, and their shares of zero gradients. The loop is a
@@ -226,13 +248,13 @@ def ascend(
         Goodfellow et al. 2015 (FGSM), Kurakin et al. 2017 (BIM), Madry et al. 2018 (PGD), Dong et al. 2018 (momentum).
     """
     to_units, to_pixels, box = coordinates(attack.protocol, x.shape[-1])
-    origin = to_units(x)
-    if start is not None:
-        start = to_units(start)
-    else:
-        start = random_start(origin, attack.epsilon, attack.norm, seeds, box) if attack.random_start else origin
-    num_steps = attack.num_steps - attack.loses_last_step
-    step_up = ascent(origin, attack.epsilon, attack.norm, box)
+    origin = start = to_units(x)
+    epsilon, step_size, num_steps = round.numbers or numbers_of(attack)
+    if round.start is not None:
+        start = to_units(round.start)
+    elif attack.random_start:
+        start = random_start(origin, epsilon, attack.norm, round.seeds, box)
+    step_up = ascent(origin, epsilon, attack.norm, box)
 
     def gradient_at(u):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -247,7 +269,7 @@ def ascend(
             direction = attack.momentum * direction + tf.math.divide_no_nan(gradient, size)
         else:
             direction = gradient
-        moved = step_up(u, direction, attack.resolved_step_size)
+        moved = step_up(u, direction, step_size)
         return step + 1, moved, direction, zeros + zero
 
     _, u, _, zeros = tf.while_loop(
@@ -256,7 +278,7 @@ def ascend(
         (0, start, tf.zeros_like(x), tf.zeros_like(x[:, 0, 0, 0])),
         maximum_iterations=num_steps,
     )
-    return Crafted(tf.stop_gradient(to_pixels(u)), zeros / num_steps)
+    return Crafted(tf.stop_gradient(to_pixels(u)), zeros / tf.cast(num_steps, tf.float32))
 
 
 def coordinates(protocol: Protocol, channels: int) -> tuple[Callable, Callable, tuple]:

@@ -7,6 +7,9 @@ import tensorflow as tf
 
 from keras_rcl.vocabulary.threat import Norm
 
+Radius = tf.Tensor | float
+"""The radius of a ball; a tensor where several attacks share a graph."""
+
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 """The norm of a gradient that gives the distance to a hyperplane in a norm."""
 
@@ -44,7 +47,7 @@ def steepest_step(gradient: tf.Tensor, norm: Norm) -> tf.Tensor:
 PIXEL_BOX = (0.0, 1.0)
 
 
-def projection(x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX) -> Callable:
+def projection(x: tf.Tensor, epsilon: Radius, norm: Norm, box: tuple = PIXEL_BOX) -> Callable:
     """The function that projects images to the ball around x, then to the box.
 
     Its result is in the ball and in the box if x is in the box. The work that all calls share is done once.
@@ -73,7 +76,7 @@ def projection(x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX)
     return nearest
 
 
-def _nearest_in_l1(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, box: tuple) -> tf.Tensor:
+def _nearest_in_l1(x_adv: tf.Tensor, x: tf.Tensor, epsilon: Radius, box: tuple) -> tf.Tensor:
     """The nearest point of the intersection of an L1 ball and the box.
 
     With a_i = |x_adv_i - x_i| and room_i the distance from x_i to the box on the side of x_adv_i, pixel i moves by
@@ -130,7 +133,7 @@ def fill(value: tf.Tensor, room: tf.Tensor, cost: tf.Tensor, budget: tf.Tensor) 
     return tf.gather(amounts, tf.argsort(order, axis=1), batch_dims=1)
 
 
-def ascent(x: tf.Tensor, epsilon: float, norm: Norm, box: tuple = PIXEL_BOX) -> Callable:
+def ascent(x: tf.Tensor, epsilon: Radius, norm: Norm, box: tuple = PIXEL_BOX) -> Callable:
     """The function that makes one step up a loss, within the ball around x and the box.
 
     For linf and l2 it is projection(u + size * steepest_step(direction)). For l1 a steepest step changes one pixel,
@@ -170,7 +173,7 @@ def project(x_adv: tf.Tensor, x: tf.Tensor, epsilon: float, norm: Norm, box: tup
     return projection(x, epsilon, norm, box)(x_adv)
 
 
-def random_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor, box: tuple = PIXEL_BOX) -> tf.Tensor:
+def random_start(x: tf.Tensor, epsilon: Radius, norm: Norm, seeds: tf.Tensor, box: tuple = PIXEL_BOX) -> tf.Tensor:
     """A point drawn uniformly from each example's ball, clipped to the box.
 
     Args:
@@ -203,7 +206,7 @@ def _uniform_in_l1(x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
     return tf.sign(drawn) * tf.math.divide_no_nan(sizes, per_example(total, x))
 
 
-def boundary_start(x: tf.Tensor, epsilon: float, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
+def boundary_start(x: tf.Tensor, epsilon: Radius, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
     """A random point at distance epsilon, clipped to the pixel box, where APGD starts; see `random_start`."""
     direction = 2.0 * uniform(x.shape[1:], seeds) - 1.0 if norm == "linf" else normal(x.shape[1:], seeds)
     return project(x + epsilon * _of_length_one(direction, norm), x, epsilon, norm)

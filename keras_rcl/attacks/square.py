@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Round
-from keras_rcl.attacks.norms import choose, projection, steepest_step, uniform
+from keras_rcl.attacks.norms import Radius, choose, projection, steepest_step, uniform
 from keras_rcl.attacks.surrogates import fools, logit_margin
 from keras_rcl.vocabulary.attacks import Square
 from keras_rcl.vocabulary.threat import Norm
@@ -47,14 +47,15 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
     height, width, channels = x.shape[1:].as_list()
     sides = tf.constant(_sides(attack, height, width))
     shrinks_at = tf.constant(_shrinks_at(attack.num_queries))
-    nearest = projection(x, attack.epsilon, attack.norm)
+    epsilon = round.epsilon(attack)
+    nearest = projection(x, epsilon, attack.norm)
     # The numbers of all queries are drawn at once. `start` uses the seeds themselves.
     numbers = uniform([attack.num_queries - 1, {"linf": 2, "l2": 5, "l1": 5}[attack.norm] + channels], round.seeds + 1)
 
     def moved(images, side, drawn):
         if attack.norm == "linf":
             return _repaint(images, nearest, side, drawn)
-        return nearest(x + _move_mass(images - x, attack.epsilon, attack.norm, side, drawn))
+        return nearest(x + _move_mass(images - x, epsilon, attack.norm, side, drawn))
 
     def loss_of(images):
         """The margin [N], and -inf where the image fools, so that nothing is lower."""
@@ -70,7 +71,7 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
         return query + 1, choose(better, candidate, images), tf.where(better, candidate_loss, loss)
 
     start = _stripes(x, round.seeds) if attack.norm == "linf" else _tiles(x, attack.norm, round.seeds)
-    images = nearest(x + (start if attack.norm == "l1" else attack.epsilon * start))
+    images = nearest(x + (start if attack.norm == "l1" else epsilon * start))
     _, images, _ = tf.while_loop(
         lambda query, images, loss: (query < attack.num_queries) & tf.reduce_any(loss > -np.inf),
         ask,
@@ -135,7 +136,7 @@ def _tiles(x: tf.Tensor, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
     return tiles if norm == "l1" else steepest_step(tiles, "l2")
 
 
-def _move_mass(delta: tf.Tensor, epsilon: float, norm: Norm, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+def _move_mass(delta: tf.Tensor, epsilon: Radius, norm: Norm, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     """Algorithm 3: the change in a second window moves into a first one, where it bulges. In each channel c
 
         b_c = +-eta / ||eta|| + delta_{1,c} / ||delta_{1,c}||

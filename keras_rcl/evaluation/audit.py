@@ -134,13 +134,22 @@ def audit(
     check_ball(claim.epsilon, claim.norm, images.shape[1:])
     labels = class_labels(labels, count=len(images))
     context = Context(subject, images, labels, claim, evidence, budget, batch_size, seed, progress or Silent(), journal)
+    return conclude(context)
+
+
+def conclude(context: Context) -> Audit:
+    """Run the checks and return the verdict; the measurements that the context holds are not made again.
+
+    Raises:
+        InvalidInputError: As of `audit`.
+    """
     _ = context.verifier  # raises before anything is attacked
     findings = run_checks(context)
     verdict, reason = _verdict(context, findings)
     _, adversarial, predictions = context.worst_case
     counterexamples = np.flatnonzero(context.counterexamples) if verdict == "falls" else np.zeros(0, int)
     return Audit(
-        claim=claim,
+        claim=context.claim,
         verdict=verdict,
         reason=reason,
         findings=findings,

@@ -171,8 +171,9 @@ class Certifier:
             outputs = network(images, training=False)
             return outputs["logits"] if isinstance(outputs, dict) else outputs
 
+        evaluator = Evaluator(logits, (), batch_size=batch_size, seed=seed)
         self._evaluators = [
-            Evaluator(logits, [attack.with_epsilon(epsilon) for attack in attacks], batch_size=batch_size, seed=seed)
+            evaluator.with_attacks([attack.with_epsilon(epsilon) for attack in attacks], seed)
             for epsilon in self.epsilons
         ]
 

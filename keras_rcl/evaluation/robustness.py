@@ -1,5 +1,6 @@
 """The robustness of a classifier under attack: the survival table, and the measures that are reductions of it."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks import check_classes, check_images, craft_round, length
+from keras_rcl.attacks import NUMBERS, check_classes, check_images, craft_round, length, sharing
 from keras_rcl.evaluation.sharding import Pieces
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
@@ -200,37 +201,14 @@ class Evaluator:
     ):
         self.attacks, self.batch_size = tuple(attacks), batch_size
         self._seed, self._support = seed, support
+        self._width = batch_size if jit else None
+        self._graphs = _Graphs(logits_fn, self._width, outputs, support, gradient_fn)
 
-        def predict(x):
-            logits = logits_fn(x)
-            classes = tf.argmax(logits, axis=1, output_type=tf.int32)
-            return tf.where(tf.reduce_all(tf.math.is_finite(logits), axis=1), classes, -1)
-
-        def compiled(function, image_shape, *others):
-            """For batches of one size with XLA, which would compile again for each size; otherwise for any size."""
-            count = batch_size if jit else None
-            images = tf.TensorSpec([count, *image_shape], tf.float32)
-            signature = [images, *(tf.TensorSpec([count] * rank, tf.int32) for rank in others)]
-            return tf.function(function, signature, autograph=False, jit_compile=jit)
-
-        def step_of(member, image_shape):
-            own_logits = member.target_output == "logits" and member.proxy is None
-            read = gradient_fn if gradient_fn and own_logits else logits_fn if outputs is None else outputs(member)
-
-            def step(x, labels, round):
-                targets = tf.argmin(logits_fn(x), axis=1, output_type=tf.int32) if member.targeted else labels
-                crafted = craft_round(member, read, x, targets, seed=seed, round=round, support=support)
-                distances = length(crafted.images - x, member.norm)
-                return crafted.images, predict(crafted.images), distances, crafted.zero_gradients
-
-            return compiled(step, image_shape, 1, 0)
-
-        self._width = batch_size if jit else 1
-        self._predict_of, self._step_of = (
-            functools.cache(functools.partial(compiled, predict)),
-            functools.cache(step_of),
-        )
-        self._count_classes = functools.cache(lambda shape: int(logits_fn(tf.zeros((1, *shape))).shape[-1]))
+    def with_attacks(self, attacks: Sequence[Attack], seed: int) -> "Evaluator":
+        """The same evaluator with other attacks and another seed; what both need is traced once."""
+        other = copy.copy(self)
+        other.attacks, other._seed = tuple(attacks), seed
+        return other
 
     def fingerprint(self, images: np.ndarray, labels: np.ndarray, *, keep_images: bool = False) -> Fingerprint:
         """What the results in a journal depend on, except for the model, its sources and the versions."""
@@ -276,7 +254,7 @@ class Evaluator:
             attack.check_images(images.shape[1:])
         labels = class_labels(labels, count=len(images))
         if len(images):
-            check_classes(self._count_classes(images.shape[1:]), labels)
+            check_classes(self._graphs.count_classes(images.shape[1:]), labels)
         progress, pieces = progress or Silent(), Pieces(workers, journal)
         (first,) = pieces([(b"clean", lambda: {"predictions": self.predict(images)})])
         clean = first["predictions"]
@@ -311,7 +289,7 @@ class Evaluator:
         attack = self.attacks[number]
         survivors = np.flatnonzero(clean == labels)
         outcome = _Outcome(clean.copy(), np.full(len(images), np.nan), images.copy() if keep_images else None)
-        num_classes = self._count_classes(images.shape[1:])
+        num_classes = self._graphs.count_classes(images.shape[1:])
         members = [member.for_classes(num_classes) for member in attack.for_classes(num_classes).members]
         attempts = 0
         for index, member in enumerate(members):
@@ -348,8 +326,9 @@ class Evaluator:
         """Run one round on the chosen images; the adversarial images are put into `crafted`."""
         started = time.perf_counter()
         filled = self._filled(chosen)
-        step = self._step_of(member, images.shape[1:])
-        x_adv, predicted, distances, zeros = step(images[filled], labels[filled], tf.constant(round))
+        step = self._graphs.step(member, images.shape[1:])
+        seeds = np.array([0, self._seed], np.int64)
+        x_adv, predicted, distances, zeros = step(images[filled], labels[filled], tf.constant(round), seeds)
         tensors = {"predictions": predicted, "distances": distances, "zero_gradients": zeros}
         arrays = {name: tensor.numpy()[: len(chosen)] for name, tensor in tensors.items()}
         crafted[chosen.tobytes()] = adversarial = x_adv.numpy()[: len(chosen)]
@@ -386,14 +365,79 @@ class Evaluator:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return the classes [N] of images [N, H, W, C]."""
-        predictions, predict = np.zeros(len(images), np.int32), self._predict_of(images.shape[1:])
+        predictions, predict = np.zeros(len(images), np.int32), self._graphs.predict(images.shape[1:])
         for chosen in _batches(np.arange(len(images)), self.batch_size):
             predictions[chosen] = predict(images[self._filled(chosen)]).numpy()[: len(chosen)]
         return predictions
 
     def _filled(self, chosen: np.ndarray) -> np.ndarray:
         """The chosen indices, filled up with the first of them to the batch size that a compiled function takes."""
-        return np.concatenate([chosen, np.full(max(0, self._width - len(chosen)), chosen[0])])
+        return np.concatenate([chosen, np.full(max(0, (self._width or 1) - len(chosen)), chosen[0])])
+
+
+class _Graphs:
+    """The compiled functions of an evaluator, each traced when it is first needed; arguments as of `Evaluator`.
+
+    They take batches of any size, or of `width` images with XLA, which would compile again for each size.
+    """
+
+    def __init__(self, logits_fn: Callable, width: int | None, outputs, support, gradient_fn):
+        self._logits_fn, self._width, self._support = logits_fn, width, support
+        self._outputs, self._gradient_fn = outputs, gradient_fn
+        self._compiled: dict[tuple, Callable] = {}
+        self._num_classes: dict[tuple, int] = {}
+
+    def count_classes(self, image_shape: tuple[int, ...]) -> int:
+        """The number of outputs of the classifier."""
+        if image_shape not in self._num_classes:
+            self._num_classes[image_shape] = int(self._logits_fn(tf.zeros((1, *image_shape))).shape[-1])
+        return self._num_classes[image_shape]
+
+    def predict(self, image_shape: tuple[int, ...]) -> Callable:
+        """The function of images that returns classes; -1 where a logit is not finite."""
+        return self._function(("predict", image_shape), lambda: self._predict, image_shape)
+
+    def step(self, member: Attack, image_shape: tuple[int, ...]) -> Callable:
+        """The function of images, labels, round and seeds that runs one round of an attack."""
+        shared, numbers = sharing(member)
+        signature = (
+            tf.TensorSpec([self._width], tf.int32),
+            tf.TensorSpec([], tf.int32),
+            tf.TensorSpec([2], tf.int64),
+            NUMBERS if numbers else (),
+        )
+        function = self._function((shared, image_shape), lambda: self._step_of(member), image_shape, *signature)
+        return functools.partial(function, numbers=numbers or ())
+
+    def _function(self, key: tuple, make: Callable[[], Callable], image_shape: tuple[int, ...], *signature) -> Callable:
+        if key not in self._compiled:
+            images = tf.TensorSpec([self._width, *image_shape], tf.float32)
+            self._compiled[key] = tf.function(
+                make(), [images, *signature], autograph=False, jit_compile=self._width is not None
+            )
+        return self._compiled[key]
+
+    def _predict(self, x: tf.Tensor) -> tf.Tensor:
+        logits = self._logits_fn(x)
+        classes = tf.argmax(logits, axis=1, output_type=tf.int32)
+        return tf.where(tf.reduce_all(tf.math.is_finite(logits), axis=1), classes, -1)
+
+    def _step_of(self, member: Attack) -> Callable:
+        own_logits = member.target_output == "logits" and member.proxy is None
+        if self._gradient_fn and own_logits:
+            read = self._gradient_fn
+        else:
+            read = self._logits_fn if self._outputs is None else self._outputs(member)
+
+        def step(x, labels, round, seeds, numbers):
+            targets = tf.argmin(self._logits_fn(x), axis=1, output_type=tf.int32) if member.targeted else labels
+            crafted = craft_round(
+                member, read, x, targets, seed=seeds, round=round, support=self._support, numbers=numbers or None
+            )
+            distances = length(crafted.images - x, member.norm)
+            return crafted.images, self._predict(crafted.images), distances, crafted.zero_gradients
+
+        return step
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """A user's own model and data, and `craft`, `audit` and `verify` on them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks import check_classes, check_images, craft_round
+from keras_rcl.attacks import NUMBERS, check_classes, check_images, craft_round, sharing
 from keras_rcl.attacks import craft as craft_on_pixels
 from keras_rcl.data.arrays import read_arrays, to_pixels
 from keras_rcl.errors import InvalidInputError
@@ -195,6 +196,7 @@ def _craft_compiled(
 ) -> tf.Tensor:
     """Run all rounds of an attack, each on the images that are still robust; each member is traced once."""
     x = np.asarray(check_images(tf.convert_to_tensor(x)), np.float32)
+    attack.check_images(x.shape[1:])
     if not len(x):
         return tf.constant(x)
     num_classes = num_classes or int(logits_fn(x[:1]).shape[-1])
@@ -204,20 +206,24 @@ def _craft_compiled(
     best, loss, left = x.copy(), np.full(len(x), -np.inf), np.arange(len(x))
 
     def step_of(member: Attack) -> Callable:
-        if member not in compiled:
+        shared, numbers = sharing(member)
+        if shared not in compiled:
             signature = [
                 tf.TensorSpec([None, *x.shape[1:]], tf.float32),
                 tf.TensorSpec([None], tf.int32),
                 tf.TensorSpec([2], tf.int64),
                 tf.TensorSpec([], tf.int32),
+                NUMBERS if numbers else (),
             ]
 
-            def step(images, labels, seeds, round):
-                found = craft_round(member, logits_fn, images, labels, seed=seeds, round=round).images
+            def step(images, labels, seeds, round, numbers):
+                found = craft_round(
+                    member, logits_fn, images, labels, seed=seeds, round=round, numbers=numbers or None
+                ).images
                 return found, logits_fn(found)
 
-            compiled[member] = tf.function(step, signature, autograph=False)
-        return compiled[member]
+            compiled[shared] = tf.function(step, signature, autograph=False)
+        return functools.partial(compiled[shared], numbers=numbers or ())
 
     for member in (one.for_classes(num_classes) for one in attack.for_classes(num_classes).members):
         for number in range(member.num_rounds):

@@ -23,7 +23,6 @@ from keras_rcl.evaluation import audit as auditing
 from keras_rcl.evaluation.audit import Evidence, Subject, audit
 from keras_rcl.evaluation.checks import CHECKS, Finding
 from keras_rcl.evaluation.checks.context import Context, WorstCase
-from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Embedding, Square, Transfer
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
@@ -45,16 +44,22 @@ BUDGET = AuditBudget(
 )
 
 
+SHORT = AuditBudget(
+    num_images=30,
+    num_steps=3,
+    num_restarts=1,
+    num_queries=10,
+    num_draws=1,
+    verifier=PGD(epsilon=EPSILON, num_steps=20, loss="logit_margin"),
+)
+
+
 def flat(x):
     return tf.reshape(x, [-1, 64])
 
 
 def sound(x):
     return flat(x) @ KERNEL + BIAS
-
-
-def survival(logits, attack=BUDGET.verifier):
-    return Evaluator(logits, [attack], batch_size=60)(IMAGES, LABELS, keep_images=True)
 
 
 @functools.cache
@@ -72,11 +77,34 @@ def true_accuracy():
     return float(np.mean(robust))
 
 
-def found(subject, claimed, **changes):
-    if not isinstance(subject, Subject):
-        subject = Subject(subject)
-    given = {"budget": BUDGET, **changes}
-    result = audit(subject, IMAGES, LABELS, Claim(robust_accuracy=claimed, epsilon=EPSILON), **given)
+OF_THE_MODEL = ("logits", "repeated", "margin_gradient", "attacks", "checked", "measured", "stronger", "estimated")
+"""The measurements of an audit that depend on the model, the ball and the budget, and not on the claimed number."""
+
+
+@functools.cache
+def measured_once(logits, budget):
+    """The context of an audit of a model, in which each measurement is made by the first audit that needs it."""
+    claim = Claim(robust_accuracy=0.5, epsilon=EPSILON)
+    context = Context(Subject(logits), IMAGES, LABELS, claim, None, budget, 60, 0, Silent())
+    if budget is not BUDGET:
+        vars(context)["evaluator"] = measured_once(logits, BUDGET).evaluator
+    return context
+
+
+def survival(logits, attack=BUDGET.verifier):
+    return measured_once(logits, BUDGET).evaluate((attack,), slice(None))
+
+
+def found(subject, claimed, *, evidence=None, budget=BUDGET):
+    """The audit of a claim, and the raised checks; audits of one function share what the claim does not change."""
+    claim = Claim(robust_accuracy=claimed, epsilon=EPSILON)
+    if isinstance(subject, Subject):
+        result = audit(subject, IMAGES, LABELS, claim, evidence=evidence, budget=budget)
+    else:
+        measured = measured_once(subject, budget)
+        context = dataclasses.replace(measured, claim=claim, evidence=evidence)
+        vars(context).update(evaluator=measured.evaluator, **{name: getattr(measured, name) for name in OF_THE_MODEL})
+        result = auditing.conclude(context)
     return result, {finding.check for finding in result.findings if finding.status == "raised"}
 
 
@@ -117,22 +145,21 @@ def test_a_false_number_falls_with_its_counterexamples():
     assert np.abs(result.adversarial - IMAGES[result.counterexamples]).max() <= EPSILON + 1e-6
 
 
-@pytest.mark.slow
 def test_softmax_fed_to_cross_entropy():
-    """The output is a softmax, and the claim is of an attack on the cross-entropy of that."""
+    """The output is a softmax, or its logarithm: the check measures nothing else."""
 
     def probabilities(x):
         return tf.nn.softmax(30 * sound(x))
 
-    weak = survival(probabilities, PGD(epsilon=EPSILON, num_steps=10))
-    claimed = float(weak.survived[0].mean())
-    result, raised = found(probabilities, claimed)
-    assert "logits" in raised
-    logarithm = Subject(
-        lambda x: tf.math.log(tf.maximum(probabilities(x), np.finfo("float32").tiny)), probabilities=True
-    )
-    _, raised = found(logarithm, claimed)
-    assert "logits" in raised
+    def logarithm(x):
+        return tf.math.log(tf.maximum(probabilities(x), np.finfo("float32").tiny))
+
+    for logits, subject in (
+        (probabilities, Subject(probabilities)),
+        (logarithm, Subject(logarithm, probabilities=True)),
+    ):
+        context = dataclasses.replace(measured_once(logits, BUDGET), subject=subject)
+        assert CHECKS["logits"].run(context).status == "raised"
 
 
 @pytest.mark.slow
@@ -164,7 +191,7 @@ def test_no_gradient_at_all():
         return sound(tf.cast(tf.cast(x * 255, tf.int32), tf.float32) / 255)
 
     with pytest.raises(InvalidInputError, match="PGD-40x2 logit_margin needs gradients"):
-        found(logits, 0.99)
+        found(Subject(logits), 0.99)
     short = dataclasses.replace(BUDGET, verifier=Square(num_queries=200))
     result, raised = found(logits, 0.99, budget=short)
     assert "gradients" in raised and result.verdict == "falls"
@@ -173,9 +200,13 @@ def test_no_gradient_at_all():
     assert default.resolved_verifier(result.claim, False, 10, False) == Square(epsilon=EPSILON)
 
 
+def saturated(x):
+    return 1e4 * sound(x)
+
+
 @pytest.mark.slow
 def test_saturated_logits():
-    result, raised = found(lambda x: 1e4 * sound(x), true_accuracy())
+    result, raised = found(saturated, true_accuracy())
     assert raised == {"saturation"} and result.verdict == "stands"
 
 
@@ -185,13 +216,13 @@ def test_random_resizing():
         size = tf.random.uniform([], 5, 9, tf.int32)
         return sound(tf.image.resize(tf.image.resize(x, [size, size]), [8, 8]))
 
-    result, raised = found(resized, 0.5)
+    result, raised = found(resized, 0.5, budget=SHORT)
     assert "deterministic" in raised and result.verdict != "stands"
 
 
 @pytest.mark.slow
 def test_noise_added_at_inference():
-    result, raised = found(lambda x: sound(x + tf.random.normal(tf.shape(x), stddev=0.1)), 0.5)
+    result, raised = found(lambda x: sound(x + tf.random.normal(tf.shape(x), stddev=0.1)), 0.5, budget=SHORT)
     assert "deterministic" in raised and result.verdict != "stands"
 
 
@@ -255,7 +286,7 @@ def test_a_stale_head():
 def test_batchnorm_in_training_mode():
     layer = keras.layers.BatchNormalization()
     layer.build((None, 8, 8, 1))
-    result, raised = found(lambda x: sound(layer(x, training=True)), 0.5)
+    result, raised = found(lambda x: sound(layer(x, training=True)), 0.5, budget=SHORT)
     assert raised & {"per image", "deterministic"} and result.verdict != "stands"
 
 
@@ -269,16 +300,6 @@ def test_a_success_counted_before_the_last_step():
     evidence = Evidence(clean=before.clean, survived=counted, attacked=((after.adversarial[0], counted),))
     result, raised = found(sound, float(counted.mean()), evidence=evidence)
     assert "record" in raised and result.verdict == "falls"
-
-
-SHORT = AuditBudget(
-    num_images=30,
-    num_steps=3,
-    num_restarts=1,
-    num_queries=10,
-    num_draws=1,
-    verifier=PGD(epsilon=EPSILON, num_steps=20, loss="logit_margin"),
-)
 
 
 def context_of(logits, images, labels, claim, survived=None, evidence=None):
@@ -347,8 +368,9 @@ def test_no_verdict_about_a_model_that_is_misread(kind, claimed):
 
 @pytest.mark.slow
 def test_an_audit_of_a_misread_model():
+    dark = misread("0..255")
     for claimed in (0.05, 0.6):
-        result, raised = found(misread("0..255"), claimed, budget=SHORT)
+        result, raised = found(dark, claimed, budget=SHORT)
         assert result.verdict == "not shown" and "read as trained" in raised and not len(result.counterexamples)
 
 
@@ -387,7 +409,7 @@ def test_transferred_images_break_a_model_without_a_gradient():
 )
 def test_a_verifier_that_cannot_be_run_is_refused(classes, verifier, said):
     with pytest.raises(InvalidInputError, match=re.escape(said)):
-        found(lambda x: sound(x)[:, :classes], 0.5, budget=dataclasses.replace(BUDGET, verifier=verifier))
+        found(Subject(lambda x: sound(x)[:, :classes]), 0.5, budget=dataclasses.replace(BUDGET, verifier=verifier))
 
 
 @pytest.mark.slow
@@ -415,7 +437,7 @@ def test_a_record_of_pixels_is_not_accused():
 def test_a_weak_check_does_not_withhold_what_the_verifier_broke():
     """PGD on the cross-entropy is blind, so that Square breaks what it leaves; the verifier broke these as well."""
     blind = dataclasses.replace(BUDGET, num_steps=3)
-    result, raised = found(lambda x: 1e4 * sound(x), true_accuracy() - 0.05, budget=blind)
+    result, raised = found(saturated, true_accuracy() - 0.05, budget=blind)
     assert result.verdict == "stands" and raised <= {"saturation"}, result.reason
 
 

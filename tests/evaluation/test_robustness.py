@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from keras_rcl.attacks import craft
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator, Survival, _batches, measures
-from keras_rcl.vocabulary.attacks import BIM, FAB, FGSM, PGD, AutoPGD, Embedding, Transfer
+from keras_rcl.vocabulary.attacks import BIM, FAB, FGSM, PGD, AutoPGD, Embedding, Square, Transfer
 
 quick = settings(max_examples=100)
 THREE_AND_ONE = (FGSM(), BIM(), PGD(epsilon="4/255"), PGD())
@@ -242,6 +242,35 @@ def test_it_is_the_attack_with_its_seed():
         np.testing.assert_array_equal(np.argmax(found.reshape(-1, 4) @ KERNEL, axis=1) != labels, fooled)
         if ATTACKS[number].num_rounds == 1:
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow_after(2)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (FGSM(epsilon=0.1), BIM(epsilon=0.2, num_steps=3, step_size=0.03)),
+        (PGD(norm="l2", epsilon=0.1, num_restarts=2), PGD(norm="l2", epsilon=0.3, num_steps=4)),
+        (AutoPGD(epsilon=0.1, num_steps=5), AutoPGD(epsilon=0.2, num_steps=5)),
+        (FAB(epsilon=0.1, num_steps=3, num_targets=1), FAB(epsilon=0.3, num_steps=3, num_targets=1)),
+        (Square(epsilon=0.1, num_queries=5), Square(epsilon=0.2, num_queries=5)),
+    ],
+)
+def test_attacks_that_differ_in_numbers_share_a_graph(first, second):
+    """Nothing is traced for the second attack, and it gives what it gives with its numbers as constants."""
+    traced = []
+
+    def counted(x):
+        traced.extend([] if tf.executing_eagerly() else [x.shape])
+        return linear(x)
+
+    images, labels = IMAGES[RIGHT], LABELS[RIGHT]
+    evaluator = Evaluator(counted, [first], seed=3)
+    evaluator(images, labels)
+    before = len(traced)
+    survival = evaluator.with_attacks([second], 3)(images, labels, keep_images=True)
+    assert len(traced) == before > 0
+    expected = craft(second, linear, images, labels, seed=3)
+    np.testing.assert_allclose(survival.adversarial[0], expected, rtol=0, atol=1e-6)
 
 
 def test_zero_gradients_of_the_images_attacked():

@@ -110,7 +110,7 @@ REPEATED = """
 import gc, json, sys
 from pathlib import Path
 import keras_rcl
-model, out, calls = Path("model.keras"), Path("out"), int(sys.argv[2])
+model, out, calls = Path("model.keras"), Path("out"), int(sys.argv[1])
 given = dict(dataset={"name": "digits", "limit": 40}, output_dir=out, overwrite=True)
 
 def craft():
@@ -122,42 +122,48 @@ def craft():
     tf.function(lambda x, y: keras_rcl.craft(attack, network, x, y))(images, [0, 1, 2, 3])
 
 def audit():
-    budget = keras_rcl.AuditBudget(num_images=10, verifier=keras_rcl.PGD(num_steps=2))
+    short = dict(num_steps=2, num_restarts=1, num_queries=5, num_draws=1)
+    budget = keras_rcl.AuditBudget(num_images=10, verifier=keras_rcl.PGD(num_steps=2), **short)
     keras_rcl.audit_model(model, claim=keras_rcl.Claim(robust_accuracy=0.01), budget=budget, **given)
 
-call = {
+commands = {
     "attack": lambda: keras_rcl.attack(model, [keras_rcl.PGD(num_steps=2)], **given),
     "verify": lambda: keras_rcl.verify_model(model, [1 / 255], count=1, timeout=1, **given),
     "craft": craft, "audit": audit,
-}[sys.argv[1]]
-found = []
-for _ in range(calls):
-    call()
-    gc.collect()
-    from tensorflow.python.framework import ops
-    objects = gc.get_objects()
-    graphs = sum(isinstance(one, ops.Graph) for one in objects)
-    found.append([graphs, len(ops.gradient_registry._registry), len(objects)])
-    del objects
+}
+found = {command: [] for command in commands}
+for command, call in commands.items():
+    for _ in range(calls):
+        call()
+        gc.collect()
+        from tensorflow.python.framework import ops
+        objects = gc.get_objects()
+        graphs = sum(isinstance(one, ops.Graph) for one in objects)
+        found[command].append([graphs, len(ops.gradient_registry._registry), len(objects)])
+        del objects
 print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["attack", "craft", "verify", "audit"])
-def test_a_call_that_is_repeated_leaves_nothing_behind(tmp_path, command):
-    """Graphs, registered gradients and objects after each call in a process of its own; 13 graphs a call were left."""
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """Graphs, registered gradients and objects after each of three calls of each command, in one process."""
     import keras
 
+    folder = tmp_path_factory.mktemp("repeated")
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Conv2D(4, 3, strides=2, activation="relu"), keras.layers.Flatten(), keras.layers.Dense(10)]
-    keras.Sequential([keras.Input((8, 8, 1)), *layers]).save(tmp_path / "model.keras")
-    (tmp_path / "repeated.py").write_text(REPEATED)
-    done = subprocess.run(
-        [sys.executable, "repeated.py", command, "4"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    keras.Sequential([keras.Input((8, 8, 1)), *layers]).save(folder / "model.keras")
+    (folder / "repeated.py").write_text(REPEATED)
+    done = subprocess.run([sys.executable, "repeated.py", "3"], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    (graphs, registered, objects), last = found[2], found[-1]
-    assert (last[0], last[1]) == (graphs, registered), found
-    assert last[2] - objects < 1000, found
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["attack", "craft", "verify", "audit"])
+def test_a_call_that_is_repeated_leaves_nothing_behind(left, command):
+    """13 graphs a call were left."""
+    *_, (graphs, registered, objects), last = left[command]
+    assert (last[0], last[1]) == (graphs, registered), left
+    assert last[2] - objects < 1000, left

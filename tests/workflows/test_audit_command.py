@@ -1,5 +1,6 @@
 """`audit` by the command line, on a linear SavedModel that knows nothing of this package."""
 
+import functools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from keras_rcl.cli.app import cli
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import read_record
 from keras_rcl.evaluation.robustness import Evaluator
+from keras_rcl.vocabulary.claim import AuditBudget
 
 QUICK = ("--check-images", "20", "--verifier", "pgd-20:loss=logit_margin")
 HERE = ("--dataset", "digits", "--limit", "50")
@@ -60,7 +62,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def here(folder, monkeypatch):
+    """The folder, with checks that spend less than those of the command."""
     monkeypatch.chdir(folder)
+    small = functools.partial(AuditBudget, num_steps=5, num_restarts=2, num_queries=50, num_draws=2)
+    monkeypatch.setattr("keras_rcl.cli.audit.AuditBudget", small)
     return folder
 
 
@@ -84,26 +89,29 @@ def untimed(value):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", [3, 12])
-def test_an_interrupted_audit_resumes(here, tmp_path, monkeypatch, batches):
+def test_an_interrupted_audit_resumes(here, tmp_path, monkeypatch):
+    """Interrupted after 3 batches, and again after 12 more."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "linear").symlink_to(here / "linear")
     arguments = "audit", "linear", "--claim", "40%", "--epsilon", "16/255", *HERE, *QUICK, "--batch-size", "10"
-    whole, run_batch, done = run(*arguments, "--output-dir", "whole"), Evaluator._run, []
+    whole, run_batch = run(*arguments, "--output-dir", "whole"), Evaluator._run
+    for batches in (3, 12):
+        done = []
 
-    def terminated(*args):
-        if len(done) == batches:
-            os.kill(os.getpid(), signal.SIGTERM)
-        done.append(1)
-        return run_batch(*args)
+        def terminated(*args, batches=batches, done=done):
+            if len(done) == batches:
+                os.kill(os.getpid(), signal.SIGTERM)
+            done.append(1)
+            return run_batch(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "_run", terminated)
-        first = run(*arguments, "--output-dir", "out")
-    assert first.exit_code == 143 and first.stderr.endswith("\ninterrupted; the same command resumes\n")
-    assert not (tmp_path / "out").exists()
-    second = run(*arguments, "--output-dir", "out")
-    assert second.exit_code == whole.exit_code and "resuming .out.partial: " in second.stderr
+        with monkeypatch.context() as patch:
+            patch.setattr(Evaluator, "_run", terminated)
+            stopped = run(*arguments, "--output-dir", "out")
+        assert stopped.exit_code == 143 and stopped.stderr.endswith("\ninterrupted; the same command resumes\n")
+        assert not (tmp_path / "out").exists()
+    assert "resuming .out.partial: " in stopped.stderr
+    last = run(*arguments, "--output-dir", "out")
+    assert last.exit_code == whole.exit_code and "resuming .out.partial: " in last.stderr
     records = [json.loads((tmp_path / name / "audit.json").read_text()) for name in ("whole", "out")]
     assert untimed(records[0]) == untimed(records[1])
     assert sorted(os.listdir(tmp_path)) == ["linear", "out", "whole"]

@@ -187,7 +187,9 @@ class Context:
         """Images -> float32 logits, finite: clipped to a quarter of float32's range."""
         largest = np.finfo(np.float32).max / 4
         return tf.function(
-            lambda x: tf.clip_by_value(tf.cast(self.subject.logits(x), tf.float32), -largest, largest), autograph=False
+            lambda x: tf.clip_by_value(tf.cast(self.subject.logits(x), tf.float32), -largest, largest),
+            autograph=False,
+            reduce_retracing=True,
         )
 
     # The model by itself.
@@ -304,17 +306,17 @@ class Context:
             return self.subject.embedding
         return self.subject.logits if attack.proxy is None else self.subject.others[attack.proxy]
 
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """What attacks the model; all attacks of the audit share its graphs."""
+        return Evaluator(self.subject.logits, (), batch_size=self.batch_size, outputs=self._attacked_function)
+
     def evaluate(self, attacks: tuple[Attack, ...], chosen: slice | np.ndarray, seed: int | None = None) -> Survival:
         """Attack the chosen images. The journal returns batches in the order in which they were stored."""
-        images, labels = self.images[chosen], self.labels[chosen]
-        evaluator = Evaluator(
-            self.subject.logits,
-            attacks,
-            batch_size=min(self.batch_size, len(images)),
-            seed=self.seed if seed is None else seed,
-            outputs=self._attacked_function,
+        evaluator = self.evaluator.with_attacks(attacks, self.seed if seed is None else seed)
+        return evaluator(
+            self.images[chosen], self.labels[chosen], keep_images=True, progress=self.progress, journal=self.journal
         )
-        return evaluator(images, labels, keep_images=True, progress=self.progress, journal=self.journal)
 
     @functools.cached_property
     def checked(self) -> Survival:
