@@ -28,7 +28,7 @@ from keras_rcl.attacks.rays import rays
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, fools, surrogate_of
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.runtime.gradients import operation_without_gradient
+from keras_rcl.runtime.gradients import operation_without_gradient, without_tapes
 from keras_rcl.vocabulary.attacks import BIM, FGSM, PGD, Attack, Transfer
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.pixels import check_pixel_range
@@ -159,17 +159,19 @@ def craft_round(
     if x.shape[0] == 0:
         return Crafted(x, tf.zeros([0]))
 
-    def attacked(x, labels, start):
+    def attacked(x, labels, start=None):
         return _craft_round(attack, logits_fn, x, labels, seed, Round(None, round, start, support, numbers))
 
+    given = (x, labels) if start is None else (x, labels, start)
     if not _splits(attack, x.shape[0], support):
-        return attacked(x, labels, start)
+        return attacked(*given)
     count = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
     # Of an odd number both halves hold the middle image, so that neither is empty: oneDNN's fused convolutions fail on
     # an empty batch.
     parts = slice((count + 1) // 2), slice(count // 2, None)
-    attacked = tf.function(attacked, autograph=False)  # traced once for both halves
-    first, second = (attacked(x[part], labels[part], None if start is None else start[part]) for part in parts)
+    halves = [[values[part] for values in given] for part in parts]
+    traced = tf.function(attacked, autograph=False).get_concrete_function(*halves[0])  # once for both
+    first, second = (without_tapes(traced, *half) for half in halves)
     apart = zip(first, second, strict=True)
     return Crafted(*(tf.concat([values[: count // 2], others], axis=0) for values, others in apart))
 

@@ -399,7 +399,8 @@ class _Graphs:
 
     def step(self, member: Attack, image_shape: tuple[int, ...]) -> Callable:
         """The function of images, labels, round and seeds that runs one round of an attack."""
-        shared, numbers = sharing(member)
+        # A loop whose number of steps is an input crashes XLA.
+        shared, numbers = sharing(member) if self._width is None else (member, None)
         signature = (
             tf.TensorSpec([self._width], tf.int32),
             tf.TensorSpec([], tf.int32),

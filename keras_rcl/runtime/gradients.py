@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 from tensorflow.python.framework import ops
 
 _TABLE: dict[str, dict[str, Any]] = ops.gradient_registry._registry
@@ -36,6 +37,20 @@ def operation_without_gradient(error: LookupError) -> str | None:
     """The type of the operation that TensorFlow found no gradient of, such as ResizeArea; None for other errors."""
     found = re.search(r"(?:op type|registry has no entry for): (\w+)", str(error))
     return found and found[1]
+
+
+def without_tapes(function: Callable, *args: Any) -> Any:
+    """Call a traced function that no gradient flows through: a tape around the call would trace its gradient as well.
+
+    Args:
+        function: A concrete function.
+        *args: The arguments.
+
+    Returns:
+        What the function returns.
+    """
+    with record.stop_recording():
+        return function(*args)
 
 
 def custom_gradient(function: Callable) -> Callable:
