@@ -197,7 +197,7 @@ def test_fools_a_model_that_gives_no_gradient(norm):
     def loss_fn(x):
         return -tf.gather(logits(x), labels, batch_dims=1)
 
-    ascended = ascend(loss_fn, tf.constant(INNER), pgd, tf.constant(SEEDS))
+    ascended = ascend(loss_fn, tf.constant(INNER), pgd, Round(tf.constant(SEEDS)))
     assert np.all(ascended.zero_gradients == 1) and np.all(np.argmax(logits(ascended.images), axis=1) == labels)
     x_adv = run(logits, INNER, labels, Square(norm=norm, epsilon=EPSILON[norm], num_queries=1000))
     assert np.mean(np.argmax(logits(x_adv), axis=1) != labels) > 0.9
