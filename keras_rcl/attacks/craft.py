@@ -222,10 +222,6 @@ def _transfer(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Tran
     return runner_of(attack.attack)(logits_fn, x, labels, attack.attack, round)
 
 
-EPSILON_ALONE = {("apgd", "linf"), ("apgd", "l2"), ("fab", "linf"), ("fab", "l2"), ("fab", "l1"), ("square", "linf")}
-"""The attacks, beside those by `ascend`, whose graph reads epsilon, to the same bits as if it were a constant."""
-
-
 def sharing(attack: Attack) -> tuple[Attack, Numbers | None]:
     """An attack that stands for all that `craft_round` makes the same graph of, given their numbers.
 
@@ -239,9 +235,10 @@ def sharing(attack: Attack) -> tuple[Attack, Numbers | None]:
     if isinstance(attack, Transfer):
         inner, numbers = sharing(attack.attack)
         return dataclasses.replace(attack, attack=inner), numbers
-    if (attack.name, attack.norm) in EPSILON_ALONE:
+    if attack.norm == "linf" and attack.name in ("apgd", "fab", "square"):
         return attack.with_epsilon(8 / 255), Numbers(attack.epsilon)
-    if RUNNERS.get(attack.name) not in (gradient_attack, embedding_attack):
+    # For l2, TensorFlow multiplies constants in another order than inputs, which changes the last bit.
+    if attack.norm == "l2" or RUNNERS.get(attack.name) not in (gradient_attack, embedding_attack):
         return attack, None
     kind = PGD if isinstance(attack, FGSM | BIM) else type(attack)
     of_all = {field.name for field in dataclasses.fields(kind)} - {"name", "num_restarts", *Numbers._fields}

@@ -249,7 +249,7 @@ def test_it_is_the_attack_with_its_seed():
     ("first", "second"),
     [
         (FGSM(epsilon=0.1), BIM(epsilon=0.2, num_steps=3, step_size=0.03)),
-        (PGD(norm="l2", epsilon=0.1, num_restarts=2), PGD(norm="l2", epsilon=0.3, num_steps=4)),
+        (PGD(epsilon=0.1, num_restarts=2), PGD(epsilon=0.3, num_steps=4)),
         (AutoPGD(epsilon=0.1, num_steps=5), AutoPGD(epsilon=0.2, num_steps=5)),
         (FAB(epsilon=0.1, num_steps=3, num_targets=1), FAB(epsilon=0.3, num_steps=3, num_targets=1)),
         (Square(epsilon=0.1, num_queries=5), Square(epsilon=0.2, num_queries=5)),
