@@ -110,8 +110,10 @@ REPEATED = """
 import gc, json, sys
 from pathlib import Path
 import keras_rcl
-model, out, calls = Path("model.keras"), Path("out"), int(sys.argv[1])
-given = dict(dataset={"name": "digits", "limit": 40}, output_dir=out, overwrite=True)
+model, calls = Path("model.keras"), int(sys.argv[1])
+
+def given(out):
+    return dict(dataset={"name": "digits", "limit": 40}, output_dir=Path(out), overwrite=True)
 
 def craft():
     import keras, numpy as np
@@ -124,11 +126,11 @@ def craft():
 def audit():
     short = dict(num_steps=2, num_restarts=1, num_queries=5, num_draws=1)
     budget = keras_rcl.AuditBudget(num_images=10, verifier=keras_rcl.PGD(num_steps=2), **short)
-    keras_rcl.audit_model(model, claim=keras_rcl.Claim(robust_accuracy=0.01), budget=budget, **given)
+    keras_rcl.audit_model(model, claim=keras_rcl.Claim(robust_accuracy=0.01), budget=budget, **given("audit"))
 
 commands = {
-    "attack": lambda: keras_rcl.attack(model, [keras_rcl.PGD(num_steps=2)], **given),
-    "verify": lambda: keras_rcl.verify_model(model, [1 / 255], count=1, timeout=1, **given),
+    "attack": lambda: keras_rcl.attack(model, [keras_rcl.PGD(num_steps=2)], **given("attack")),
+    "verify": lambda: keras_rcl.verify_model(model, [1 / 255], count=1, timeout=1, **given("verify")),
     "craft": craft, "audit": audit,
 }
 found = {command: [] for command in commands}
