@@ -15,6 +15,7 @@ from tiny import BATCH, image_data, runner, tiny_clafs, tiny_network
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods.adversarial import AdversarialBatch
 from keras_rcl.methods.at import AT
+from keras_rcl.methods.baseline import Baseline
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.runtime.signals import Terminated
 from keras_rcl.storage.checkpoints import Checkpoints
@@ -59,8 +60,8 @@ class Dies(Silent):
         self.lines.append(line)
 
 
-def train(folder, method, progress, save_every=0.0, reused=None):
-    """Run a method in a folder like `fit`; returns the network and the chosen validation."""
+def train(folder, phases, progress, save_every=0.0, reused=None):
+    """Run phases in a folder like `fit`; returns the network and the chosen validation."""
     network, snapshots = tiny_network(), SnapshotStore(folder, progress.say)
 
     def evaluate():
@@ -69,7 +70,7 @@ def train(folder, method, progress, save_every=0.0, reused=None):
     chosen = tiny.train(
         folder,
         network,
-        method.phases(),
+        phases,
         evaluate=evaluate,
         snapshots=snapshots,
         resumed=snapshots.rewind(),
@@ -97,82 +98,79 @@ def outcome(folder, network, chosen):
     return lines, curves, weights, [value.tobytes() for value in network.get_weights()], chosen
 
 
-# Steps of a refresh, the first and the last step of an epoch; each counted from where the process before was stopped.
-CLAFS = tiny_clafs(adversarial_epochs=2, linear_epochs=2)
-AVERAGED = AT(epochs=3, ema=0.8, batch_size=BATCH, attack=FGSM(epsilon=8 / 255))
-# Two steps per epoch; a refresh counts as two: killed within an interval, at its end, and after it.
+# There are two steps per epoch.
+AVERAGED = AT(epochs=2, ema=0.8, batch_size=BATCH, attack=FGSM(epsilon=8 / 255))
+CLAFS = tiny_clafs(warmup_epochs=0, adversarial_epochs=2, linear_epochs=2)
 REFRESHED = AdversarialBatch(
-    epochs=3, batch_size=BATCH, attack=Refreshed(every=3, attack=FGSM(epsilon=8 / 255)), separate_batchnorm=True
+    epochs=2, batch_size=BATCH, attack=Refreshed(every=3, attack=FGSM(epsilon=8 / 255)), separate_batchnorm=True
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "deaths", "where"),
-    [
-        (AVERAGED, (2, 3), "1/1 adversarial training  epoch 2/3, step 1"),
-        pytest.param(CLAFS, (2, 3, 4, 6), "3/3 linear evaluation  epoch 1/2, step 1", marks=pytest.mark.slow),
-        pytest.param(REFRESHED, (4, 7, 4), "1/1 adversarial training  epoch 3/3, step 0", marks=pytest.mark.slow),
-    ],
-    ids=["average", "phases with refreshes", "refreshed examples, two BatchNorm sets"],
-)
-def test_killed_and_resumed(tmp_path, method, deaths, where):
-    expected = outcome(tmp_path / "whole", *train(tmp_path / "whole", method, Dies()))
+def killed(folder, phases, *deaths, reused=None):
+    """Kill a training after some steps of each process; all of them leave torn event files."""
     for after in deaths:
         with pytest.raises(Killed):
-            train(tmp_path / "cut", method, Dies(after))
-        (torn := tmp_path / "cut/tensorboard/torn").mkdir(exist_ok=True)
+            train(folder, phases, Dies(after), reused=reused)
+        (torn := folder / "tensorboard/torn").mkdir(exist_ok=True)
         (torn / "events.out.tfevents.of-the-killed").write_bytes(b"torn")
-    last = Dies()
-    found = outcome(tmp_path / "cut", *train(tmp_path / "cut", method, last))
-    assert found == expected
-    assert last.lines == [f"resuming {where}"]
 
 
 @pytest.mark.slow
-def test_phases_of_another_run_are_not_trained_again(tmp_path):
-    """A run that reuses them, also when killed, ends like one that trained them, except for TensorBoard's pictures."""
+def test_refreshed_examples_averaged_weights_and_two_batchnorm_sets_are_resumed(tmp_path):
+    """The examples of all images take two steps; killed within the interval that reads them, and at its end.
+
+    The end of the interval is within the second epoch, which begins with the weights and not with their average.
+    """
+    phases = tuple(dataclasses.replace(phase, ema=0.8) for phase in REFRESHED.phases())
+    expected = outcome(tmp_path / "whole", *train(tmp_path / "whole", phases, Dies()))
+    killed(tmp_path / "cut", phases, 4, 7)
+    last = Dies()
+    assert outcome(tmp_path / "cut", *train(tmp_path / "cut", phases, last)) == expected
+    assert last.lines == ["resuming 1/1 adversarial training  epoch 2/2, step 1"]
+
+
+@pytest.mark.slow
+def test_phases_with_refreshes_are_resumed_or_taken_from_another_run(tmp_path):
+    """Killed within the first refresh and at the end of a phase; a run that reuses phases is killed within the last."""
 
     def without_pictures(lines, curves, *others):
         return lines, {tag: curve for tag, curve in curves.items() if "perturbation" not in tag}, *others
 
-    expected = outcome(tmp_path / "whole", *train(tmp_path / "whole", CLAFS, Dies()))
-    train(tmp_path / "other", dataclasses.replace(CLAFS, linear_evaluation="adversarial"), Dies())
-    reused = (tmp_path / "other", 2)
-    with pytest.raises(Killed):
-        train(tmp_path / "cut", CLAFS, Dies(3), reused=reused)
+    phases = CLAFS.phases()
+    expected = outcome(tmp_path / "whole", *train(tmp_path / "whole", phases, Dies()))
+    killed(tmp_path / "cut", phases, 2, 8)
     last = Dies()
-    found = outcome(tmp_path / "cut", *train(tmp_path / "cut", CLAFS, last, reused=reused))
-    assert last.lines == ["resuming 3/3 linear evaluation  epoch 2/2, step 0"]
-    assert without_pictures(*found) == without_pictures(*expected)
+    assert outcome(tmp_path / "cut", *train(tmp_path / "cut", phases, last)) == expected
+    assert last.lines == ["resuming 3/3 linear evaluation  epoch 1/2, step 0"]
+
+    reused = (tmp_path / "whole", 2)
+    killed(tmp_path / "other", phases, 4, reused=reused)
+    last = Dies()
+    found = outcome(tmp_path / "other", *train(tmp_path / "other", phases, last, reused=reused))
+    assert last.lines == ["resuming 3/3 linear evaluation  epoch 2/2, step 1"]
+    assert without_pictures(*found) == without_pictures(*expected)  # those of TensorBoard are not copied
 
 
 @pytest.mark.slow
 def test_a_signal_lets_the_step_end_and_stores_it(tmp_path):
-    """Without regular snapshots nothing is lost; with a damaged snapshot one step is lost."""
-    method = tiny_clafs(warmup_epochs=0, adversarial_epochs=0, linear_epochs=2)
-    expected = outcome(tmp_path / "whole", *train(tmp_path / "whole", method, Dies(), save_every=1e9))
+    """Without regular snapshots nothing is lost; with a damaged snapshot one step; a finished run is only read."""
+    phases = Baseline(epochs=2, batch_size=BATCH).phases()
+    expected = outcome(tmp_path / "whole", *train(tmp_path / "whole", phases, Dies(), save_every=1e9))
     before = signal.getsignal(signal.SIGTERM)
     for by, raised, said in ((signal.SIGTERM, Terminated, None), (signal.SIGINT, KeyboardInterrupt, "1/2, step 1")):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         progress = Dies(1 if by == signal.SIGTERM else 2, by)
         with pytest.raises(KeyboardInterrupt) as stopped:
-            train(tmp_path / "cut", method, progress, save_every=1e9)
+            train(tmp_path / "cut", phases, progress, save_every=1e9)
         assert stopped.type is raised and signal.getsignal(signal.SIGTERM) == before
         assert said is None or said in progress.lines[0]
     latest = max((tmp_path / "cut/training").glob("*.state"))
     latest.write_bytes(latest.read_bytes()[:-1])
     last = Dies()
-    assert outcome(tmp_path / "cut", *train(tmp_path / "cut", method, last)) == expected
-    assert "is damaged" in last.lines[0] and last.lines[1].startswith("resuming 3/3 linear evaluation")
-
-
-@pytest.mark.slow
-def test_a_run_killed_after_its_last_epoch_is_finished(tmp_path):
-    method = tiny_clafs(warmup_epochs=0, adversarial_epochs=0, linear_epochs=2)
-    expected = outcome(tmp_path, *train(tmp_path, method, Dies()))
+    assert outcome(tmp_path / "cut", *train(tmp_path / "cut", phases, last)) == expected
+    assert "is damaged" in last.lines[0] and last.lines[1].startswith("resuming 1/1 train")
     last = Dies(1)
-    assert outcome(tmp_path, *train(tmp_path, method, last)) == expected
+    assert outcome(tmp_path / "cut", *train(tmp_path / "cut", phases, last)) == expected
     assert last.lines == ["resuming after the last epoch"]
 
 
@@ -183,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
     """At a learning rate of 1e30 the first step is finite and the second is not."""
     method = AT(epochs=2, batch_size=BATCH, attack=FGSM(), optimizer=SGD(learning_rate=1e30, momentum=0.0))
     with pytest.raises(InvalidInputError) as refusal:
-        train(tmp_path, method, Dies())
+        train(tmp_path, method.phases(), Dies())
     line = str(refusal.value)
     assert "not finite after step" in line and "of epoch 1 of adversarial training" in line
     assert "and 8 more" in line and "smaller learning rate (now 1e+30)" in line and "\n" not in line
@@ -209,7 +207,7 @@ def test_insufficient_memory_raises_with_a_hint(tmp_path, monkeypatch):
     with pytest.raises(
         InvalidInputError, match="out of memory in adversarial training: batches of 16 .* --micro-batch 8$"
     ):
-        train(tmp_path, AVERAGED, Dies())
+        train(tmp_path, AVERAGED.phases(), Dies())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,54 +13,88 @@ from keras_rcl.evaluation.record import read_record
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.methods import VARIANTS
 from keras_rcl.model_io.classifier import load_classifier
-from keras_rcl.vocabulary.attacks import FGSM
+from keras_rcl.storage.checkpoints import Checkpoints
+from keras_rcl.vocabulary.attacks import FGSM, Noise
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.workflows import fit as experiment
 from keras_rcl.workflows.inputs import pixels
 
 ATTACK = FGSM(epsilon=16 / 255)
+DIGITS = Dataset(limit=40, validation_fraction=0)
+
+
+SHARED = {
+    name: "pretraining_epochs"
+    for name in ("pgd_ce", "pgd_supcon", "sc_ce", "sc_supcon", "sc_both", "sc_supcon_retrained")
+} | {"margin_scl": "baseline_epochs"}
+"""The first phase of these variants is trained by `pgd_both` or `refined_scl`, which have it too."""
 
 
 def small(name: str):
-    """The variant with one epoch of everything, batches of 20, and attacks of at most two steps."""
+    """The variant with one epoch of each phase, batches of 20, and attacks of at most two steps."""
     method, changes = VARIANTS[name](batch_size=20), {}
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
         if field.name.endswith("epochs"):
-            changes[field.name] = 1
+            changes[field.name] = 0 if field.name == SHARED.get(name) else 1
         elif field.name.endswith("attack"):
             changes[field.name] = dataclasses.replace(value, num_steps=min(2, value.num_steps))
     return dataclasses.replace(method, **changes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [name if name == "clafs" else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
-)
-def test_it_trains_exports_and_is_attacked(name, tmp_path):
-    method, data = small(name), Dataset(limit=40, validation_fraction=0)
-    fitted = experiment.fit(
-        Experiment(
-            method=method,
-            dataset=data,
-            network=Network(projection_hidden=8, projection_dim=4),
-            evaluation=Evaluation(attacks=(ATTACK,), validation_attack=ATTACK),
-        ),
-        runs=tmp_path / "runs",
-        saved_models=tmp_path / "saved_models",
-    )
+def experiment_of(name: str, **evaluation) -> Experiment:
+    network = Network(projection_hidden=8, projection_dim=4)
+    return Experiment(method=small(name), dataset=DIGITS, network=network, evaluation=Evaluation(**evaluation))
+
+
+def fit(name: str, folder: Path, **evaluation) -> experiment.Fitted:
+    """Train a variant, and check that each of its phases was trained and that the export is of the variant."""
+    settings = experiment_of(name, **evaluation)
+    fitted = experiment.fit(settings, runs=folder / "runs", saved_models=folder / "saved_models")
     lines = [json.loads(line) for line in (fitted.run / "metrics.jsonl").read_text().splitlines()]
-    stages = [step.name for phase in method.phases() for step in (*phase.refresh, phase)]
-    assert [line["phase"] for line in lines] == stages
+    trained = [phase for phase in settings.method.phases() if phase.epochs]
+    assert [line["phase"] for line in lines] == [step.name for phase in trained for step in (*phase.refresh, phase)]
     assert all(np.isfinite(line["loss"]) for line in lines)
     contract = json.loads((fitted.saved_model / "model.json").read_text())
     assert contract["variant"] == name
+    return fitted
 
-    test = sources.load(data).test
-    served = Evaluator(load_classifier(fitted.saved_model).logits, (ATTACK,))(pixels(test.images), test.labels)
-    survival = read_record(fitted.run / "record.json")["survival"]
+
+@pytest.fixture(scope="module")
+def images_and_labels():
+    test = sources.load(DIGITS).test
     assert len(test.labels) == 40
+    return pixels(test.images), test.labels
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    """The network of all variants, and what attacks it; traced once."""
+    network = experiment.build(experiment_of("baseline"), sources.load(DIGITS))
+    return network, Evaluator(experiment.output_of(network, "logits"), (ATTACK,))
+
+
+@pytest.mark.slow
+def test_the_export_is_as_robust_as_the_record_says(tmp_path, images_and_labels):
+    fitted = fit("clafs", tmp_path, attacks=(ATTACK,), validation_attack=ATTACK)
+    served = Evaluator(load_classifier(fitted.saved_model).logits, (ATTACK,))(*images_and_labels)
+    survival = read_record(fitted.run / "record.json")["survival"]
     np.testing.assert_array_equal(served.clean, survival["clean"])
     np.testing.assert_array_equal(served.survived, survival["attacks"])
     assert served.survived.sum() <= served.clean.sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "clafs"])
+def test_it_trains_exports_and_is_attacked(name, tmp_path, images_and_labels, attacked):
+    """The weights of its last checkpoint are attacked, which the export has; a run attacks all variants alike."""
+    fitted = fit(name, tmp_path, attacks=(), validation_attack=Noise())
+    (network, evaluator), (images, labels) = attacked, images_and_labels
+    Checkpoints(fitted.run / "checkpoints").load(network, "last")
+    survival = evaluator(images, labels)
+    logits = np.asarray(network(images, training=False)["logits"])
+    exported = load_classifier(fitted.saved_model).logits(images)
+    np.testing.assert_allclose(exported, logits, rtol=0, atol=1e-5 * max(1, np.abs(logits).max()))
+    np.testing.assert_array_equal(survival.clean, read_record(fitted.run / "record.json")["survival"]["clean"])
+    assert survival.survived.sum() <= survival.clean.sum()
