@@ -118,18 +118,13 @@ def test_a_lambda_layer_is_refused_trusted_or_not(tmp_path, nested):
 # --- the package itself -----------------------------------------------------------------------------------------------
 
 
-def calls():
-    """(file, the function as it is written, the names of its keyword arguments) of every call in the package."""
+def test_no_pickle_no_eval_and_only_the_safe_loaders():
+    found = []
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
-                yield file.name, ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
-
-
-def test_no_pickle_no_eval_and_only_the_safe_loaders():
-    found = list(calls())
-    for file in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                found.append((file.name, ast.unparse(node.func), words))
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             banned = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"} & set(names)
             # alpha-beta-CROWN writes a pickle, which is read by an unpickler that calls nothing (test_vnnlib.py).
