@@ -1,8 +1,7 @@
-"""The program of each process of `test_replicas.py`: `replicas_program.py FOLDER STAGE [REPLICAS]`.
+"""The program of each process of `test_replicas.py`: `replicas_program.py FOLDER [REPLICAS]`.
 
-It runs alone, or among the workers of `TF_CONFIG`. With the stage `step` it runs one step, with `tiled` one step whose
-loss is computed by blocks of rows, with `all` all stages. The result of each stage is written to
-`FOLDER/<stage><worker>.npz`; in the last stage a worker is killed.
+It runs alone, or among the workers of `TF_CONFIG`. The result of each stage is written to `FOLDER/<stage><worker>.npz`;
+in the last stage a worker is killed.
 """
 
 import os
@@ -38,6 +37,7 @@ SUPCON = Phase(
 )
 # Adam divides a gradient that is 0 up to rounding by itself, so that a bias before BatchNorm could not be compared.
 METHOD = tiny_clafs(
+    warmup_epochs=0,
     optimizer=SGD(learning_rate=0.05),
     inner_optimizer=Adam(learning_rate=0.01, clip_norm=0.1, weight_decay=0.01),
     linear_optimizer=SGD(learning_rate=0.05),
@@ -112,26 +112,31 @@ class Copies(Silent):
             shutil.copytree(self.folder, self.folder.with_name("cut"))
 
 
-def main(folder: Path, stage: str, replicas: int | None) -> None:
+def tiled_step(workers: Workers) -> dict[str, np.ndarray]:
+    """A step whose loss is computed by blocks of rows."""
+    usual = contrastive.TILED_FROM, tiled.BLOCK_ELEMENTS
+    contrastive.TILED_FROM, tiled.BLOCK_ELEMENTS = 0, 64
+    try:
+        return stepped(SUPCON, workers)
+    finally:
+        contrastive.TILED_FROM, tiled.BLOCK_ELEMENTS = usual
+
+
+def main(folder: Path, replicas: int | None) -> None:
     from keras_rcl.runtime.distributed import start_workers
 
     start_tensorflow()
     workers = start_workers(replicas, heartbeat=30)
-
-    if stage == "tiled":
-        contrastive.TILED_FROM, tiled.BLOCK_ELEMENTS = 0, 64
 
     def write(**stages: dict[str, np.ndarray]) -> None:
         for name, arrays in stages.items():
             np.savez(folder / f"{name}{workers.index}.npz", **arrays)
 
     write(supcon=stepped(SUPCON, workers))
-    if stage != "all":
-        return
     own = folder / f"run{workers.index}"
     write(clafs=trained(own, workers, Copies(own, 4) if workers.chief else None))
     if workers.count == 1:
-        write(apart=stepped(SUPCON, workers, synchronized=False))
+        write(apart=stepped(SUPCON, workers, synchronized=False), tiled=tiled_step(workers))
         return
     messages = workers.all_gather(Message(workers.index, {"a": np.arange(workers.index * 5)}))
     gathered = {str(message.value): message.arrays["a"] for message in messages}
@@ -145,4 +150,4 @@ def main(folder: Path, stage: str, replicas: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -23,16 +23,16 @@ BOUNDED = (Clean(), WorstCase(epsilon=1 / 255))
 KINDS = ("replicas", "worker 0", "worker 1")
 
 
-def start(folder, stage, *arguments, **environment):
+def start(folder, *arguments, **environment):
     """Start the program."""
-    command = [sys.executable, PROGRAM, folder, stage, *arguments]
+    command = [sys.executable, PROGRAM, folder, *arguments]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """The folder with the results of two replicas, and of two workers, after all stages."""
+    """The folder with the results of two replicas, and of two workers."""
     folder = tmp_path_factory.mktemp("replicas")
     cluster = {"worker": [f"localhost:{port}" for port in _free_ports(2)]}
     started = []
@@ -40,10 +40,10 @@ def ended(tmp_path_factory):
         own = folder / kind.split()[0]
         own.mkdir(exist_ok=True)
         if kind == "replicas":
-            started.append(start(own, "all", "2"))
+            started.append(start(own, "2"))
         else:
             task = {"type": "worker", "index": int(kind[-1])}
-            started.append(start(own, "all", TF_CONFIG=json.dumps({"cluster": cluster, "task": task})))
+            started.append(start(own, TF_CONFIG=json.dumps({"cluster": cluster, "task": task})))
     outputs = [process.communicate(timeout=1200)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0, -9], "\n".join(outputs)
     return folder
@@ -72,19 +72,12 @@ def assert_same_step(expected, found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ("step", "tiled"))
-def test_a_step_of_two_replicas_equals_the_step_of_one_device(tmp_path, alone, stage):
+@pytest.mark.parametrize(
+    ("kind", "stage"), [*((kind, "supcon") for kind in KINDS), ("replicas", "tiled")], ids=[*KINDS, "tiled"]
+)
+def test_a_step_equals_the_step_of_one_device(ended, alone, kind, stage):
     """Also if each replica compares only its own anchors with all others, by blocks."""
-    process = start(tmp_path, stage, "2")
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    assert_same_step(alone, dict(np.load(tmp_path / "supcon0.npz")))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_step_equals_the_step_of_one_device(ended, alone, kind):
-    assert_same_step(alone, result_of(ended, kind, "supcon"))
+    assert_same_step(alone, result_of(ended, kind, stage))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +147,6 @@ def test_a_lost_worker_is_noticed_and_one_process_resumes(ended, clafs):
     (line,) = (cut / "metrics.jsonl").read_text().splitlines()
     weights = trained(cut, ALONE)
     lines = (cut / "metrics.jsonl").read_text().splitlines()
-    assert lines[0] == line and len(lines) == 4
+    assert lines[0] == line and len(lines) == 3
     for number, weight in clafs.items():
         np.testing.assert_allclose(weights[number], weight, rtol=0, atol=1e-4)
