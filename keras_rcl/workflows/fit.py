@@ -534,7 +534,7 @@ def _losses(metrics: Path, phases: Sequence[Phase]) -> list[Any]:
     names = {"phase", "epoch", "loss"}
     for phase in phases:
         names.update(name for step in (*phase.refresh, phase) for name in term_names(step))
-    lines = METRICS.read_lines(metrics)
+    lines = METRICS.read_lines(metrics) if any(phase.epochs for phase in phases) else []
     rounded = lambda value: round(value, 5) if isinstance(value, float) else value  # noqa: E731
     return [{key: rounded(value) for key, value in line.items() if key in names} for line in lines]
 
