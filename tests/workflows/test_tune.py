@@ -42,7 +42,7 @@ def without_times(study: dict) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_stopped_search_resumes_to_the_same_table(tmp_path, monkeypatch):
-    """After Ctrl-C, and after a full disk, which is no failure of the trial."""
+    """After Ctrl-C, and after a full disk, which is not a failure of the trial."""
     monkeypatch.chdir(tmp_path)
     arguments = (*SMALL, "--trials", "2", "--search", RATES, "--search", "method.batch_size=choice(8, 16)")
     assert run(*arguments, "--output-dir", "whole").exit_code == 0
