@@ -205,7 +205,12 @@ class Evaluator:
         self._graphs = _Graphs(logits_fn, self._width, outputs, support, gradient_fn)
 
     def with_attacks(self, attacks: Sequence[Attack], seed: int) -> "Evaluator":
-        """The same evaluator with other attacks and another seed; what both need is traced once."""
+        """The same evaluator with other attacks and another seed; what both need is traced once.
+
+        Args:
+            attacks: As of `Evaluator`.
+            seed: The seed of the attacks' random numbers.
+        """
         other = copy.copy(self)
         other.attacks, other._seed = tuple(attacks), seed
         return other
@@ -378,7 +383,8 @@ class Evaluator:
 class _Graphs:
     """The compiled functions of an evaluator, each traced when it is first needed; arguments as of `Evaluator`.
 
-    They take batches of any size, or of `width` images with XLA, which would compile again for each size.
+    They take batches of any size, or of `width` images with XLA, which would compile again for each size. Attacks that
+    differ in numbers alone share a graph, except with XLA.
     """
 
     def __init__(self, logits_fn: Callable, width: int | None, outputs, support, gradient_fn):
