@@ -29,7 +29,7 @@ from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, fools, surrogate_of
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.gradients import operation_without_gradient, without_tapes
-from keras_rcl.vocabulary.attacks import BIM, FGSM, PGD, Attack, Transfer
+from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Attack, Embedding, Transfer
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.pixels import check_pixel_range
 from keras_rcl.vocabulary.registry import find
@@ -234,11 +234,13 @@ def sharing(attack: Attack) -> tuple[Attack, Numbers | None]:
     """
     if isinstance(attack, Transfer):
         inner, numbers = sharing(attack.attack)
-        return dataclasses.replace(attack, attack=inner), numbers
+        return dataclasses.replace(attack, attack=inner), numbers  # type: ignore[arg-type]
     if attack.norm == "linf" and attack.name in ("apgd", "fab", "square"):
         return attack.with_epsilon(8 / 255), Numbers(attack.epsilon)
     # For l2, TensorFlow multiplies constants in another order than inputs, which changes the last bit.
-    if attack.norm == "l2" or RUNNERS.get(attack.name) not in (gradient_attack, embedding_attack):
+    if not isinstance(attack, FGSM | BIM | MIFGSM | PGD | Embedding) or attack.norm == "l2":
+        return attack, None
+    if attack.name not in RUNNERS:  # a registered attack that is made of one of these
         return attack, None
     kind = PGD if isinstance(attack, FGSM | BIM) else type(attack)
     of_all = {field.name for field in dataclasses.fields(kind)} - {"name", "num_restarts", *Numbers._fields}

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from keras_rcl.vocabulary.threat import Norm
 
-Radius = tf.Tensor | float
+Radius: TypeAlias = tf.Tensor | float
 """The radius of a ball; a tensor where several attacks share a graph."""
 
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
