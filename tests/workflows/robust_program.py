@@ -1,4 +1,4 @@
-"""Trainings by `RobustModel` in processes of their own: one that is killed, one that resumes, one on two replicas."""
+"""Trainings by `RobustModel` that need a process of their own: one that is killed, and one on two replicas."""
 
 import os
 import sys
@@ -15,24 +15,7 @@ RobustModel, AT = keras_rcl.RobustModel, keras_rcl.AT
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from test_robust_model import BATCH, CLASSES, WEAK, small, stripes  # noqa: E402
-
-
-def robust_model(ema: float = 0.0, model=None) -> RobustModel:
-    keras.utils.set_random_seed(3)
-    method = AT(attack=WEAK, augmentation="crop_flip", ema=ema)
-    robust = RobustModel(model or small(), method, input_range="0..255")
-    robust.compile(keras.optimizers.SGD(0.05, momentum=0.9))
-    return robust
-
-
-def train(robust: RobustModel, epochs: int, *callbacks) -> list[int]:
-    """Train on the same batches in the same order; returns the epochs that were run."""
-    images, labels = stripes(3 * BATCH)
-    history = robust.fit(
-        images, labels, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=[*callbacks]
-    )
-    return history.epoch
+from test_robust_model import BATCH, CLASSES, WEAK, averaged, stripes, train_in_order  # noqa: E402
 
 
 def killed(folder: Path) -> None:
@@ -40,22 +23,9 @@ def killed(folder: Path) -> None:
         if int(robust.optimizer.iterations) == 8:  # in the third epoch
             os._exit(9)
 
-    robust = robust_model(ema=0.9)
+    robust = averaged()
     backup = keras.callbacks.BackupAndRestore(folder / "backup")
-    train(robust, 4, backup, keras.callbacks.LambdaCallback(on_train_batch_end=die))
-
-
-def resumed(folder: Path) -> None:
-    robust, whole = robust_model(ema=0.9), robust_model(ema=0.9)
-    epochs = train(robust, 4, keras.callbacks.BackupAndRestore(folder / "backup"))
-    print(f"epochs {epochs[0]} to {epochs[-1]}")
-    train(whole, 4)
-    for one, other in zip(robust.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
-    images, _ = stripes(8)
-    np.save(folder / "images.npy", images)
-    np.save(folder / "outputs.npy", robust.model(images))
-    robust.model.save(folder / "model.keras")
+    train_in_order(robust, 3, backup, keras.callbacks.LambdaCallback(on_train_batch_end=die))
 
 
 def replicas() -> None:
@@ -89,4 +59,4 @@ def replicas() -> None:
 
 if __name__ == "__main__":
     mode, *folder = sys.argv[1:]
-    {"killed": killed, "resumed": resumed, "replicas": replicas}[mode](*map(Path, folder))
+    {"killed": killed, "replicas": replicas}[mode](*map(Path, folder))
