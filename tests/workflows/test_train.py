@@ -10,10 +10,11 @@ from keras_rcl import InvalidInputError
 from keras_rcl.networks.own_model import encoder_hash, own_encoder
 from keras_rcl.training.recorder import Recorder
 from keras_rcl.vocabulary.network import Network
+from keras_rcl.workflows.fit import export_run
 
 WEAK = keras_rcl.FGSM(epsilon="8/255")
 SMALL = dict(
-    evaluation=keras_rcl.Evaluation(attacks=(WEAK,), validation_attack=WEAK),
+    evaluation=keras_rcl.Evaluation(attacks=(WEAK,), validation_attack=keras_rcl.Noise()),
     projection=Network(projection_hidden=8, projection_dim=4),
 )
 
@@ -73,6 +74,9 @@ def test_an_interrupted_training_resumes_and_ends_in_the_same_weights(tmp_path, 
     np.testing.assert_allclose(classifier.logits(pixels), expected["logits"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(own(images), expected["embedding"], rtol=1e-4, atol=1e-5)
     assert classifier.class_names == ("top", "middle", "bottom")
+    again = keras_rcl.load_classifier(export_run(resumed.run, saved_models=tmp_path / "exports"))
+    np.testing.assert_allclose(again.logits(pixels), expected["logits"], rtol=1e-4, atol=1e-5)
+    assert again.class_names == classifier.class_names
     changed = encoder()
     changed.layers[-1].bias.assign(np.ones(16))
     with pytest.raises(InvalidInputError, match="broken"):
