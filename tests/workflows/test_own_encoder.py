@@ -218,6 +218,15 @@ def test_an_interrupted_run_resumes_and_a_changed_encoder_does_not(here, monkeyp
     own = load_own_encoder("mine.keras", (8, 8, 1))
     continued = build_continued(spec, (8, 8, 1), 10, encoder=own)
     np.testing.assert_allclose(classifier.logits(IMAGES), continued(IMAGES)["logits"], rtol=1e-5, atol=1e-5)
+    np.save("scans.npy", IMAGES)
+    predicted = [line.split()[1] for line in run("predict", "saved_models/mine", "scans.npy").splitlines()[2:]]
+    assert predicted == [str(label) for label in np.argmax(classifier.logits(IMAGES), axis=1)]
+    bounds = run("verify", "saved_models/mine", "--epsilon", "1/255", "--limit", "5", "--method", "ibp", "--no-attack")
+    assert "verified" in bounds.splitlines()[0]
+    untrained = ["--set", "network.pretrained=saved_models/mine", "--set", "method.epochs=0", "--name", "untrained"]
+    run(*command[:-4], "--set", "network.encoder=mine.keras", *untrained)
+    same = keras_rcl.load_classifier(Path("saved_models/untrained"))
+    np.testing.assert_allclose(same.logits(IMAGES), classifier.logits(IMAGES), rtol=1e-5, atol=1e-5)
 
 
 def test_settings_name_what_an_encoder_can_be():
