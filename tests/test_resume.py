@@ -21,7 +21,7 @@ from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.network import Network
 
-ATTACKS = ("--attack", "apgd-3:epsilon=1/255,loss=dlr_targeted,num_targets=3", "--attack", "pgd-3:epsilon=1/255")
+ATTACKS = ("--attack", "pgd-3:epsilon=1/255,num_restarts=2", "--attack", "fgsm:epsilon=1/255")
 COMMAND = ("attack", "model", "--dataset", "digits", "--limit", "50", "--batch-size", "1", *ATTACKS)
 
 

@@ -1,5 +1,6 @@
 """Branch and bound against the exact minimum, and its bounds of single domains against their own images."""
 
+import functools
 import time
 
 import keras
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from milp_oracle import affine_maps, exact_minimum
-from test_tightness import NETWORKS, SLACK, dense, functions, network_of
+from test_tightness import NETWORKS, SLACK, functions
 from tiny_networks import random_images, random_network
 
 from keras_rcl.bounds.beta_crown import BranchAndBound
@@ -19,8 +20,7 @@ LONG = 1e5
 IMAGES = 8
 """Of each network; each is verified against both other classes."""
 
-KINDS = {**NETWORKS, "wide": lambda: network_of([keras.layers.Flatten(), *dense(16, 16, 3)], (2, 2, 1), 6)}
-SPLITTING = ("dense", "deep", "wide")
+SPLITTING = ("dense", "deep")
 """Those on which the bounds of the whole ball do not decide everything."""
 
 
@@ -30,10 +30,17 @@ FAST = ("dense", "conv")
 
 def balanced(kind):
     """The network with logits of mean 0, so that each class is somewhere the largest and margins are close."""
-    network = KINDS[kind]()
+    network = NETWORKS[kind]()
     bias, images = network.layers[-1].bias, random_images(200, 99, network.input_shape[1:])
     bias.assign(bias - np.mean(network(images, training=False), axis=0))
     return network
+
+
+@functools.cache
+def searched(kind):
+    """The network and a search on it, of which each graph is traced once."""
+    network = balanced(kind)
+    return network, BranchAndBound(network, root_iterations=1, iterations=5)
 
 
 def problems(network, count):
@@ -57,15 +64,12 @@ def checker(network, label, wrong):
 
 @pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
-    "kind", [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+    "kind", [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in NETWORKS]
 )
 def test_decides_as_the_exact_minimum_does(kind):
-    network = balanced(kind)
+    network, decide = searched(kind)
     shape, shortcut = network.input_shape[1:], (0, 2) if kind == "residual" else None
-    maps, decide = (
-        affine_maps(functions(network), int(np.prod(shape))),
-        BranchAndBound(network, root_iterations=1, iterations=5),
-    )
+    maps = affine_maps(functions(network), int(np.prod(shape)))
     decided, domains = [], []
     for image, label, epsilon in problems(network, IMAGES):
         center = image.ravel().astype("float64")
@@ -88,9 +92,8 @@ def test_decides_as_the_exact_minimum_does(kind):
 @pytest.mark.slow
 def test_refined_bounds_decide_as_the_exact_minimum_does():
     """Any linear function with an offset, over any box."""
-    network, rng, decided = balanced("deep"), np.random.default_rng(0), []
+    (network, search), rng, decided = searched("deep"), np.random.default_rng(0), []
     maps, steps = affine_maps(functions(network), 4), fold(network, dtype="float64")
-    search = BranchAndBound(fold(network), root_iterations=1, iterations=5)
     for _ in range(4):
         low = rng.uniform(-1, 1, 4)
         high, row = low + rng.uniform(0, 1, 4), rng.normal(size=3)
@@ -111,8 +114,7 @@ def test_refined_bounds_decide_as_the_exact_minimum_does():
 
 @pytest.mark.slow
 def test_all_classes_at_once_are_each_of_them():
-    network = balanced("conv")
-    decide, answers = BranchAndBound(network), []
+    (network, decide), answers = searched("conv"), []
     for image, label, epsilon in problems(network, 15):
         wrong = [j for j in range(3) if j != label]
         alone = [
@@ -166,9 +168,7 @@ def _values(steps, number, images):
 
 @pytest.mark.slow
 def test_out_of_time():
-    network = balanced("deep")
-    decide = BranchAndBound(network, root_iterations=1)
-    answers = []
+    (network, decide), answers = searched("deep"), []
     for image, label, epsilon in problems(network, 10):
         wrong = [j for j in range(3) if j != label]
         answers.append(decide(image, label, epsilon, wrong=wrong, seconds=0, check=lambda image: None))

@@ -19,7 +19,7 @@ from keras_rcl.networks import build_network
 from keras_rcl.vocabulary.network import Network
 
 METHODS = Method.__args__
-FEW = dict(iterations=4)
+FEW = dict(iterations=2)
 BLOCKS = ["conv", "add", "max_pooling"]
 methods = pytest.mark.parametrize("method", METHODS)
 

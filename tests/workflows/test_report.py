@@ -11,7 +11,7 @@ from PIL import Image
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.report import records as results
-from keras_rcl.vocabulary.attacks import FGSM, PGD
+from keras_rcl.vocabulary.attacks import FGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.paper import (
     Bars,
     Clean,
@@ -31,6 +31,7 @@ from keras_rcl.vocabulary.paper import (
 from keras_rcl.workflows import attack as attacking
 from keras_rcl.workflows import fit as experiment
 from keras_rcl.workflows import report as reporting
+from keras_rcl.workflows import verify
 from keras_rcl.workflows.report import Folders, in_the_plane, report
 
 CONFIG = """
@@ -86,6 +87,7 @@ def made(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(results, "CONFIGS", folder / "configs")
         patch.setattr(reporting, "PAPERS", {"tiny": TINY})
+        patch.setattr(verify, "ATTACKS", (AutoPGD(num_steps=5),))
         yield report("tiny", scale="cpu", train=True)
 
 
@@ -147,8 +149,11 @@ def test_a_second_report_trains_nothing_and_says_the_same(made, monkeypatch):
 
 
 @pytest.mark.slow
-def test_rows_are_made_in_processes_of_their_own(made, tmp_path):
+def test_rows_are_made_in_processes_of_their_own(made, tmp_path, monkeypatch):
     """Trained as alone, except for the order of sums on fewer threads; a failed row does not stop the others."""
+    rows = tuple(dataclasses.replace(row, published=()) for row in TINY.tables[0].rows)
+    table = dataclasses.replace(TINY.tables[0], columns=TINY.tables[0].columns[:1], rows=rows)
+    monkeypatch.setattr(reporting, "PAPERS", {"tiny": dataclasses.replace(TINY, tables=(table,), figures=())})
     folders = Folders(tmp_path, tmp_path / "runs", tmp_path / "saved_models")
     (tmp_path / "saved_models/tiny-cpu-scl").mkdir(parents=True)
     with pytest.raises(
@@ -166,18 +171,20 @@ def test_rows_are_made_in_processes_of_their_own(made, tmp_path):
 @pytest.mark.slow
 def test_examples_that_rows_train_on_are_made_first(made, monkeypatch):
     """Of a proxy that is there already: it is not trained again, and the row trains on what is stored."""
-    trained = "variant: pgd_ce\nmethods:\n  pgd_ce: {pretraining_epochs: 1, epochs: 1, batch_size: 30, attack: %s}\n"
+    trained = "variant: adversarial\nmethods:\n  adversarial: {epochs: 1, batch_size: 30, attack: %s}\n"
     text = trained % "{name: stored, folder: stored/examples, epsilon: 4/255}"
-    Path("configs/papers/tiny/pgd_ce.yaml").write_text(f"extends: ../tiny.yaml\n{text}", encoding="utf-8")
+    Path("configs/papers/tiny/adversarial.yaml").write_text(f"extends: ../tiny.yaml\n{text}", encoding="utf-8")
     attack = FGSM(epsilon=4 / 255)
-    row = Row(label="Stored", config="pgd_ce")
+    row = Row(label="Stored", config="adversarial")
     table = dataclasses.replace(TINY.tables[0], columns=TINY.tables[0].columns[:1], rows=(row,), comparisons=())
     stored = StoredExamples(folder="stored/examples", proxy="tiny/baseline", attack=attack)
     paper = dataclasses.replace(TINY, tables=(table,), figures=(), stored=(stored,))
     monkeypatch.setattr(reporting, "PAPERS", {"tiny": paper})
     runs = {path.name for path in Path("runs").iterdir()}
     printed, _ = report("tiny", scale="cpu", train=True, output_dir=Path("reports/stored"))
-    assert printed["missing"] == [] and {path.name for path in Path("runs").iterdir()} == runs | {"tiny-cpu-pgd_ce"}
+    assert printed["missing"] == [] and {path.name for path in Path("runs").iterdir()} == runs | {
+        "tiny-cpu-adversarial"
+    }
     examples = json.loads(Path("stored/examples/examples.json").read_text(encoding="utf-8"))
     proxy = json.loads(Path("saved_models/tiny-cpu-baseline/model.json").read_text(encoding="utf-8"))
     assert (examples["examples"], examples["model"]["hash"]) == (60, proxy["model_hash"])
