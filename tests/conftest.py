@@ -24,17 +24,13 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-CASES = 2
-"""The default suite runs this number of cases of a parametrized test that is not marked `slow_after(n)`."""
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark the cases of a parametrized test after the first ones as slow."""
+    """Mark the cases of a parametrized test after the first as slow, or those after the first n of `slow_after(n)`."""
     seen = {}
     for item in items:
         if "[" in item.nodeid:
             test, marker = item.nodeid.partition("[")[0], item.get_closest_marker("slow_after")
             seen[test] = seen.get(test, 0) + 1
-            if seen[test] > (marker.args[0] if marker else CASES):
+            if seen[test] > (marker.args[0] if marker else 1):
                 item.add_marker(pytest.mark.slow)

@@ -52,7 +52,8 @@ def refused(fuzz, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("start", [0, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0, 40])
 def test_forty_inputs(fuzz, seeds, start):
     with fuzz.without_the_work(seeds):
         found = [fuzz.run_one(number, 2, seeds, 60) for number in range(start, start + 40)]
@@ -60,6 +61,7 @@ def test_forty_inputs(fuzz, seeds, start):
     assert {outcome["status"] for outcome in found} <= {0, 1, 2} and any(outcome["status"] == 2 for outcome in found)
 
 
+@pytest.mark.slow
 def test_the_fuzzer_sees_what_is_wrong(fuzz, seeds, monkeypatch):
     """A program that fails in each way that counts."""
     import click
@@ -132,6 +134,7 @@ def test_what_moves_the_cursor_is_not_repeated(refused):
     assert r"\x1b[31m" in refused("show", "--variant", "\x1b[31m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["[" * 200_000, '{"a":' * 200_000, '{"format": ' + "9" * 5000 + "}", '{"format": NaN}', "\ufeff{}"],
@@ -145,6 +148,7 @@ def test_records_and_contracts(refused, seeds, text):
     assert "cannot be read" in refused("predict", "model", "image.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -167,6 +171,7 @@ def test_a_contract_edited_by_hand(refused, seeds, change, said):
     assert said in refused("attack", "model", "--attack", "noise")
 
 
+@pytest.mark.slow
 def test_a_contract_does_not_say_where_data_is_written(seeds, tmp_path):
     from keras_rcl.model_io.classifier import load_classifier
     from keras_rcl.workflows.inputs import dataset_of
@@ -179,6 +184,7 @@ def test_a_contract_does_not_say_where_data_is_written(seeds, tmp_path):
     assert dataset_of(load_classifier(model), {"data_dir": "here"}).data_dir == "here"
 
 
+@pytest.mark.slow
 def test_images_of_absurd_size_are_not_decoded(refused, seeds):
     """Headers that say 10,000 x 10,000 and 60,000 x 60,000 pixels."""
     Image.new("L", (8, 8)).save("image.png")
@@ -190,6 +196,7 @@ def test_images_of_absurd_size_are_not_decoded(refused, seeds):
         assert "not a readable PNG" in refused("predict", seeds.model, "image.png", "--resize")
 
 
+@pytest.mark.slow
 def test_arrays_of_objects_and_headers_that_lie(refused, seeds):
     np.save("array.npy", np.array([{}], object), allow_pickle=True)
     assert "never loaded" in refused("predict", seeds.model, "array.npy")
@@ -200,6 +207,7 @@ def test_arrays_of_objects_and_headers_that_lie(refused, seeds):
         assert "array.npy" in refused("predict", seeds.model, "array.npy")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="file names must be UTF-8 there")
 def test_a_file_name_that_is_no_text(seeds, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -211,6 +219,7 @@ def test_a_file_name_that_is_no_text(seeds, tmp_path, monkeypatch):
     assert entries[0]["image"] == path
 
 
+@pytest.mark.slow
 def test_a_keras_file_of_which_keras_warns(refused, seeds):
     """Weights under another name, of which Keras says several lines."""
     with zipfile.ZipFile(seeds.keras) as whole, zipfile.ZipFile("model.keras", "w") as broken:
@@ -226,6 +235,7 @@ def test_a_keras_file_of_which_keras_warns(refused, seeds):
     assert "model.keras" in refused("predict", "model.keras", "image.png")
 
 
+@pytest.mark.slow
 def test_a_pipe_that_is_closed(seeds):
     """`keras-rcl variants | head -1`: no traceback."""
     code = "from keras_rcl.cli.app import cli; cli(['variants', '--json'])"

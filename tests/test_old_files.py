@@ -49,6 +49,7 @@ def test_the_records_are_read(here):
     assert read_record(Path(ATTACK, "record.json"))["model"]["hash"] == record_of(MODEL)["model_hash"]
 
 
+@pytest.mark.slow
 def test_the_run_is_exported_to_the_same_model(here):
     run("export", RUN, "--name", "again")
     images = np.random.default_rng(0).uniform(size=(5, 8, 8, 1)).astype(np.float32)

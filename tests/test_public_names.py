@@ -6,6 +6,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+import pytest
+
 import keras_rcl
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,7 @@ def test_the_stub_the_lazy_table_and_all_name_the_same():
     assert listed == keras_rcl.__all__ == sorted(name for _, name in table) == dir(keras_rcl)
 
 
+@pytest.mark.slow
 def test_every_name_is_the_same_object_when_it_is_fetched_again():
     code = f"""
 import sys, types

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_mypy_is_clean():
     """The file of a user holds mistakes with `type: ignore`; one that mypy does not find is an unused comment."""
     checked = subprocess.run(

@@ -108,10 +108,11 @@ def test_the_targeted_dlr_is_equation_7():
         np.testing.assert_array_equal(found, -SURROGATES[name](targets, logits))
 
 
+@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "attack",
-    [PGD(num_steps=20), PGD(num_steps=20, num_restarts=2), BIM(num_steps=20, norm="l2"), MIFGSM(num_steps=20), FGSM()],
-    ids=["pgd", "restarts", "bim l2", "mifgsm", "fgsm"],
+    [PGD(num_steps=20), BIM(num_steps=20, norm="l2"), MIFGSM(num_steps=20), FGSM()],
+    ids=["pgd", "bim l2", "mifgsm", "fgsm"],
 )
 def test_the_targeted_dlr_reaches_its_target_about_as_often_as_the_margin(attack):
     """The untargeted DLR, followed downwards, raises its own denominator instead."""
@@ -127,7 +128,8 @@ def test_the_targeted_dlr_reaches_its_target_about_as_often_as_the_margin(attack
     for loss in ("logit_margin", "dlr"):
         chosen = attack.with_epsilon(0.15 if attack.norm == "linf" else 0.6)
         chosen = dataclasses.replace(chosen, loss=loss, targeted=True)
-        found = np.argmax(logits_fn(craft(chosen, logits_fn, images, targets)), axis=1)
+        crafted = tf.function(lambda chosen=chosen: craft(chosen, logits_fn, images, targets), autograph=False)()
+        found = np.argmax(logits_fn(crafted), axis=1)
         reached[loss] = np.mean(found == targets)
     assert 0.1 < reached["logit_margin"] < 0.9
     adapts = attack.name in ("pgd", "bim")  # one step, or the momentum of the first steps, follows the first direction

@@ -24,10 +24,6 @@ SPLITTING = ("dense", "deep")
 """Those on which the bounds of the whole ball do not decide everything."""
 
 
-FAST = ("dense", "conv")
-"""Networks of the default run: one that is split, and one with convolutions."""
-
-
 def balanced(kind):
     """The network with logits of mean 0, so that each class is somewhere the largest and margins are close."""
     network = NETWORKS[kind]()
@@ -62,10 +58,8 @@ def checker(network, label, wrong):
     return check
 
 
-@pytest.mark.slow_after(1)
-@pytest.mark.parametrize(
-    "kind", [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in NETWORKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_decides_as_the_exact_minimum_does(kind):
     network, decide = searched(kind)
     shape, shortcut = network.input_shape[1:], (0, 2) if kind == "residual" else None

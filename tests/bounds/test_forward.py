@@ -111,6 +111,7 @@ def test_in_bfloat16_it_is_the_network_to_8_bits(block):
         np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["strided_cnn", "preact_resnet18"])
 def test_in_bfloat16_only_what_is_between_pixels_and_logits_is_rounded(encoder):
     """The first and the last product are of float32 numbers; logits and gradients are those of float32, nearly."""

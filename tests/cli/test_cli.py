@@ -301,6 +301,7 @@ def test_predict_images_of_every_kind(here, tmp_path):
     assert "probability" in run("predict", "saved_models/digits-at", tmp_path / "scans" / "scan.png").stdout
 
 
+@pytest.mark.slow
 def test_export_a_phase(here, tmp_path):
     result = run(
         *("export", "runs/digits-at", "--checkpoint", "1-adversarial-training", "--saved-models", tmp_path),
@@ -345,6 +346,7 @@ def test_old_spellings_are_not_in_the_help():
     assert not re.search(r"--(part|trust|count|craft-dtype)\b|^  (interchange|collect) ", helped, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_export_for_a_verifier_and_its_results(here, tmp_path):
     """Read as alpha-beta-CROWN reads it: from the CSV, the ONNX network and the properties alone."""
     folder = tmp_path / "exchange"
@@ -375,6 +377,7 @@ def test_export_for_a_verifier_and_its_results(here, tmp_path):
     assert "5 results of 6 instances" in refused("read-verifier-results", folder)
 
 
+@pytest.mark.slow
 def test_export_vnnlib_leaves_out_misclassified_and_broken_images(here, tmp_path):
     """The images in its list are the first that survive in the record of the same attack."""
     chosen = ("saved_models/digits-at", "--attack", "pgd-5", "--epsilon", "4/255")

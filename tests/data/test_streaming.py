@@ -92,6 +92,7 @@ def test_an_epoch_has_every_training_image_once_with_its_label(streamed):
     assert set(data.test.images[:, 0, 0, 0]) == {6 * i for i in range(8)}
 
 
+@pytest.mark.slow
 def test_from_any_step_on_an_epoch_is_what_it_was(streamed):
     views = (Clean(), Augmented(policy=CropFlip(padding=1)))
     batches = Batches(streamed.train, views, 7, seed=3)
@@ -173,6 +174,7 @@ def stored_beside(folder, data, change=3):
     return Stored(folder=str(folder))
 
 
+@pytest.mark.slow
 def test_stored_examples_are_read_beside_their_images(streamed, tmp_path):
     """Every image comes once, with its own example, in the order without examples, and again from any step on."""
     plain = streamed
@@ -192,6 +194,7 @@ def test_stored_examples_are_read_beside_their_images(streamed, tmp_path):
     np.testing.assert_array_equal(again, elements[3][0])
 
 
+@pytest.mark.slow
 def test_stored_examples_of_other_files_are_refused(prepared, streamed, tmp_path):
     data = streamed
     attack = stored_beside(tmp_path / "stored", data)

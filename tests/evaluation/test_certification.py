@@ -77,6 +77,7 @@ def test_every_image_is_decided(network, found):
     assert np.all((by == "branch-and-bound") >= (statuses == "safe")) and np.all((by == "") == ~np.tile(right, (2, 1)))
 
 
+@pytest.mark.slow
 def test_counterexamples_are_true_ones(network, found):
     images, labels = digits(COUNT)
     assert set(found.counterexamples) == set(zip(*np.nonzero(found.statuses == "unsafe"), strict=True))
@@ -106,6 +107,7 @@ def test_without_attack_and_in_float64_the_same_is_true(network, found):
     assert set(other.decided_by[other.statuses == "unsafe"]) == {"branch-and-bound"}
 
 
+@pytest.mark.slow
 def test_bounds_alone_leave_some_unknown(network, found):
     images, labels = digits(COUNT)
     bounds = Certifier(network, EPSILONS, attacks=(), method="crown")(images, labels)

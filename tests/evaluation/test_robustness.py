@@ -232,6 +232,7 @@ def test_the_first_broken_and_robust_images_are_kept(attack, monkeypatch):
     np.testing.assert_allclose(crafted, whole.adversarial[0, RIGHT], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_is_the_attack_with_its_seed():
     evaluator = Evaluator(linear, ATTACKS[:2], batch_size=5, seed=3)
     for number in range(2):
@@ -306,6 +307,7 @@ def test_a_targeted_attack_aims_at_the_least_likely_class():
         np.testing.assert_allclose(survival.adversarial[0, index].ravel(), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_transfer_is_crafted_on_its_source_and_counts_on_the_target():
     """Also with several rounds, each on what survived on the target; and beside the white-box attack."""
     other = np.random.default_rng(7).normal(size=(4, 3))

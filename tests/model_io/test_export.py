@@ -74,6 +74,7 @@ def images():
     return np.random.default_rng(0).random((5, 8, 8, 1), np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.slow_after(1)
 def test_plain_tensorflow_serves_it_and_differentiates_it(network, folder, images, tmp_path):
     np.save(tmp_path / "images.npy", images)

@@ -302,6 +302,7 @@ def test_killed_in_some_batch(evaluator, uninterrupted, tmp_path):
         assert computed == count - batches and held == count
 
 
+@pytest.mark.slow
 def test_killed_after_every_batch(evaluator, uninterrupted, tmp_path):
     """As many deaths as batches, some of them with half a piece written."""
     path, deaths = tmp_path / "run", 0
@@ -312,6 +313,7 @@ def test_killed_after_every_batch(evaluator, uninterrupted, tmp_path):
     assert computed == 0 and deaths >= count - 1
 
 
+@pytest.mark.slow
 def test_seconds_add_up(evaluator, tmp_path):
     path = tmp_path / "run"
     assert die(evaluator, path, 20)
@@ -322,6 +324,7 @@ def test_seconds_add_up(evaluator, tmp_path):
     assert np.all(first.seconds > 0)
 
 
+@pytest.mark.slow
 def test_the_last_batch_cut_short(evaluator, uninterrupted, tmp_path):
     path = tmp_path / "run"
     assert die(evaluator, path, 20)
@@ -334,6 +337,7 @@ def test_the_last_batch_cut_short(evaluator, uninterrupted, tmp_path):
         assert_same(resume(evaluator, path)[0], uninterrupted)
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_all_that_the_results_depend_on(evaluator):
     def asked(images=IMAGES, labels=LABELS, attacks=ATTACKS, keep_images=False, **options):
         evaluator = Evaluator(smooth, attacks, **{"batch_size": 8, "seed": 3, **options})

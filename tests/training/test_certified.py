@@ -235,6 +235,7 @@ def test_every_form_trains_on_finite_numbers(method):
         assert run.trainer.traces == 1
 
 
+@pytest.mark.slow
 def test_kappa_weighs_the_two_cross_entropies_and_the_radius_depends_on_the_steps_of_the_optimizer():
     """At kappa = 0.25 the loss is 0.25 CE(clean) + 0.75 CE(worst case), each as the log shows it.
 

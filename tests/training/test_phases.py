@@ -65,6 +65,7 @@ def algorithm_1(scripted):
     return scripted["walked"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAY_MOVE)
 def test_algorithm_1_moves(algorithm_1, name):
     walked, expected = algorithm_1[name], MAY_MOVE[name]
@@ -74,6 +75,7 @@ def test_algorithm_1_moves(algorithm_1, name):
     assert not (some & IDLE) or expected == FEATURES
 
 
+@pytest.mark.slow
 def test_only_linear_evaluation_reinitializes_and_only_the_classifier(algorithm_1):
     drawn = {name: moved(walked.before, walked.begun)[1] for name, walked in algorithm_1.items()}
     assert drawn.pop("linear evaluation") == CLASSIFIER
@@ -84,6 +86,7 @@ def test_only_linear_evaluation_reinitializes_and_only_the_classifier(algorithm_
     assert np.std(begun["classifier", "kernel"][0]) == pytest.approx(np.sqrt(2 / 64), rel=0.25)
 
 
+@pytest.mark.slow
 def test_a_phase_that_trains_only_the_classifier_has_no_other_trainable_weight(algorithm_1):
     for name in ("inner classifier", "linear evaluation"):
         trainer = algorithm_1[name].runner.trainer
@@ -239,6 +242,7 @@ def scripted(tmp_path_factory):
     return {**found, "walked": walked}
 
 
+@pytest.mark.slow
 def test_phases_run_in_algorithm_1s_order(scripted):
     expected = [("warm-up", 1), ("warm-up", 2)]
     expected += [("inner classifier", 1), ("inner classifier", 2), ("adversarial positives", 1)]
@@ -248,11 +252,13 @@ def test_phases_run_in_algorithm_1s_order(scripted):
     assert [line["step"] for line in scripted["lines"]] == list(range(1, len(expected) + 1))
 
 
+@pytest.mark.slow
 def test_a_phase_begins_once_and_a_refresh_before_each_of_its_runs(scripted):
     stages = [("warm-up", 0), ("adversarial positives", 0), ("inner classifier", 0), ("inner classifier", 2)]
     assert scripted["begun"] == [*stages, ("linear evaluation", 0)]
 
 
+@pytest.mark.slow
 def test_no_phase_or_refresh_is_traced_twice(scripted):
     assert {r.phase.name: (r.trainer.traces, r.epochs_run) for r in scripted["runners"]} == {
         "warm-up": (1, 2),
@@ -280,6 +286,7 @@ def test_a_refresh_reuses_its_batches(monkeypatch):
     assert len(orders) == 3  # and yet each epoch has its own
 
 
+@pytest.mark.slow
 def test_the_best_weights_by_robust_accuracy_are_kept(scripted):
     assert scripted["chosen"] == {"clean_accuracy": 0.5, "robust_accuracy": 0.7, "epoch": 2}
     checkpoints = Checkpoints(scripted["folder"] / "checkpoints")
@@ -297,6 +304,7 @@ def test_the_best_weights_by_robust_accuracy_are_kept(scripted):
     assert same(scripted["network"].get_weights(), seen[1])
 
 
+@pytest.mark.slow
 def test_every_line_has_its_numbers(scripted):
     for line in scripted["lines"]:
         contrastive = line["phase"] in ("warm-up", "adversarial positives")

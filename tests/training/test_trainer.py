@@ -74,6 +74,7 @@ def test_views_are_stacked_view_by_view_with_their_labels():
     assert 0 <= float(zeros) < 0.1
 
 
+@pytest.mark.slow
 def test_metrics_of_an_epoch_are_those_of_its_images(monkeypatch):
     network, data = tiny_network(), image_data()
     steps = runner(network, phase_of(Clean(), optimizer=Adam(learning_rate=0.05)), data)
@@ -151,6 +152,7 @@ def operations(phase) -> set[str]:
     return {operation.type for operation in reached}
 
 
+@pytest.mark.slow
 def test_a_classifier_only_phase_differentiates_no_encoder():
     warm_up, _, linear = tiny_clafs().phases()
     backward = {"Conv2DBackpropFilter", "Conv2DBackpropInput"}
@@ -232,6 +234,7 @@ def test_the_schedule_spans_the_phase(precision):
     assert rates == pytest.approx([0.025, 0.0], abs=1e-7)
 
 
+@pytest.mark.slow
 def test_attacks_of_a_training_have_the_requested_dtype(monkeypatch):
     """What its attacks see is the folded network in bfloat16; what it learns from is the network in float32."""
     asked, images = [], image_data().train.images[:5].astype("float32") / 255

@@ -156,6 +156,7 @@ def test_edited_outcomes_are_seen(here):
     assert result.exit_code == 1 and "counted the other way" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -179,6 +180,7 @@ def test_refusals(here, arguments, said):
     assert sorted(here.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -105,6 +105,7 @@ def test_broken_off_and_resumed_it_stores_the_same_and_a_training_reads_it(here,
     assert contract["threat_model"] == {"norm": "linf", "epsilon": 8 / 255}
 
 
+@pytest.mark.slow
 def test_a_training_refuses_examples_of_test_images(here):
     assert run(*COMMAND, "--split", "test", "--output-dir", "stored").exit_code == 0
     result = run(*FIT)
@@ -112,6 +113,7 @@ def test_a_training_refuses_examples_of_test_images(here):
     assert result.stdout == "" and sorted(os.listdir()) == ["model", "stored"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

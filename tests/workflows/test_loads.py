@@ -46,6 +46,7 @@ def loads(monkeypatch):
 ONCE = {"_open_saved_model": 1, "load_keras_archive": 1, "_load_keras": 1}
 
 
+@pytest.mark.slow
 def test_attack(exported, loads, tmp_path, monkeypatch):
     """The geometry, the folded network, the attacks and the pictures share one model; pictures run no attack again."""
     monkeypatch.setattr(Evaluator, "craft", None)
@@ -56,6 +57,7 @@ def test_attack(exported, loads, tmp_path, monkeypatch):
     assert loads == ONCE
 
 
+@pytest.mark.slow
 def test_verify(exported, loads, tmp_path):
     verify_model(exported, [1 / 255], method="ibp", no_attack=True, dataset=DIGITS, output_dir=tmp_path / "out")
     assert loads == ONCE
