@@ -39,7 +39,7 @@ def format_error(error: ValueError) -> str:
             message = "no such field"
         if item["type"] == "union_tag_invalid":
             tag, tags = (item["ctx"][key] for key in ("tag", "expected_tags"))
-            message = f"{tag!r} is not one of {tags.replace(chr(39), '')}"
+            message = f"{tag!r} is not one of {tags}"
         got = item.get("input")
         shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool)) and repr(got) not in message else ""
         found.append(f"{path}: {message}{shown}" if path else f"{message}{shown}")

@@ -139,7 +139,7 @@ def test_a_registered_attack_is_transferred_refreshed_and_part_of_an_ensemble(pl
     np.testing.assert_allclose(found, np.ravel(x) + np.array([16, -16, -16]) / 255, rtol=1e-6)
     with pytest.raises(InvalidInputError, match="Mine cannot be transferred: it does not read the logits of one model"):
         keras_rcl.Transfer(source="other.keras", attack=ensemble())
-    with pytest.raises(InvalidInputError, match="^attack: 'fab' is not one of fgsm, bim, "):
+    with pytest.raises(InvalidInputError, match="^attack: 'fab' is not one of 'fgsm', 'bim', "):
         keras_rcl.Transfer(source="other.keras", attack="fab")
 
 
