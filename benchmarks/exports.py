@@ -225,6 +225,18 @@ def _(keras):
     return model
 
 
+@keras_model("keras3", "slice_update of a mask")
+def _(keras):
+    class Mask(keras.layers.Layer):
+        """As the window attention of Swin transformers makes its mask."""
+
+        def call(self, x):
+            mask = keras.ops.slice_update(keras.ops.ones((1, 16, 16, 1)), [0, 4, 20, 0], keras.ops.zeros((1, 3, 5, 1)))
+            return x * mask
+
+    return _small(keras, Mask(), keras.layers.Conv2D(8, 3))
+
+
 @keras_model("keras3", "nested models, two outputs")
 def _(keras):
     layers = keras.layers

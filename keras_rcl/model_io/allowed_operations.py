@@ -98,7 +98,10 @@ ALLOWED_OPERATIONS = frozenset(
     UniformQuantizedAdd UniformQuantizedClipByValue UniformQuantizedDot UniformQuantizedDotHybrid
     UniformRequantize Unique UniqueV2 UniqueWithCounts UniqueWithCountsV2 Unpack UnravelIndex UnsortedSegmentMax
     UnsortedSegmentMin UnsortedSegmentProd UnsortedSegmentSum UpperBound VariableShape Where While Xdivy Xlog1py
-    Xlogy ZerosLike Zeta
+    XlaDynamicUpdateSlice Xlogy ZerosLike Zeta
     """.split()
 )
-"""Names of operations. What is not listed is refused, the operations of later TensorFlow versions included."""
+"""Names of operations. What is not listed is refused, the operations of later TensorFlow versions included.
+
+`XlaDynamicUpdateSlice` is `keras.ops.slice_update`: an ordinary kernel, which checks the shapes and compiles nothing.
+"""

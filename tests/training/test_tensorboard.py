@@ -110,7 +110,8 @@ def compared(tmp_path):
     from tensorboard.plugins import base_plugin
     from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
-    for name, settings in (("whole", []), ("quick", ["dataset.limit=100", "dataset.image_size=8"])):
+    given = ["dataset.limit=100", "dataset.image_size=8", "evaluation.limit=50"]
+    for name, settings in (("whole", []), ("quick", given)):
         with TensorBoardWriter(tmp_path / name) as writer:
             writer.scalars("adversarial training", {"loss": 1.0, "monitor_clean_accuracy": 0.5, name: 2.0}, step=1)
             hparams = flatten(config.to_dict(config.load(None, "at", settings)))
@@ -140,7 +141,7 @@ def test_the_hparams_tab_shows_named_runs_with_clean_and_robust_accuracy(compare
     assert values == {"clean_accuracy": 0.75, "robust_accuracy": 0.25}
 
 
-@pytest.mark.parametrize("name", ["dataset.limit", "dataset.image_size"])
+@pytest.mark.parametrize("name", ["dataset.limit", "dataset.image_size", "evaluation.limit"])
 def test_a_setting_that_is_left_out_in_one_run_is_a_number_in_the_other(compared, name):
     from tensorboard.plugins.hparams import api_pb2
 
