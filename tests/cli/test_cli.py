@@ -237,7 +237,8 @@ def test_an_attack_in_bfloat16(here, tmp_path, monkeypatch):
     assert "note: this processor has no matrix units for bfloat16" in result.stderr
     rounded = json.loads(result.stdout)
     assert (plain["attack_dtype"], rounded["attack_dtype"]) == ("float32", "bfloat16")
-    kept = np.load(tmp_path / "rounded/adversarial.npz")
+    with np.load(tmp_path / "rounded/adversarial.npz") as file:
+        kept = dict(file)
     logits = load_classifier(Path("saved_models/digits-at")).logits(kept["images"][0])
     np.testing.assert_array_equal(np.argmax(logits, axis=1), kept["predictions"][0])
     assert abs(plain["rows"][0]["robust_accuracy"] - rounded["rows"][0]["robust_accuracy"]) <= 2 / 30

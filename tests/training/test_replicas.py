@@ -52,7 +52,8 @@ def ended(tmp_path_factory):
 def result_of(folder, kind, stage):
     """The arrays of a stage."""
     name, index = kind.split() if " " in kind else (kind, "0")
-    return dict(np.load(folder / name / f"{stage}{index}.npz"))
+    with np.load(folder / name / f"{stage}{index}.npz") as file:
+        return dict(file)
 
 
 @pytest.fixture(scope="module")
