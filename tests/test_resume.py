@@ -109,6 +109,7 @@ def test_killed_at_any_instant(folder, here):
     assert sorted(os.listdir(here)) == ["model", "out"]
 
 
+@pytest.mark.slow
 @pytest.mark.slow_after(1)
 def test_interrupted(folder, here, monkeypatch):
     """Exit status 130 and one line; the folder to replace stays until its replacement is complete."""

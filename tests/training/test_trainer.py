@@ -190,6 +190,7 @@ def test_sgd_without_momentum_decays_weights_as_pytorch_does():
     assert our_sgd(2.0, 1.0, **setting) == pytest.approx(pytorch_sgd(2.0, 1.0, **setting), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_sgd_with_momentum_does_so_in_the_long_run():
     setting = dict(rate=0.02, momentum=0.9, decay=0.25, steps=300)
     expected = pytorch_sgd(2.0, 1.0, **setting)[-1]
