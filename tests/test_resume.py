@@ -110,7 +110,6 @@ def test_killed_at_any_instant(folder, here):
 
 
 @pytest.mark.slow
-@pytest.mark.slow_after(1)
 def test_interrupted(folder, here, monkeypatch):
     """Exit status 130 and one line; the folder to replace stays until its replacement is complete."""
     (here / "out").mkdir()

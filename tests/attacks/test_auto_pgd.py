@@ -57,7 +57,6 @@ def test_equals_the_papers_algorithm(norm, epsilon, monkeypatch):
         assert loss_and_gradient(found[index].astype("float64"))[0] == pytest.approx(best_loss, rel=1e-4)
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("loss", ["cross_entropy", "dlr", "dlr_targeted"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fools_a_linear_classifier_exactly_where_that_is_possible(norm, loss):

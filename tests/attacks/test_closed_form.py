@@ -349,7 +349,6 @@ def test_one_step_does_not_suffice_everywhere():
     assert 0 < broken("disjoint", "l2", FGSM()).sum() < 8
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "name, norm", [*itertools.product(["linear", "convex", "disjoint"], EPSILON), ("boxed", "linf")]
 )

@@ -288,7 +288,6 @@ def test_eagerly_and_in_a_graph_alike(attack):
     np.testing.assert_allclose(found, crafted(attack), rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", ["pgd", "pgd l2 restarts"])
 def test_xla_draws_the_same_starts(name):
     attack = dataclasses.replace(ATTACKS[name], num_steps=2)
@@ -299,7 +298,6 @@ def test_xla_draws_the_same_starts(name):
     np.testing.assert_allclose(compiled(IMAGES, LABELS), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("attack", rows(ENSEMBLE))
 def test_no_image_is_made_worse_for_the_attacker(attack):
     """An image that is wrong stays wrong, and the classifier is fooled by more images than before."""
@@ -353,7 +351,6 @@ def test_restarts_keep_what_fools_before_what_has_the_better_loss(targeted, fool
     assert np.all(found[:, 0, 0, 0] > 0.5)
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("targeted", [False, True])
 def test_restarts_keep_the_highest_loss_among_equals(targeted):
     """With two classes and no image fooled: the mean pixel, whose loss is monotone, of the best start of all."""
@@ -372,7 +369,6 @@ def test_restarts_keep_the_highest_loss_among_equals(targeted):
     assert np.all(means[-1] > np.max(images, axis=(1, 2, 3)) - 0.1) and np.mean(means[-1] > means[0]) > 0.5
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("field", ["num_steps", "num_restarts", "eot_iter"])
 def test_the_graph_does_not_grow(field):
     def operations(value):
@@ -398,7 +394,6 @@ def loops(concrete) -> int:
     return within(definition.node)
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("attack", [ATTACKS["pgd"], ENSEMBLE["apgd"], ENSEMBLE["fab"], ENSEMBLE["square"]])
 def test_a_batch_in_two_halves_is_attacked_as_in_small_ones(attack):
     """32 images are attacked in two halves side by side; in batches of 8 they are not."""

@@ -418,7 +418,6 @@ def test_the_seed_decides_the_restarts_alone(norm):
         assert np.array_equal(first, other) == (number == 0)
 
 
-@pytest.mark.slow_after(1)
 @norms
 @pytest.mark.parametrize("number", [0, 4])
 def test_neither_order_nor_neighbours_matter(norm, number):
@@ -435,7 +434,6 @@ def test_neither_order_nor_neighbours_matter(norm, number):
     np.testing.assert_allclose(at([2])[0], together[2], rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow_after(1)
 @norms
 @both
 def test_eagerly_in_a_graph_and_by_xla_alike(norm, multi_targeted):

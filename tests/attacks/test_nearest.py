@@ -68,7 +68,6 @@ def test_distances_of_a_linear_classifier_are_the_closed_form(search, attack):
     assert (np.argmax(linear(found.images), axis=1) != labels).all()
 
 
-@pytest.mark.slow_after(1)
 @every_search
 def test_misclassified_images_are_their_own_nearest_and_far_ones_are_returned_unchanged(search, attack):
     _, labels = true_distances(attack.norm)

@@ -237,7 +237,6 @@ def test_the_supcon_attack_image_by_image_needs_no_label():
         craft(attack, project, IMAGES, LABELS, support=(tf.constant(LABELS), project(IMAGES)))
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("loss", ["cross_entropy", "kl_to_clean"])
 def test_the_joint_attack_is_of_the_weighted_sum(loss):
     """Without weight PGD, with an overwhelming one the SupCon attack; its step raises the sum more than theirs do."""

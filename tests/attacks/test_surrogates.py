@@ -108,7 +108,6 @@ def test_the_targeted_dlr_is_equation_7():
         np.testing.assert_array_equal(found, -SURROGATES[name](targets, logits))
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "attack",
     [PGD(num_steps=20), BIM(num_steps=20, norm="l2"), MIFGSM(num_steps=20), FGSM()],

@@ -84,7 +84,6 @@ def functions(network):
 
 
 @pytest.mark.slow
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_no_method_is_looser_than_the_one_before(kind):
     network = NETWORKS[kind]()

@@ -42,7 +42,6 @@ def test_epsilon_0_gives_the_logits(method):
     np.testing.assert_allclose(margins, logits[np.arange(5), labels][:, None] - logits, atol=slack)
 
 
-@pytest.mark.slow_after(1)
 @methods
 def test_a_graph_gives_what_eager_does_for_any_batch_and_epsilon(method):
     network, images, labels = problem()

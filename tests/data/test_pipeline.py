@@ -60,7 +60,6 @@ def test_each_epoch_is_another_permutation():
     assert sorted(indices(epoch_of(whole, 0))) == list(range(25))
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_pure_function_of_seed_and_epoch(balanced):
     views = (CROP, CROP)

@@ -48,7 +48,6 @@ def test_radii_exceed_the_true_distance_as_rarely_as_alpha_says():
     assert wrong <= stats.binom.ppf(0.999, 10_000, 0.001)
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("n", [10_000, 100_000])
 def test_a_linear_classifier_in_closed_form(n):
     """The smoothed class is the class, and the radius just below the distance where the probability is not near 1/2."""

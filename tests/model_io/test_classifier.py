@@ -169,7 +169,6 @@ def test_certainty_gives_finite_logits_and_gradients(tmp_path, images):
     assert np.all(np.isfinite(logits)) and np.all(np.isfinite(tape.gradient(logits, x)))
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("count", [1, 6])
 def test_a_fixed_batch_size_is_filled_up(tmp_path, count):
     linear = Linear()

@@ -75,7 +75,6 @@ def images():
 
 
 @pytest.mark.slow
-@pytest.mark.slow_after(1)
 def test_plain_tensorflow_serves_it_and_differentiates_it(network, folder, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     command = [sys.executable, "-I", "-c", PLAIN_TENSORFLOW, folder, tmp_path / "images.npy", tmp_path / "outputs.npz"]
@@ -154,7 +153,6 @@ def test_an_existing_folder_is_kept_unless_told_and_nothing_is_printed(network, 
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     "writer, error",
     [

@@ -78,7 +78,6 @@ def test_parameters_are_the_literatures(name):
     assert trainable(encoder) + dense(width, 10) == by_hand(name) + dense(width, 10) == total
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("name", ["small_cnn", "strided_cnn", "preact_resnet18"])
 def test_smallest_image_and_any_number_of_channels(name):
     encoder = build_encoder(name, (8, 8, 1))

@@ -46,7 +46,6 @@ def test_weights_carry_over_between_policies(precision):
     np.testing.assert_allclose(outputs(half, images())["embedding"], expected, atol=0.05 * np.abs(expected).max())
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_trains_under_every_policy(precision):
     network = build_network(SMALL, (8, 8, 1), 3, precision=precision)

@@ -135,7 +135,6 @@ def test_bounds_in_training_hold_for_every_image_of_the_ball(bound):
         assert all((point[name].numpy() >= values - 1e-4).all() for name, values in lower.items())
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.1, 20.0])
 def test_loss_fusion_lies_between_the_cross_entropies_of_the_balls_images_and_of_intervals(epsilon):
     """The loss of no image of the ball is above it; at epsilon 0 it is that of the image."""

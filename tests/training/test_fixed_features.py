@@ -30,7 +30,6 @@ def trained(phase, data, *, moves=False):
     return steps, found, snapshot(network)
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("moves", [False, True])
 def test_the_same_weights_with_and_without(monkeypatch, moves):
     phase = dataclasses.replace(HEAD, reinitialize=())

@@ -73,7 +73,6 @@ def stepped(
 ATTACKED = (Clean(), Adversarial(attack=PGD(epsilon=8 / 255, num_steps=3)))
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("phase", "micro_batch"),
     [

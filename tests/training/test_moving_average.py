@@ -42,7 +42,6 @@ def test_the_recurrence():
     assert same(network.get_weights(), weights)
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_an_epoch_leaves_the_average_and_the_next_goes_on_from_the_weights(precision):
     (phase,) = METHOD.phases()

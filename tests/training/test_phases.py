@@ -128,7 +128,6 @@ def test_final_start_continued_keeps_the_inner_classifier():
     assert moved(walked.begun, walked.after)[0] == CLASSIFIER
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(("state", "precision"), [("kept", "float32"), ("anew", "mixed_float16")])
 def test_inner_optimizer_state(state, precision):
     network = tiny_network(precision=precision)
@@ -341,7 +340,6 @@ def test_without_validation_the_last_weights_stay_and_the_seed_decides_them(tmp_
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*weights, strict=True))
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize(
     ("patience", "robust", "run"),
     [

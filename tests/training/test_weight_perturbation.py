@@ -67,7 +67,6 @@ def test_the_steps_of_a_linear_network_by_hand(warmup):
         np.testing.assert_allclose(found_bias, bias, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("awp", [WeightPerturbation(gamma=0), WeightPerturbation(gamma=0.5, warmup_epochs=2)])
 def test_without_a_perturbation_training_is_the_same_to_the_bit(awp):
     views = (Clean(), Adversarial(attack=FGSM()))

@@ -119,7 +119,6 @@ def check(report, robust, labels):
     assert report.warnings == ()
 
 
-@pytest.mark.slow_after(1)
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_robust_accuracy_of_each_kind_of_model(kind, weights, data, robust):
     images, labels = data
