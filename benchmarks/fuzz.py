@@ -15,6 +15,7 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import copy
 import functools
 import io
 import json
@@ -118,13 +119,18 @@ def change_text(rng: random.Random, text: str) -> str:
     return text
 
 
+def odd_value(rng: random.Random) -> Any:
+    """One of `ODD`, of its own: an input that changes it leaves the next ones as they are."""
+    return copy.deepcopy(rng.choice(ODD))
+
+
 def change_value(rng: random.Random, value: Any) -> Any:
     """A JSON value with some of its parts removed, renamed, wrapped, repeated, or of another type."""
     value = json.loads(json.dumps(value))
     for _ in range(rng.randint(SMALLEST, LARGEST)):
         places = [(parent, key) for parent in _containers(value) for key in _keys(parent)]
         if not places:
-            return rng.choice(ODD)
+            return odd_value(rng)
         parent, key = rng.choice(places)
         match rng.randrange(8):
             case 0:
@@ -143,7 +149,7 @@ def change_value(rng: random.Random, value: Any) -> Any:
                 with contextlib.suppress(OverflowError):
                     parent[key] = parent[key] * rng.choice((-1, 10, 1e9, 0.5)) + rng.choice((0, 1, -1))
             case _:
-                parent[key] = rng.choice(ODD)
+                parent[key] = odd_value(rng)
     return value
 
 
@@ -351,7 +357,7 @@ def a_setting(rng: random.Random, seeds: Seeds) -> list[str]:
     known = list(_paths(config.to_dict(config.load(variant=variant))))
     settings = []
     for _ in range(rng.randint(1, 3)):
-        value = rng.choice(ODD)
+        value = odd_value(rng)
         text = value if isinstance(value, str) else json.dumps(value) if rng.random() < 0.9 else rng.choice(TOKENS)
         setting = f"{rng.choice(known)}={text}"
         settings += ["--set", change_text(rng, setting) if rng.random() < 0.4 else setting]

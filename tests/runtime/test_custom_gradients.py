@@ -1,16 +1,15 @@
 """Gradient functions end with their graph; what is repeated in one process leaves nothing behind."""
 
 import gc
-import json
 import re
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 import keras_rcl
 from keras_rcl.attacks.surrogates import unit_gradient
@@ -106,66 +105,51 @@ def test_every_custom_gradient_and_loader_of_the_package_is_registered_this_way(
     assert found == {"runtime/gradients.py": "tf.custom_gradient"}
 
 
-REPEATED = """
-import gc, json, sys
-from pathlib import Path
-import keras_rcl
-model, calls = Path("model.keras"), int(sys.argv[1])
+def calls_on(model: Path) -> dict:
+    """A short call of each command, on a model in a file."""
 
-def given(out):
-    return dict(dataset={"name": "digits", "limit": 40}, output_dir=Path(out), overwrite=True)
+    def given(command):
+        return dict(dataset={"name": "digits", "limit": 40}, output_dir=model.parent / command, overwrite=True)
 
-def craft():
-    import keras, numpy as np
-    import tensorflow as tf
-    network = keras.saving.load_model(model)
-    attack = keras_rcl.PGD(num_steps=2, loss="logit_margin")
-    images = np.full((4, 8, 8, 1), 0.5, "float32")
-    tf.function(lambda x, y: keras_rcl.craft(attack, network, x, y))(images, [0, 1, 2, 3])
+    def craft():
+        network = keras.saving.load_model(model)
+        attack = keras_rcl.PGD(num_steps=2, loss="logit_margin")
+        images = np.full((4, 8, 8, 1), 0.5, "float32")
+        tf.function(lambda x, y: keras_rcl.craft(attack, network, x, y))(images, [0, 1, 2, 3])
 
-def audit():
-    short = dict(num_steps=2, num_restarts=1, num_queries=5, num_draws=1)
-    budget = keras_rcl.AuditBudget(num_images=10, verifier=keras_rcl.PGD(num_steps=2), **short)
-    keras_rcl.audit_model(model, claim=keras_rcl.Claim(robust_accuracy=0.01), budget=budget, **given("audit"))
+    def audit():
+        short = dict(num_steps=2, num_restarts=1, num_queries=5, num_draws=1)
+        budget = keras_rcl.AuditBudget(num_images=10, verifier=keras_rcl.PGD(num_steps=2), **short)
+        keras_rcl.audit_model(model, claim=keras_rcl.Claim(robust_accuracy=0.01), budget=budget, **given("audit"))
 
-commands = {
-    "attack": lambda: keras_rcl.attack(model, [keras_rcl.PGD(num_steps=2)], **given("attack")),
-    "verify": lambda: keras_rcl.verify_model(model, [1 / 255], count=1, timeout=1, **given("verify")),
-    "craft": craft, "audit": audit,
-}
-found = {command: [] for command in commands}
-for command, call in commands.items():
-    for _ in range(calls):
-        call()
-        gc.collect()
-        from tensorflow.python.framework import ops
-        objects = gc.get_objects()
-        graphs = sum(isinstance(one, ops.Graph) for one in objects)
-        found[command].append([graphs, len(ops.gradient_registry._registry), len(objects)])
-        del objects
-print(json.dumps(found))
-"""
+    return {
+        "attack": lambda: keras_rcl.attack(model, [keras_rcl.PGD(num_steps=2)], **given("attack")),
+        "verify": lambda: keras_rcl.verify_model(model, [1 / 255], count=1, timeout=1, **given("verify")),
+        "craft": craft,
+        "audit": audit,
+    }
 
 
 @pytest.fixture(scope="module")
-def left(tmp_path_factory):
-    """Graphs, registered gradients and objects after each of three calls of each command, in one process."""
-    import keras
-
-    folder = tmp_path_factory.mktemp("repeated")
-    keras.utils.set_random_seed(0)
-    layers = [keras.layers.Conv2D(4, 3, strides=2, activation="relu"), keras.layers.Flatten(), keras.layers.Dense(10)]
-    keras.Sequential([keras.Input((8, 8, 1)), *layers]).save(folder / "model.keras")
-    (folder / "repeated.py").write_text(REPEATED)
-    done = subprocess.run([sys.executable, "repeated.py", "3"], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("repeated") / "model.keras"
+    keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]).save(path)
+    return path
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["attack", "craft", "verify", "audit"])
-def test_a_call_that_is_repeated_leaves_nothing_behind(left, command):
+def test_a_call_that_is_repeated_leaves_nothing_behind(model, command):
     """13 graphs a call were left."""
-    *_, (graphs, registered, objects), last = left[command]
-    assert (last[0], last[1]) == (graphs, registered), left
-    assert last[2] - objects < 1000, left
+    call, left = calls_on(model)[command], []
+    for _ in range(3):
+        call()
+        gc.collect()
+        objects = gc.get_objects()
+        left.append(
+            (sum(isinstance(one, ops.Graph) for one in objects), len(ops.gradient_registry._registry), len(objects))
+        )
+        del objects
+    (_, second, third) = left
+    assert third[:2] == second[:2], left
+    assert third[2] - second[2] < 1000, left
