@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field
 
 from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.vocabulary.spec import spec
+from keras_rcl.vocabulary.threat import parse_fraction
 
 OBJECTIVES = ("robust_accuracy", "clean_accuracy", "mean", "harmonic_mean")
 """What a search maximises: one of two accuracies or a mean of both."""
@@ -94,7 +94,7 @@ def parse_range(text: str) -> Range:
             return Choice(values=values)
         if len(values) != 2:
             raise InvalidInputError(f"{text!r} has {len(values)} ends; {example}")
-        low, high = (float(Fraction(value)) for value in values)
+        low, high = map(parse_fraction, values)
         return Interval(name=name, low=low, high=high)
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         if isinstance(error, InvalidInputError):

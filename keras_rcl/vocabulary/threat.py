@@ -19,6 +19,25 @@ Protocol = Literal["pixel", "claf-repo", "cusin-repo", "wang-minus1to1", "wang-m
 """The coordinates in which an attack runs; `PROTOCOLS` says what each one is."""
 
 
+def parse_fraction(text: str) -> float:
+    """The number that a text gives as a decimal or as a fraction of decimals.
+
+    >>> parse_fraction("8/255") == 8 / 255, parse_fraction("0.5 / 255") == 0.5 / 255
+    (True, True)
+
+    Raises:
+        ValueError: If the text is neither.
+        ZeroDivisionError: If the denominator is 0.
+        OverflowError: If the number is beyond the largest float.
+    """
+    if re.search(r"e[+-]?\d{4}", text, re.IGNORECASE):
+        raise ValueError  # a fraction with such an exponent takes minutes
+    above, *below = (Fraction(part.strip()) for part in text.split("/"))
+    if len(below) > 1:
+        raise ValueError
+    return float(above / below[0] if below else above)
+
+
 def parse_pixels(value: Any) -> float:
     """A distance in [0, 1] pixel units, written as the field writes it.
 
@@ -29,9 +48,7 @@ def parse_pixels(value: Any) -> float:
         ValueError: if the value is not a number or fraction, is negative, or is not finite.
     """
     try:
-        if isinstance(value, str) and re.search(r"e[+-]?\d{4}", value, re.IGNORECASE):
-            raise ValueError  # a fraction with such an exponent takes minutes
-        number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+        number = parse_fraction(value) if isinstance(value, str) else float(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{value!r} is not a distance; write it as 8/255 or 0.031") from None
     if not math.isfinite(number) or number < 0:

@@ -29,6 +29,7 @@ def test_round_trip(value):
 def test_a_fraction_is_its_quotient(numerator, denominator):
     assert parse_pixels(f"{numerator}/{denominator}") == numerator / denominator
     assert parse_pixels(f" {numerator} / {denominator} ") == numerator / denominator
+    assert parse_pixels(f"{numerator}.5/{denominator}") == (2 * numerator + 1) / (2 * denominator)
 
 
 def test_multiples_of_1_255_print_as_such():
@@ -53,6 +54,10 @@ def test_other_distances(value, text):
         "abc",
         "",
         "8/255/2",
+        "8/",
+        "/255",
+        "0.5/0.0",
+        "1 0/255",
         "1e999",
         "1e99999999",
         "1e-99999999",
