@@ -1,9 +1,11 @@
-"""The program of each process of `test_replicas.py`: `replicas_program.py FOLDER [REPLICAS]`.
+"""The processes of `test_replicas.py`: `replicas_program.py FOLDER PORT PORT`.
 
-It runs alone, or among the workers of `TF_CONFIG`. The result of each stage is written to `FOLDER/<stage><worker>.npz`;
-in the last stage a worker is killed.
+One process has two replicas, and two are the workers at the ports. They are forked from this one, which has imported
+TensorFlow and not started it, and which prints their exit codes. The result of each stage is written to
+`FOLDER/<kind>/<stage><worker>.npz`; in the last stage a worker is killed.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -83,13 +85,13 @@ def trained(folder: Path, workers: Workers, progress=None) -> dict[str, np.ndarr
 
 
 def evaluated(folder: Path, workers: Workers):
-    """The survival table of two attacks; computed twice, so that the journal of the chief is also read."""
+    """The survival table of two attacks of one graph; computed twice, so that the journal of the chief is also read."""
     from keras_rcl.evaluation.robustness import Evaluator
     from keras_rcl.storage.journal import Journal
 
     network, data = tiny_network(), image_data(60).test
     images = data.images.astype(np.float32) / 255
-    attacks = (PGD(epsilon=0.1, num_steps=3, num_restarts=2), AutoPGD(epsilon=0.1, num_steps=5, num_restarts=2))
+    attacks = tuple(AutoPGD(epsilon=epsilon, num_steps=5, num_restarts=2) for epsilon in (0.05, 0.1))
     evaluator = Evaluator(lambda x: network(x, training=False)["logits"], attacks, batch_size=8)
     for _ in range(2):
         journal = Journal(folder / "journal", evaluator.fingerprint(images, data.labels)) if workers.chief else None
@@ -122,9 +124,11 @@ def tiled_step(workers: Workers) -> dict[str, np.ndarray]:
         contrastive.TILED_FROM, tiled.BLOCK_ELEMENTS = usual
 
 
-def main(folder: Path, replicas: int | None) -> None:
+def run(folder: Path, replicas: int | None) -> None:
+    """All stages of one process: of two replicas, or of a worker of `TF_CONFIG`."""
     from keras_rcl.runtime.distributed import start_workers
 
+    folder.mkdir(exist_ok=True)
     start_tensorflow()
     workers = start_workers(replicas, heartbeat=30)
 
@@ -132,12 +136,12 @@ def main(folder: Path, replicas: int | None) -> None:
         for name, arrays in stages.items():
             np.savez(folder / f"{name}{workers.index}.npz", **arrays)
 
-    write(supcon=stepped(SUPCON, workers))
     own = folder / f"run{workers.index}"
     write(clafs=trained(own, workers, Copies(own, 4) if workers.chief else None))
     if workers.count == 1:
         write(apart=stepped(SUPCON, workers, synchronized=False), tiled=tiled_step(workers))
         return
+    write(supcon=stepped(SUPCON, workers))
     messages = workers.all_gather(Message(workers.index, {"a": np.arange(workers.index * 5)}))
     gathered = {str(message.value): message.arrays["a"] for message in messages}
     write(gathered=gathered, evaluated=evaluated(folder, workers))
@@ -149,5 +153,19 @@ def main(folder: Path, replicas: int | None) -> None:
         (folder / "lost").touch()
 
 
+def main(folder: Path, ports: list[str]) -> None:
+    """Fork the processes, each of which returns from here after its stages, and wait for them."""
+    cluster, children = {"worker": [f"localhost:{port}" for port in ports]}, []
+    for index in (None, *range(len(ports))):
+        if child := os.fork():
+            children.append(child)
+        elif index is None:
+            return run(folder / "replicas", 2)
+        else:
+            os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+            return run(folder / "worker", None)
+    print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), sys.argv[2:])
