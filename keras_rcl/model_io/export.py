@@ -1,6 +1,7 @@
 """A trained network as files that anybody can serve: a SavedModel, its contract, and the `.keras` file."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -76,23 +77,43 @@ def export(network: keras.Model, folder: str | Path, contract: dict, *, overwrit
 
 
 def _write_saved_model(network: keras.Model, folder: Path) -> None:
+    """What `keras.export.ExportArchive` writes, which traces each endpoint twice and graphs that nothing serves."""
+
+    def endpoint(dtype: tf.DType) -> Callable:
+        image = tf.TensorSpec(network.input_shape, dtype, name="image")
+        return tf.function(input_signature=[image], autograph=False)
+
+    @endpoint(tf.float32)
     def serve(image):
         logits = network(image, training=False)["logits"]
         return {"logits": logits, "probabilities": tf.nn.softmax(logits), "class": tf.argmax(logits, axis=1)}
 
+    @endpoint(tf.uint8)
     def serve_uint8(image):
         return serve(tf.cast(image, tf.float32) / 255.0)
 
+    @endpoint(tf.float32)
     def embed(image):
         outputs = network(image, training=False)
         return {name: outputs[name] for name in ("embedding", "projection")}
 
-    archive = keras.export.ExportArchive()
-    archive.track(network)
-    for endpoint, dtype in ((serve, tf.float32), (serve_uint8, tf.uint8), (embed, tf.float32)):
-        image = tf.TensorSpec(network.input_shape, dtype, name="image")
-        archive.add_endpoint(endpoint.__name__, endpoint, input_signature=[image])
-    archive.write_out(str(folder), verbose=False)
+    endpoints = {"serve": serve, "serve_uint8": serve_uint8, "embed": embed}
+    served = tf.__internal__.tracking.AutoTrackable()
+    served.variables = network.variables
+    served.trainable_variables = network.trainable_variables
+    served.non_trainable_variables = network.non_trainable_variables
+    served.resources = _untracked_resources(network)
+    for name, function in endpoints.items():
+        setattr(served, name, function)
+    tf.saved_model.save(served, str(folder), signatures={**endpoints, "serving_default": serve})
+
+
+def _untracked_resources(network: keras.Model) -> list:
+    """The tables and plain TensorFlow variables of a user's layers, which are not among the network's variables."""
+    known = {id(variable.value) for variable in network.variables}
+    kinds = (tf.saved_model.experimental.TrackableResource, tf.Variable)
+    found = tf.train.TrackableView(network).descendants()
+    return [one for one in found if isinstance(one, kinds) and id(one) not in known]
 
 
 def _check_round_trip(network: keras.Model, folder: Path) -> None:

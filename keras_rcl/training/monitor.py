@@ -1,5 +1,7 @@
 """What is measured while a network trains, and the thresholds at which a warning is given."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,6 +10,7 @@ from keras_rcl.attacks import craft_and_count
 from keras_rcl.data.pictures import picture_grid
 from keras_rcl.data.sources import ImageData
 from keras_rcl.measures.embedding_geometry import POINTS, clean_to_adversarial_distance, geometry
+from keras_rcl.networks.two_headed import inference_graph
 from keras_rcl.training.loss_terms import is_contrastive
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.phase import Phase
@@ -86,21 +89,16 @@ class Monitor:
         network: The two-headed network.
         data: The images are the first ones of its training split.
         attack: The monitored attack.
+        outputs: What `inference_graph` returned for the network; None: it is called here.
     """
 
-    def __init__(self, network: keras.Model, data: ImageData, attack: Attack):
+    def __init__(self, network: keras.Model, data: ImageData, attack: Attack, outputs: Callable | None = None):
         held = data.train.held
         self.images = tf.constant(held.images[:MONITORED_IMAGES], tf.float32) / 255
         self.labels = tf.constant(held.labels[:MONITORED_IMAGES], tf.int32)
         self.shown = held.limited(POINTS)
 
-        # One graph for any number of images, so also for the last batch of the shown ones.
-        @tf.function(input_signature=[tf.TensorSpec([None, *self.images.shape[1:]])], autograph=False)
-        def embedded(x):
-            outputs = network(x, training=False)
-            return {space: tf.cast(outputs[space], tf.float32) for space in ("embedding", "projection")}
-
-        self._embedded = embedded
+        self._outputs = outputs or inference_graph(network)
 
         @tf.function(autograph=False)
         def attacked():
@@ -108,11 +106,7 @@ class Monitor:
                 return network(x, training=False)["logits"]
 
             crafted = craft_and_count(attack, logits_fn, self.images, self.labels)
-            outputs = [network(x, training=False) for x in (self.images, crafted.images)]
-            predictions = [tf.argmax(output["logits"], axis=1, output_type=tf.int32) for output in outputs]
-            hits = [tf.reduce_mean(tf.cast(p == self.labels, tf.float32)) for p in predictions]
-            similarity = mean_cosine(tf.cast(outputs[0]["projection"], tf.float32))
-            return crafted.images, hits, tf.reduce_mean(crafted.zero_gradients), similarity
+            return crafted.images, tf.reduce_mean(crafted.zero_gradients)
 
         self._attacked = attacked
 
@@ -123,24 +117,39 @@ class Monitor:
             The metrics, the mean cosine between projections, and a picture grid of clean images, adversarial images
             and perturbations.
         """
-        adversarial, (clean_hits, adversarial_hits), zeros, similarity = self._attacked()
+        adversarial, zeros = self._attacked()
+        before, after = self._outputs(self.images), self._outputs(adversarial)
         metrics = {
-            "monitor_clean_accuracy": float(clean_hits),
-            "monitor_adversarial_accuracy": float(adversarial_hits),
+            "monitor_clean_accuracy": self._accuracy(before["logits"]),
+            "monitor_adversarial_accuracy": self._accuracy(after["logits"]),
             "monitor_zero_gradients": float(zeros),
-            **self.geometry(adversarial),
+            **self._geometry(before, after),
         }
-        return metrics, float(similarity), picture_grid(self.images.numpy()[:8], adversarial.numpy()[:8])
+        similarity = float(mean_cosine(tf.cast(before["projection"], tf.float32)))
+        return metrics, similarity, picture_grid(self.images.numpy()[:8], adversarial.numpy()[:8])
 
-    def geometry(self, adversarial: tf.Tensor) -> dict[str, float]:
-        """Measure the embeddings: `<space>_<measure>`; a measure without a pair of images is left out."""
+    def _accuracy(self, logits: tf.Tensor) -> float:
+        """The share of the attacked images that are classified correctly."""
+        hits = tf.argmax(logits, axis=1, output_type=tf.int32) == self.labels
+        return float(tf.reduce_mean(tf.cast(hits, tf.float32)))
+
+    def _geometry(self, before: dict[str, tf.Tensor], after: dict[str, tf.Tensor]) -> dict[str, float]:
+        """Measure the embeddings: `<space>_<measure>`; a measure without a pair of images is left out.
+
+        Args:
+            before: The outputs on the attacked images before the attack.
+            after: The outputs on the adversarial images.
+        """
         starts = range(0, len(self.shown.labels), MONITORED_IMAGES)
         batches = [self.shown.images[start : start + MONITORED_IMAGES] for start in starts]
-        found = [self._embedded(tf.constant(images, tf.float32) / 255) for images in batches]
-        before, after = self._embedded(self.images), self._embedded(adversarial)
+        found = [self._outputs(tf.constant(images, tf.float32) / 255) for images in batches]
         metrics: dict[str, float] = {}
-        for space in before:
-            measured = geometry(self.shown.labels, np.concatenate([outputs[space] for outputs in found]))
-            measured["clean_to_adversarial_distance"] = clean_to_adversarial_distance(before[space], after[space])
+        for space in ("embedding", "projection"):
+            rows, clean, moved = (
+                np.concatenate([outputs[space] for outputs in each]).astype(np.float32)
+                for each in (found, [before], [after])
+            )
+            measured = geometry(self.shown.labels, rows)
+            measured["clean_to_adversarial_distance"] = clean_to_adversarial_distance(clean, moved)
             metrics |= {f"{space}_{name}": value for name, value in measured.items() if value is not None}
         return metrics

@@ -51,8 +51,10 @@ class Validation:
             them decides which epoch is the best. None: the last weights are kept.
         patience: The last phase ends after this many consecutive epochs that were not better than the best epoch
             before them. None: it runs all its epochs.
+        outputs: What `inference_graph` returned for the network. None: the network is traced again.
     """
 
     monitored_attack: Attack
     evaluate: Callable[[], dict[str, float]] | None = None
     patience: int | None = None
+    outputs: Callable | None = None

@@ -30,7 +30,7 @@ from keras_rcl.model_io.export import model_hash
 from keras_rcl.model_io.loading import LoadedModel, read_contract
 from keras_rcl.model_io.own_encoder import import_function, load_own_encoder
 from keras_rcl.networks.own_model import copied, encoder_hash
-from keras_rcl.networks.two_headed import build_network, synchronize
+from keras_rcl.networks.two_headed import build_network, inference_graph, synchronize
 from keras_rcl.report.tables import comparison_table, markdown_table
 from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent
@@ -275,7 +275,7 @@ class Run:
     def prepare(self, stack: contextlib.ExitStack) -> None:
         """Build the networks, and claim the folder, once nothing can be refused any more, until the stack is closed."""
         self.network, self._served = networks(self.experiment, self.data, self.workers, self.encoder)
-        self._output = functools.partial(output_of, self._served)
+        self._output, self._graph = functools.partial(output_of, self._served), inference_graph(self._served)
         self._outputs, self._sources = outputs_of(self.experiment.evaluation.attacks, self._output, self.data)
         self.workers.assert_same_inputs(self.fingerprint.to_json())
         self.folder: Any = None  # A `RunFolder`, of the chief only.
@@ -320,7 +320,7 @@ class Run:
             progress=self.progress,
             workers=self.workers,
         )
-        validation = train(self.experiment, self.data, (self.network, self._served), context)
+        validation = train(self.experiment, self.data, (self.network, self._served), context, self._graph)
         if self.workers.count > 1:  # only the chief has the chosen weights
             weights = {str(number): weight for number, weight in enumerate(self._served.get_weights())}
             weights = self.workers.broadcast(Message(arrays=weights)).arrays
@@ -333,7 +333,7 @@ class Run:
         evaluation, experiment = self.experiment.evaluation, self.experiment
         test = self.data.test.limited(evaluation.limit)
         evaluator = Evaluator(
-            self._output("logits"),
+            self._computed("logits"),
             evaluation.attacks,
             batch_size=evaluation.batch_size,
             seed=experiment.seed,
@@ -373,7 +373,9 @@ class Run:
         )
         record["config"] = config.to_dict(experiment)
         record["validation"] = validation
-        record["geometry"] = geometry_of(self._output, test, experiment.evaluation.attacks, experiment.seed)
+        outputs = {name: self._computed(name) for name in ("embedding", "projection")}
+        outputs["logits"] = self._output("logits")  # which is attacked
+        record["geometry"] = geometry_of(outputs.get, test, experiment.evaluation.attacks, experiment.seed)
         record["losses"] = _losses(self.path / "metrics.jsonl", experiment.method.phases())
         return record
 
@@ -384,6 +386,10 @@ class Run:
         sweep(self.export_path.parent, re.escape(self.export_path.name))
         about = contract(self.experiment, self.data.name, self.data.class_names, record)
         write_export(self._served, self.export_path, about, overwrite=self.options.overwrite)
+
+    def _computed(self, name: str) -> Callable:
+        """Images -> an output of the evaluated network, by the graph that is traced once; not for attacks."""
+        return lambda images: self._graph(images)[name]
 
     def _stored_record(self) -> Record | None:
         """The record of a run that was interrupted after it was written; the same on all workers."""
@@ -402,9 +408,8 @@ class Run:
         writer.text("results", markdown_table(*comparison_table({self.experiment.method.name: record})))
         if geometry := _geometry_rows(record["geometry"]):
             writer.text("geometry of the embeddings", markdown_table(["space", "measure", "value"], geometry))
-        shown, embed = self.data.test.limited(PROJECTED_IMAGES), self._output("embedding")
+        shown, embed = self.data.test.limited(PROJECTED_IMAGES), self._computed("embedding")
         images = pixels(shown.images)
-        # Without a graph: tracing one takes longer than these few batches.
         embeddings = np.concatenate([embed(images[start : start + 64]) for start in range(0, len(images), 64)])
         writer.projector(embeddings, shown.labels, self.data.class_names, images)
 
@@ -568,6 +573,7 @@ def train(
     data: sources.ImageData,
     pair: tuple[keras.Model, keras.Model],
     context: RunContext,
+    graph: Callable | None = None,
 ) -> dict[str, float]:
     """Train by all phases of the experiment's method; both networks end with the chosen weights.
 
@@ -576,11 +582,13 @@ def train(
         data: What it is trained on.
         pair: The two networks that `networks` returned.
         context: Where the training runs.
+        graph: What `inference_graph` returned for the second network; None: it is called here.
 
     Returns:
         The validation metrics of the chosen weights; empty if nothing is held out.
     """
     network, served = pair
+    graph = graph or inference_graph(served)
 
     def sync() -> None:
         if served is not network:
@@ -594,8 +602,9 @@ def train(
         context,
         Validation(
             monitored_attack=evaluation.validation_attack,
-            evaluate=_validator(served, sync, data, experiment, context.workers),
+            evaluate=_validator(served, graph, sync, data, experiment, context.workers),
             patience=evaluation.patience,
+            outputs=graph if served is network else None,
         ),
         seed=experiment.seed,
         compute=experiment.compute,
@@ -757,7 +766,12 @@ def environment(experiment: Experiment) -> dict[str, Any]:
 
 
 def _validator(
-    served: keras.Model, sync: Callable[[], None], data: sources.ImageData, experiment: Experiment, workers: Workers
+    served: keras.Model,
+    graph: Callable,
+    sync: Callable[[], None],
+    data: sources.ImageData,
+    experiment: Experiment,
+    workers: Workers,
 ) -> Callable[[], dict[str, float]] | None:
     """Return a function that measures clean and robust accuracy on held-out images; None if none are held out."""
     evaluation = experiment.evaluation
@@ -765,11 +779,12 @@ def _validator(
     if not len(held_out.labels):
         return None
     evaluator = Evaluator(
-        output_of(served, "logits"),
+        lambda images: graph(images)["logits"],
         (evaluation.validation_attack,),
         batch_size=min(evaluation.batch_size, len(held_out.labels)),
         seed=experiment.seed,
         jit=experiment.jit,
+        gradient_fn=output_of(served, "logits"),
     )
     images = pixels(held_out.images)
 

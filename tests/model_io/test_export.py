@@ -112,6 +112,37 @@ def test_embed(network, served, images):
         np.testing.assert_allclose(outputs[name], expected[name], rtol=0, atol=1e-5)
 
 
+def test_each_weight_is_stored_once(network, folder):
+    stored = dict(tf.train.list_variables(str(folder / "variables" / "variables")))
+    shapes = sorted(tuple(shape) for name, shape in stored.items() if name.endswith("VARIABLE_VALUE"))
+    assert shapes == sorted(tuple(weight.shape) for weight in network.variables)
+
+
+@keras.saving.register_keras_serializable("test_export")
+class Lookup(keras.layers.Layer):
+    """Adds a plain TensorFlow variable to what a table says of the rounded pixels."""
+
+    def build(self, _):
+        rows = tf.lookup.KeyValueTensorInitializer([0, 1], [0.25, 0.75], tf.int64, tf.float32)
+        self.table = tf.lookup.StaticHashTable(rows, -1.0)
+        self.shift = tf.Variable(3.0)
+
+    def call(self, images):
+        return self.table.lookup(tf.cast(tf.round(images), tf.int64)) + self.shift
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_tables_and_plain_variables_of_a_users_layers_are_exported(images, tmp_path):
+    pixels = keras.Input((8, 8, 1))
+    encoder = keras.Model(pixels, keras.layers.Flatten()(Lookup()(pixels)))
+    network = build_network(Network(encoder="own", projection_dim=2), (8, 8, 1), 3, encoder=encoder)
+    served = tf.saved_model.load(str(export(network, tmp_path / "model", CONTRACT)))
+    expected = np.where(np.round(images) == 1, 3.75, 3.25).reshape(5, 64)
+    np.testing.assert_array_equal(served.embed(images)["embedding"], expected)
+
+
 def test_the_keras_file_is_the_network(network, folder, images):
     reloaded = keras.saving.load_model(folder / "model.keras")
     expected = network(images, training=False)
