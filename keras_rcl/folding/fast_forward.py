@@ -45,6 +45,25 @@ def at_inference(network: keras.Model, output: str = "logits", dtype: str = "flo
         return lambda images: network(images, training=False)[output]
 
 
+def inference_graph(network: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Return a network's outputs at inference as a function of images, traced once for any number of images.
+
+    It is not for attacks: its gradient passes through every output, also through those that a loss does not read.
+
+    Args:
+        network: with a dict of outputs.
+
+    Returns:
+        float32 images [N, H, W, C] in [0, 1] -> a dict of all outputs.
+    """
+
+    @tf.function(input_signature=[tf.TensorSpec(network.input_shape)], autograph=False)
+    def outputs(images):
+        return network(images, training=False)
+
+    return outputs
+
+
 def folded(network: keras.Model, output: str = "logits", dtype: str = "float32") -> Callable:
     """A network's output at inference as a function of images, with its BatchNorms folded and its present weights.
 

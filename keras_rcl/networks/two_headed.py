@@ -1,12 +1,11 @@
 """The network that is trained, attacked and served: image -> encoder -> {embedding, projection, logits}."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from keras_rcl.errors import InvalidInputError
@@ -52,25 +51,6 @@ class UnitNorm(keras.layers.Layer):
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The shape of the input."""
         return input_shape
-
-
-def inference_graph(network: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Return a network's outputs at inference as a function of images, traced once for any number of images.
-
-    It is not for attacks: its gradient passes through every output, also through those that a loss does not read.
-
-    Args:
-        network: As `build_network` makes it.
-
-    Returns:
-        float32 images [N, H, W, C] in [0, 1] -> a dict of all outputs.
-    """
-
-    @tf.function(input_signature=[tf.TensorSpec(network.input_shape)], autograph=False)
-    def outputs(images):
-        return network(images, training=False)
-
-    return outputs
 
 
 def build_network(

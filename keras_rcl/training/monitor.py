@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras_rcl.attacks import craft_and_count
 from keras_rcl.data.pictures import picture_grid
 from keras_rcl.data.sources import ImageData
+from keras_rcl.folding import inference_graph
 from keras_rcl.measures.embedding_geometry import POINTS, clean_to_adversarial_distance, geometry
-from keras_rcl.networks.two_headed import inference_graph
 from keras_rcl.training.loss_terms import is_contrastive
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.phase import Phase

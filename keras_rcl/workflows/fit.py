@@ -23,14 +23,14 @@ from keras_rcl.data.adversarial_store import with_stored
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import command_line, commit, make_record, versions
 from keras_rcl.evaluation.robustness import Evaluator, Survival
-from keras_rcl.folding import at_inference
+from keras_rcl.folding import at_inference, inference_graph
 from keras_rcl.model_io.continued import build_continued, continued_hash
 from keras_rcl.model_io.export import export as write_export
 from keras_rcl.model_io.export import model_hash
 from keras_rcl.model_io.loading import LoadedModel, read_contract
 from keras_rcl.model_io.own_encoder import import_function, load_own_encoder
 from keras_rcl.networks.own_model import copied, encoder_hash
-from keras_rcl.networks.two_headed import build_network, inference_graph, synchronize
+from keras_rcl.networks.two_headed import build_network, synchronize
 from keras_rcl.report.tables import comparison_table, markdown_table
 from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent
