@@ -287,6 +287,8 @@ def refusal(*arguments) -> str:
         ("=3", ["--set '=3' is not key=value, such as"]),
         ("method..epochs=3", ["--set 'method..epochs=3' is not key=value"]),
         ("seed=[", ["--set 'seed=['", "'[' is not a YAML value"]),
+        ("seed=!!float ''", ["--set", "is not a YAML value"]),
+        ("dataset.limit=2001-99-99", ["'2001-99-99' is not a YAML value"]),
         ("evaluation.attacks.0.epsilon=0", ["'attacks' has no fields"]),
     ],
 )
@@ -314,6 +316,8 @@ def test_an_unknown_variant(name, meant):
     ("text", "said"),
     [
         ("a: [", "is not YAML: "),
+        ("seed: !!bool x\n", "is not YAML: a value does not fit its tag"),
+        ("network: !!map [1]\n", "is not YAML: a value does not fit its tag"),
         ("- a\n- b\n", "does not hold a mapping of settings; see configs/digits.yaml"),
         ("", "does not hold a mapping of settings"),
         ("seed: 1\n", f"names no variant; give --variant, one of {', '.join(VARIANTS)}"),
