@@ -163,7 +163,7 @@ def test_softmax_fed_to_cross_entropy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["rounds", pytest.param("jpeg", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["rounds", "jpeg"])
 def test_gradient_masked_by_quantising(kind):
     def rounds(x):
         """Eight grey levels, as floor division gives them: no gradient at all."""
@@ -179,7 +179,7 @@ def test_gradient_masked_by_quantising(kind):
         return quantise(x)
 
     layer = {"rounds": rounds, "jpeg": jpeg}[kind]
-    result, raised = found(lambda x: sound(layer(x)), true_accuracy())
+    result, raised = found(lambda x: sound(layer(x)), true_accuracy(), budget=SHORT)
     assert raised & {"gradients", "loss surface"} and result.verdict in ("not shown", "falls")
 
 
@@ -278,7 +278,7 @@ def test_a_stale_head():
 
     weak = float(survival(logits, PGD(epsilon=EPSILON, num_steps=10)).survived[0].mean())
     assert weak > true_accuracy() + 0.1
-    result, raised = found(Subject(logits, embedding=lambda x: flat(x) @ KERNEL), weak)
+    result, raised = found(Subject(logits, embedding=lambda x: flat(x) @ KERNEL), weak, budget=SHORT)
     assert "embedding" in raised and result.verdict != "stands"
 
 
