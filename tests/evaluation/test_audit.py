@@ -278,7 +278,7 @@ def test_a_stale_head():
 
     weak = float(survival(logits, PGD(epsilon=EPSILON, num_steps=10)).survived[0].mean())
     assert weak > true_accuracy() + 0.1
-    result, raised = found(Subject(logits, embedding=lambda x: flat(x) @ KERNEL), weak, budget=SHORT)
+    result, raised = found(Subject(logits, embedding=lambda x: flat(x) @ KERNEL), weak)
     assert "embedding" in raised and result.verdict != "stands"
 
 
