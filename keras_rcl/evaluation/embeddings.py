@@ -42,26 +42,29 @@ def embedding_geometry(
     exposed = {space: call for space in SPACES if (call := outputs(space)) is not None}
     if not exposed:
         return None
-    attack, adversarial = None, None
+    attack, moved = None, {}
+    batch, classes = tf.TensorSpec([None, *images.shape[1:]], tf.float32), tf.TensorSpec([None], tf.int32)
+    embed = tf.function(lambda x: {space: call(x) for space, call in exposed.items()}, [batch], autograph=False)
     if attacks:
         ball = attacks[0].threat_model
         attack = PGD(norm=ball.norm, epsilon=ball.epsilon, protocol=ball.protocol, num_steps=10)
         logits = outputs("logits")
-        crafted = tf.function(lambda x, y: craft(attack, logits, x, y, seed=seed), autograph=False)
+        crafted = tf.function(
+            lambda x, y: {"images": craft(attack, logits, x, y, seed=seed)}, [batch, classes], autograph=False
+        )
         try:
-            adversarial = _in_batches(crafted, images, np.asarray(labels, np.int32))
+            moved = _in_batches(embed, _in_batches(crafted, images, np.asarray(labels, np.int32))["images"])
         except InvalidInputError:  # of a model without a gradient, which was attacked without one
             attack = None
     found: dict[str, Any] = {"images": len(images), "attack": attack and describe(attack)}
-    for space, call in exposed.items():
-        run = tf.function(call, autograph=False)
-        moved = None if adversarial is None else _in_batches(run, adversarial)
-        measured = geometry(labels, _in_batches(run, images), moved)
+    for space, embedded in _in_batches(embed, images).items():
+        measured = geometry(labels, embedded, moved.get(space))
         found[space] = {name: value if value is None else round(value, 6) for name, value in measured.items()}
     return found
 
 
-def _in_batches(call: Callable, *arrays: np.ndarray) -> np.ndarray:
+def _in_batches(call: Callable, *arrays: np.ndarray) -> dict[str, np.ndarray]:
     """`call` on `BATCH` rows at a time."""
     starts = range(0, len(arrays[0]), BATCH)
-    return np.concatenate([call(*(array[start : start + BATCH] for array in arrays)).numpy() for start in starts])
+    found = [call(*(array[start : start + BATCH] for array in arrays)) for start in starts]
+    return {name: np.concatenate([rows[name].numpy() for rows in found]) for name in found[0]}

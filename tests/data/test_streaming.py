@@ -15,8 +15,11 @@ from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, with_st
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import StreamedSplit, load
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.attacks import Refreshed, Stored
+from keras_rcl.model_io.export import export
+from keras_rcl.networks import build_network
+from keras_rcl.vocabulary.attacks import FGSM, Refreshed, Stored
 from keras_rcl.vocabulary.dataset import CropFlip, Dataset
+from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, Clean
 
 COUNT, HELD_OUT = 40, 10
@@ -94,10 +97,11 @@ def test_an_epoch_has_every_training_image_once_with_its_label(streamed):
 
 @pytest.mark.slow
 def test_from_any_step_on_an_epoch_is_what_it_was(streamed):
-    views = (Clean(), Augmented(policy=CropFlip(padding=1)))
+    views = (Clean(), Augmented(policy=CropFlip(padding=1)), Adversarial(attack=FGSM()))
     batches = Batches(streamed.train, views, 7, seed=3)
     whole = epoch(Batches(streamed.train, views, 7, seed=3), 2)
     assert len(whole) == 4
+    assert all((images[0] == images[2]).all() for images, _, _ in whole)  # an attack starts at the clean images
     for step in range(4):
         again = epoch(batches, 2, step)
         for expected, found in zip(whole[step:], again, strict=True):
@@ -227,30 +231,32 @@ def test_settings_that_do_not_go_together(fields, said):
 
 
 @pytest.mark.slow
-def test_fit_and_attack_on_it(prepared, tmp_path, monkeypatch):
+def test_craft_fit_and_attack_on_it(prepared, tmp_path, monkeypatch):
+    """Examples are crafted file by file through an untrained model, and trained on beside the images."""
     monkeypatch.chdir(tmp_path)
-    fields = f"{{name: tiny_stream, data_dir: {prepared}, streamed: true, image_size: 8, validation_fraction: 0.25}}"
-    settings = ("--set", f"dataset={fields}", "--set", "method.batch_size=10")
-    settings += ("--set", "evaluation.attacks=[{name: fgsm}]", "--set", "evaluation.validation_attack={name: fgsm}")
-    fit = ["fit", "--no-compare", *settings]
-    fitted = CliRunner().invoke(cli, [*fit, "--variant", "at", "--json", "--set", "method.epochs=1"])
+    network = build_network(Network(encoder="small_cnn"), (8, 8, 3), 4, mean=[0.2] * 3, std=[0.3] * 3)
+    settings = {"name": "tiny_stream", "streamed": True, "image_size": 8, "validation_fraction": 0.25}
+    export(network, "untrained", {"class_names": ["ant", "bee", "cat", "dog"], "config": {"dataset": settings}})
+    here = ["--data-dir", str(prepared)]
+    crafted = ["craft-dataset", "untrained", "--attack", "pgd-2", "--output-dir", "stored", "--batch-size", "7", *here]
+    crafted = CliRunner().invoke(cli, crafted)
+    assert crafted.exit_code == 0, crafted.output
+    record = json.loads((tmp_path / "stored/examples.json").read_text())
+    assert record["examples"] == 30 and len(record["shards"]) == len(record["streamed"]["sizes"])
+    changes = [
+        f"dataset={json.dumps({**settings, 'data_dir': str(prepared)})}",
+        *("evaluation.attacks=[{name: fgsm}]", "evaluation.validation_attack={name: noise}"),
+        *("method.attack={name: stored, folder: stored}", "method.mixed=true", "method.batch_size=10"),
+        *("method.pretraining_epochs=0", "method.contrast=euclidean_supcon", "method.supcon_epochs=1"),
+    ]
+    fit = ["fit", "--no-compare", "--variant", "sc_supcon", "--json"]
+    fitted = CliRunner().invoke(cli, [*fit, *(part for change in changes for part in ("--set", change))])
     assert fitted.exit_code == 0, fitted.output
     (record,) = json.loads(fitted.stdout)
     assert record["images"] == 8 and record["config"]["dataset"]["streamed"]
-    arguments = ["attack", "saved_models/tiny_stream-at", "--attack", "fgsm", "--data-dir", str(prepared), "--json"]
+    arguments = ["attack", "saved_models/tiny_stream-sc_supcon", "--attack", "fgsm", "--json", *here]
     attacked = CliRunner().invoke(cli, arguments)
     assert attacked.exit_code == 0, attacked.output
     assert json.loads(attacked.stdout)["clean_accuracy"] == record["clean_accuracy"]
     refused = CliRunner().invoke(cli, [*arguments, "--split", "train"])
     assert refused.exit_code == 2 and "is streamed" in refused.stderr
-    # Its examples are crafted file by file and trained on beside the images.
-    crafted = ["craft-dataset", "saved_models/tiny_stream-at", "--attack", "pgd-2", "--output-dir", "stored"]
-    crafted = CliRunner().invoke(cli, [*crafted, "--data-dir", str(prepared), "--batch-size", "7"])
-    assert crafted.exit_code == 0, crafted.output
-    record = json.loads((tmp_path / "stored/examples.json").read_text())
-    assert record["examples"] == 30 and len(record["shards"]) == len(record["streamed"]["sizes"])
-    on_stored = ("--set", "method.attack={name: stored, folder: stored}", "--set", "method.mixed=true")
-    pretrained = ("--set", "method.pretraining_epochs=0", "--set", "method.contrast=euclidean_supcon")
-    pretrained += ("--set", "method.supcon_epochs=1")
-    fitted = CliRunner().invoke(cli, [*fit, "--variant", "sc_supcon", *on_stored, *pretrained])
-    assert fitted.exit_code == 0, fitted.output

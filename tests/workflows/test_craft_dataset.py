@@ -32,9 +32,9 @@ FIT = (
     "--set",
     ON_STORED,
     "--set",
-    "evaluation.attacks=[{name: fgsm}]",
+    "evaluation.attacks=[]",
     "--set",
-    "evaluation.validation_attack={name: fgsm}",
+    "evaluation.validation_attack={name: noise}",
 )
 
 

@@ -1,5 +1,6 @@
 """`RobustModel` and `RobustValidation`: the engine's step, Keras' callbacks, the user's model."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -359,29 +360,37 @@ def test_robust_validation_serves_early_stopping_of_any_model():
     assert max(history["val_robust_accuracy"]) == pytest.approx(survival.survived.mean(), abs=1.5 / 40)
 
 
+@pytest.fixture(scope="module")
+def processes(trained, tmp_path_factory):
+    """The folder of processes that have ended, by name their exit codes, and what they printed."""
+    folder, (images, _), model = tmp_path_factory.mktemp("processes"), stripes(8), trained[0].model
+    model.save(folder / "model.keras")
+    np.savez(folder / "expected.npz", images=images, outputs=model(images))
+    done = subprocess.run([sys.executable, PROGRAM, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    return folder, dict(zip(("loaded", "killed", "replicas"), codes, strict=True)), done.stderr
+
+
 @pytest.mark.slow
-def test_a_killed_training_resumes_and_ends_with_the_same_weights(tmp_path):
-    """Keras' backup is read by another process than the one that died; the model loads without keras_rcl."""
-    killed = subprocess.run([sys.executable, PROGRAM, "killed", tmp_path], capture_output=True, text=True)
-    assert killed.returncode == 9, killed.stderr
+def test_a_killed_training_resumes_and_ends_with_the_same_weights(processes):
+    """Keras' backup is read by another process than the one that died."""
+    folder, codes, printed = processes
+    assert codes["killed"] == 9, printed
     resumed, whole = averaged(), averaged()
-    assert train_in_order(resumed, 3, keras.callbacks.BackupAndRestore(tmp_path / "backup")) == [2]
+    assert train_in_order(resumed, 3, keras.callbacks.BackupAndRestore(folder / "backup")) == [2]
     train_in_order(whole, 3)
     for one, other in zip(resumed.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
-    images, _ = stripes(8)
-    resumed.model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "expected.npz", images=images, outputs=resumed.model(images))
-    alone = (
-        "import sys; sys.modules['keras_rcl'] = None; import keras, numpy as np; "
-        "model, expected = keras.models.load_model('model.keras'), np.load('expected.npz'); "
-        "np.testing.assert_allclose(model(expected['images']), expected['outputs'], rtol=1e-5, atol=1e-6)"
-    )
-    loaded = subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True)
-    assert loaded.returncode == 0, loaded.stderr
 
 
 @pytest.mark.slow
-def test_two_replicas_take_the_step_of_one_device():
-    replicas = subprocess.run([sys.executable, PROGRAM, "replicas"], capture_output=True, text=True)
-    assert replicas.returncode == 0, replicas.stderr
+def test_a_trained_model_loads_without_this_package(processes):
+    _, codes, printed = processes
+    assert codes["loaded"] == 0, printed
+
+
+@pytest.mark.slow
+def test_two_replicas_take_the_step_of_one_device(processes):
+    _, codes, printed = processes
+    assert codes["replicas"] == 0, printed
