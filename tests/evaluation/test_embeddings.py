@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.evaluation.embeddings import embedding_geometry
+from keras_rcl.evaluation.embeddings import BATCH, embedding_geometry
 from keras_rcl.vocabulary.attacks import FGSM, Square
 
 LABELS = np.arange(12) % 3
@@ -33,6 +33,17 @@ def test_a_model_without_a_gradient_has_no_distance():
     other = embedding_geometry({"logits": embedding, "embedding": embedding}.get, IMAGES, LABELS)
     assert other["attack"] is None and other["embedding"]["clean_to_adversarial_distance"] is None
     assert found["embedding"]["uniformity"] == other["embedding"]["uniformity"]
+
+
+def test_batches_of_two_sizes_share_a_graph():
+    images, labels, traced = np.tile(IMAGES, (6, 1, 1, 1)), np.tile(LABELS, 6), []
+
+    def counted(x):
+        traced.append(x.shape)
+        return embedding(x)
+
+    found = embedding_geometry({"logits": embedding, "embedding": counted}.get, images, labels, [FGSM()])
+    assert found["images"] == 72 > BATCH and len(traced) == 1
 
 
 def test_a_model_that_tells_no_embedding_has_none():

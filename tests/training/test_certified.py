@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import BATCH, CLASSES, image_data, runner, tiny_network
+from tiny import BATCH, CLASSES, eager_epoch, image_data, runner, tiny_network
 
 from keras_rcl.bounds import output_bounds, training_pass, worst_case_margins, worst_case_outputs
 from keras_rcl.bounds.interval import Interval
@@ -194,8 +194,7 @@ def test_epsilon_0_is_clean_training():
         phase_of(0.0, CrossEntropy(), views=(Clean(),)),
     ):
         network = tiny_network()
-        run = runner(network, phase)
-        metrics = run.run_epoch(Silent(), "")
+        metrics = eager_epoch(runner(network, phase))
         trained.append((metrics["loss"], [np.array(v) for v in network.weights]))
     (loss, weights), (clean_loss, clean_weights) = trained
     assert loss == pytest.approx(clean_loss, rel=1e-4)

@@ -5,11 +5,10 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from tiny import BATCH, image_data, runner, tiny_network
+from tiny import BATCH, eager_epoch, image_data, runner, tiny_network
 
 from keras_rcl.attacks import craft
 from keras_rcl.methods.adversarial import AdversarialBatch
-from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attacks import FGSM
 from keras_rcl.vocabulary.phase import SGD
 
@@ -28,7 +27,7 @@ def one_step(epsilon: float, network=None):
     (phase,) = method.phases()
     steps = runner(network, dataclasses.replace(phase, epochs=1), image_data(BATCH))
     steps.begin()
-    steps.run_epoch(Silent(), "")
+    eager_epoch(steps)
     return network, steps
 
 
@@ -46,7 +45,7 @@ def by_layer(network, steps):
     ]
 
 
-def test_each_set_moves_its_statistics_by_its_own_images():
+def test_each_set_moves_its_statistics_by_its_own_images_and_a_phase_begins_with_copies():
     before = tiny_network()
     encoder, normalize = before.get_layer("encoder"), before.get_layer("normalize")
     first = keras.Model(encoder.input, encoder.get_layer("conv1").output)
@@ -54,7 +53,8 @@ def test_each_set_moves_its_statistics_by_its_own_images():
     images, labels = image_data(BATCH).train.images.astype(np.float32) / 255, image_data(BATCH).train.labels
 
     attacked = craft(FGSM(epsilon=32 / 255), lambda x: before(x, training=False)["logits"], images, labels)
-    (_, own, clean), *_ = by_layer(*one_step(32 / 255))
+    network, steps = one_step(32 / 255)
+    (_, own, clean), *_ = by_layer(network, steps)
     for found, seen in ((own, attacked), (clean, images)):
         read = first(normalize(seen)).numpy().reshape(-1, start["gamma"].size)
         np.testing.assert_allclose(found["moving_mean"], 0.9 * start["moving_mean"] + 0.1 * read.mean(0), atol=1e-5)
@@ -65,17 +65,13 @@ def test_each_set_moves_its_statistics_by_its_own_images():
     for kind in ("gamma", "beta"):
         assert (own[kind] != start[kind]).any() and (clean[kind] != start[kind]).any()
         assert (own[kind] != clean[kind]).any()
+    steps.begin()
+    for _, own, clean in by_layer(network, steps):
+        for name in own:
+            np.testing.assert_array_equal(own[name], clean[name])
 
 
 def test_at_epsilon_0_both_sets_are_equal():
     for _, own, clean in by_layer(*one_step(0.0)):
         for name in own:
             np.testing.assert_allclose(own[name], clean[name], atol=1e-6)
-
-
-def test_a_phase_begins_with_copies():
-    network, steps = one_step(32 / 255)
-    steps.begin()
-    for _, own, clean in by_layer(network, steps):
-        for name in own:
-            np.testing.assert_array_equal(own[name], clean[name])

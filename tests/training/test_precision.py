@@ -17,16 +17,16 @@ from keras_rcl.training.run_context import RunContext, Validation
 from keras_rcl.training.run_phases import run_phases
 from keras_rcl.training.steps.step import StepInput
 from keras_rcl.training.tensorboard import TensorBoardWriter
-from keras_rcl.vocabulary.attacks import PGD
+from keras_rcl.vocabulary.attacks import PGD, Noise
 from keras_rcl.workflows.fit import build
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 HALVES = PRECISIONS[1:]
 SHORT = [
-    "method.warmup_epochs=2",
+    "method.warmup_epochs=0",
     "method.adversarial_epochs=2",
     "method.inner_epochs=1",
-    "method.linear_epochs=5",
+    "method.linear_epochs=10",
     "method.batch_size=128",
     "method.attack.num_steps=3",
 ]
@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
                 experiment.method.phases(),
                 data,
                 RunContext(folder, writer),
-                Validation(PGD(epsilon=16 / 255, num_steps=3)),
+                Validation(Noise()),
                 compute=experiment.compute,
             )
         served = build(experiment, data, precision="float32")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference import objectives as loops
-from tiny import BATCH, image_data, image_part, runner, snapshot, tiny_clafs, tiny_network
+from tiny import BATCH, eager_epoch, image_data, image_part, runner, snapshot, tiny_clafs, tiny_network
 
 from keras_rcl.data.sources import ImageData
 from keras_rcl.networks import parts
@@ -53,7 +53,7 @@ def test_batch_statistics_are_of_one_joint_pass_over_all_views():
     pixels = images.numpy().reshape(-1, 8, 8, 1)  # all views as one batch
     assert not np.allclose(*images.numpy()[:2])
     outputs = strided_convolution((pixels - 0.35) / 0.3, *(weight.numpy() for weight in conv.weights))
-    steps.run_epoch(Silent(), "")
+    eager_epoch(steps)
     np.testing.assert_allclose(norm.moving_mean, 0.1 * outputs.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, 0.9 + 0.1 * outputs.var(axis=(0, 1, 2)), rtol=1e-4)
 
@@ -120,7 +120,7 @@ def test_a_classifier_that_ignores_its_input_has_only_zero_gradients():
     head = parts(network)["classifier"]
     head.set_weights([np.zeros_like(weight) for weight in head.get_weights()])
     steps = runner(network, phase_of(Adversarial(attack=PGD(num_steps=2))), image_data(BATCH))
-    assert steps.run_epoch(Silent(), "")["zero_gradients"] == 1.0
+    assert eager_epoch(steps)["zero_gradients"] == 1.0
 
 
 def test_a_batch_without_positives_moves_nothing():
@@ -249,7 +249,7 @@ def test_attacks_of_a_training_have_the_requested_dtype(monkeypatch):
     phase = phase_of(Clean(), Adversarial(attack=FGSM(epsilon=8 / 255)))
     networks = [tiny_network() for _ in range(2)]
     for network, dtype in zip(networks, ("float32", "bfloat16"), strict=True):
-        runner(network, phase, attack_dtype=dtype).run_epoch(Silent(), "")
+        eager_epoch(runner(network, phase, attack_dtype=dtype))
     assert set(asked[: len(asked) // 2]) == {"float32"} and set(asked[len(asked) // 2 :]) == {"bfloat16"}
     first, second = (network(images, training=False)["logits"].numpy() for network in networks)
     np.testing.assert_allclose(first, second, atol=0.05 * np.abs(first).max())

@@ -61,6 +61,13 @@ def runner(network, phase, data=None, *, epochs=None, seed=(0,), **compute) -> P
     return PhaseRunner(network, phase, data, epochs=epochs, seed=seed, compute=ComputeSettings(**compute))
 
 
+def eager_epoch(steps: PhaseRunner) -> dict[str, float]:
+    """Run the steps of an epoch without a graph, which takes longer to trace; returns the means of the metrics."""
+    for batch in steps.batches.dataset:
+        metrics = steps.trainer.train_step(batch)
+    return {name: float(value) for name, value in metrics.items()}
+
+
 def train(folder, network, phases, *, evaluate=None, patience=None, seed=0, precision="float32", **context):
     """Run phases on the tiny images in a folder; `context` are fields of `RunContext`. Returns the chosen metrics.
 

@@ -51,8 +51,8 @@ number = 3
 """
 SMALL = [
     *("--limit", "60", "--no-compare", "--variant", "at", "--set", "method.epochs=1"),
-    *("--set", "method.attack={name: fgsm, epsilon: 16/255}", "--set", "evaluation.attacks=[{name: fgsm}]"),
-    *("--set", "evaluation.validation_attack={name: fgsm}", "--set", "network.projection_dim=4"),
+    *("--set", "method.attack={name: fgsm, epsilon: 16/255}", "--set", "evaluation.attacks=[]"),
+    *("--set", "evaluation.validation_attack={name: noise}", "--set", "network.projection_dim=4"),
 ]
 
 

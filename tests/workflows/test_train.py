@@ -1,5 +1,7 @@
 """`train`: a method of several phases on a user's own encoder and arrays."""
 
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from keras import layers
 import keras_rcl
 from keras_rcl import InvalidInputError
 from keras_rcl.networks.own_model import encoder_hash, own_encoder
-from keras_rcl.training.recorder import Recorder
+from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.workflows.fit import export_run
 
@@ -36,8 +38,23 @@ def encoder(**changes) -> keras.Model:
     return keras.Model(image, layers.Dense(16, activation="relu")(x))
 
 
+class Interrupts(Silent):
+    """Terminates the process in the second of three steps of the first epoch; `lines` are those that are reported."""
+
+    def __init__(self):
+        self.steps, self.lines = 0, []
+
+    def update(self, done, note=""):
+        self.steps += 1
+        if self.steps == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    def say(self, line):
+        self.lines.append(line)
+
+
 @pytest.mark.slow
-def test_an_interrupted_training_resumes_and_ends_in_the_same_weights(tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes_and_ends_in_the_same_weights(tmp_path):
     images, labels = stripes(48, 0)
     # 0..255 as floats: the same images
     data, validation = (images.astype(np.float32), np.eye(3)[labels]), stripes(24, 1)
@@ -45,19 +62,13 @@ def test_an_interrupted_training_resumes_and_ends_in_the_same_weights(tmp_path, 
     settings = dict(data=data, validation=validation, class_names=("top", "middle", "bottom"), **SMALL)
     whole = keras_rcl.train(encoder(), method, run=tmp_path / "runs/whole", **settings)
 
-    def interrupted(self, *arguments, count=[0]):  # noqa: B006
-        count[0] += 1
-        if count[0] == 3:
-            raise KeyboardInterrupt
-        recorded(self, *arguments)
-
-    recorded = Recorder.epoch
-    monkeypatch.setattr(Recorder, "epoch", interrupted)
+    progress = Interrupts()
     with pytest.raises(KeyboardInterrupt, match="resumes"):
-        keras_rcl.train(encoder(), method, run=tmp_path / "runs/broken", **settings)
-    monkeypatch.setattr(Recorder, "epoch", recorded)
+        keras_rcl.train(encoder(), method, run=tmp_path / "runs/broken", progress=progress, **settings)
+    assert not (tmp_path / "runs/broken/metrics.jsonl").exists()
     own = encoder()
-    resumed = keras_rcl.train(own, method, run=tmp_path / "runs/broken", **settings)
+    resumed = keras_rcl.train(own, method, run=tmp_path / "runs/broken", progress=progress, **settings)
+    assert progress.lines == ["resuming 1/2 baseline  epoch 1/1, step 2"]
     for one, other in zip(resumed.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
     for one, other in zip(own.get_weights(), whole.encoder.get_weights(), strict=True):
