@@ -245,7 +245,7 @@ def test_craft_fit_and_attack_on_it(prepared, tmp_path, monkeypatch):
     assert record["examples"] == 30 and len(record["shards"]) == len(record["streamed"]["sizes"])
     changes = [
         f"dataset={json.dumps({**settings, 'data_dir': str(prepared)})}",
-        *("evaluation.attacks=[{name: fgsm}]", "evaluation.validation_attack={name: noise}"),
+        *("evaluation.attacks=[]", "evaluation.validation_attack={name: noise}"),
         *("method.attack={name: stored, folder: stored}", "method.mixed=true", "method.batch_size=10"),
         *("method.pretraining_epochs=0", "method.contrast=euclidean_supcon", "method.supcon_epochs=1"),
     ]
