@@ -397,6 +397,7 @@ class Bench:
         row["terminations"] += by == signal.SIGTERM
         if by == signal.SIGTERM and status not in (143, -signal.SIGTERM, 0):
             row["statuses"].append(status)
+            print((folder / "said").read_text()[-2000:], file=sys.stderr, flush=True)
         where = instant(folder)
         self.instants[where] += 1
         print(f"{name:24} {row['kills']:3} {by.name:8} {where}", file=sys.stderr, flush=True)

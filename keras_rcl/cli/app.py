@@ -1,6 +1,7 @@
 """The program: its commands, and how errors and interrupts end it."""
 
 import io
+import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -27,7 +28,7 @@ from keras_rcl.cli.verify import verify
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime import launcher
 from keras_rcl.runtime.program import program_name
-from keras_rcl.runtime.signals import Terminated, WorkerLost, raised_sigterm
+from keras_rcl.runtime.signals import Terminated, WorkerLost, raised_signals
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit status after SIGINT and after SIGTERM."""
@@ -50,7 +51,7 @@ class OneLineErrors(click.Group):
             sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are not text
         kwargs = {"prog_name": program_name(), **kwargs, "standalone_mode": False}
         try:
-            with raised_sigterm():
+            with raised_signals(signal.SIGINT, signal.SIGTERM):
                 status = super().main(*args, **kwargs)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())

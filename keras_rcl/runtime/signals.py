@@ -18,20 +18,36 @@ _RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 @contextlib.contextmanager
-def raised_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` in the body, as SIGINT raises KeyboardInterrupt."""
+def raised_signals(*numbers: int) -> Iterator[None]:
+    """Let signals raise in the body: SIGINT a KeyboardInterrupt, SIGTERM a `Terminated`.
 
-    def terminate(number, frame):
-        raise Terminated
+    The exception leaves the body also where a library turned it into an error of another kind. This applies to the main
+    thread, where Python handles signals; a signal that is ignored stays ignored.
 
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
+    Args:
+        *numbers: The signals; by default those that Python functions handle already.
+    """
+    came: list[type[KeyboardInterrupt]] = []
+
+    def stop(number, frame):
+        came.append(_RAISED[number])
+        raise came[-1]
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _RAISED:
+            handler = signal.getsignal(number)
+            if callable(handler) or (number in numbers and handler == signal.SIG_DFL):
+                before[number] = signal.signal(number, stop)
     try:
         yield
+    except Exception:
+        if came:
+            raise came[-1] from None
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.model_io.own_encoder import load_own_encoder
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent
+from keras_rcl.runtime.signals import raised_signals
 from keras_rcl.storage.atomic import CannotWrite, atomic_path, disk_error, refusal
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.kinds import METRICS
@@ -313,26 +314,27 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
         states = SnapshotStore(folder, lambda line: None)
         resumed = states.rewind()
         try:
-            data = _without_test(experiment)
-            own = load_own_encoder(experiment.network.encoder, data.image_shape, seed=experiment.seed)
-            pair = networks(experiment, data, encoder=own)
-            with TensorBoardWriter(folder) as writer:
-                context = RunContext(
-                    folder,
-                    writer,
-                    snapshots=states,
-                    resumed=resumed,
-                    save_every=job.save_every,
-                    progress=_Share(tell),
-                )
-                chosen = train(experiment, data, pair, context)
-                outcome = _measured(experiment, data, pair[1], attack, job.objective)
-                outcome |= {"epoch": chosen.get("epoch"), "seconds": round(states.seconds, 1)}
-                reached = {name: outcome[name] for name in ("clean_accuracy", "robust_accuracy")}
-                name = f"{folder.parent.parent.name}, trial {job.number}"
-                writer.results(name, flatten(config.to_dict(experiment)), reached)
-            if reason := _dead(folder, job.objective):
-                outcome |= {"state": "failed", "reason": reason}
+            with raised_signals():
+                data = _without_test(experiment)
+                own = load_own_encoder(experiment.network.encoder, data.image_shape, seed=experiment.seed)
+                pair = networks(experiment, data, encoder=own)
+                with TensorBoardWriter(folder) as writer:
+                    context = RunContext(
+                        folder,
+                        writer,
+                        snapshots=states,
+                        resumed=resumed,
+                        save_every=job.save_every,
+                        progress=_Share(tell),
+                    )
+                    chosen = train(experiment, data, pair, context)
+                    outcome = _measured(experiment, data, pair[1], attack, job.objective)
+                    outcome |= {"epoch": chosen.get("epoch"), "seconds": round(states.seconds, 1)}
+                    reached = {name: outcome[name] for name in ("clean_accuracy", "robust_accuracy")}
+                    name = f"{folder.parent.parent.name}, trial {job.number}"
+                    writer.results(name, flatten(config.to_dict(experiment)), reached)
+                if reason := _dead(folder, job.objective):
+                    outcome |= {"state": "failed", "reason": reason}
         except CannotWrite as error:  # the trial itself has not failed
             return {"state": STOPPED, "reason": str(error)}
         except OSError as error:

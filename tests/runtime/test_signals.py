@@ -1,0 +1,58 @@
+"""Signals that arrive while a library runs, which turns an interrupt into an error of its own."""
+
+import os
+import signal
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from keras_rcl.cli.app import OneLineErrors
+from keras_rcl.errors import InvalidInputError
+from keras_rcl.runtime.signals import Terminated, raised_signals
+
+STOPS = {signal.SIGINT: (KeyboardInterrupt, 130), signal.SIGTERM: (Terminated, 143)}
+
+
+def converted(number, error):
+    """As Python does to an interrupt within `__set_name__`, and TensorFlow to one within an operation."""
+    try:
+        os.kill(os.getpid(), number)
+    except KeyboardInterrupt:
+        raise error from None
+
+
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield before
+    assert {number: signal.getsignal(number) for number in STOPS} == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Error calling __set_name__"), InvalidInputError("is damaged")])
+@pytest.mark.parametrize("number", STOPS)
+def test_an_interrupt_that_a_library_converts_is_an_interrupt(handlers, number, error):
+    raised, status = STOPS[number]
+    with pytest.raises(KeyboardInterrupt) as stopped, raised_signals(number):
+        converted(number, error)
+    assert stopped.type is raised
+    group = OneLineErrors("program", commands=[click.Command("work", callback=lambda: converted(number, error))])
+    done = CliRunner().invoke(group, ["work"])
+    assert (done.exit_code, done.stderr) == (status, "interrupted\n")
+
+
+def test_errors_without_a_signal_stay_what_they_are(handlers):
+    with pytest.raises(RuntimeError, match="mine"), raised_signals(*STOPS):
+        raise RuntimeError("mine")
+
+
+def test_only_signals_that_raise_already_are_handled_by_default(handlers):
+    with raised_signals():
+        assert signal.getsignal(signal.SIGTERM) == handlers[signal.SIGTERM] == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) != handlers[signal.SIGINT]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with raised_signals(*STOPS):
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handlers[signal.SIGINT])
