@@ -47,15 +47,15 @@ def load_streamed(dataset: Dataset) -> ImageData:
             f"{dataset.name}: {total} images leave none for its train split; change validation_fraction"
         )
 
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def image_of(encoded: tf.Tensor) -> tf.Tensor:
         return cropped(feature.decode_example(encoded), dataset.image_size, channels)
 
     def held(split: str, first: int, size: int) -> Split:
         classes = info.features[keys[1]].num_classes
         chosen = list(_balanced(_examples(builder, split, keys), classes, size))
-        decode = tf.function(image_of, input_signature=[tf.TensorSpec([], tf.string)])
         shape = (dataset.image_size, dataset.image_size, channels)
-        images = np.stack([decode(encoded).numpy() for _, _, encoded in chosen]) if chosen else np.zeros((0, *shape))
+        images = np.stack([image_of(encoded).numpy() for _, _, encoded in chosen]) if chosen else np.zeros((0, *shape))
         labels = np.array([label for _, label, _ in chosen], np.int64)
         return Split(images.astype(np.uint8), labels, first + np.array([at for at, _, _ in chosen], np.int64))
 
@@ -111,6 +111,7 @@ def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buff
         )
         return found.shuffle(buffer, seed=tf.cast(record_seed[0], tf.int64), reshuffle_each_iteration=False)
 
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         example = features.deserialize_example(record, decoders=skip_image)
         return image_of(example[image_key]), tf.cast(example[label_key], tf.int32)

@@ -178,6 +178,17 @@ def stored_beside(folder, data, change=3):
     return Stored(folder=str(folder))
 
 
+def test_the_graph_that_decodes_an_image_is_traced_once(prepared, monkeypatch):
+    """It serves the three splits in memory, the pieces that `craft-dataset` reads, and the batches."""
+    traced, cropped = [], streaming.cropped
+    monkeypatch.setattr(streaming, "cropped", lambda *arguments: traced.append(arguments) or cropped(*arguments))
+    train = load(dataset(prepared)).train
+    assert len(traced) == 1
+    read = [train.read(0, start, 2) for start in (0, 2)]
+    assert [len(part.labels) for part in read] == [2, 2] and len(epoch(Batches(train, (Clean(),), 10, seed=0), 0)) == 3
+    assert len(traced) == 1
+
+
 @pytest.mark.slow
 def test_stored_examples_are_read_beside_their_images(streamed, tmp_path):
     """Every image comes once, with its own example, in the order without examples, and again from any step on."""
