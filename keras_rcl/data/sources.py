@@ -1,6 +1,7 @@
 """Sources of images: the digits of scikit-learn, TensorFlow Datasets, a folder, or arrays. One seed fixes splits."""
 
 import contextlib
+import functools
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,16 @@ import numpy as np
 
 from keras_rcl.data.array_files import ArraySplit, read_npz
 from keras_rcl.data.images import decode, image_files, is_greyscale, is_hidden, open_image, resized, upright_size
-from keras_rcl.data.splits import ImageData, SourceSplit, Split, StreamedSplit, gathered, stratified
+from keras_rcl.data.splits import (
+    SPLITS,
+    ImageData,
+    OnDemand,
+    SourceSplit,
+    Split,
+    StreamedSplit,
+    gathered,
+    stratified,
+)
 from keras_rcl.data.streaming import load_streamed
 from keras_rcl.data.tfds_sets import readable, tfds_splits
 from keras_rcl.errors import InvalidInputError
@@ -46,11 +56,12 @@ class SourceData(NamedTuple):
     validation: SourceSplit | None = None
 
 
-def load(dataset: Dataset) -> ImageData:
+def load(dataset: Dataset, part: str | None = None) -> ImageData:
     """Load a data set and divide it.
 
     Args:
         dataset: its name, place, size and splits.
+        part: the split that is read now; any other is read when it is first needed. None: all splits are read.
 
     Returns:
         The three splits; `validation` is empty where `validation_fraction` is 0.
@@ -62,8 +73,19 @@ def load(dataset: Dataset) -> ImageData:
     if dataset.streamed:
         with _quiet_logs(), readable(dataset.name):
             return load_streamed(dataset)
+    if part is None:
+        with _reading(dataset):
+            return divided(dataset, open_source(dataset))
     with _reading(dataset):
-        return divided(dataset, open_source(dataset))
+        division = _Division(dataset, _opened(dataset))
+
+    def read(name: str) -> Split:
+        with _reading(dataset):
+            return division.read(name)[name]
+
+    data = OnDemand(dataset.name, tuple(division.source.class_names), read)
+    getattr(data, part)
+    return data
 
 
 def open_source(dataset: Dataset) -> SourceData:
@@ -72,14 +94,25 @@ def open_source(dataset: Dataset) -> SourceData:
     Raises:
         InvalidInputError: as of `load`.
     """
-    source = {"digits": _digits, "folder": _folder, "arrays": _arrays}.get(dataset.name, tfds_splits)
     with _reading(dataset):
-        found = SourceData(*source(dataset))
-    for split in filter(None, (found.train, found.validation, found.test)):
-        if wrong := [int(label) for label in split.labels if not 0 <= label < len(found.class_names)]:
-            classes = f"its {len(found.class_names)} classes"
-            raise InvalidInputError(f"{dataset.name}: label {wrong[0]} is outside {classes}; mend the data set")
+        found = _opened(dataset)
+        for split in filter(None, (found.train, found.validation, found.test)):
+            _check_labels(dataset, found, split)
     return found
+
+
+def _opened(dataset: Dataset) -> SourceData:
+    """What a data set holds; labels that are read when they are needed are not checked."""
+    source = {"digits": _digits, "folder": _folder, "arrays": _arrays}.get(dataset.name, tfds_splits)
+    return SourceData(*source(dataset))
+
+
+def _check_labels(dataset: Dataset, source: SourceData, split: SourceSplit) -> None:
+    """Raise InvalidInputError if a label is outside the classes."""
+    wrong = split.labels[(split.labels < 0) | (split.labels >= len(source.class_names))]
+    if len(wrong):
+        classes = f"its {len(source.class_names)} classes"
+        raise InvalidInputError(f"{dataset.name}: label {wrong[0]} is outside {classes}; mend the data set")
 
 
 @contextlib.contextmanager
@@ -95,43 +128,67 @@ def divided(dataset: Dataset, source: SourceData) -> ImageData:
     Only the images that are kept are read. What is held out depends on `split_seed` alone, not on the limit. A source's
     own validation split is taken whole, unless the fraction is 0.
     """
-    class_names, train, test, validation = source
-    rng = np.random.default_rng(dataset.split_seed)
+    return ImageData(dataset.name, tuple(source.class_names), **_Division(dataset, source).read(*SPLITS))
 
-    def hold_out(pool: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        held = pool[stratified(train.labels[pool], round(fraction * len(pool)), rng)]
-        return np.setdiff1d(pool, held), held
 
-    def limited(split: SourceSplit, indices: np.ndarray) -> np.ndarray:
-        size = min(dataset.limit or len(indices), len(indices))
-        return indices[stratified(split.labels[indices], size, np.random.default_rng(dataset.split_seed))]
+class _Division:
+    """How `divided` divides a source; splits can be read one by one."""
 
-    def splits_of(split: SourceSplit, *chosen: np.ndarray) -> list[Split]:
-        kept = np.sort(np.concatenate(chosen))
-        images = split.read(kept)
-        return [Split(images[np.searchsorted(kept, indices)], split.labels[indices], indices) for indices in chosen]
+    def __init__(self, dataset: Dataset, source: SourceData):
+        self.dataset, self.source = dataset, source
 
-    pool, tested = np.arange(len(train.labels)), None
-    if test is None:
-        pool, tested = hold_out(pool, dataset.test_fraction)
-    if validation is None:
-        trained, validated = (limited(train, indices) for indices in hold_out(pool, dataset.validation_fraction))
-    else:
-        own = np.arange(len(validation.labels)) if dataset.validation_fraction else np.zeros(0, np.int64)
-        trained, validated = limited(train, pool), limited(validation, own)
-    tested = limited(test or train, np.arange(len(test.labels)) if test else tested)
-    for name, indices in (("train", trained), ("test", tested)):
-        if not len(indices):
-            hint = "change dataset.validation_fraction or dataset.test_fraction"
-            raise InvalidInputError(
-                f"{dataset.name}: {len(train.labels)} images leave none for its {name} split; {hint}"
-            )
-    if validation is None:
-        train_split, validation_split = splits_of(train, trained, validated)
-    else:
-        (train_split,), (validation_split,) = splits_of(train, trained), splits_of(validation, validated)
-    (test_split,) = splits_of(test or train, tested)
-    return ImageData(dataset.name, tuple(class_names), train_split, validation_split, test_split)
+    def read(self, *names: str) -> dict[str, Split]:
+        """Read splits by name.
+
+        Raises:
+            InvalidInputError: If the train or the test split is empty, or a label is outside the classes.
+        """
+        own = {name: getattr(self.source, name) or self.source.train for name in names}
+        for split in dict.fromkeys(own.values()):
+            _check_labels(self.dataset, self.source, split)
+        chosen = {name: self._limited(split, self._indices(name)) for name, split in own.items()}
+        for name in ("train", "test"):
+            if name in chosen and not len(chosen[name]):
+                hint = "change dataset.validation_fraction or dataset.test_fraction"
+                raise InvalidInputError(
+                    f"{self.dataset.name}: {len(self.source.train.labels)} images leave none for its {name} split; "
+                    f"{hint}"
+                )
+        found = {}
+        for split in dict.fromkeys(own.values()):
+            of_split = {name: indices for name, indices in chosen.items() if own[name] is split}
+            kept = np.sort(np.concatenate([*of_split.values()]))
+            images = split.read(kept)
+            for name, indices in of_split.items():
+                found[name] = Split(images[np.searchsorted(kept, indices)], split.labels[indices], indices)
+        return found
+
+    def _indices(self, name: str) -> np.ndarray:
+        """The images of a split, without the limit."""
+        own = getattr(self.source, name)
+        if own is None or name == "train":
+            return self._of_train[name]
+        taken = name == "test" or self.dataset.validation_fraction
+        return np.arange(len(own.labels)) if taken else np.zeros(0, np.int64)
+
+    @functools.cached_property
+    def _of_train(self) -> dict[str, np.ndarray]:
+        """The images of the source's train split, divided among the splits that it has not itself."""
+        labels, rng = self.source.train.labels, np.random.default_rng(self.dataset.split_seed)
+        found = {"train": np.arange(len(labels))}
+        for name, fraction in (
+            ("test", self.dataset.test_fraction),
+            ("validation", self.dataset.validation_fraction),
+        ):
+            if getattr(self.source, name) is None:
+                pool = found["train"]
+                found[name] = pool[stratified(labels[pool], round(fraction * len(pool)), rng)]
+                found["train"] = np.setdiff1d(pool, found[name])
+        return found
+
+    def _limited(self, split: SourceSplit, indices: np.ndarray) -> np.ndarray:
+        size = min(self.dataset.limit or len(indices), len(indices))
+        return indices[stratified(split.labels[indices], size, np.random.default_rng(self.dataset.split_seed))]
 
 
 def _sized(image: np.ndarray, image_size: int | None) -> np.ndarray:

@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
+SPLITS = ("train", "validation", "test")
+"""The names of the splits of a data set."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -131,17 +134,46 @@ class ImageData:
         return mean, np.where(constant, 1.0, np.sqrt(variance))
 
 
-@dataclass(frozen=True)
-class SourceSplit:
-    """One of a data set's own splits: all its labels, and its images on demand.
+class OnDemand(ImageData):
+    """A data set of which each split is read when it is first needed.
 
-    Attributes:
-        labels: int64 [N].
+    Args:
+        name: As of `ImageData`.
+        class_names: As of `ImageData`.
+        read: `train`, `validation` or `test` -> the split.
+    """
+
+    def __init__(self, name: str, class_names: tuple[str, ...], read: Callable[[str], Split]):
+        vars(self).update(name=name, class_names=class_names, _read=read)
+
+    def __getattr__(self, name: str) -> Split:
+        if name not in SPLITS:
+            raise AttributeError(name)
+        return vars(self).setdefault(name, self._read(name))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C), of a split that was read if there is one."""
+        known = (vars(self)[name] for name in SPLITS if name in vars(self))
+        split = next((split for split in known if len(split.labels)), None) or self.train.held
+        return split.images.shape[1:]
+
+
+class SourceSplit:
+    """One of a data set's own splits, read when it is first needed.
+
+    Args:
+        labels: int64 [N], or a function that reads them.
         read: indices, ascending -> images uint8 [len(indices), H, W, C].
     """
 
-    labels: np.ndarray
-    read: Callable[[np.ndarray], np.ndarray]
+    def __init__(self, labels: np.ndarray | Callable[[], np.ndarray], read: Callable[[np.ndarray], np.ndarray]):
+        self._labels, self.read = labels, read
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """int64 [N]."""
+        return self._labels() if callable(self._labels) else self._labels
 
 
 def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

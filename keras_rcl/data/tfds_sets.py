@@ -25,8 +25,10 @@ def tfds_splits(dataset: Dataset) -> tuple[list[str], SourceSplit, SourceSplit |
     builder, (image_key, label_key) = prepared(dataset)
 
     def split_of(name: str) -> SourceSplit:
-        labels = _read_labels(builder, name, label_key)
-        return SourceSplit(labels, lambda indices: _read_images(builder, name, image_key, indices, dataset.image_size))
+        return SourceSplit(
+            lambda: _read_labels(builder, name, label_key),
+            lambda indices: _read_images(builder, name, image_key, indices, dataset.image_size),
+        )
 
     held_out = (split_of(name) for name in ("test", "validation") if name in builder.info.splits)
     test = next((split for split in held_out if (split.labels >= 0).any()), None)

@@ -80,7 +80,7 @@ def attack(
         >>> record, folder = keras_rcl.attack(Path("saved_models/digits-at"), attacks)  # doctest: +SKIP
     """
     classifier = load_classifier(path, trust=trust, **foreign)
-    data = data_for(classifier, dataset or {})
+    data = data_for(classifier, dataset or {}, part)
     chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
     classifier, input_range = classifier.as_trained(images, chosen.labels)

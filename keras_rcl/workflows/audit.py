@@ -87,10 +87,10 @@ def audit_model(
     """
     classifier = load_classifier(path, trust=trust, **foreign)
     stored = read_record(record) if record is not None else None
-    data = data_for(classifier, dataset or {})
-    others = {str(other): logits_through(str(other), data, trust) for other in transfer_from}
     if stored is not None:
         part = stored["data"]["part"]
+    data = data_for(classifier, dataset or {}, part)
+    others = {str(other): logits_through(str(other), data, trust) for other in transfer_from}
     chosen = split_of(data, part)
     kept, evidence = np.arange(len(chosen.labels)), None
     if record is not None and stored is not None:

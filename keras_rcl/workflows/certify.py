@@ -181,7 +181,7 @@ def certify_model(
     """
     smoothing = Smoothing(sigma, n0, n, alpha)
     classifier = load_classifier(path, trust=trust, **foreign)
-    data = data_for(classifier, dataset or {})
+    data = data_for(classifier, dataset or {}, part)
     chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
     classifier, input_range = classifier.as_trained(images, chosen.labels)

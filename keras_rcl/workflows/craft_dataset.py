@@ -83,7 +83,7 @@ def craft_dataset(
     if attack.protocol != "pixel":
         raise InvalidInputError(f"{describe(attack)} is not in pixels, and what is stored is; leave out the protocol")
     classifier = load_classifier(path, trust=trust, **foreign)
-    data = data_for(classifier, dataset or {})
+    data = data_for(classifier, dataset or {}, part)
     plan = _plan(data, part, batch_size, shard_size)
     outputs, hashes = outputs_of([attack], classifier.outputs, data, trust)
     support = support_of([attack], outputs, data)

@@ -67,7 +67,7 @@ def export_vnnlib(
     """
     loaded = LoadedModel(path, trust=trust)
     network, classifier = loaded.layers, load_classifier(loaded)
-    data = data_for(classifier, dataset or {})
+    data = data_for(classifier, dataset or {}, part)
     chosen = split_of(data, part)
     default = Path("interchange") / free_name(loaded.path.stem, (Path("interchange"),), overwrite)
     output_dir = Path(output_dir or default)

@@ -40,14 +40,14 @@ def pixels(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255
 
 
-def data_for(classifier: Classifier, fields: dict[str, Any]) -> sources.ImageData:
-    """The data set of `dataset_of`, which the classifier fits.
+def data_for(classifier: Classifier, fields: dict[str, Any], part: str) -> sources.ImageData:
+    """The data set of `dataset_of`, which the classifier fits; splits other than `part` are read when needed.
 
     Raises:
         InvalidInputError: if none is named, it cannot be read, or its images or classes are others than the
             classifier's.
     """
-    data = sources.load(dataset_of(classifier, fields))
+    data = sources.load(dataset_of(classifier, fields), part)
     _check_fit(classifier, data)
     return data
 

@@ -83,7 +83,7 @@ def verify_model(
         raise InvalidInputError(
             f"{path} gives probabilities, and margins are of logits; save it without its last softmax"
         )
-    data = data_for(classifier, dataset or {})
+    data = data_for(classifier, dataset or {}, part)
     chosen = split_of(data, part)
     images, progress = pixels(chosen.images), progress or Silent()
     classifier, found_range = classifier.as_trained(images, chosen.labels)

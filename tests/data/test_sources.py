@@ -1,6 +1,7 @@
 """Data sets and their parts: disjoint, stratified, fixed by one seed, limited in balance; and what is refused."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -182,6 +183,37 @@ def test_tfds_limit_reads_the_same_images(prepared):
     assert [len(part.labels) for part in parts(few)] == [3, 2, 3]
     for part, of in zip(parts(few), parts(whole), strict=True):
         np.testing.assert_array_equal(part.images, of.images[np.searchsorted(of.indices, part.indices)])
+
+
+def test_parts_that_are_read_one_by_one_are_those_that_are_read_together(prepared, tmp_path):
+    two_classes(tmp_path / "train")
+    two_classes(tmp_path / "val", per_class=2)
+    two_classes(tmp_path / "test", per_class=3)
+    for dataset in (
+        Dataset(limit=50),
+        Dataset(name="folder", folder=str(tmp_path), limit=3),
+        Dataset(name="tiny_pictures/plain", data_dir=prepared),
+        Dataset(name="tiny_pictures/alone", data_dir=prepared),
+    ):
+        together = load(dataset)
+        for first in ("train", "validation", "test"):
+            alone = load(dataset, first)
+            assert alone.image_shape == together.image_shape and alone.class_names == together.class_names
+            for part, of in zip(reversed(parts(alone)), reversed(parts(together)), strict=True):
+                np.testing.assert_array_equal(part.images, of.images)
+                np.testing.assert_array_equal(part.labels, of.labels)
+                np.testing.assert_array_equal(part.indices, of.indices)
+
+
+def test_a_part_that_is_not_needed_is_not_read(prepared, tmp_path):
+    expected = load(Dataset(name="tiny_pictures/plain", data_dir=prepared)).test
+    shutil.copytree(Path(prepared, "tiny_pictures"), tmp_path / "tiny_pictures")
+    for file in (tmp_path / "tiny_pictures/plain").rglob("*-train.tfrecord-*"):
+        file.write_bytes(b"damaged")
+    data = load(Dataset(name="tiny_pictures/plain", data_dir=str(tmp_path)), "test")
+    np.testing.assert_array_equal(data.test.images, expected.images)
+    with pytest.raises(InvalidInputError, match="plain cannot be read"):
+        data.train  # noqa: B018
 
 
 def test_tfds_test_part_where_there_is_none_or_without_labels(prepared):
