@@ -51,8 +51,7 @@ class OneLineErrors(click.Group):
             sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are not text
         kwargs = {"prog_name": program_name(), **kwargs, "standalone_mode": False}
         try:
-            with raised_signals(signal.SIGINT, signal.SIGTERM):
-                status = super().main(*args, **kwargs)
+            status = super().main(*args, **kwargs)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(2)
@@ -73,6 +72,11 @@ class OneLineErrors(click.Group):
         except Exception:
             _crash()
         sys.exit(status if isinstance(status, int) else 0)
+
+    def invoke(self, ctx):
+        """Run a command, within the handling of interrupts by click."""
+        with raised_signals(signal.SIGINT, signal.SIGTERM):
+            return super().invoke(ctx)
 
 
 def _crash() -> NoReturn:

@@ -38,7 +38,18 @@ def test_an_interrupt_that_a_library_converts_is_an_interrupt(handlers, number, 
     assert stopped.type is raised
     group = OneLineErrors("program", commands=[click.Command("work", callback=lambda: converted(number, error))])
     done = CliRunner().invoke(group, ["work"])
-    assert (done.exit_code, done.stderr) == (status, "interrupted\n")
+    assert (done.exit_code, done.stderr.strip()) == (status, "interrupted")
+
+
+def test_an_interrupt_keeps_its_message(handlers):
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt as stop:
+            raise type(stop)("the same command resumes") from None
+
+    done = CliRunner().invoke(OneLineErrors("program", commands=[click.Command("work", callback=work)]), ["work"])
+    assert (done.exit_code, done.stderr.strip()) == (143, "interrupted; the same command resumes")
 
 
 def test_errors_without_a_signal_stay_what_they_are(handlers):
