@@ -31,8 +31,7 @@ def alignment(labels: np.ndarray, points: np.ndarray, *, alpha: float = 2.0) -> 
         Wang and Isola 2020, "Understanding contrastive representation learning through alignment and uniformity on the
         hypersphere", section 4.1; here positives have the same label, as in SupCon.
     """
-    positive, _ = _pairs(labels)
-    return _mean(_squared_distances(points)[positive] ** (alpha / 2))
+    return _alignment(_pairs(labels)[0], _squared_distances(_cosines(points)), alpha)
 
 
 def uniformity(points: np.ndarray, *, t: float = 2.0) -> float | None:
@@ -47,9 +46,7 @@ def uniformity(points: np.ndarray, *, t: float = 2.0) -> float | None:
     References:
         Wang and Isola 2020, section 4.1.2.
     """
-    pairs = np.triu_indices(len(points), k=1)
-    mean = _mean(np.exp(-t * _squared_distances(points)[pairs]))
-    return None if mean is None else float(np.log(mean))
+    return _uniformity(_squared_distances(_cosines(points)), t)
 
 
 def margin_violations(
@@ -65,9 +62,7 @@ def margin_violations(
         positive_margin: m_p.
         negative_margin: m_n.
     """
-    positive, negative = _pairs(labels)
-    cosines = _cosines(points)
-    return _mean(cosines[positive] < positive_margin), _mean(cosines[negative] > negative_margin)
+    return _margin_violations(*_pairs(labels), _cosines(points), positive_margin, negative_margin)
 
 
 def silhouette(labels: np.ndarray, points: np.ndarray) -> float | None:
@@ -114,19 +109,41 @@ def geometry(labels: np.ndarray, clean: np.ndarray, adversarial: np.ndarray | No
     points = _unit(clean)
     if not np.isfinite(points).all():
         return dict.fromkeys(MEASURES)
+    positive, negative = _pairs(labels)
+    cosines = _cosines(points)
+    distances = _squared_distances(cosines)
     return dict(
         zip(
             MEASURES,
             (
-                alignment(labels, points),
-                uniformity(points),
-                *margin_violations(labels, points),
+                _alignment(positive, distances),
+                _uniformity(distances),
+                *_margin_violations(positive, negative, cosines),
                 silhouette(labels, points),
                 None if adversarial is None else clean_to_adversarial_distance(clean, adversarial),
             ),
             strict=True,
         )
     )
+
+
+def _alignment(positive: np.ndarray, distances: np.ndarray, alpha: float = 2.0) -> float | None:
+    return _mean(distances[positive] ** (alpha / 2))
+
+
+def _uniformity(distances: np.ndarray, t: float = 2.0) -> float | None:
+    mean = _mean(np.exp(-t * distances[np.triu_indices(len(distances), k=1)]))
+    return None if mean is None else float(np.log(mean))
+
+
+def _margin_violations(
+    positive: np.ndarray,
+    negative: np.ndarray,
+    cosines: np.ndarray,
+    positive_margin: float = 0.5,
+    negative_margin: float = 0.1,
+) -> tuple[float | None, float | None]:
+    return _mean(cosines[positive] < positive_margin), _mean(cosines[negative] > negative_margin)
 
 
 def _unit(points: np.ndarray) -> np.ndarray:
@@ -148,9 +165,8 @@ def _cosines(points: np.ndarray) -> np.ndarray:
     return points @ points.T
 
 
-def _squared_distances(points: np.ndarray) -> np.ndarray:
+def _squared_distances(cosines: np.ndarray) -> np.ndarray:
     """||z_i - z_j||^2 = |z_i|^2 + |z_j|^2 - 2 z_i . z_j, at least 0 in spite of rounding."""
-    cosines = _cosines(points)
     squares = np.diag(cosines)
     return np.maximum(squares[:, None] + squares[None, :] - 2 * cosines, 0.0)
 

@@ -25,7 +25,10 @@ class FixedFeatures:
         self.values = tf.Variable(tf.zeros((len(self._images), width)), trainable=False)
         self._filled = False
 
-        @tf.function(autograph=False, reduce_retracing=True)
+        # One graph for any number of images, so also for the last batch.
+        batch = tf.TensorSpec([None, *self._images.shape[1:]], tf.uint8)
+
+        @tf.function(input_signature=[batch], autograph=False)
         def embed(images):
             return network(tf.cast(images, tf.float32) / 255, training=False)["embedding"]
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import api as hparams_api
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from keras_rcl.data.pictures import to_rgb
 from keras_rcl.storage.atomic import atomic_path, refusal
@@ -69,9 +70,9 @@ class TensorBoardWriter:
 
     def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
         """Add one value to each curve of a phase; the tag is the name of the measure, see `TAGS`."""
-        with self._writing(phase, step):
-            for name, value in values.items():
-                tf.summary.scalar(TAGS.get(name, name), float(value))
+        summaries = [scalar_pb(TAGS.get(name, name), float(value)) for name, value in values.items()]
+        with self._writing(phase, step):  # as one record: `tf.summary.scalar` takes a millisecond per value
+            tf.summary.experimental.write_raw_pb(b"".join(summary.SerializeToString() for summary in summaries))
 
     def images(self, phase: str, name: str, grid: np.ndarray, step: int) -> None:
         """Write a picture of a phase: uint8 RGB [h, w, 3]."""
