@@ -12,6 +12,7 @@ from keras_rcl import InvalidInputError
 from keras_rcl.networks.own_model import encoder_hash, own_encoder
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.network import Network
+from keras_rcl.vocabulary.phase import SGD
 from keras_rcl.workflows.fit import export_run
 
 WEAK = keras_rcl.FGSM(epsilon="8/255")
@@ -58,7 +59,7 @@ def test_an_interrupted_training_resumes_and_ends_in_the_same_weights(tmp_path):
     images, labels = stripes(48, 0)
     # 0..255 as floats: the same images
     data, validation = (images.astype(np.float32), np.eye(3)[labels]), stripes(24, 1)
-    method = keras_rcl.RefinedSCL(baseline_epochs=1, epochs=2, batch_size=16)
+    method = keras_rcl.RefinedSCL(baseline_epochs=1, epochs=2, batch_size=16, optimizer=SGD(learning_rate=0.01))
     settings = dict(data=data, validation=validation, class_names=("top", "middle", "bottom"), **SMALL)
     whole = keras_rcl.train(encoder(), method, run=tmp_path / "runs/whole", **settings)
 
