@@ -128,6 +128,24 @@ def _contrast_by_blocks(results: Path) -> str:
     return f"{markdown_table(header, rows, right=(0, 2, 3, 4, 5, 6))}\n\n{facts}\n\n```\n{measured['command']}\n```"
 
 
+def _commands(results: Path) -> str:
+    """One row per stage of `attack` and of `fit`: wall and CPU seconds; then what is not the work itself."""
+    measured, blocks = read_json(results / "benchmarks/commands.json"), []
+    for name, row in measured["commands"].items():
+        stages = [
+            [stage, f"{seconds['wall']:.2f}", f"{seconds['cpu']:.2f}"] for stage, seconds in row["stages"].items()
+        ]
+        table = markdown_table([f"stage of `{name}`", "wall s", "CPU s"], stages)
+        work = "the training steps" if name == "fit" else "the attack itself"
+        rest = (
+            f"Apart from the import of TensorFlow and {work}: {row['rest_wall']:.1f} s, {row['rest_cpu']:.1f} s of CPU"
+        )
+        share = f", {row['rest_per_work']:.0%} of the time of {work}" if name == "fit" else ""
+        blocks.append(f"{table}\n\n{rest}{share}.")
+    blocks.append(f"{measured['processor']}, {measured['cores']} cores.\n\n```\n{measured['command']}\n```")
+    return "\n\n".join(blocks)
+
+
 def _sound_models(results: Path) -> str:
     """One row per family of SavedModels: largest differences from TensorFlow's loader, and times as long to load."""
     measured, families = read_json(results / "robustness/sound_models.json"), {}
@@ -153,6 +171,7 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         **{name: partial(_benchmark, results, file) for name, file in BENCHMARKS.items()},
         "claf_options": partial(_claf_options, results),
         "contrast_by_blocks": partial(_contrast_by_blocks, results),
+        "commands": partial(_commands, results),
         "bounds": partial(_bounds_cost, results),
         "bounds_reference": partial(_bounds_reference, results),
         "vnncomp": partial(_vnncomp, results),
