@@ -13,7 +13,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.paper_tables import Lookup, Setup
 from keras_rcl.report.verdicts import Measured, Outcomes
 from keras_rcl.runtime.program import program_name
-from keras_rcl.storage.atomic import read_json
+from keras_rcl.storage.atomic import complete_files, read_json
 from keras_rcl.storage.kinds import RECORD, VERIFICATION, AnotherVersion, stored_attacks
 from keras_rcl.vocabulary.attacks import to_cli
 from keras_rcl.vocabulary.dataset import Dataset
@@ -109,9 +109,8 @@ class Results:
     """
 
     def __init__(self, results: Path = Path("results"), work: Iterable[Path] = ()):
-        self.paths = sorted(results.rglob("*.json")) + [
-            path for folder in work for path in sorted(folder.glob("*/record.json"))
-        ]
+        records = [path for folder in work for path in complete_files(folder, "*/record.json")]
+        self.paths = complete_files(results, "**/*.json") + records
 
     @cached_property
     def _records(self) -> list[Any]:

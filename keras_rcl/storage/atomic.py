@@ -221,6 +221,18 @@ def sweep(folder: str | Path, name: str = ".+") -> None:
                 path.unlink()
 
 
+def complete_files(folder: str | Path, pattern: str) -> list[Path]:
+    """Return the files below a folder that match a pattern, sorted, without those that a process writes or has left.
+
+    Args:
+        folder: A folder that other processes may be writing to; nothing is returned if it does not exist.
+        pattern: As for `Path.glob`, such as `*/record.json`.
+    """
+    folder = Path(folder)
+    found = (path for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
 def read_json(path: str | Path) -> Any:
     """Return the value of a JSON file.
 

@@ -36,7 +36,7 @@ from keras_rcl.runtime.distributed import ALONE, Message, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.runtime.signals import held_signals
 from keras_rcl.runtime.tensorflow import start_tensorflow
-from keras_rcl.storage.atomic import FolderInUse, atomic_path, check_writable, sweep, write_json
+from keras_rcl.storage.atomic import FolderInUse, atomic_path, check_writable, complete_files, sweep, write_json
 from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.journal import Journal
@@ -449,7 +449,7 @@ def find_reusable(
     is_run = (reuse / "config.yaml").is_file()
     wanted = config.training_of(experiment), experiment.seed, _given(experiment, fingerprint)
     found = (reuse, 0)
-    for run in [reuse] if is_run else sorted(path.parent for path in reuse.glob("*/config.yaml")):
+    for run in [reuse] if is_run else [path.parent for path in complete_files(reuse, "*/config.yaml")]:
         try:
             other = config.load(run / "config.yaml")
             given = ENVIRONMENT.read(run / "environment.json").get("given")

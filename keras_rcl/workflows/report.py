@@ -36,7 +36,7 @@ from keras_rcl.report.records import VERIFIED_COUNT, VERIFIED_IMAGES, Results, R
 from keras_rcl.report.verdicts import mean_and_spread
 from keras_rcl.runtime.process_pool import in_processes
 from keras_rcl.runtime.progress import Progress, Silent, StderrProgress
-from keras_rcl.storage.atomic import FolderInUse, atomic_folder, write_json
+from keras_rcl.storage.atomic import FolderInUse, atomic_folder, complete_files, write_json
 from keras_rcl.storage.output_folder import check_replaceable
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.dataset import Dataset
@@ -81,7 +81,7 @@ class Folders:
 
     def model(self, run: Run) -> Path | None:
         """The export of a run, under any name; None if there is none."""
-        for contract in sorted(self.saved_models.glob("*/model.json")):
+        for contract in complete_files(self.saved_models, "*/model.json"):
             if read_contract(contract.parent).get("model_hash") == run.model_hash:
                 return contract.parent
         return None

@@ -63,6 +63,13 @@ def read(tmp_path):
     return write
 
 
+def test_a_record_in_a_folder_that_is_being_written_is_not_read(read, tmp_path):
+    found = read(**{"whole": training("a"), "../.0123abcd.attack/record": training("b")})
+    assert [path.name for path in found.paths] == ["whole.json"]
+    work = Results(tmp_path / "deep", (tmp_path,))
+    assert [path.name for path in work.paths] == ["whole.json"]
+
+
 def test_seeds_are_merged_and_other_experiments_are_not(read):
     found = read(
         zero=training("a", clean=0.5),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.storage.atomic import atomic_folder, atomic_path, check_writable, write_json
+from keras_rcl.storage.atomic import atomic_folder, atomic_path, check_writable, complete_files, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -164,3 +164,13 @@ def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "x", Path(os.devnull) / "x"):
         with pytest.raises(InvalidInputError, match=r"^cannot write to .*; choose another folder$"):
             check_writable(folder)
+
+
+def test_files_that_are_being_written_are_not_found(tmp_path):
+    with atomic_folder(tmp_path / "attack") as temporary:
+        (temporary / "record.json").write_text("{}")
+        assert not complete_files(tmp_path, "*/record.json") and not complete_files(tmp_path, "**/*.json")
+    for pattern in ("*/record.json", "**/*.json"):
+        assert complete_files(tmp_path, pattern) == [tmp_path / "attack/record.json"]
+    assert complete_files(tmp_path / "attack", "*.json") == [tmp_path / "attack/record.json"]
+    assert complete_files(tmp_path / "nowhere", "*/record.json") == []
