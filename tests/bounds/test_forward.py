@@ -133,6 +133,7 @@ def test_in_bfloat16_only_what_is_between_pixels_and_logits_is_rounded(encoder):
         assert op.inputs[0].dtype == (tf.float32 if unrounded else tf.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "convolutions"), [("resnet18", 20), ("preact_resnet18", 21)])
 def test_a_folded_resnet_filters_its_later_stages_so(encoder, convolutions):
     """One with preactivation has its stem twice, with the BatchNorm after it and without."""

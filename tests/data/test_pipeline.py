@@ -96,6 +96,7 @@ def test_seeds_of_attacks_never_repeat():
     assert len(set(seeds)) == len(seeds) == 20
 
 
+@pytest.mark.slow
 def test_views_are_drawn_apart_and_adversarial_ones_start_at_theirs():
     views = (Clean(), SIMCLR, SIMCLR, Adversarial(attack=ATTACK), Adversarial(attack=ATTACK, of=SIMCLR))
     (images, _, _), *_ = epoch_of(Batches(part(), views, 25, 0), 0)

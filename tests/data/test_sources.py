@@ -185,6 +185,7 @@ def test_tfds_limit_reads_the_same_images(prepared):
         np.testing.assert_array_equal(part.images, of.images[np.searchsorted(of.indices, part.indices)])
 
 
+@pytest.mark.slow
 def test_parts_that_are_read_one_by_one_are_those_that_are_read_together(prepared, tmp_path):
     two_classes(tmp_path / "train")
     two_classes(tmp_path / "val", per_class=2)

@@ -109,6 +109,7 @@ def test_from_any_step_on_an_epoch_is_what_it_was(streamed):
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_order_does_not_depend_on_the_global_seed(streamed):
     train = streamed.train
     labels = [batch[1] for batch in epoch(Batches(train, (Clean(),), 7, seed=3), 2)]
@@ -178,6 +179,7 @@ def stored_beside(folder, data, change=3):
     return Stored(folder=str(folder))
 
 
+@pytest.mark.slow
 def test_the_graph_that_decodes_an_image_is_traced_once(prepared, monkeypatch):
     """It serves the three splits in memory, the pieces that `craft-dataset` reads, and the batches."""
     traced, cropped = [], streaming.cropped
