@@ -320,8 +320,8 @@ def parse_value(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
-    except (AttributeError, LookupError, TypeError, ValueError):  # such as of `!!float ''`, `!!bool x`, `!!map [1]`
-        raise ValueError("a value does not fit its tag or its form, such as 2001-99-99 or !!float x") from None
+    except (AttributeError, LookupError, TypeError):  # such as of `!!float ''`, `!!bool x` and `!!map [1]`
+        raise ValueError("a value does not fit its tag, such as !!bool x") from None
 
 
 def _find(path: Path | None) -> Path:
