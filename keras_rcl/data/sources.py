@@ -73,17 +73,17 @@ def load(dataset: Dataset, part: str | None = None) -> ImageData:
     if dataset.streamed:
         with _quiet_logs(), readable(dataset.name):
             return load_streamed(dataset)
-    if part is None:
-        with _reading(dataset):
-            return divided(dataset, open_source(dataset))
     with _reading(dataset):
-        division = _Division(dataset, _opened(dataset))
+        source = _opened(dataset)
+        if part is None:
+            return divided(dataset, source)
+    division = _Division(dataset, source)
 
     def read(name: str) -> Split:
         with _reading(dataset):
             return division.read(name)[name]
 
-    data = OnDemand(dataset.name, tuple(division.source.class_names), read)
+    data = OnDemand(dataset.name, tuple(source.class_names), read)
     getattr(data, part)
     return data
 
