@@ -10,9 +10,9 @@ A subject is `fit` of one variant per family, on digits with a short schedule; a
 of TFRecords, arrays and pictures, weights, metrics, records and TensorBoard's curves, except for seconds, images per
 second, pages of HTML, and the number of event files.
 
-Every run is a process of its own, forked from a server that has imported TensorFlow and called nothing of it, and that
-has one thread, as the result says. That saves the ten seconds per run that the import takes. Only workers are started
-as users start them.
+Every run is a process of its own, forked from this one, which has imported TensorFlow and called nothing of it, and
+which has one thread, as the result says. That saves the ten seconds per run that the import takes. Only workers are
+started as users start them.
 """
 
 import argparse
@@ -33,14 +33,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
-import numpy as np
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="1")
 
-from keras_rcl.runtime.tensorflow import start_tensorflow
+import h5py  # noqa: E402
+import numpy as np  # noqa: E402
 
-start_tensorflow()
-
+import benchmarks.started  # noqa: E402, F401
 from keras_rcl.evaluation.record import versions  # noqa: E402
+from keras_rcl.runtime.tensorflow import start_tensorflow  # noqa: E402
 from keras_rcl.storage.snapshots import SnapshotStore  # noqa: E402
 
 METHODS = {
@@ -92,7 +92,7 @@ class Subject:
     Attributes:
         arguments: Of the command line.
         finished: Whether all results are in a folder, of which the second one is that of the undisturbed run.
-        process: How it is run: `fork` from the server, or `start` as a user starts it.
+        process: How it is run: `fork` from this process, or `start` as a user starts it.
         statuses: The exit statuses of a completed run; 1 is an audit's if the claim falls.
     """
 
@@ -197,7 +197,7 @@ def register_paper(configs: Path) -> None:
 
 
 class Forked:
-    """A run that is forked from the server."""
+    """A run that is forked from this process."""
 
     def __init__(self, context, arguments: list[str], folder: Path, root: Path):
         self._process = context.Process(target=run, args=(arguments, folder, root))
@@ -339,11 +339,7 @@ class Bench:
     def __init__(self, root: Path, seed: int):
         self.root, self.rng = root, np.random.default_rng(seed)
         self.instants: collections.Counter = collections.Counter()
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["benchmarks.started"])
-        warm_up = self._context.Process(target=abs, args=(0,))
-        warm_up.start()
-        warm_up.join()
+        self._context = multiprocessing.get_context("fork")
 
     def start(self, subject: Subject, folder: Path) -> Forked | Started:
         """Start a run in a folder."""
@@ -449,9 +445,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="Work here, and leave the runs; a temporary folder by default.")
     options = parser.parse_args()
-    os.environ.update(
-        OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="1"
-    )
     root = (options.keep or Path(tempfile.mkdtemp(prefix="crash"))).resolve()
     root.mkdir(exist_ok=True)
     (root / "crash.yaml").write_text(json.dumps(CONFIG))

@@ -1,4 +1,4 @@
-"""Imported by the server that `benchmarks.crash` forks its runs off: all that a run imports, and nothing called."""
+"""Imported by `benchmarks.crash`, which forks its runs: all that a run imports, and nothing called."""
 
 from keras_rcl.runtime.tensorflow import start_tensorflow
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from keras_rcl.networks.two_headed import build_network
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.network import Network
+from tests import forked
 
 ATTACKS = ("--attack", "pgd-3:epsilon=1/255,num_restarts=2", "--attack", "fgsm:epsilon=1/255")
 COMMAND = ("attack", "model", "--dataset", "digits", "--limit", "50", "--batch-size", "1", *ATTACKS)
@@ -90,18 +89,17 @@ def assert_same(folder, other):
 
 
 @pytest.mark.slow
-def test_killed_at_any_instant(folder, here):
+def test_killed_at_any_instant(folder, here, tmp_path):
     """SIGKILL in a process of its own as soon as the journal has some size; then to the end."""
     arguments = *COMMAND, "--save-images", "--output-dir", "out"
     journal, size = here / ".out.partial", np.random.default_rng(0).integers(1, 8_000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "keras_rcl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    with (tmp_path / "said").open("w") as said:
+        process = forked.start("-m", "keras_rcl", *arguments, stdout=said, stderr=said)
     while process.poll() is None and (not journal.exists() or journal.stat().st_size < size):
         time.sleep(0.001)
-    process.kill()
-    said = process.communicate()[0].decode()
-    assert process.returncode == -signal.SIGKILL and not (here / "out").exists(), said
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (here / "out").exists(), (tmp_path / "said").read_text()
+    (tmp_path / "said").unlink()
     assert journal.stat().st_size >= size
     result = run(*arguments)
     assert result.exit_code == 0 and "resuming .out.partial: " in result.stderr, result.output

@@ -2,8 +2,6 @@
 
 import errno
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -14,6 +12,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.model_io.export import export, model_hash
 from keras_rcl.networks.two_headed import build_network
 from keras_rcl.vocabulary.network import Network
+from tests import forked
 
 CONTRACT = {
     "data_set": "digits",
@@ -77,8 +76,9 @@ def images():
 @pytest.mark.slow
 def test_plain_tensorflow_serves_it_and_differentiates_it(network, folder, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
-    command = [sys.executable, "-I", "-c", PLAIN_TENSORFLOW, folder, tmp_path / "images.npy", tmp_path / "outputs.npz"]
-    done = subprocess.run([str(part) for part in command], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "plain.py").write_text(PLAIN_TENSORFLOW)
+    files = [tmp_path / name for name in ("images.npy", "outputs.npz")]
+    done = forked.run(tmp_path / "plain.py", folder, *files, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "outputs.npz") as outputs:
         expected = network(images, training=False)["logits"].numpy()

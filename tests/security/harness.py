@@ -19,14 +19,16 @@ import ctypes
 import json
 import os
 import select
+import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
+
+from tests import forked
 
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -218,34 +220,42 @@ def run(
     return outcomes
 
 
+class _Child(NamedTuple):
+    process: forked.Forked
+    stdin: TextIO
+    stdout: TextIO
+
+
 @contextlib.contextmanager
-def _child(canary: Canary, trust: bool) -> Iterator[subprocess.Popen]:
+def _child(canary: Canary, trust: bool) -> Iterator[_Child]:
     with tempfile.TemporaryDirectory(prefix="red_team_") as root:
         places = {"HOME": Path(root, "home"), "TMPDIR": Path(root, "temporary")}
         for folder in (*places.values(), work := Path(root, "work")):
             folder.mkdir()
         environment = dict(os.environ, PYTHONPATH=str(_REPOSITORY), PYTHONDONTWRITEBYTECODE="1", **places)
         environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-        command = [sys.executable, "-m", "tests.security.harness", str(canary.folder), *["--trust"] * trust]
-        with subprocess.Popen(
-            command, env=environment, cwd=work, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as child:
+        command = ["-m", "tests.security.harness", str(canary.folder), *["--trust"] * trust]
+        (its_stdin, stdin), (stdout, its_stdout) = os.pipe(), os.pipe()
+        process = forked.start(*command, env=environment, cwd=work, stdin=its_stdin, stdout=its_stdout)
+        os.close(its_stdin), os.close(its_stdout)
+        with open(stdin, "w") as stdin, open(stdout) as stdout:
             try:
-                child.stdout.readline()  # it is ready
-                yield child
+                stdout.readline()  # it is ready
+                yield _Child(process, stdin, stdout)
             finally:
-                child.kill()
-                child.wait()
+                if process.poll() is None:
+                    os.kill(process.pid, signal.SIGKILL)
+                process.wait()
 
 
-def _ask(child: subprocess.Popen, name: str, path: Path, seconds: float) -> Outcome:
+def _ask(child: _Child, name: str, path: Path, seconds: float) -> Outcome:
     with contextlib.suppress(BrokenPipeError):
         child.stdin.write(json.dumps([name, str(path)]) + "\n")
         child.stdin.flush()
     if not select.select([child.stdout], [], [], seconds)[0]:
         return Outcome(name, "hung", f"{seconds} seconds", [])
     line = child.stdout.readline()
-    return Outcome(**json.loads(line)) if line else Outcome(name, "died", f"status {child.wait()}", [])
+    return Outcome(**json.loads(line)) if line else Outcome(name, "died", f"status {child.process.wait()}", [])
 
 
 def _listing(path: Path) -> dict[str, tuple]:

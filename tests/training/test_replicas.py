@@ -1,8 +1,5 @@
 """Two replicas in one process, and two processes, train and attack like one device."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import replicas_program as program
@@ -14,6 +11,7 @@ from keras_rcl.runtime.launcher import _free_ports
 from keras_rcl.training.phase_runner import _check_replicas
 from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.phase import Clean, CrossEntropy, Phase, WeightPerturbation, WorstCase
+from tests import forked
 
 BOUNDED = (Clean(), WorstCase(epsilon=1 / 255))
 KINDS = ("replicas", "worker 0", "worker 1")
@@ -23,9 +21,8 @@ KINDS = ("replicas", "worker 0", "worker 1")
 def ended(tmp_path_factory):
     """The folder with the results of two replicas, and of two workers."""
     folder = tmp_path_factory.mktemp("replicas")
-    command = [sys.executable, program.__file__, folder, *map(str, _free_ports(2))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200)
-    assert done.stdout.splitlines()[-1:] == ["[0, 0, -9]"], done.stdout
+    done = forked.run(program.__file__, folder, *_free_ports(2))
+    assert done.stdout.splitlines()[-1:] == ["[0, 0, -9]"], done.stdout + done.stderr
     return folder
 
 

@@ -1,8 +1,6 @@
 """`RobustModel` and `RobustValidation`: the engine's step, Keras' callbacks, the user's model."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -22,6 +20,7 @@ from keras_rcl.training.phase_runner import PhaseRunner
 from keras_rcl.vocabulary.dataset import CropFlip
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.phase import SGD
+from tests import forked
 
 PROGRAM = Path(__file__).with_name("robust_program.py")
 CLASSES, BATCH = 3, 32
@@ -366,7 +365,7 @@ def processes(trained, tmp_path_factory):
     folder, (images, _), model = tmp_path_factory.mktemp("processes"), stripes(8), trained[0].model
     model.save(folder / "model.keras")
     np.savez(folder / "expected.npz", images=images, outputs=model(images))
-    done = subprocess.run([sys.executable, PROGRAM, folder], capture_output=True, text=True)
+    done = forked.run(PROGRAM, folder)
     assert done.returncode == 0, done.stderr
     codes = json.loads(done.stdout.splitlines()[-1])
     return folder, dict(zip(("loaded", "killed", "replicas"), codes, strict=True)), done.stderr

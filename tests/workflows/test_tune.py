@@ -3,8 +3,7 @@
 import errno
 import json
 import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from keras_rcl.data import sources
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.workflows import tune as tuning
 from keras_rcl.workflows.tune import objective_value
+from tests import forked
 
 CLI = Path(__file__).resolve().parents[2] / "cli.py"
 SMALL = (
@@ -42,10 +42,20 @@ def without_times(study: dict) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_stopped_search_resumes_to_the_same_table(tmp_path, monkeypatch):
-    """After Ctrl-C, and after a full disk, which is not a failure of the trial."""
+    """After a kill, Ctrl-C, and a full disk, which is not a failure of the trial."""
     monkeypatch.chdir(tmp_path)
     arguments = (*SMALL, "--trials", "2", "--search", RATES, "--search", "method.batch_size=choice(8, 16)")
-    assert run(*arguments, "--output-dir", "whole").exit_code == 0
+    measured = tuning._measured
+
+    def copied(*given):
+        """At the end of the second training the folder is copied, as if the process had been killed there."""
+        if Path("whole/trials/0001").exists():
+            shutil.copytree("whole", "stopped")
+        return measured(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_measured", copied)
+        assert run(*arguments, "--output-dir", "whole").exit_code == 0
     whole = study_of(tmp_path / "whole")
     first, second = whole["trials"]
     assert first["settings"] == {"method.optimizer.learning_rate": "0.001", "method.batch_size": "16"}
@@ -78,8 +88,8 @@ def test_a_stopped_search_resumes_to_the_same_table(tmp_path, monkeypatch):
             patch.setattr(tuning, "_measured", stopped)
             result = run(*arguments, "--output-dir", "stopped")
         assert result.exit_code == status and said in result.stderr
-        (left,) = study_of(tmp_path / "stopped")["trials"]
-        assert left["state"] == "running" and not (tmp_path / "stopped/best.yaml").exists()
+        done, left = study_of(tmp_path / "stopped")["trials"]
+        assert done == first and left["state"] == "running" and not (tmp_path / "stopped/best.yaml").exists()
     result = run(*arguments, "--output-dir", "stopped")
     assert result.exit_code == 0, result.output
     assert without_times(study_of(tmp_path / "stopped")) == without_times(whole)
@@ -103,7 +113,7 @@ def test_two_processes_share_the_trials(tmp_path):
     """As a program: the processes that it starts import its main file too, and must not run the command again."""
     search = "method.optimizer.learning_rate=log(1e-3, 1e-2)"
     command = [*SMALL, "--trials", "2", "--search", search, "--processes", "2", "--objective", "mean", "--json"]
-    result = subprocess.run([sys.executable, CLI, *command], cwd=tmp_path, capture_output=True, text=True)
+    result = forked.run(CLI, *command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     trials = json.loads(result.stdout)["trials"]
     assert [trial["state"] for trial in trials] == ["done"] * 2
