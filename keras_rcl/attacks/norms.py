@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
-import numpy as np
 import tensorflow as tf
 
+from keras_rcl.runtime import philox
 from keras_rcl.vocabulary.threat import Norm
 
 Radius: TypeAlias = tf.Tensor | float
@@ -14,11 +14,6 @@ Radius: TypeAlias = tf.Tensor | float
 
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 """The norm of a gradient that gives the distance to a hyperplane in a norm."""
-
-_PHILOX = tf.random.Algorithm.PHILOX.value
-_SEED_KEY = np.array([0x02461E293EC8F720], np.uint64)
-"""The key by which TensorFlow mixes the two words of a stateless seed."""
-_SECOND_WORD = np.array([0, 1], np.uint64)
 
 
 def length(delta: tf.Tensor, norm: Norm) -> tf.Tensor:
@@ -234,23 +229,8 @@ def uniform(shape, seeds: tf.Tensor) -> tf.Tensor:
 
     They are made from Philox' bits, which are the same under XLA; XLA's own floats are not.
     """
-    drawn = tf.map_fn(lambda seed: philox_bits(shape, seed), seeds, fn_output_signature=tf.uint32)
+    drawn = tf.map_fn(lambda seed: philox.bits(shape, seed), seeds, fn_output_signature=tf.uint32)
     return tf.cast(tf.bitwise.right_shift(drawn, 8), tf.float32) * 2.0**-24
-
-
-def philox_bits(shape, seed: tf.Tensor) -> tf.Tensor:
-    """Random uint32 of a shape: the bits of `tf.random.stateless_uniform` with alg="philox", in 5 operations of its 30.
-
-    `StatelessRandomGetKeyCounter` would be one operation less, but XLA's drops the upper half of a 64-bit seed.
-    """
-
-    def bits(shape, key, counter):
-        return tf.raw_ops.StatelessRandomUniformFullIntV2(
-            shape=shape, key=key, counter=counter, dtype=tf.uint32, alg=_PHILOX
-        )
-
-    mixed = tf.bitcast(bits([2, 2], _SEED_KEY, tf.cast(seed, tf.uint64)), tf.uint64)
-    return bits(shape, mixed[:1], mixed * _SECOND_WORD)
 
 
 def choose(condition: tf.Tensor, chosen: tf.Tensor, other: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.data.stateless_layers import stateless_layer
+from keras_rcl.runtime import philox
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, NoAugmentation, Policy, SimCLR
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601, the Y of YIQ
@@ -71,7 +72,7 @@ def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor, rows: Rows | Non
 
 def _uniform(rows: Rows, seed: tf.Tensor, *shape: int, low=0.0, high=1.0, dtype=tf.float32) -> tf.Tensor:
     """Uniform draws in [low, high), [count, *shape], the same on every device."""
-    return rows.select(tf.random.stateless_uniform([rows.total, *shape], seed, low, high, dtype, alg="philox"))
+    return rows.select(philox.uniform([rows.total, *shape], seed, low, high, dtype))
 
 
 def _crop_flip(policy: CropFlip, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:

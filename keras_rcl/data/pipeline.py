@@ -8,6 +8,7 @@ from keras_rcl.data.augmentations import Rows, augment
 from keras_rcl.data.splits import Split, StreamedSplit
 from keras_rcl.data.tfdata_options import PARALLEL, PREFETCHED, untuned
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.runtime import philox
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.phase import Adversarial, Augmented, View
@@ -178,7 +179,7 @@ class Batches:
 
     def _permutation(self, seed: tf.Tensor) -> tf.Tensor:
         """All image indices, int32, in a random order."""
-        return tf.random.experimental.stateless_shuffle(tf.range(len(self._labels)), seed, alg="philox")
+        return philox.shuffled(tf.range(len(self._labels)), seed)
 
     @tf.autograph.experimental.do_not_convert
     def _batch(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -9,6 +9,7 @@ from keras_rcl.data.splits import ImageData, Piece, Split, StreamedSplit
 from keras_rcl.data.tfdata_options import PARALLEL
 from keras_rcl.data.tfds_sets import prepared, read_config
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.runtime import philox
 from keras_rcl.vocabulary.dataset import Dataset
 
 SAMPLE = 1024
@@ -95,7 +96,7 @@ def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buff
         # The order depends on `seed` alone: TensorFlow would mix in a global seed of the process, and fail if it is 0.
         tf.compat.v1.get_default_graph().seed = None
         file_seed, record_seed = tf.unstack(tf.random.experimental.stateless_split(seed))
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(pieces)), file_seed, alg="philox")
+        order = philox.shuffled(tf.range(len(pieces)), file_seed)
         files, skips, takes = zip(*pieces, strict=True)
         others = np.array(beside, object).reshape(len(beside), len(pieces)).T
         columns = (tf.constant(files), tf.constant(skips, tf.int64), tf.constant(takes, tf.int64))

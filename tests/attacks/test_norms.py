@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from keras_rcl.attacks.norms import length, philox_bits, project, random_start, steepest_step
+from keras_rcl.attacks.norms import length, project, random_start, steepest_step
 
 quick = settings(max_examples=40)
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -62,16 +62,6 @@ def test_steepest_step(norm, gradient, scale):
 @given(delta=changes)
 def test_length(norm, delta):
     np.testing.assert_allclose(length(tf.constant(delta), norm), [size(row, norm) for row in delta], rtol=1e-6)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_philox_bits_are_those_of_tensorflow(compiled):
-    """For seeds of 32 and 64 bits, negative ones among them, also by XLA."""
-    bits = tf.function(lambda seed: philox_bits([3, 2], seed), jit_compile=compiled)
-    for seed in ([0, 0], [5, -7], [-(2**31), 2**31 - 1], [2**40 + 3, -(2**50)]):
-        seed = tf.constant(seed, tf.int64)
-        expected = tf.random.stateless_uniform([3, 2], seed, None, None, tf.uint32, alg="philox")
-        assert np.array_equal(bits(seed), expected)
 
 
 def uniformity(values):
