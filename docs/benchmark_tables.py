@@ -62,6 +62,34 @@ def _claf_options(results: Path) -> str:
     return f"{markdown_table(header, rows)}\n\n```\n{measured['command']}\n```"
 
 
+def _robust_model(results: Path) -> str:
+    """Seconds per epoch and robust accuracy of `RobustModel` and of a plain loop, and the overhead."""
+    measured, rows = read_json(results / "benchmarks/robust_model.json"), []
+    for name, seconds in measured["seconds"].items():
+        accuracy = measured["robust_accuracy"][name]
+        spread = f"{min(seconds):.2f} - {max(seconds):.2f}"
+        by_seed = " / ".join(map(percent, accuracy))
+        rows.append([name, f"{statistics.median(seconds):.2f}", spread, by_seed, percent(statistics.mean(accuracy))])
+    header = ["training", "median s per epoch", "fastest - slowest", "robust, by seed", "robust, mean"]
+    facts = f"overhead {measured['overhead']:.1%}; median ratio of epochs in turn {measured['median_of_ratios']:.3f}"
+    return f"{markdown_table(header, rows)}\n\n{facts}\n\n```\n{measured['command']}\n```"
+
+
+def _robust_model_peers(results: Path) -> str:
+    """Lines, seconds and robust accuracy of one training and evaluation, written with several libraries."""
+    measured = read_json(results / "benchmarks/robust_model_peers.json")
+    rows = [
+        [name, str(row["lines"]), f"{row['seconds']:.0f}", percent(row["robust_accuracy"])]
+        + [percent(row["robust_accuracy_by_our_evaluator"])]
+        for name, row in measured["programs"].items()
+    ]
+    header = ["program", "lines", "seconds", "robust, by itself", "robust, by our evaluator"]
+    facts = (
+        f"{measured['images']:,} training images, {measured['epochs']} epochs, {measured['test_images']} test images"
+    )
+    return f"{markdown_table(header, rows)}\n\n{facts}\n\n```\n{measured['command']}\n```"
+
+
 def _bounds_cost(results: Path) -> str:
     """One row per training step, in units of a plain step; one row per bound, ours beside auto_LiRPA's."""
     measured = read_json(results / "benchmarks/bounds.json")
@@ -172,6 +200,8 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         "claf_options": partial(_claf_options, results),
         "contrast_by_blocks": partial(_contrast_by_blocks, results),
         "commands": partial(_commands, results),
+        "robust_model": partial(_robust_model, results),
+        "robust_model_peers": partial(_robust_model_peers, results),
         "bounds": partial(_bounds_cost, results),
         "bounds_reference": partial(_bounds_reference, results),
         "vnncomp": partial(_vnncomp, results),

@@ -1,5 +1,7 @@
 """Batches of the views that a phase requests, as a pure function of (seed, epoch, step)."""
 
+import contextlib
+
 import numpy as np
 import tensorflow as tf
 
@@ -100,6 +102,10 @@ class Batches:
             .prefetch(PREFETCHED)
             .with_options(untuned())
         )
+
+    def reading(self) -> contextlib.AbstractContextManager:
+        """A context in which the dataset is iterated; an image that cannot be read is an InvalidInputError."""
+        return self._data.reading() if isinstance(self._data, StreamedSplit) else contextlib.nullcontext()
 
     def start_epoch(self, epoch: int, step: int = 0) -> None:
         """Choose the epoch that the next iteration of `dataset` gives, and the first step of it."""

@@ -1,7 +1,9 @@
 """Sources of images: the digits of scikit-learn, TensorFlow Datasets, a folder, or arrays. One seed fixes splits."""
 
 import contextlib
+import dataclasses
 import functools
+import hashlib
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +22,7 @@ from keras_rcl.data.splits import (
     gathered,
     stratified,
 )
-from keras_rcl.data.streaming import load_streamed
+from keras_rcl.data.streaming import SAMPLE, load_streamed, streamed_files
 from keras_rcl.data.tfds_sets import readable, tfds_splits
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage.atomic import check_storable
@@ -70,11 +72,13 @@ def load(dataset: Dataset, part: str | None = None) -> ImageData:
         InvalidInputError: if there is no such data set, it cannot be downloaded, it has no images with labels, or an
             image is corrupt.
     """
-    if dataset.streamed:
+    if dataset.streamed and dataset.name not in SOURCES:
         with _quiet_logs(), readable(dataset.name):
             return load_streamed(dataset)
     with _reading(dataset):
         source = _opened(dataset)
+        if dataset.streamed:
+            return _with_streamed_training(dataset, source)
         if part is None:
             return divided(dataset, source)
     division = _Division(dataset, source)
@@ -131,6 +135,17 @@ def divided(dataset: Dataset, source: SourceData) -> ImageData:
     return ImageData(dataset.name, tuple(source.class_names), **_Division(dataset, source).read(*SPLITS))
 
 
+def _with_streamed_training(dataset: Dataset, source: SourceData) -> ImageData:
+    """`divided`, with at most `held_images` of each split in memory; without a limit, training images are streamed."""
+    limited = dataclasses.replace(dataset, limit=dataset.limit or dataset.held_images)
+    division = _Division(limited, source)
+    data = ImageData(dataset.name, tuple(source.class_names), **division.read(*SPLITS))
+    if dataset.limit:
+        return data
+    train = streamed_files(source.train, division.indices("train"), data.train.held.limited(SAMPLE), dataset)
+    return dataclasses.replace(data, train=train)
+
+
 class _Division:
     """How `divided` divides a source; splits can be read one by one."""
 
@@ -146,7 +161,7 @@ class _Division:
         own = {name: getattr(self.source, name) or self.source.train for name in names}
         for split in dict.fromkeys(own.values()):
             _check_labels(self.dataset, self.source, split)
-        chosen = {name: self._limited(split, self._indices(name)) for name, split in own.items()}
+        chosen = {name: self._limited(split, self.indices(name)) for name, split in own.items()}
         for name in ("train", "test"):
             if name in chosen and not len(chosen[name]):
                 hint = "change dataset.validation_fraction or dataset.test_fraction"
@@ -163,7 +178,7 @@ class _Division:
                 found[name] = Split(images[np.searchsorted(kept, indices)], split.labels[indices], indices)
         return found
 
-    def _indices(self, name: str) -> np.ndarray:
+    def indices(self, name: str) -> np.ndarray:
         """The images of a split, without the limit."""
         own = getattr(self.source, name)
         if own is None or name == "train":
@@ -270,7 +285,13 @@ def _folder(dataset: Dataset) -> SourceData:
             decoded = (_sized(decode(open_image(path), path, channels), dataset.image_size) for path in chosen)
             return gathered(decoded, len(indices))
 
-        return SourceSplit(np.repeat(np.arange(len(members)), [len(of_class) for of_class in members]), read)
+        def identity() -> str:
+            """Names all files, with their sizes."""
+            listed = ("\0".join([str(path.relative_to(root)), str(path.stat().st_size)]) for path in paths)
+            return f"{root.name} {hashlib.sha256(chr(10).join(listed).encode(errors='surrogateescape')).hexdigest()}"
+
+        labels = np.repeat(np.arange(len(members)), [len(of_class) for of_class in members])
+        return SourceSplit(labels, read, identity)
 
     return SourceData(class_names, **{split: split_of(members) for split, members in files.items()})
 

@@ -1,12 +1,15 @@
 """The splits of a data set, in memory or streamed from disk; and choosing images with the class balance kept."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
+
+from keras_rcl.errors import InvalidInputError
 
 SPLITS = ("train", "validation", "test")
 """The names of the splits of a data set."""
@@ -49,7 +52,13 @@ class Split:
 
 
 class Piece(NamedTuple):
-    """Consecutive records of one file of a streamed split: `take` of them after the first `skip`."""
+    """Consecutive records of a streamed split: `take` of a file after the first `skip`, or of the list of its images.
+
+    Attributes:
+        file: The file; empty if each image is a file of its own.
+        skip: The number of records before the first.
+        take: The number of records.
+    """
 
     file: str
     skip: int
@@ -75,27 +84,46 @@ class StreamedSplit:
         held: some of them in memory, class balance kept, for uses that need only a few images.
         identity: names the files and which of their records are meant.
         records: the records of an epoch.
+        open: file, skip and take of a piece -> its records.
         decode: one serialised record -> image uint8 [H, W, C], label int32.
         pieces: where the records are, in their order.
         stored: folder -> the file of adversarial examples of each piece.
+        failures: what Python could not read; TensorFlow turns it into an error of its own.
     """
 
     count: int
     held: Split
     identity: str
     records: Records
+    open: Callable[..., tf.data.Dataset]
     decode: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     pieces: tuple[Piece, ...]
     stored: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    failures: list[InvalidInputError] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """A context in which images are read; what Python could not read is raised as it was.
+
+        Raises:
+            InvalidInputError: if an image cannot be read.
+        """
+        try:
+            yield
+        except tf.errors.OpError:
+            if self.failures:
+                raise self.failures[0] from None
+            raise
 
     def read(self, number: int, start: int, count: int) -> Split:
         """At most `count` images of a piece from its record `start` on, with their positions in the split."""
         piece = self.pieces[number]
-        records = tf.data.TFRecordDataset(piece.file).skip(piece.skip + start).take(min(count, piece.take - start))
+        records = self.open(piece.file, piece.skip + start, min(count, piece.take - start))
         images, labels = [], []
-        for image, label in records.map(self.decode).as_numpy_iterator():
-            images.append(image)
-            labels.append(label)
+        with self.reading():
+            for image, label in records.map(self.decode).as_numpy_iterator():
+                images.append(image)
+                labels.append(label)
         first = sum(before.take for before in self.pieces[:number]) + start
         return Split(np.stack(images), np.array(labels, np.int64), np.arange(first, first + len(labels)))
 
@@ -165,10 +193,16 @@ class SourceSplit:
     Args:
         labels: int64 [N], or a function that reads them.
         read: indices, ascending -> images uint8 [len(indices), H, W, C].
+        identity: returns a text that names the images, for the records of a streamed split.
     """
 
-    def __init__(self, labels: np.ndarray | Callable[[], np.ndarray], read: Callable[[np.ndarray], np.ndarray]):
-        self._labels, self.read = labels, read
+    def __init__(
+        self,
+        labels: np.ndarray | Callable[[], np.ndarray],
+        read: Callable[[np.ndarray], np.ndarray],
+        identity: Callable[[], str] = str,
+    ):
+        self._labels, self.read, self.identity = labels, read, identity
 
     @functools.cached_property
     def labels(self) -> np.ndarray:

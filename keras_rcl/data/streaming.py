@@ -1,11 +1,11 @@
-"""Data sets of TFDS that are larger than memory: training reads their files, evaluation a sample of fixed size."""
+"""Data sets that are larger than memory: training reads their files, evaluation a sample of fixed size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.data.splits import ImageData, Piece, Split, StreamedSplit
+from keras_rcl.data.splits import ImageData, Piece, Records, SourceSplit, Split, StreamedSplit
 from keras_rcl.data.tfdata_options import PARALLEL
 from keras_rcl.data.tfds_sets import prepared, read_config
 from keras_rcl.errors import InvalidInputError
@@ -15,7 +15,9 @@ from keras_rcl.vocabulary.dataset import Dataset
 SAMPLE = 1024
 """Number of training images in memory: for monitoring, contrast, and the mean of the pixels."""
 READERS = 16
-"""Number of files that are read at once."""
+"""Number of pieces that are read at once."""
+PIECE = 1024
+"""Number of image files in a piece."""
 
 
 def load_streamed(dataset: Dataset) -> ImageData:
@@ -85,6 +87,69 @@ def cropped(image: tf.Tensor, size: int, channels: int) -> tf.Tensor:
     return tf.ensure_shape(tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8), [size, size, channels])
 
 
+def streamed_files(source: SourceSplit, chosen: np.ndarray, held: Split, dataset: Dataset) -> StreamedSplit:
+    """Stream images that are files of their own, in pieces in which they are mixed.
+
+    Args:
+        source: reads images by their index.
+        chosen: the indices of the images.
+        held: some of them in memory.
+        dataset: its seed and its shuffle buffer.
+
+    Returns:
+        The streamed split. A record is the text of an index.
+    """
+    order = np.random.default_rng(dataset.split_seed).permutation(chosen)
+    indices, labels = tf.constant(order, tf.int64), tf.constant(source.labels, tf.int32)
+    pieces = tuple(Piece("", start, min(PIECE, len(order) - start)) for start in range(0, len(order), PIECE))
+    failures: list[InvalidInputError] = []
+
+    def read(index: np.ndarray) -> np.ndarray:
+        try:
+            return source.read(index[None])[0]
+        except InvalidInputError as error:
+            failures.append(error)
+            raise
+
+    def open_piece(file: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(tf.strings.as_string(indices[skip : skip + take]))
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        index = tf.strings.to_number(record, tf.int64)
+        image = tf.numpy_function(read, [index], tf.uint8, stateful=False)
+        return tf.ensure_shape(image, held.images.shape[1:]), tf.gather(labels, index)
+
+    identity = f"{source.identity()} {len(order)} of {len(labels)} images in pieces of {PIECE}"
+    records = _records(pieces, open_piece, dataset.shuffle_buffer)
+    return StreamedSplit(len(order), held, identity, records, open_piece, decode, pieces, failures=failures)
+
+
+def _records(pieces: Sequence[Piece], open_piece: Callable[..., tf.data.Dataset], buffer: int) -> Records:
+    """The records of all pieces: several pieces are read at once, and the next record is drawn from a buffer."""
+
+    def records(seed: tf.Tensor, beside: Sequence[tuple[str, ...]] = ()) -> tf.data.Dataset:
+        # The order depends on `seed` alone: TensorFlow would mix in a global seed of the process, and fail if it is 0.
+        tf.compat.v1.get_default_graph().seed = None
+        piece_seed, record_seed = tf.unstack(tf.random.experimental.stateless_split(seed))
+        order = philox.shuffled(tf.range(len(pieces)), piece_seed)
+        files, skips, takes = zip(*pieces, strict=True)
+        others = np.array(beside, object).reshape(len(beside), len(pieces)).T
+        columns = (tf.constant(files), tf.constant(skips, tf.int64), tf.constant(takes, tf.int64))
+        shuffled = [tf.gather(column, order) for column in (*columns, tf.constant(others, tf.string))]
+
+        def read(file: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, others: tf.Tensor) -> tf.data.Dataset:
+            examples = [tf.data.TFRecordDataset(others[i]) for i in range(len(beside))]
+            return tf.data.Dataset.zip(open_piece(file, skip, take), *examples).map(lambda *found: tf.stack(found))
+
+        found = tf.data.Dataset.from_tensor_slices(tuple(shuffled)).interleave(
+            read, cycle_length=READERS, num_parallel_calls=PARALLEL, deterministic=True
+        )
+        return found.shuffle(buffer, seed=tf.cast(record_seed[0], tf.int64), reshuffle_each_iteration=False)
+
+    return records
+
+
 def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buffer: int) -> StreamedSplit:
     """The streamed split of these records of the train split."""
     instructions = builder.info.splits[split].file_instructions
@@ -92,25 +157,8 @@ def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buff
     features, (image_key, label_key) = builder.info.features, keys
     skip_image = {image_key: _skip_decoding()}
 
-    def records(seed: tf.Tensor, beside: Sequence[tuple[str, ...]] = ()) -> tf.data.Dataset:
-        # The order depends on `seed` alone: TensorFlow would mix in a global seed of the process, and fail if it is 0.
-        tf.compat.v1.get_default_graph().seed = None
-        file_seed, record_seed = tf.unstack(tf.random.experimental.stateless_split(seed))
-        order = philox.shuffled(tf.range(len(pieces)), file_seed)
-        files, skips, takes = zip(*pieces, strict=True)
-        others = np.array(beside, object).reshape(len(beside), len(pieces)).T
-        columns = (tf.constant(files), tf.constant(skips, tf.int64), tf.constant(takes, tf.int64))
-        shuffled = [tf.gather(column, order) for column in (*columns, tf.constant(others, tf.string))]
-
-        def read(file: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, others: tf.Tensor) -> tf.data.Dataset:
-            own = tf.data.TFRecordDataset(file).skip(skip).take(take)
-            examples = [tf.data.TFRecordDataset(others[i]) for i in range(len(beside))]
-            return tf.data.Dataset.zip(own, *examples).map(lambda *found: tf.stack(found))
-
-        found = tf.data.Dataset.from_tensor_slices(tuple(shuffled)).interleave(
-            read, cycle_length=READERS, num_parallel_calls=PARALLEL, deterministic=True
-        )
-        return found.shuffle(buffer, seed=tf.cast(record_seed[0], tf.int64), reshuffle_each_iteration=False)
+    def open_piece(file: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.TFRecordDataset(file).skip(skip).take(take)
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
     def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -118,7 +166,7 @@ def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buff
         return image_of(example[image_key]), tf.cast(example[label_key], tf.int32)
 
     identity = f"{builder.info.full_name} {split} {builder.info.splits['train'].shard_lengths}"
-    return StreamedSplit(count, held, identity, records, decode, pieces)
+    return StreamedSplit(count, held, identity, _records(pieces, open_piece, buffer), open_piece, decode, pieces)
 
 
 def _examples(builder, split: str, keys: tuple[str, str]) -> Iterator[tuple[int, int, bytes]]:

@@ -188,7 +188,7 @@ class PhaseRunner:
             The means of the metrics.
 
         Raises:
-            InvalidInputError: If memory does not suffice.
+            InvalidInputError: If memory does not suffice, or an image cannot be read.
         """
         freeze(self.network, self.phase)
         if self.average:
@@ -197,7 +197,8 @@ class PhaseRunner:
             self.features.fill()
         started = time.perf_counter()
         try:
-            metrics = self._run_intervals(progress, label, resumed, after_step)
+            with self.batches.reading():
+                metrics = self._run_intervals(progress, label, resumed, after_step)
         except tf.errors.ResourceExhaustedError:
             raise InvalidInputError(self._out_of_memory()) from None
         except tf.errors.DataLossError as error:

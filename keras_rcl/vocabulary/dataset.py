@@ -104,12 +104,13 @@ class Dataset:
         limit: at most this number of images in each split, with the class balance kept.
         split_seed: the seed of the splits, independent of the run's seed, so that runs with other seeds share them.
         balanced_batches: draw every class equally often in each training batch.
-        streamed: for a TFDS data set that is larger than memory: training images are read from their files when they
-            are needed, resized so that the shorter side is 8/7 of `image_size`, and cropped to the centre. The
-            validation split is then the end of the train split, whatever `split_seed` is.
+        streamed: for a data set that is larger than memory: training images are read from their files when they are
+            needed. Images of TFDS are then resized so that the shorter side is 8/7 of `image_size`, and cropped to the
+            centre, and the validation split is the end of the train split, whatever `split_seed` is. Images and splits
+            of a folder are those that it has in memory.
         held_images: if streamed: at most this number of images in the validation and in the test split, with the class
             balance kept.
-        shuffle_buffer: if streamed: records among which the next one is drawn, after the files were shuffled.
+        shuffle_buffer: if streamed: images among which the next one is drawn, after the files were shuffled.
 
     Example:
         >>> import keras_rcl
@@ -134,8 +135,8 @@ class Dataset:
     def __post_init__(self):
         if self.data is not None and self.name != "arrays":
             raise ValueError(f"data {self.data} is not read for {self.name}; hint: set name to arrays, or leave it out")
-        if self.streamed and self.name in ("digits", "folder", "arrays"):
-            raise ValueError(f"streamed is for TFDS data sets, not for {self.name}; leave it out")
+        if self.streamed and self.name in ("digits", "arrays"):
+            raise ValueError(f"streamed is for TFDS data sets and folders, not for {self.name}; leave it out")
         if self.streamed and (self.image_size is None or self.balanced_batches):
             raise ValueError("streamed needs image_size, such as 224, and no balanced_batches")
 

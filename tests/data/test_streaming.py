@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from click.testing import CliRunner
+from PIL import Image
 
 from keras_rcl.cli.app import cli
-from keras_rcl.data import streaming
+from keras_rcl.data import sources, streaming
 from keras_rcl.data.adversarial_store import FORMAT, RECORD, shard_name, with_stored, write_shard
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import StreamedSplit, load
@@ -42,9 +44,13 @@ class TinyStream(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count):
         for i in range(count):
-            image = np.zeros((8 + i % 3, 8 + i % 5, 3), np.uint8)
-            image[..., 0] = 6 * i
-            yield i, {"image": image, "label": i % 4}
+            yield i, {"image": plain(i), "label": i % 4}
+
+
+def plain(i):
+    image = np.zeros((8 + i % 3, 8 + i % 5, 3), np.uint8)
+    image[..., 0] = 6 * i
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +64,42 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def streamed(prepared):
-    """The data set, as most tests read it."""
-    return load(dataset(prepared))
+def folder(tmp_path_factory):
+    """A folder with the same images."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in (("train", COUNT), ("test", 8)):
+        for i in range(count):
+            path = root / split / ["ant", "bee", "cat", "dog"][i % 4] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(plain(i)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module", params=["TFDS", "folder"])
+def streamed(request):
+    """The data set, as most tests read it; image files in pieces of eight."""
+    if request.param == "TFDS":
+        yield load(dataset(request.getfixturevalue("prepared")))
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "PIECE", 8)
+        yield load(of_folder(request.getfixturevalue("folder")))
 
 
 def dataset(folder, **fields) -> Dataset:
     fields = {"validation_fraction": HELD_OUT / COUNT, "image_size": 8, "shuffle_buffer": 16, **fields}
     return Dataset(name="tiny_stream", data_dir=str(folder), streamed=True, **fields)
+
+
+def of_folder(folder, **fields) -> Dataset:
+    fields = {
+        "validation_fraction": HELD_OUT / COUNT,
+        "image_size": 8,
+        "shuffle_buffer": 16,
+        "streamed": True,
+        **fields,
+    }
+    return Dataset(name="folder", folder=str(folder), **fields)
 
 
 def epoch(batches, number, step=0):
@@ -140,12 +174,52 @@ def test_a_limit_takes_every_class_as_often_and_reads_no_further(prepared, monke
     np.testing.assert_array_equal(data.train.labels, np.array(labels)[data.train.indices])
 
 
-def test_the_validation_part_tells_where_its_images_are(prepared, streamed):
-    data = streamed
+def test_the_validation_part_tells_where_its_images_are(prepared):
+    data = load(dataset(prepared))
     builder = tfds.builder("tiny_stream", data_dir=str(prepared))
     colours = [int(example["image"][0, 0, 0]) for example in builder.as_dataset(split="train").as_numpy_iterator()]
     np.testing.assert_array_equal(data.validation.images[:, 0, 0, 0], np.array(colours)[data.validation.indices])
     assert data.validation.indices.min() >= COUNT - HELD_OUT
+
+
+def test_a_streamed_folder_has_the_images_that_it_has_in_memory(folder):
+    memory, data = load(of_folder(folder, streamed=False)), load(of_folder(folder))
+    batches = epoch(Batches(data.train, (Clean(),), 5, seed=0), 0)
+    images = np.concatenate([np.round(255 * images[0]).astype(np.uint8) for images, _, _ in batches])
+    labels = np.concatenate([labels for _, labels, _ in batches])
+    order, expected = np.argsort(images[:, 0, 0, 0]), np.argsort(memory.train.images[:, 0, 0, 0])
+    np.testing.assert_array_equal(images[order], memory.train.images[expected])
+    np.testing.assert_array_equal(labels[order], memory.train.labels[expected])
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(getattr(data, split).images, getattr(memory, split).images)
+
+
+def test_a_limited_folder_is_in_memory_and_few_images_are_held(folder):
+    assert load(of_folder(folder, limit=8)).train.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    data = load(of_folder(folder, held_images=4))
+    held = [len(data.train.held.labels), len(data.validation.labels), len(data.test.labels)]
+    assert data.train.count == COUNT - HELD_OUT and held == [4, 4, 4]
+
+
+@pytest.mark.slow
+def test_an_image_that_cannot_be_decoded_ends_training_in_one_line(folder, tmp_path, monkeypatch):
+    """The folder is read without a fault, and its files are cut before training reads them."""
+    shutil.copytree(folder, tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+
+    def cut_afterwards(chosen, part=None):
+        data = load(chosen, part)
+        for path in (tmp_path / "images/train").rglob("*.png"):
+            path.write_bytes(path.read_bytes()[:-30])
+        return data
+
+    monkeypatch.setattr(sources, "load", cut_afterwards)
+    fields = {"name": "folder", "folder": "images", "streamed": True, "image_size": 8}
+    changes = [f"dataset={json.dumps(fields)}", "method.batch_size=10"]
+    fit = ["fit", "--no-compare", "--variant", "baseline", *(part for change in changes for part in ("--set", change))]
+    fitted = CliRunner().invoke(cli, fit)
+    assert fitted.exit_code == 2 and ".png is truncated or corrupt" in fitted.stderr
+    assert "Traceback" not in fitted.output
 
 
 def test_the_middle_is_cut_out():
@@ -212,8 +286,8 @@ def test_stored_examples_are_read_beside_their_images(streamed, tmp_path):
 
 
 @pytest.mark.slow
-def test_stored_examples_of_other_files_are_refused(prepared, streamed, tmp_path):
-    data = streamed
+def test_stored_examples_of_other_files_are_refused(prepared, tmp_path):
+    data = load(dataset(prepared))
     attack = stored_beside(tmp_path / "stored", data)
     with pytest.raises(InvalidInputError, match="no examples of the files that training streams"):
         with_stored(load(dataset(prepared, validation_fraction=0)), [attack])
@@ -233,7 +307,7 @@ def test_what_is_read_from_memory_is_refused(streamed):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (dict(name="digits"), "TFDS data sets, not for digits"),
+        (dict(name="digits"), "TFDS data sets and folders, not for digits"),
         (dict(image_size=None), "streamed needs image_size"),
         (dict(balanced_batches=True), "no balanced_batches"),
     ],
