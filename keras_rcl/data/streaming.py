@@ -1,5 +1,6 @@
 """Data sets that are larger than memory: training reads their files, evaluation a sample of fixed size."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -120,7 +121,8 @@ def streamed_files(source: SourceSplit, chosen: np.ndarray, held: Split, dataset
         image = tf.numpy_function(read, [index], tf.uint8, stateful=False)
         return tf.ensure_shape(image, held.images.shape[1:]), tf.gather(labels, index)
 
-    identity = f"{source.identity()} {len(order)} of {len(labels)} images in pieces of {PIECE}"
+    listed = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()
+    identity = f"{source.identity()}, images {listed} in pieces of {PIECE}"
     records = _records(pieces, open_piece, dataset.shuffle_buffer)
     return StreamedSplit(len(order), held, identity, records, open_piece, decode, pieces, failures=failures)
 
