@@ -7,7 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks.norms import PIXEL_BOX, ascent, choose, random_start
-from keras_rcl.attacks.surrogates import embedding_distance, supervised_contrastive, surrogate_of, unit_gradient
+from keras_rcl.attacks.surrogates import (
+    contrast_within,
+    embedding_distance,
+    supervised_contrastive,
+    surrogate_of,
+    unit_gradient,
+)
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, AttackBase, Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.threat import PROTOCOLS, Protocol
@@ -161,22 +167,25 @@ def supcon_attack(
         The images after the last step, and their shares of zero gradients.
 
     Raises:
-        InvalidInputError: if `attack.positives` is `image` and a support is given; otherwise as of `ascend`.
+        InvalidInputError: if a support is given, and `attack.positives` is `image` or `attack.contrast` is `attacked`;
+            otherwise as of `ascend`.
 
     References:
         Khosla et al. 2020, "Supervised contrastive learning" (the loss).
     """
     support = round.support
+    if support is not None and (attack.positives == "image" or attack.contrast == "attacked"):
+        raise InvalidInputError(
+            f"{attack.label} contrasts an image with its batch, in training; use positives=class and contrast=clean"
+        )
     if attack.positives == "image":
-        if support is not None:
-            raise InvalidInputError(
-                f"{attack.label} contrasts an image with its batch, in training; use positives=class"
-            )
         labels = tf.range(tf.shape(x)[0])
 
     def project(images):
         return tf.math.l2_normalize(projection_fn(images), axis=1)
 
+    if attack.contrast == "attacked":
+        return ascend(lambda images: contrast_within(labels, project(images), attack.temperature), x, attack, round)
     support_labels, projections = (labels, project(x)) if support is None else support
     contrast = support_labels, tf.stop_gradient(tf.math.l2_normalize(projections, axis=1)), attack.temperature
 
@@ -232,7 +241,8 @@ def ascend(loss_fn: Callable, x: tf.Tensor, attack: Ascent, round: Round) -> Cra
     in the coordinates u of the attack's protocol, which for `pixel` are x themselves.
 
     Args:
-        loss_fn: [N, H, W, C] -> [N], maximised. It is summed over the batch, so that examples do not interact.
+        loss_fn: [N, H, W, C] -> [N], maximised. It is summed over the batch, so that examples do not interact, unless
+            the loss itself contrasts them.
         x: float32 images in [0, 1], [N, H, W, C].
         attack: the hyper-parameters.
         round: seeds of the random start, or the start itself, and numbers in place of those of the attack.

@@ -66,8 +66,30 @@ def supervised_contrastive(
         [N]; 0 where an anchor has no positive.
     """
     similarity = tf.linalg.matmul(projection, support, transpose_b=True) / temperature
-    log_share = tf.nn.log_softmax(similarity, axis=1)
     positive = tf.equal(labels[:, None], tf.cast(support_labels, labels.dtype)[None, :])
+    return _contrasted(similarity, positive)
+
+
+def contrast_within(labels: tf.Tensor, projection: tf.Tensor, temperature: float) -> tf.Tensor:
+    """SupCon of each row against all others, which move with it (Cusin's published code).
+
+    Args:
+        labels: [N], the classes.
+        projection: [N, D], of unit length.
+        temperature: tau.
+
+    Returns:
+        [N]; 0 where a row has no positive.
+    """
+    similarity = tf.linalg.matmul(projection, projection, transpose_b=True) / temperature
+    itself = tf.eye(tf.shape(labels)[0], dtype=tf.bool)
+    positive = tf.equal(labels[:, None], labels[None, :]) & ~itself
+    return _contrasted(tf.where(itself, similarity.dtype.min, similarity), positive)
+
+
+def _contrasted(similarity: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
+    """-mean over the positives of the log of their share in the softmax of [N, M]; 0 for a row without any."""
+    log_share = tf.nn.log_softmax(similarity, axis=1)
     count = tf.reduce_sum(tf.cast(positive, tf.float32), axis=1)
     return -tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, log_share, 0.0), axis=1), count)
 

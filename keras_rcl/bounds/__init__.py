@@ -5,6 +5,7 @@ from keras_rcl.bounds.interval import Interval
 from keras_rcl.bounds.worst_case import (
     Method,
     output_bounds,
+    output_lower_bounds,
     worst_case_margins,
     worst_case_outputs,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "fold",
     "folded",
     "output_bounds",
+    "output_lower_bounds",
     "training_pass",
     "worst_case_margins",
     "worst_case_outputs",

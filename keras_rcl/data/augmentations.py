@@ -11,7 +11,17 @@ import tensorflow as tf
 
 from keras_rcl.data.stateless_layers import stateless_layer
 from keras_rcl.runtime import philox
-from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, NoAugmentation, Policy, SimCLR
+from keras_rcl.vocabulary.dataset import (
+    Chain,
+    ColourJitter,
+    CropFlip,
+    GaussianNoise,
+    LayerAugmentation,
+    NoAugmentation,
+    Policy,
+    Rotation,
+    SimCLR,
+)
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601, the Y of YIQ
 _RGB_TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -66,8 +76,18 @@ def augment(policy: Policy, images: tf.Tensor, seed: tf.Tensor, rows: Rows | Non
             return _crop_flip(policy, images, seed, rows)
         case SimCLR():
             return _simclr(policy, images, seed, rows)
+        case Rotation():
+            return _rotation(policy, images, seed, rows)
+        case ColourJitter():
+            return _colour_jitter(policy, images, seed, rows)
+        case GaussianNoise():
+            return _gaussian_noise(policy, images, seed, rows)
         case LayerAugmentation():
             return _layer(policy, images, seed, rows)
+        case Chain():
+            for one, own_seed in zip(policy.policies, tf.unstack(split(seed, num=len(policy.policies))), strict=True):
+                images = augment(one, images, own_seed, rows)
+            return images
 
 
 def _uniform(rows: Rows, seed: tf.Tensor, *shape: int, low=0.0, high=1.0, dtype=tf.float32) -> tf.Tensor:
@@ -112,15 +132,44 @@ def _random_resized_crop(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, row
     return tf.clip_by_value(tf.image.crop_and_resize(images, boxes, tf.range(rows.count), [height, width]), 0.0, 1.0)
 
 
-def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
+def _rotation(policy: Rotation, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
+    """Each pixel of the result reads the pixel that its centre comes from; a border of zeros is read from outside."""
+    _, height, width, _ = images.shape
+    radians = math.pi * policy.degrees / 180
+    angle = _uniform(rows, seed, 1, 1, low=-radians, high=radians)
+    down, across = tf.range(height, dtype=tf.float32)[:, None], tf.range(width, dtype=tf.float32)
+    down, across = down + 0.5 - height / 2, across + 0.5 - width / 2  # of a pixel's centre, from that of the image
+    row = tf.floor(tf.cos(angle) * down + tf.sin(angle) * across + height / 2)
+    column = tf.floor(tf.cos(angle) * across - tf.sin(angle) * down + width / 2)
+    row = tf.cast(tf.clip_by_value(row, -1.0, height), tf.int32) + 1
+    column = tf.cast(tf.clip_by_value(column, -1.0, width), tf.int32) + 1
+    padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    return tf.gather_nd(padded, tf.stack([row, column], axis=-1), batch_dims=1)
+
+
+def _gaussian_noise(policy: GaussianNoise, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
+    """Independent noise for each value of the images that are drawn."""
+    drawn_seed, noise_seed = tf.unstack(split(seed))
+    shape = [rows.total, *images.shape[1:]]
+    noise = rows.select(tf.random.stateless_normal(shape, noise_seed, 0.0, policy.std, alg="philox"))
+    noisy = tf.clip_by_value(images + noise, 0.0, 1.0)
+    return tf.where(_uniform(rows, drawn_seed, 1, 1, 1) < policy.probability, noisy, images)
+
+
+def _colour_jitter(policy: SimCLR | ColourJitter, images: tf.Tensor, seed: tf.Tensor, rows: Rows) -> tf.Tensor:
     """Brightness, contrast, then saturation with hue, each with its own draw per image; then greyscale.
+
+    With `ColourJitter` all images are jittered, and none is made grey.
 
     Saturation scales the chroma, hue rotates it, and greyscale removes it. The three are one 3x3 matrix per image:
     L + s (cos(a) (I - L) + sin(a) T), where L gives the luma and T is a quarter turn of the IQ plane.
     """
     _, height, width, channels = images.shape
     apply_seed, grey_seed, *seeds = tf.unstack(split(seed, num=6))
-    jittered = _uniform(rows, apply_seed, 1, 1) < policy.jitter_probability
+    varied, greyed = (
+        (policy.jitter_probability, policy.greyscale_probability) if isinstance(policy, SimCLR) else (1.0, 0.0)
+    )
+    jittered = _uniform(rows, apply_seed, 1, 1) < varied
     strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
     brightness, contrast, saturation, hue = (
         tf.where(jittered, _uniform(rows, draw_seed, 1, 1, low=1 - strength, high=1 + strength), 1.0)
@@ -132,7 +181,7 @@ def _colour_jitter(policy: SimCLR, images: tf.Tensor, seed: tf.Tensor, rows: Row
     mean = tf.reduce_sum(tf.reduce_mean(pixels, axis=1, keepdims=True) * luma, axis=2, keepdims=True)
     pixels = tf.clip_by_value(contrast * pixels + (1 - contrast) * mean, 0.0, 1.0)
     if channels == 3:
-        grey = _uniform(rows, grey_seed, 1, 1) < policy.greyscale_probability
+        grey = _uniform(rows, grey_seed, 1, 1) < greyed
         saturation, angle = tf.where(grey, 0.0, saturation), 2 * math.pi * (hue - 1)
         turn = tf.cos(angle) * (np.eye(3, dtype=np.float32) - TO_LUMA) + tf.sin(angle) * QUARTER_TURN
         pixels = tf.clip_by_value(tf.matmul(pixels, TO_LUMA + saturation * turn, transpose_b=True), 0.0, 1.0)

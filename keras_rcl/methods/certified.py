@@ -74,10 +74,12 @@ class Certified(_Scheduled):
 
     Schedule, initialisation and regularisers are those of Shi et al. 2021 for CIFAR-10, who have kappa = 0; Gowal et
     al. let it fall from 1 to 0.5, Zhang et al. 2020 to 0. `bound="crown-ibp"` is CROWN-IBP with its beta at 1. Cusin's
-    radius is 2/255. Cusin's own loss uses the lower bounds of all logits, which are not the worst case: see `form` of
-    `CertifiedContrastive`.
+    radius is 2/255.
 
     Attributes:
+        form: `sound` trains on the worst case. `cusin` is the form of Cusin's published code: cross-entropy on the
+            lower bounds of all logits, at `epsilon` from the first step and without anything of a schedule. There may
+            be no image with such logits, and a small loss certifies nothing.
         bound: `ibp`; the tighter and more expensive `crown-ibp`; or `crown-ibp-fused`, between the two.
         epsilon: the L-inf radius at the end of the ramp, in pixel units.
         epochs: passes over the training images, start and ramp included.
@@ -103,8 +105,24 @@ class Certified(_Scheduled):
     """
 
     name: Literal["certified"] = "certified"
+    form: Literal["sound", "cusin"] = "sound"
     initial_kappa: Share = 0.0
     final_kappa: Share = 0.0
+
+    def __post_init__(self):
+        scheduled = (self.start_epochs, self.ramp_epochs, self.regularization, self.interval_initialization)
+        if self.form == "cusin" and any((*scheduled, self.initial_kappa, self.final_kappa)):
+            raise ValueError(
+                "form cusin has no schedule; set start_epochs, ramp_epochs, regularization, initial_kappa and "
+                "final_kappa to 0, and interval_initialization to false"
+            )
+        if self.form == "cusin" and self.bound == "crown-ibp-fused":
+            raise ValueError("crown-ibp-fused bounds a cross-entropy, not each logit; use crown-ibp with form cusin")
+
+    def _worst_case(self) -> WorstCase:
+        if self.form == "cusin":
+            return WorstCase(bound=self.bound, epsilon=self.epsilon, outputs="lower_bounds")
+        return super()._worst_case()
 
     def phases(self) -> tuple[Phase, ...]:
         if self.initial_kappa == self.final_kappa == 0:
@@ -164,10 +182,11 @@ class CertifiedContrastive:
     """SupCon over bounded embeddings, then the classifier on bounds (Cusin 2026); or a sound form of it.
 
     Attributes:
-        form: `paper` contrasts the lower bounds of the embedding, and then trains the classifier on the lower bounds of
-            the logits, as the authors' code does. There may be no image with such an embedding or such logits, and a
-            small loss certifies nothing. `sound` is one phase of cross-entropy on the worst-case logits and
-            alpha * SupCon on the embeddings of the images.
+        form: `paper` contrasts the lower bounds of the embedding, and then trains the classifier on bounds. There may
+            be no image with such an embedding or such logits, and a small loss certifies nothing. `sound` is one phase
+            of cross-entropy on the worst-case logits and alpha * SupCon on the embeddings of the images.
+        classifier_reads: in the paper's form, the lower bounds of the `logits`; or those of the `embedding`, which are
+            passed through the classifier, as in the authors' code.
         bound: `ibp`, or the tighter and more expensive `crown-ibp`.
         epsilon: the L-inf radius in pixel units.
         epochs: passes over the training images of the first phase.
@@ -192,6 +211,7 @@ class CertifiedContrastive:
 
     name: Literal["certified_contrastive"] = "certified_contrastive"
     form: Literal["paper", "sound"] = "paper"
+    classifier_reads: Literal["logits", "embedding"] = "logits"
     bound: Literal["ibp", "crown-ibp"] = "crown-ibp"
     epsilon: Pixels = 2 / 255
     epochs: NonNegativeInt = 20
@@ -221,7 +241,8 @@ class CertifiedContrastive:
                     **shared,
                 ),
             )
-        views = (Clean(), WorstCase(bound=self.bound, epsilon=self.epsilon, outputs="lower_bounds"))
+        outputs: Any = "lower_bounds" if self.classifier_reads == "logits" else "embedding_lower_bounds"
+        views = (Clean(), WorstCase(bound=self.bound, epsilon=self.epsilon, outputs=outputs))
         return (
             Phase(
                 name="certified contrastive training",

@@ -7,6 +7,7 @@ The first convolution is float32 under every policy: it reads pixels without rou
 with respect to the pixels is summed in float32. In half precision some of these sums cancel to exactly 0 (decision 6).
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import get_args
 import keras
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.network import Encoder
+from keras_rcl.vocabulary.network import Encoder, Initialization
 
 SMALLEST_IMAGE = 8
 """The smallest side of an image, in pixels: three halvings of a smaller one leave nothing to convolve."""
@@ -29,6 +30,11 @@ def layer_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
+def bias_name(name: str) -> str:
+    """The name by which the bias of a layer gets its seed, so that it is drawn apart from the kernel."""
+    return f"{name}/bias"
+
+
 @dataclass(frozen=True)
 class Layers:
     """The layers of all networks here, under one dtype policy and one seed.
@@ -38,17 +44,19 @@ class Layers:
     Attributes:
         policy: The dtype policy of every layer, given explicitly; the global policy is neither read nor set.
         seed: Of the run; each layer has `layer_seed(seed, name)`.
+        initialization: As of `Network`.
     """
 
     policy: str = "float32"
     seed: int = 0
+    initialization: Initialization = "he_normal"
 
     def in_float32(self) -> "Layers":
         """The same layers under the float32 policy."""
         return replace(self, policy="float32")
 
     def conv(self, x, filters: int, kernel: int, stride: int, name: str, *, use_bias: bool = False):
-        """A convolution with a symmetric padding of `(kernel - 1) // 2`, He-normal (He et al. 2015)."""
+        """A convolution with a symmetric padding of `(kernel - 1) // 2`."""
         padding = "same" if stride == 1 else "valid"
         if stride > 1 and kernel > 1:
             x = keras.layers.ZeroPadding2D((kernel - 1) // 2, dtype=self._policy(), name=f"{name}_pad")(x)
@@ -58,7 +66,7 @@ class Layers:
             strides=stride,
             padding=padding,
             use_bias=use_bias,
-            kernel_initializer=keras.initializers.HeNormal(seed=layer_seed(self.seed, name)),
+            **self._initializers(x.shape[-1] * kernel**2, name),
             dtype=self._policy(),
             name=name,
         )(x)
@@ -71,10 +79,10 @@ class Layers:
         return keras.layers.ReLU(dtype=self._policy(), name=name)(x)
 
     def dense(self, x, units: int, name: str):
-        """A fully connected layer, He-normal."""
+        """A fully connected layer."""
         return keras.layers.Dense(
             units,
-            kernel_initializer=keras.initializers.HeNormal(seed=layer_seed(self.seed, name)),
+            **self._initializers(x.shape[-1], name),
             dtype=self._policy(),
             name=name,
         )(x)
@@ -92,6 +100,15 @@ class Layers:
 
     def flatten(self, x, name: str):
         return keras.layers.Flatten(dtype=self._policy(), name=name)(x)
+
+    def _initializers(self, read: int, name: str) -> dict[str, keras.Initializer]:
+        """The initializers of a layer whose units read that many numbers each."""
+        seed, bound = layer_seed(self.seed, name), 1 / math.sqrt(read)
+        if self.initialization == "he_normal":
+            return {"kernel_initializer": keras.initializers.HeNormal(seed=seed)}
+        kernel = keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform", seed=seed)
+        bias = keras.initializers.RandomUniform(-bound, bound, seed=layer_seed(self.seed, bias_name(name)))
+        return {"kernel_initializer": kernel, "bias_initializer": bias}
 
     def _policy(self) -> keras.DTypePolicy:
         return keras.DTypePolicy(self.policy)
@@ -218,7 +235,12 @@ than free". `wide_resnet_28_10`: Zagoruyko and Komodakis 2016, without dropout, 
 
 
 def build_encoder(
-    name: Encoder, input_shape: Sequence[int], *, seed: int = 0, precision: str = "float32"
+    name: Encoder,
+    input_shape: Sequence[int],
+    *,
+    seed: int = 0,
+    precision: str = "float32",
+    initialization: Initialization = "he_normal",
 ) -> keras.Model:
     """Build an encoder by name.
 
@@ -227,6 +249,7 @@ def build_encoder(
         input_shape: (H, W, C).
         seed: Of every initializer; the same seed gives the same weights.
         precision: The dtype policy of its layers: `float32`, `mixed_float16` or `mixed_bfloat16`.
+        initialization: `he_normal` or `pytorch`; see `Network`.
 
     Returns:
         The functional model `encoder`: normalized image [N, H, W, C] -> embedding [N, E] in the compute dtype of the
@@ -249,5 +272,5 @@ def build_encoder(
             f"a {height}x{width} image is too small for {name}; resize it to {SMALLEST_IMAGE}x{SMALLEST_IMAGE} or more"
         )
     image = keras.Input(tuple(input_shape), dtype="float32", name="normalized_image")
-    embedding = ENCODERS[name](Layers(policy=precision, seed=seed), image)
+    embedding = ENCODERS[name](Layers(policy=precision, seed=seed, initialization=initialization), image)
     return keras.Model(image, embedding, name="encoder")

@@ -10,8 +10,9 @@ from keras import ops
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.networks import pretrained
-from keras_rcl.networks.backbones import Layers, build_encoder, layer_seed
+from keras_rcl.networks.backbones import Layers, bias_name, build_encoder, layer_seed
 from keras_rcl.vocabulary.network import Network, Part, Precision
+from keras_rcl.vocabulary.threat import PROTOCOLS
 
 SMALLEST_NORM = 1e-6
 """A projection shorter than this is divided by this, not by its own length, so that the gradient stays finite."""
@@ -110,7 +111,9 @@ def build_network(
     elif network.pretrained:
         encoder = pretrained.pretrained_resnet50(network.pretrained, image_shape, precision)
     else:
-        encoder = build_encoder(network.encoder, image_shape, seed=seed, precision=precision)
+        encoder = build_encoder(
+            network.encoder, image_shape, seed=seed, precision=precision, initialization=network.initialization
+        )
     width = encoder.output_shape[-1]
 
     image = keras.Input(tuple(image_shape), dtype="float32", name="image")
@@ -120,7 +123,7 @@ def build_network(
         variance = [deviation**2 for deviation in std]
         x = keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name="normalize")(x)
     return assemble(
-        image, x, encoder, projector(network, width, seed), _classifier(width, num_classes, seed), precision
+        image, x, encoder, projector(network, width, seed), _classifier(network, width, num_classes, seed), precision
     )
 
 
@@ -206,7 +209,8 @@ def reinitialize(part: keras.Model, seed: int) -> None:
                 )
             config = initializer.get_config()
             if "seed" in config:
-                initializer = type(initializer).from_config({**config, "seed": layer_seed(seed, layer.name)})
+                name = bias_name(layer.name) if variable.name == "bias" else layer.name
+                initializer = type(initializer).from_config({**config, "seed": layer_seed(seed, name)})
             variable.assign(initializer(variable.shape, dtype=variable.dtype))
 
 
@@ -232,7 +236,7 @@ def initialize_for_intervals(part: keras.Model, seed: int) -> None:
 
 def projector(network: Network, width: int, seed: int) -> keras.Model:
     """embedding [N, E] -> unnormalized projection [N, D]; the identity if the network has no projection head."""
-    layers = Layers(seed=seed)
+    layers = Layers(seed=seed, initialization=network.initialization)
     embedding = keras.Input((width,), dtype="float32", name="embedding")
     x = embedding
     if network.projection_dim is None:
@@ -244,10 +248,11 @@ def projector(network: Network, width: int, seed: int) -> keras.Model:
     return keras.Model(embedding, x, name="projector")
 
 
-def _classifier(width: int, num_classes: int, seed: int) -> keras.Model:
+def _classifier(network: Network, width: int, num_classes: int, seed: int) -> keras.Model:
     """embedding [N, E] -> logits [N, K], linear."""
+    layers = Layers(seed=seed, initialization=network.initialization)
     embedding = keras.Input((width,), dtype="float32", name="embedding")
-    return keras.Model(embedding, Layers(seed=seed).dense(embedding, num_classes, "logits"), name="classifier")
+    return keras.Model(embedding, layers.dense(embedding, num_classes, "logits"), name="classifier")
 
 
 def _channel_statistics(
@@ -262,6 +267,9 @@ def _channel_statistics(
         return [*pretrained.MEAN], [*pretrained.STD]
     if network.normalization == "minus1to1":
         return [0.5] * channels, [0.5] * channels
+    if network.normalization == "claf-repo":
+        found = PROTOCOLS[network.normalization]
+        mean, std = found.shift, found.scale
     if mean is None or std is None:
         raise InvalidInputError(
             "normalization mean_std needs mean and std of the training images; hint: give both, or choose minus1to1"

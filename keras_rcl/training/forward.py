@@ -1,13 +1,13 @@
 """Forward passes of a training step in training mode; a phase chooses one when it is built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_rcl.bounds import output_bounds, training_pass, worst_case_outputs
+from keras_rcl.bounds import output_lower_bounds, training_pass, worst_case_outputs
 from keras_rcl.training.dual_batchnorm import CleanBatchNorm
 from keras_rcl.training.ramps import value_at
 from keras_rcl.training.steps.step import Outputs, StepInput
@@ -66,10 +66,19 @@ class WorstCaseForward:
         view: The worst case.
         num_views: V, this view included.
         epochs: Returns how many epochs of the phase are done, on which the radius of the ball depends.
+        reads: The outputs whose lower bounds are read, `logits` among them.
     """
 
-    def __init__(self, network: keras.Model, view: WorstCase, num_views: int, epochs: Callable[[], tf.Tensor]):
+    def __init__(
+        self,
+        network: keras.Model,
+        view: WorstCase,
+        num_views: int,
+        epochs: Callable[[], tf.Tensor],
+        reads: Sequence[str] = ("logits",),
+    ):
         self._network, self._view, self._num_views, self._epochs = network, view, num_views, epochs
+        self._reads = reads
         self._bound: Any = view.bound
 
     def __call__(self, batch: StepInput) -> Outputs:
@@ -80,10 +89,13 @@ class WorstCaseForward:
         if view.outputs == "margins":
             worst_case = worst_case_outputs(self._network, images, labels, epsilon, self._bound, statistics)
         else:
+            bounded = ["embedding"] if view.outputs == "embedding_lower_bounds" else self._reads
             worst_case = {
-                name: output_bounds(self._network, images, epsilon, self._bound, name, statistics=statistics).lower
-                for name in ("logits", "embedding")
+                name: output_lower_bounds(self._network, images, epsilon, self._bound, name, statistics=statistics)
+                for name in bounded
             }
+            if "logits" not in worst_case:
+                worst_case["logits"] = self._network.get_layer("classifier")(worst_case["embedding"])
         return {**outputs, "worst_case": worst_case}
 
 

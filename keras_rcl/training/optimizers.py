@@ -20,7 +20,7 @@ def make_optimizer(spec: Optimizer, decay_steps: int) -> keras.optimizers.Optimi
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(ends, [rate, rate / 5, rate / 25])
     decay = spec.weight_decay or None
     if spec.name == "adam":
-        return keras.optimizers.Adam(rate, weight_decay=decay, global_clipnorm=spec.clip_norm)
+        return keras.optimizers.Adam(rate, epsilon=spec.epsilon, weight_decay=decay, global_clipnorm=spec.clip_norm)
     # Papers add weight_decay * w to the gradient, so that momentum multiplies it by 1 / (1 - momentum) in the long run;
     # Keras subtracts it from the weight directly.
     return keras.optimizers.SGD(rate, momentum=spec.momentum, weight_decay=decay and decay / (1 - spec.momentum))

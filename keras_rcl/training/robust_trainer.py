@@ -18,6 +18,7 @@ from keras_rcl.training.loss_terms import (
     Batch,
     evaluate_terms,
     is_contrastive,
+    outputs_read,
     share_without_positives,
     term_names,
     weigh,
@@ -198,7 +199,8 @@ class RobustTrainer(keras.Model):
         if self.features is not None:
             return FixedFeaturesForward(network)
         if phase.worst_case:
-            return WorstCaseForward(network, phase.worst_case, len(phase.views), lambda: self.epochs)
+            reads = [name for name in ("logits", "embedding") if name in outputs_read(phase)]
+            return WorstCaseForward(network, phase.worst_case, len(phase.views), lambda: self.epochs, reads)
         forward: Forward = NetworkForward(network, phase.detach_classifier)
         if self.clean_batchnorm:
             forward = TwoBatchNormsForward(forward, self.clean_batchnorm, self.kinds)

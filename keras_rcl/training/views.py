@@ -86,9 +86,8 @@ def attacked(
     Returns:
         The images under attack [N, H, W, C], and the share of zero gradients that each met [N].
     """
-    crafted = craft_and_count(
-        attack, gradient_fn(network, attack.target_output, dtype), images, labels, seed=seed, start=start
-    )
+    gradients = gradient_fn(network, attack.target_output, dtype)
+    crafted = craft_and_count(attack.for_training(), gradients, images, labels, seed=seed, start=start)
     return crafted.images, crafted.zero_gradients
 
 

@@ -45,6 +45,37 @@ class SimCLR:
 
 
 @spec
+class Rotation:
+    """Rotate about the centre by an angle that is uniform in [-degrees, degrees].
+
+    A pixel takes the value of the nearest one, and 0 where that lies outside of the image.
+    """
+
+    name: Literal["rotation"] = "rotation"
+    degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+
+
+@spec
+class ColourJitter:
+    """The colour jitter of `SimCLR`, of every image: brightness, contrast, saturation and hue."""
+
+    name: Literal["colour_jitter"] = "colour_jitter"
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.4
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.4
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+
+
+@spec
+class GaussianNoise:
+    """With a probability, add noise of a standard deviation in pixel units to each value; clipped to [0, 1]."""
+
+    name: Literal["gaussian_noise"] = "gaussian_noise"
+    std: Annotated[float, Field(ge=0, le=1)] = 0.025
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+@spec
 class LayerAugmentation:
     """A Keras or KerasCV layer that computes only, by class name and arguments of plain values."""
 
@@ -77,11 +108,26 @@ def _by_name(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+_Single = Annotated[
+    Union[NoAugmentation, CropFlip, SimCLR, Rotation, ColourJitter, GaussianNoise, LayerAugmentation],
+    Field(discriminator="name"),
+    BeforeValidator(_by_name),
+]
+
+
+@spec
+class Chain:
+    """Several policies, one after the other."""
+
+    name: Literal["chain"] = "chain"
+    policies: Annotated[tuple[_Single, ...], Field(min_length=1)]
+
+
 if TYPE_CHECKING:
     Policy = Any  # A field that a user sets by a name, a mapping or a policy, and that is read as a policy.
 else:
     Policy = Annotated[
-        Union[NoAugmentation, CropFlip, SimCLR, LayerAugmentation],
+        Union[NoAugmentation, CropFlip, SimCLR, Rotation, ColourJitter, GaussianNoise, LayerAugmentation, Chain],
         Field(discriminator="name"),
         BeforeValidator(_by_name),
     ]

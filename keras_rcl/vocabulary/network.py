@@ -90,6 +90,7 @@ else:
 Part = Literal["encoder", "projector", "classifier"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 AttackDtype = Literal["float32", "bfloat16"]
+Initialization = Literal["he_normal", "pytorch"]
 
 
 @spec
@@ -109,8 +110,12 @@ class Network:
             architecture of keras.applications, `imagenet`, which Keras downloads (94 MB), or an `.h5` file of that
             network without its top; these weights take RGB images. Images are normalised as for the weights;
             `normalization` is ignored.
-        normalization: `mean_std` of the training images per channel, `minus1to1` for 2x - 1, or `none`. An encoder of
-            your own reads images in the range of its first layers, and it is ignored.
+        normalization: `mean_std` of the training images per channel, `minus1to1` for 2x - 1, `claf-repo` for the
+            constants of that protocol, which much code for CIFAR-10 has, or `none`. An encoder of your own reads images
+            in the range of its first layers, and it is ignored.
+        initialization: of the layers that the package builds: `he_normal` with biases of 0 (He et al. 2015), or
+            `pytorch`, the default of PyTorch's layers: kernels and biases uniform within 1 / sqrt(n), where each unit
+            reads n numbers.
 
     Example:
         >>> import keras_rcl
@@ -122,7 +127,8 @@ class Network:
     projection_hidden: PositiveInt | None = 512
     projection_dim: PositiveInt | None = 128
     pretrained: Annotated[str, Field(min_length=1)] | None = None
-    normalization: Literal["mean_std", "minus1to1", "none"] = "mean_std"
+    normalization: Literal["mean_std", "minus1to1", "claf-repo", "none"] = "mean_std"
+    initialization: Initialization = "he_normal"
 
     def __post_init__(self):
         if self.pretrained and self.pretrained_export is None and self.encoder != "resnet50":

@@ -99,16 +99,18 @@ class WorstCase:
         outputs: `margins` gives worst-case logits, whose cross-entropy is not below that of any image in the ball.
             `lower_bounds` gives the lower bound of each logit and of each value of the embedding (Cusin's published
             code): there may be no image with such outputs, and a small loss on them certifies nothing.
+            `embedding_lower_bounds` gives the lower bound of each value of the embedding, and the classifier's logits
+            of these, on which Cusin's published code trains the classifier of its contrastive network.
     """
 
     kind: Literal["worst_case"] = "worst_case"
     bound: Literal["ibp", "crown-ibp", "crown-ibp-fused"] = "ibp"
     epsilon: Pixels | Ramp
-    outputs: Literal["margins", "lower_bounds"] = "margins"
+    outputs: Literal["margins", "lower_bounds", "embedding_lower_bounds"] = "margins"
 
     def __post_init__(self):
         check_epsilon(self.radius, "linf")
-        if self.bound == "crown-ibp-fused" and self.outputs == "lower_bounds":
+        if self.bound == "crown-ibp-fused" and self.outputs != "margins":
             raise ValueError("crown-ibp-fused bounds a cross-entropy, not each output; use crown-ibp")
 
     @property
@@ -253,7 +255,9 @@ class Adam:
     Attributes:
         schedule: `cosine` decays the learning rate to 0 over the phase; `steps` divides it by 5 after 5/7 and again
             after 6/7 of the phase (Shi et al. 2021, epochs 50 and 60 of 70).
+        weight_decay: the share of each weight that a step of learning rate 1 takes away (Loshchilov and Hutter 2019).
         clip_norm: the gradient of all weights together is scaled to this length if it is longer.
+        epsilon: added to the denominator; 1e-7 is Keras' default, 1e-8 PyTorch's.
     """
 
     name: Literal["adam"] = "adam"
@@ -261,6 +265,7 @@ class Adam:
     schedule: Literal["constant", "cosine", "steps"] = "constant"
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = None
+    epsilon: PositiveFloat = 1e-7
 
 
 @spec

@@ -191,7 +191,8 @@ class Coordinates:
         shift: of the red, green and blue channel.
         scale: of the red, green and blue channel.
         box: what u is clamped to, the same in every channel; if not given, the image of the pixel box.
-        last_step_counts: False if success is recorded before each step, so that the result of the last one is lost.
+        last_step_counts: False if success is recorded before each step, so that the result of the last one is lost in
+            an evaluation; examples to train on have all steps.
     """
 
     shift: tuple[float, ...] = (0.0, 0.0, 0.0)

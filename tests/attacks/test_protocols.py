@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference import objectives as loops
 
 from keras_rcl.attacks import craft
+from keras_rcl.attacks.surrogates import contrast_within
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.threat import PROTOCOLS
@@ -188,6 +190,36 @@ def test_the_supcon_attack_raises_the_loss_of_the_paper():
     np.testing.assert_allclose(alone[0], found[4], atol=1e-5)
     in_training = craft(attack, project, IMAGES, LABELS, seed=2)
     assert in_training.shape == IMAGES.shape and not np.allclose(in_training, found)
+
+
+def test_the_supcon_attack_can_move_all_images_of_a_batch_at_once():
+    """Its loss is the paper's SupCon of the attacked batch itself, by the loop; one step is up its gradient."""
+    kernel = RNG.normal(size=(48, 5)).astype("float32")
+
+    def project(x):
+        return tf.math.l2_normalize(tf.reshape(x - 0.5, [-1, 48]) @ kernel, axis=1)
+
+    def loss(x):
+        return loops.supcon(LABELS, np.asarray(project(tf.constant(x))), 0.5).mean()
+
+    np.testing.assert_allclose(
+        contrast_within(LABELS, project(IMAGES), 0.5), loops.supcon(LABELS, project(IMAGES), 0.5), rtol=1e-4
+    )
+    attack = SupConAttack(epsilon=0.01, step_size=0.01, num_steps=1, temperature=0.5, contrast="attacked")
+    assert attack.label == "SupCon-1 together"
+    start = craft(dataclasses.replace(attack, step_size=1e-9), project, IMAGES, LABELS, seed=2).numpy()
+    found = craft(dataclasses.replace(attack, step_size=1e-3), project, IMAGES, LABELS, seed=2).numpy()
+    for place in np.ndindex(2, 2, 2, 3):
+        up, down = start.copy(), start.copy()
+        up[place] += 0.01
+        down[place] -= 0.01
+        slope = loss(up) - loss(down)
+        inside = 0.01 < start[place] < 0.99 and abs(start[place] - IMAGES[place]) < 0.0085
+        assert abs(slope) < 1e-4 or not inside or np.sign(found[place] - start[place]) == np.sign(slope)
+    with pytest.raises(InvalidInputError, match="together contrasts an image with its batch"):
+        craft(attack, project, IMAGES, LABELS, support=(tf.constant(LABELS), project(IMAGES)))
+    with pytest.raises(InvalidInputError, match="contrast attacked has no other view of an image"):
+        SupConAttack(contrast="attacked", positives="image")
 
 
 @pytest.mark.parametrize("attack", [Embedding(num_steps=3), SupConAttack(num_steps=3)])

@@ -1,6 +1,7 @@
 """Augmentation policies: stateless, an own draw for each image, in [0, 1]; each against NumPy or by hand."""
 
 import colorsys
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ import tensorflow as tf
 from keras_rcl.data.augmentations import augment
 from keras_rcl.data.stateless_layers import ImageRandom, stateless_layer
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, NoAugmentation, SimCLR
+from keras_rcl.vocabulary.dataset import (
+    Chain,
+    ColourJitter,
+    CropFlip,
+    GaussianNoise,
+    LayerAugmentation,
+    NoAugmentation,
+    Rotation,
+    SimCLR,
+)
 
 SEED = tf.constant([3, 5])
 STILL = dict(min_area=1.0, flip=False, jitter_probability=0.0, greyscale_probability=0.0)
@@ -28,6 +38,7 @@ POLICIES = {
     "crop_flip": CropFlip(padding=2),
     "simclr": SimCLR(),
     "flip": LayerAugmentation(layer="RandomFlip"),
+    "chain": Chain(policies=("crop_flip", Rotation(degrees=90), ColourJitter(), GaussianNoise(probability=1))),
     "translation": LayerAugmentation(layer="RandomTranslation", arguments={"height_factor": 0.5, "width_factor": 0.5}),
     "blur": LayerAugmentation(layer="RandomGaussianBlur"),
     "noise": LayerAugmentation(layer="GaussianNoise", arguments={"stddev": 0.1}),
@@ -301,3 +312,58 @@ def test_draws_of_an_image_are_numbered():
         random.normal([3]),
         tf.random.stateless_normal([3], tf.random.experimental.stateless_fold_in([1, 2], 2), alg="philox"),
     )
+
+
+def loop_of_a_rotation(image, angle):
+    """For the centre of each pixel, the pixel that a rotation by the angle takes it from; 0 outside."""
+    size, found = len(image), np.zeros_like(image)
+    for i in range(size):
+        for j in range(size):
+            y, x = i + 0.5 - size / 2, j + 0.5 - size / 2
+            row = math.floor(math.cos(angle) * y + math.sin(angle) * x + size / 2)
+            column = math.floor(math.cos(angle) * x - math.sin(angle) * y + size / 2)
+            if 0 <= row < size and 0 <= column < size:
+                found[i, j] = image[row, column]
+    return found
+
+
+@pytest.mark.slow
+def test_a_rotation_is_by_an_angle_of_its_own_up_to_the_largest():
+    """Pixels that hold their own places tell the angle of each image, and the loop gives the same image."""
+    size, count = 24, 40
+    place = np.arange(1, size + 1, dtype=np.float32) / size
+    image = np.stack(np.broadcast_arrays(place[:, None], place[None, :], np.float32(1)), axis=-1)
+    found = augment(Rotation(degrees=15), same(tf.constant(image[None]), count), SEED).numpy()
+    angles = []
+    for rotated in found:
+        inside = rotated[..., 2] == 1
+        y, x = (np.indices((size, size)) + 0.5 - size / 2)[:, inside]
+        row, column = ((rotated[inside, k] * size - 0.5) - size / 2 for k in (0, 1))
+        angles.append(math.atan2(np.sum(row * x - column * y), np.sum(row * y + column * x)))
+    for rotated, angle in zip(found[:4], angles[:4], strict=True):  # the angle is known up to the rounding to pixels
+        near = [loop_of_a_rotation(image, angle + offset) for offset in np.linspace(-0.01, 0.01, 21)]
+        assert max(np.mean(one == rotated) for one in near) > 0.99
+    largest = math.radians(15)
+    assert -largest - 0.01 < min(angles) < -0.7 * largest and 0.7 * largest < max(angles) < largest + 0.01
+    np.testing.assert_array_equal(augment(Rotation(degrees=0), images(), SEED), images())
+
+
+def test_noise_is_added_to_some_images_and_stays_in_the_box():
+    grey = tf.fill([400, 8, 8, 3], 0.5)
+    noise = augment(GaussianNoise(std=0.05, probability=0.25), grey, SEED).numpy() - 0.5
+    noisy = np.any(noise != 0, axis=(1, 2, 3))
+    assert 70 < noisy.sum() < 130
+    assert noise[noisy].std() == pytest.approx(0.05, rel=0.03) and abs(noise[noisy].mean()) < 0.002
+    clipped = augment(GaussianNoise(std=1, probability=1), grey, SEED).numpy()
+    assert clipped.min() == 0 and clipped.max() == 1
+
+
+@pytest.mark.slow
+def test_the_jitter_is_that_of_simclr_and_a_chain_is_in_its_order():
+    colours = tf.unstack(tf.random.experimental.stateless_split(SEED))[1]
+    jittered = SimCLR(**{**STILL, "jitter_probability": 1.0})
+    np.testing.assert_allclose(augment(ColourJitter(), images(), colours), augment(jittered, images(), SEED), atol=1e-6)
+    grey, noise = SimCLR(**{**STILL, "greyscale_probability": 1.0}), GaussianNoise(std=0.1, probability=1)
+    last = augment(Chain(policies=(noise, grey)), images(), SEED).numpy()
+    np.testing.assert_allclose(last[..., 0], last[..., 2], atol=1e-6)
+    assert not np.allclose(*augment(Chain(policies=(grey, noise)), images(), SEED).numpy()[..., [0, 2]].T)

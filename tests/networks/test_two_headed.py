@@ -1,5 +1,7 @@
 """The two-headed network: outputs, precision, parts, saving, seeds."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -86,6 +88,14 @@ def test_projection_heads(hidden, dim, weights, width):
         np.testing.assert_array_equal(found["unnormalized_projection"], found["embedding"])
 
 
+def test_the_constants_of_clafs_code_are_a_normalization():
+    spec = dataclasses.replace(SMALL, normalization="claf-repo")
+    normalize = build_network(spec, (8, 8, 3), 3).get_layer("normalize")
+    grey = np.full((1, 8, 8, 3), 0.5, np.float32)
+    expected = [(0.5 - 0.4914) / 0.2023, (0.5 - 0.4822) / 0.1994, (0.5 - 0.4465) / 0.2010]
+    np.testing.assert_allclose(np.asarray(normalize(grey))[0, 0, 0], expected, rtol=1e-5)
+
+
 def test_normalization_is_inside_the_network():
     x, (mean, std) = images(4, 8, 8, 3), ([0.4, 0.5, 0.6], [0.2, 0.3, 0.1])
     bare = build_network(Network(normalization="none"), (8, 8, 3), 3, seed=1)
@@ -115,9 +125,30 @@ def test_same_seed_same_weights():
     assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("name", ["encoder", "projector", "classifier"])
-def test_reinitialize_draws_one_part_as_a_new_network_would(name):
-    network, fresh = (build_network(SMALL, (8, 8, 1), 3, seed=seed) for seed in (0, 7))
+def test_pytorchs_initialization_is_uniform_within_one_over_the_root_of_what_a_unit_reads():
+    """torch.nn.Linear and Conv2d: kaiming_uniform_(a=sqrt(5)) is U(-1/sqrt(n), 1/sqrt(n)), and so are biases."""
+    spec = dataclasses.replace(SMALL, initialization="pytorch")
+    network = build_network(spec, (8, 8, 1), 3)
+    layers = [layer for part in parts(network).values() for layer in part.layers if hasattr(layer, "kernel")]
+    assert len(layers) == 6
+    for layer in layers:
+        kernel, bias = (np.asarray(variable) for variable in (layer.kernel, layer.bias))
+        bound = 1 / np.sqrt(np.prod(kernel.shape[:-1]))
+        for values in (kernel, bias):
+            assert bound / 3 < np.abs(values).max() <= bound and len(np.unique(values)) > 1
+        if kernel.size > 300:
+            assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.1) and np.abs(kernel).max() > 0.98 * bound
+        assert not np.isclose(bias[0], kernel.ravel()[0])
+
+
+PYTORCH = dataclasses.replace(SMALL, initialization="pytorch")
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"), [*((name, SMALL) for name in ("encoder", "projector", "classifier")), ("encoder", PYTORCH)]
+)
+def test_reinitialize_draws_one_part_as_a_new_network_would(name, spec):
+    network, fresh = (build_network(spec, (8, 8, 1), 3, seed=seed) for seed in (0, 7))
     network.set_weights([np.full_like(weight, 0.5) for weight in network.get_weights()])
     reinitialize(parts(network)[name], seed=7)
     for other, part in parts(network).items():

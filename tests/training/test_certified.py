@@ -15,6 +15,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
 from keras_rcl.networks import build_network, initialize_for_intervals, parts
 from keras_rcl.runtime.progress import Silent
+from keras_rcl.training.steps.step import StepInput
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.phase import Adam, Clean, CrossEntropy, Phase, Ramp, WorstCase
 
@@ -208,6 +209,42 @@ def small(name: str, **changes):
     return dataclasses.replace(method, **{**epochs, **changes})
 
 
+UNSCHEDULED = dict(ramp_epochs=0, start_epochs=0, regularization=0, interval_initialization=False)
+
+
+@pytest.mark.parametrize("name", ["certified", "certified_contrastive"])
+def test_the_losses_of_cusins_code_are_of_lower_bounds(name):
+    """CE of the lower bounds of all logits, without a ramp; CE of the classifier on lower bounds of the embedding."""
+    if name == "certified":
+        (phase,) = small(name, form="cusin", batch_size=6, **UNSCHEDULED).phases()
+    else:
+        phase = small(name, classifier_reads="embedding", bound="ibp", batch_size=6).phases()[-1]
+        assert phase.trains == ("classifier",)
+    network, (images, labels) = tiny_network(), batch()
+    run = runner(network, phase, image_data(6))
+    both = np.concatenate([images, images])
+    outputs = run.trainer(StepInput(tf.constant(both), tf.constant(np.tile(labels, 2))), training=True)
+    _, values = run.trainer.loss_and_values(tf.constant(np.tile(labels, 2)), outputs)
+    if name == "certified":
+        moved_to(network, training_pass(network, images)[1])
+    read = "logits" if name == "certified" else "embedding"
+    logits = np.asarray(output_bounds(network, images, EPSILON, "ibp", read).lower, np.float64)
+    if name != "certified":
+        kernel, bias = parts(network)["classifier"].get_weights()
+        logits = logits @ kernel + bias
+    shifted = logits - logits.max(1, keepdims=True)
+    expected = np.mean(np.log(np.exp(shifted).sum(1)) - shifted[np.arange(6), labels])
+    assert float(values["cross_entropy_worst_case"]) == pytest.approx(expected, rel=1e-4)
+    assert float(values["epsilon"]) == pytest.approx(EPSILON)
+
+
+def test_the_form_of_cusins_code_has_no_schedule():
+    with pytest.raises(InvalidInputError, match="form cusin has no schedule; set start_epochs, ramp_epochs"):
+        VARIANTS["certified"](form="cusin")
+    with pytest.raises(InvalidInputError, match="use crown-ibp with form cusin"):
+        VARIANTS["certified"](form="cusin", bound="crown-ibp-fused", **UNSCHEDULED)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
@@ -215,8 +252,9 @@ def small(name: str, **changes):
         small("certified", bound="crown-ibp", initial_kappa=1.0, final_kappa=0.5),
         small("certified", bound="crown-ibp-fused"),
         small("certified_contrastive", form="sound", linear_epochs=0),
+        small("certified", form="cusin", bound="crown-ibp", **UNSCHEDULED),
     ],
-    ids=["crown-ibp", "fused", "sound contrastive"],
+    ids=["crown-ibp", "fused", "sound contrastive", "cusin"],
 )
 def test_every_form_trains_on_finite_numbers(method):
     """The others, of intervals and of the paper's contrast, are trained in `test_variants.py`."""

@@ -74,6 +74,18 @@ def test_views_are_stacked_view_by_view_with_their_labels():
     assert 0 <= float(zeros) < 0.1
 
 
+def test_examples_to_train_on_have_all_steps_of_the_attack():
+    """`cusin-repo` is [-1, 1], where 8/255 is 4/255 of a pixel; its last step is lost in evaluations only."""
+    network, seed = tiny_network(), tf.constant([3, 4])
+    images, labels = tf.random.stateless_uniform([4, 8, 8, 1], [0, 1]), tf.constant([2, 0, 1, 1])
+    theirs = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=3, random_start=False, protocol="cusin-repo")
+    pixel = PGD(epsilon=4 / 255, step_size=1 / 255, num_steps=3, random_start=False)
+    found, expected = (
+        batch_views.attacked(network, attack, seed, images, labels, dtype="float32")[0] for attack in (theirs, pixel)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_metrics_of_an_epoch_are_those_of_its_images(monkeypatch):
     network, data = tiny_network(), image_data()
@@ -200,6 +212,19 @@ def test_sgd_with_momentum_does_so_in_the_long_run():
     free = pytorch_sgd(2.0, None, **setting)
     assert free[-1] < 0.5  # 2 exp(-rate * decay / (1 - momentum) * steps) = 2 exp(-1.5)
     assert our_sgd(2.0, None, **setting) == pytest.approx(free, rel=0.06)
+
+
+def test_adams_epsilon_is_added_to_the_root_of_the_second_moment():
+    """The first step of Kingma and Ba's efficient order: rate sqrt(1 - b2) / (1 - b1) m / (sqrt(v) + epsilon)."""
+    gradient, moved = 1e-7, []
+    for epsilon in (1e-8, 1e-7):
+        weight = tf.Variable(0.0)
+        make_optimizer(Adam(learning_rate=0.1, epsilon=epsilon), 1).apply([tf.constant(gradient)], [weight])
+        root = math.sqrt(0.001 * gradient**2)
+        expected = -0.1 * math.sqrt(0.001) / 0.1 * (0.1 * gradient) / (root + epsilon)
+        assert float(weight) == pytest.approx(expected, rel=1e-4)
+        moved.append(float(weight))
+    assert moved[0] < 1.5 * moved[1] < 0
 
 
 @pytest.mark.parametrize("word", [SGD(learning_rate=0.1), Adam(learning_rate=0.1)])

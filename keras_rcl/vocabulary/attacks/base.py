@@ -107,6 +107,10 @@ class AttackBase(DataclassInstance):
         """Forward and backward passes of all rounds of all members, per image that survives them."""
         return sum(member.num_rounds * sum(member.num_passes) for member in self.members)
 
+    def for_training(self) -> Self:
+        """The attack that crafts examples to train on: with all steps, also where the last never counts."""
+        return self
+
     @property
     def takes_protocol(self) -> bool:
         """Whether the attack runs in the coordinates of another protocol than `pixel`."""

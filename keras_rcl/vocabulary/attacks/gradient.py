@@ -1,6 +1,7 @@
 """Attacks that climb the loss within a ball: FGSM, BIM, MI-FGSM, PGD and APGD."""
 
-from typing import Annotated, Literal
+import dataclasses
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt
 
@@ -61,6 +62,9 @@ class GradientAscent(AttackBase):
         """
         reads_logits = self.target_output == "logits"
         return reads_logits and self.num_steps > 1 and not PROTOCOLS[self.protocol].last_step_counts
+
+    def for_training(self) -> Self:
+        return dataclasses.replace(self, num_steps=self.num_steps + 1) if self.loses_last_step else self
 
     @property
     def num_passes(self) -> tuple[int, int]:

@@ -82,6 +82,8 @@ class SupConAttack(GradientAscent):
         reads: the head's `projection`, or the encoder's `embedding`, which is normalised to unit length.
         positives: the positives of an image: all images of its `class`, or the `image` itself only, which needs no
             label (RoCL) and is available in training only.
+        contrast: the samples that an image is contrasted with: the `clean` images; or the other `attacked` images of
+            the batch, which all move at once, as in Cusin's published code, in training only.
         protocol: the coordinates that epsilon and the step are measured in.
 
     Example:
@@ -102,7 +104,13 @@ class SupConAttack(GradientAscent):
     temperature: PositiveFloat = 0.07
     reads: Literal["projection", "embedding"] = "projection"
     positives: Literal["class", "image"] = "class"
+    contrast: Literal["clean", "attacked"] = "clean"
     protocol: Protocol = "pixel"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.positives == "image" and self.contrast == "attacked":
+            raise ValueError("contrast attacked has no other view of an image; use it with positives class")
 
     @property
     def random_start(self) -> bool:
@@ -115,7 +123,8 @@ class SupConAttack(GradientAscent):
     @property
     def label(self) -> str:
         of = (self.reads == "embedding") * " of embeddings" + (self.positives == "image") * " image by image"
-        return f"SupCon-{self.num_steps}{times(self.num_restarts)}{of}"
+        together = (self.contrast == "attacked") * " together"
+        return f"SupCon-{self.num_steps}{times(self.num_restarts)}{of}{together}"
 
 
 @spec
