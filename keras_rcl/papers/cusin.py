@@ -403,5 +403,13 @@ CUSIN = Paper(
         "theirs adds rotation, colour jitter and noise. The augmented rows have the epochs of the rows without; by the "
         "counters, the authors' normal, contrastive, adversarial and adversarial contrastive networks were trained for "
         "60, 50, 60 and 50 epochs. `Published networks` measures the authors' own weights.",
+        "Scale cusin-code trains as the authors' code does in these points: 40,000 images in [-1, 1], their augmentation "
+        "and epochs, attacks and bounds in the units of [-1, 1], PyTorch's initialization and epsilon of Adam, "
+        "SupCon attacks that move a whole batch at once, certified training on the lower bounds of all logits, and the "
+        "certified contrastive classifier on the lower bounds of the embedding. It differs in these: the last, smaller "
+        "batch of an epoch is left out; noise and bounds are clipped to images in [0, 1]; hue is turned in YIQ, not "
+        "HSV; the linear classifier of adversarial contrastive is trained on PGD through itself, where the code "
+        "attacks cross-entropy of the embedding as if it were logits; a bound is the larger of CROWN's and of "
+        "intervals. The weights of the certified networks have no counter, so their epochs are the notebook's.",
     ),
 )

@@ -226,7 +226,7 @@ def test_the_losses_of_cusins_code_are_of_lower_bounds(name):
     outputs = run.trainer(StepInput(tf.constant(both), tf.constant(np.tile(labels, 2))), training=True)
     _, values = run.trainer.loss_and_values(tf.constant(np.tile(labels, 2)), outputs)
     if name == "certified":
-        moved_to(network, training_pass(network, images)[1])
+        moved_to(network, training_pass_in_training(network, images)[1])
     read = "logits" if name == "certified" else "embedding"
     logits = np.asarray(output_bounds(network, images, EPSILON, "ibp", read).lower, np.float64)
     if name != "certified":
