@@ -224,7 +224,7 @@ def phase_table(phases: Sequence[Phase], indent: str) -> str:
 def _view(view: View) -> str:
     """The kind of a view with its policy, its protocol if that is not `pixel`, or its bound and epsilon."""
     if view.kind == "worst_case":
-        outputs = " lower bounds" * (view.outputs == "lower_bounds")
+        outputs = "" if view.outputs == "margins" else " " + view.outputs.replace("_", " ")
         return f"worst case ({view.bound}{outputs}, epsilon {view.epsilon:g})"
     if view.kind == "adversarial" and view.attack.protocol != "pixel":
         return f"{view.kind} ({view.attack.protocol})"

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_rcl.bounds import output_lower_bounds, training_pass, worst_case_outputs
+from keras_rcl.networks.two_headed import unit_norm
 from keras_rcl.training.dual_batchnorm import CleanBatchNorm
 from keras_rcl.training.ramps import value_at
 from keras_rcl.training.steps.step import Outputs, StepInput
@@ -23,13 +24,18 @@ class NetworkForward:
     Args:
         network: The two-headed network.
         detach_classifier: The loss of the logits moves the classifier only, not the encoder.
+        unit_embeddings: The projector reads embeddings at unit length.
     """
 
-    def __init__(self, network: keras.Model, detach_classifier: bool):
-        self._network, self._detach = network, detach_classifier
+    def __init__(self, network: keras.Model, detach_classifier: bool, unit_embeddings: bool = False):
+        self._network, self._detach, self._unit = network, detach_classifier, unit_embeddings
 
     def __call__(self, batch: StepInput) -> Outputs:
         outputs = self._network(batch.images, training=True)
+        if self._unit:
+            projector = self._network.get_layer("projector")
+            unnormalized = projector(unit_norm(outputs["embedding"]))
+            outputs = {**outputs, "unnormalized_projection": unnormalized, "projection": unit_norm(unnormalized)}
         if self._detach:
             classifier = self._network.get_layer("classifier")
             outputs = {**outputs, "logits": classifier(ops.stop_gradient(outputs["embedding"]))}

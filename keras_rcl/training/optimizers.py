@@ -5,19 +5,40 @@ import keras
 from keras_rcl.vocabulary.phase import Optimizer
 
 
-def make_optimizer(spec: Optimizer, decay_steps: int) -> keras.optimizers.Optimizer:
+class Later(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of which some steps are over.
+
+    Args:
+        schedule: The whole schedule.
+        steps: How many of its steps are over.
+    """
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, steps: int):
+        self._schedule, self._steps = schedule, steps
+
+    def __call__(self, step):
+        return self._schedule(step + self._steps)
+
+    def get_config(self):
+        raise NotImplementedError("a schedule of a training is not stored; its phase is")
+
+
+def make_optimizer(spec: Optimizer, decay_steps: int, steps_before: int = 0) -> keras.optimizers.Optimizer:
     """Make the Keras optimizer that a spec describes.
 
     Args:
         spec: Adam or SGD.
         decay_steps: How many steps its schedule spans.
+        steps_before: How many of these are over.
     """
     rate = spec.learning_rate
     if spec.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, max(1, decay_steps))
+        rate = keras.optimizers.schedules.CosineDecay(rate, max(1, decay_steps), alpha=spec.final_share)
     if spec.schedule == "steps":
         ends = [decay_steps * sevenths // 7 for sevenths in (5, 6)]
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(ends, [rate, rate / 5, rate / 25])
+    if steps_before and not isinstance(rate, float):
+        rate = Later(rate, steps_before)
     decay = spec.weight_decay or None
     if spec.name == "adam":
         return keras.optimizers.Adam(rate, epsilon=spec.epsilon, weight_decay=decay, global_clipnorm=spec.clip_norm)

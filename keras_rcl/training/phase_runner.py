@@ -85,7 +85,10 @@ class PhaseRunner:
         self.refreshed = self._refreshed_examples(data)
         freeze(network, phase)
         with workers.scope():
-            optimizer = make_optimizer(phase.optimizer, epochs * self.batches.steps_per_epoch)
+            steps = self.batches.steps_per_epoch
+            optimizer = make_optimizer(
+                phase.optimizer, (phase.schedule_epochs or epochs) * steps, phase.schedule_after * steps
+            )
         self.trainer.compile(optimizer=optimizer, jit_compile=compute.jit)
         self.optimizer = self.trainer.optimizer  # Keras wraps it if the loss is to be scaled
         with workers.scope():

@@ -201,7 +201,7 @@ class RobustTrainer(keras.Model):
         if phase.worst_case:
             reads = [name for name in ("logits", "embedding") if name in outputs_read(phase)]
             return WorstCaseForward(network, phase.worst_case, len(phase.views), lambda: self.epochs, reads)
-        forward: Forward = NetworkForward(network, phase.detach_classifier)
+        forward: Forward = NetworkForward(network, phase.detach_classifier, phase.unit_embeddings)
         if self.clean_batchnorm:
             forward = TwoBatchNormsForward(forward, self.clean_batchnorm, self.kinds)
         return PerturbedForward(forward, self.weight_ascent) if self.weight_ascent else forward

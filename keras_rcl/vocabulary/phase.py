@@ -253,8 +253,9 @@ class Adam:
     """Adam (Kingma and Ba 2015).
 
     Attributes:
-        schedule: `cosine` decays the learning rate to 0 over the phase; `steps` divides it by 5 after 5/7 and again
-            after 6/7 of the phase (Shi et al. 2021, epochs 50 and 60 of 70).
+        schedule: `cosine` decays the learning rate over the phase; `steps` divides it by 5 after 5/7 and again after
+            6/7 of the phase (Shi et al. 2021, epochs 50 and 60 of 70).
+        final_share: the share of the learning rate at which `cosine` ends.
         weight_decay: the share of each weight that a step of learning rate 1 takes away (Loshchilov and Hutter 2019).
         clip_norm: the gradient of all weights together is scaled to this length if it is longer.
         epsilon: added to the denominator; 1e-7 is Keras' default, 1e-8 PyTorch's.
@@ -263,6 +264,7 @@ class Adam:
     name: Literal["adam"] = "adam"
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "cosine", "steps"] = "constant"
+    final_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = None
     epsilon: PositiveFloat = 1e-7
@@ -270,11 +272,18 @@ class Adam:
 
 @spec
 class SGD:
-    """Stochastic gradient descent, with momentum."""
+    """Stochastic gradient descent, with momentum.
+
+    Attributes:
+        schedule: `cosine` decays the learning rate over the phase.
+        final_share: the share of the learning rate at which `cosine` ends.
+        weight_decay: added to the gradient, times the weight, as in PyTorch.
+    """
 
     name: Literal["sgd"] = "sgd"
     learning_rate: PositiveFloat = 0.1
     schedule: Literal["constant", "cosine"] = "constant"
+    final_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 0.0
 
@@ -321,6 +330,10 @@ class Phase:
             et al. 2020), which start as copies and end with the phase: the network that is attacked, validated
             and exported is that of the adversarial views.
         frozen_statistics: False updates a frozen encoder's BatchNorm statistics, as CLAF's published code does.
+        unit_embeddings: the projector reads embeddings at unit length, as CLAF's published code has it in its first
+            stage.
+        schedule_epochs: epochs that the schedule of the optimizer spans, if they are not those of the phase.
+        schedule_after: how many of these are before the phase, whose first step has the learning rate of that place.
     """
 
     name: str
@@ -340,8 +353,18 @@ class Phase:
     awp: WeightPerturbation = WeightPerturbation()
     separate_batchnorm: bool = False
     frozen_statistics: bool = True
+    unit_embeddings: bool = False
+    schedule_epochs: PositiveInt | None = None
+    schedule_after: NonNegativeInt = 0
 
     def __post_init__(self):
+        if self.schedule_after and (self.schedule_epochs or 0) < self.schedule_after + self.epochs:
+            raise ValueError(
+                f"phase {self.name!r}: {self.epochs} epochs after {self.schedule_after} do not fit into "
+                f"schedule_epochs {self.schedule_epochs}; give at least {self.schedule_after + self.epochs}"
+            )
+        if self.unit_embeddings and ("worst_case" in [view.kind for view in self.views]):
+            raise ValueError(f"phase {self.name!r}: bounds are of embeddings as they are; leave unit_embeddings out")
         if self.ema and self.refresh:
             raise ValueError(f"phase {self.name!r}: its refreshes would train the average; leave out ema or refresh")
         kinds = [view.kind for view in self.views]

@@ -372,6 +372,13 @@ SWITCHES = {
         + warm-up: terms 1 supcon(temperature 0.07, sum)
         + adversarial positives: terms 1 supcon(temperature 0.07, sum)
     """,
+    "unit_embeddings=True": """
+        + warm-up: projector of embeddings at unit length
+    """,
+    "schedule_over=both_stages": """
+        + warm-up: epochs 0 to 60 of 200 of its schedule
+        + adversarial positives: epochs 60 to 200 of 200 of its schedule
+    """,
     "head=online": """
         - adversarial positives: trains encoder, projector
         - adversarial positives: terms 1 supcon(temperature 0.07, mean)
@@ -395,9 +402,10 @@ def view_text(view) -> str:
         step = format_pixels(view.attack.resolved_step_size)
         return f"{describe(view.attack)} step {step} of {view_text(view.of)}"
     if view.kind == "worst_case":
-        outputs = " lower bounds" * (view.outputs == "lower_bounds")
+        outputs = {"lower_bounds": " lower bounds", "embedding_lower_bounds": " lower bounds of embedding"}
+        outputs = outputs.get(view.outputs, "")
         return f"worst case {view.bound}{outputs} {number_text(view.epsilon, format_pixels)}"
-    return view.policy.name if isinstance(view, Augmented) else view.kind
+    return policy_text(view.policy) if isinstance(view, Augmented) else view.kind
 
 
 def number_text(number, text="{:g}".format) -> str:
@@ -425,8 +433,18 @@ def term_text(term) -> str:
 def optimizer_text(word) -> str:
     momentum = f" momentum {word.momentum:g}" if word.name == "sgd" else ""
     decay = f" weight decay {word.weight_decay:g}" if word.weight_decay else ""
+    decay += f" to {word.final_share:g}" if word.final_share else ""
+    decay += f" epsilon {word.epsilon:g}" if word.name == "adam" and word.epsilon != 1e-7 else ""
     clip = f" clipped at {word.clip_norm:g}" if word.name == "adam" and word.clip_norm else ""
     return f"{word.name} {word.learning_rate:g} {word.schedule}{momentum}{decay}{clip}"
+
+
+def policy_text(policy) -> str:
+    if policy.name == "chain":
+        return " then ".join(map(policy_text, policy.policies))
+    fields = {name: value for name, value in vars(policy).items() if name != "name"}
+    changed = [f"{name} {value:g}" for name, value in fields.items() if value != getattr(type(policy)(), name)]
+    return " ".join([policy.name, *changed])
 
 
 def phase_text(phase) -> list[str]:
@@ -448,8 +466,13 @@ def phase_text(phase) -> list[str]:
         lines.append("    BatchNorm of their own for views that are not adversarial")
     if not phase.frozen_statistics:
         lines.append("    BatchNorm statistics of the frozen encoder move")
+    if phase.unit_embeddings:
+        lines.append("    projector of embeddings at unit length")
+    if phase.schedule_epochs:
+        after, total = phase.schedule_after, phase.schedule_epochs
+        lines.append(f"    epochs {after} to {after + phase.epochs} of {total} of its schedule")
     if not isinstance(phase.augmentation, NoAugmentation):
-        lines.append(f"    of        {phase.augmentation.name}, drawn once for all views")
+        lines.append(f"    of        {policy_text(phase.augmentation)}, drawn once for all views")
     lines += [
         f"    trains    {', '.join(phase.trains)}" + phase.detach_classifier * " behind a stop-gradient",
         f"    views     {' | '.join(view_text(view) for view in phase.views)}",
@@ -677,3 +700,109 @@ def test_wangs_mean_over_all_anchors_is_one_setting(name):
     phase = VARIANTS[name](anchors="all").phases()[-1]
     assert [term.anchors for term in phase.terms if isinstance(term, SupCon)] == ["all"]
     assert config.load(config.CONFIGS / f"papers/wang/{name}.yaml", scale="full").method.anchors == "all"
+
+
+# CLAF's published code at its last commit: stage 1 contrasts g(f / |f|) as it is; one SGD of 0.05 without momentum and
+# with weight decay 1e-4, by one cosine to a thousandth over 200 epochs; the positive starts from a resized crop without
+# jitter, on which c is trained too, in training mode, by a new Adam per epoch; the last c has a constant rate.
+CLAF_CODE = """
+    warm-up: 60 epochs, batch 256
+        projector of embeddings at unit length
+        epochs 0 to 60 of 200 of its schedule
+        trains    encoder, projector
+        views     simclr | simclr
+        terms     1 supcon(temperature 0.07, mean, un-normalized)
+        optimizer sgd 0.05 cosine momentum 0 weight decay 0.0001 to 0.001
+    adversarial positives: 140 epochs, batch 256
+        epochs 60 to 200 of 200 of its schedule
+        trains    encoder, projector
+        views     simclr | simclr | PGD-5 linf 8/255 claf-repo step 2/255 of CROP
+        terms     1 supcon(temperature 0.07, mean)
+        optimizer sgd 0.05 cosine momentum 0 weight decay 0.0001 to 0.001
+        before each epoch
+            inner classifier: 5 epochs, batch 256
+                resets its optimizer
+                BatchNorm statistics of the frozen encoder move
+                trains    classifier
+                views     PGD-5 linf 8/255 claf-repo step 2/255 of CROP
+                terms     1 cross_entropy
+                optimizer adam 0.001 constant epsilon 1e-08
+    linear evaluation: 100 epochs, batch 256
+        redraws   classifier
+        BatchNorm statistics of the frozen encoder move
+        trains    classifier
+        views     CROP
+        terms     1 cross_entropy
+        optimizer adam 0.001 constant epsilon 1e-08
+""".replace("CROP", "simclr jitter_probability 0 greyscale_probability 0")
+
+
+def test_claf_code_is_the_published_code():
+    experiment = config.load("configs/papers/claf/clafs_claf_repo.yaml", scale="claf-code")
+    assert text_of(experiment.method) == lines_of(CLAF_CODE)
+    assert (experiment.dataset.validation_fraction, experiment.dataset.limit) == (0, None)
+    network = experiment.network
+    assert (network.encoder, network.projection_hidden, network.projection_dim) == ("resnet18", 512, 128)
+    assert (network.normalization, network.initialization) == ("claf-repo", "pytorch")
+
+
+# Cusin's notebook and the counters in the published weights: file -> phases as text. Epsilons are in [-1, 1].
+THEIRS = "adam 0.001 constant epsilon 1e-08"
+JITTERED = "crop_flip then rotation then colour_jitter then gaussian_noise"  # 15 degrees; 0.4, 0.4, 0.4, 0.1; 0.05 / 2
+CUSIN_CODE = {
+    "normal": ("train: 30 epochs, batch 128", "views clean"),
+    "normal_augmented": ("train: 60 epochs, batch 128", f"views {JITTERED}"),
+    "normal_contrastive": (
+        "contrastive training: 20 epochs, batch 128",
+        "terms 1 supcon of embedding(temperature 0.07, mean)",
+        "linear classifier: 10 epochs, batch 128",
+    ),
+    "normal_contrastive_augmented": ("contrastive training: 50 epochs, batch 128", f"views {JITTERED}"),
+    "adversarial": (
+        "adversarial training: 10 epochs, batch 64",
+        "views clean | PGD-10 linf 8/255 cusin-repo step 2/255 of clean",
+    ),
+    "adversarial_augmented": (
+        "adversarial training: 60 epochs, batch 64",
+        f"of {JITTERED}, drawn once for all views",
+        "views clean | PGD-10 linf 8/255 cusin-repo step 2/255 of clean",
+    ),
+    "adversarial_contrastive": (
+        "adversarial contrastive training: 40 epochs, batch 128",
+        "views clean | SupCon-10 of embeddings together linf 8/255 cusin-repo step 2/255 of clean",
+        "terms 1 supcon of embedding(temperature 0.1, mean)",
+        "linear classifier: 10 epochs, batch 128",
+    ),
+    "adversarial_contrastive_augmented": ("adversarial contrastive training: 50 epochs, batch 64",),
+    "certified": (
+        "certified training: 30 epochs, batch 128",
+        "views clean | worst case crown-ibp lower bounds 1/255",
+        "terms 1 cross_entropy on worst_case",
+    ),
+    "certified_augmented": ("certified training: 30 epochs, batch 128", f"of {JITTERED}, drawn once for all views"),
+    "certified_contrastive": (
+        "certified contrastive training: 20 epochs, batch 128",
+        "views clean | worst case crown-ibp lower bounds of embedding 1/255",
+        "terms 1 supcon of embedding(temperature 0.07, mean) on worst_case",
+        "linear classifier: 10 epochs, batch 128",
+        "terms 1 cross_entropy on worst_case",
+    ),
+    "certified_contrastive_augmented": ("linear classifier: 10 epochs, batch 128",),
+}
+
+
+@pytest.mark.slow_after(12)
+@pytest.mark.parametrize("row", CUSIN_CODE)
+def test_cusin_code_is_the_notebook(row):
+    experiment = config.load(f"configs/papers/cusin/{row}.yaml", scale="cusin-code")
+    found = [" ".join(line.split()) for line in text_of(experiment.method)]
+    assert set(CUSIN_CODE[row]) <= {*found}
+    assert {line for line in found if line.startswith("optimizer")} == {f"optimizer {THEIRS}"}
+    assert (experiment.dataset.limit, experiment.dataset.validation_fraction) == (40_000, 0)
+    network = experiment.network
+    assert (network.encoder, network.normalization, network.initialization) == ("strided_cnn", "minus1to1", "pytorch")
+    assert network.projection_dim is None
+    halves = [attack for attack in experiment.evaluation.attacks if attack.step_size == attack.epsilon / 2]
+    assert [(round(attack.epsilon * 255), attack.protocol) for attack in halves] == [
+        (epsilon, "cusin-repo") for epsilon in (1, 2, 4, 8, 16)
+    ]

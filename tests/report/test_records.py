@@ -201,7 +201,7 @@ def test_fit_measures_all_that_a_row_wants_of_every_test_image(paper, scale):
 
 @pytest.mark.parametrize("paper", PAPERS.values(), ids=PAPERS)
 def test_rows_are_different_experiments(paper):
-    for scale in ("full", "cpu"):
+    for scale in ("full", "cpu", *{"claf": ("cpu-long", "claf-code"), "cusin": ("cusin-code",)}.get(paper.name, ())):
         made = experiments(paper, scale)
         assert len(set(map(config.training_of, made.values()))) == len(made)
 

@@ -17,6 +17,7 @@ from keras_rcl.runtime.progress import Silent
 from keras_rcl.training import phase_runner
 from keras_rcl.training import views as batch_views
 from keras_rcl.training.optimizers import make_optimizer
+from keras_rcl.training.steps.step import StepInput
 from keras_rcl.training.views import gradient_fn, stack_views
 from keras_rcl.vocabulary.attacks import FGSM, PGD
 from keras_rcl.vocabulary.dataset import CropFlip
@@ -244,6 +245,44 @@ def test_cosine_schedule_falls_to_zero(kind):
     expected = [0.025 * (1 + math.cos(math.pi * share)) for share in (0, 0.25, 0.5, 0.75, 1)]
     assert rates == pytest.approx(expected, abs=1e-7)
     assert rates[0] == pytest.approx(0.05) and rates[-1] == 0.0
+
+
+def test_a_cosine_ends_at_its_share_and_goes_on_in_the_next_phase():
+    """0.05 (f + (1 - f) (1 + cos(pi t)) / 2) with f = 0.001, as CLAF's code; two phases share one curve of 40 steps."""
+    word = SGD(learning_rate=0.05, schedule="cosine", final_share=0.001)
+    first, second = make_optimizer(word, 40), make_optimizer(word, 40, 30)
+    rates = []
+    for optimizer, step in ((first, 0), (first, 20), (first, 30), (second, 0), (second, 10)):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    curve = [0.05 * (0.001 + 0.999 * (1 + math.cos(math.pi * t)) / 2) for t in (0, 0.5, 0.75, 0.75, 1)]
+    assert rates == pytest.approx(curve, rel=1e-5)
+
+
+def test_two_stages_share_one_schedule():
+    first, second, _ = tiny_clafs(warmup_epochs=1, adversarial_epochs=3, schedule_over="both_stages").phases()
+    runs = [runner(tiny_network(), dataclasses.replace(phase, refresh=())) for phase in (first, second)]
+    starts, steps = [run.learning_rate for run in runs], runs[0].batches.steps_per_epoch
+    assert starts == pytest.approx([0.01, 0.005 * (1 + math.cos(math.pi / 4))], rel=1e-5)
+    runs[0].optimizer.iterations.assign(steps)
+    assert runs[0].learning_rate == pytest.approx(starts[1], rel=1e-5)
+
+
+def test_the_projector_reads_unit_embeddings_where_the_phase_says_so():
+    (phase, *_) = tiny_clafs(unit_embeddings=True, projection_normalized=False).phases()
+    network, trainer = (run := runner(tiny_network(), phase)).network, run.trainer
+    images = tf.random.stateless_uniform([4, 8, 8, 1], [0, 1])
+    labels = np.array([0, 1, 0, 1])
+    outputs = trainer(StepInput(images, labels), training=True)
+    v = outputs["embedding"].numpy()
+    (kernel, bias), (kernel2, bias2) = (
+        layer.get_weights() for layer in network.get_layer("projector").layers if layer.get_weights()
+    )
+    hidden = np.maximum((v / np.linalg.norm(v, axis=1, keepdims=True)) @ kernel + bias, 0)
+    projection = hidden @ kernel2 + bias2
+    np.testing.assert_allclose(outputs["unnormalized_projection"], projection, rtol=1e-3, atol=1e-5)
+    unit = projection / np.linalg.norm(projection, axis=1, keepdims=True)
+    np.testing.assert_allclose(outputs["projection"], unit, rtol=1e-3, atol=1e-5)
 
 
 def test_constant_schedule_is_constant():
