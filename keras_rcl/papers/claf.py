@@ -198,7 +198,7 @@ CLAF = Paper(
         "Scale claf-code is the recipe of the authors' last commit: SGD without momentum and with weight decay, one "
         "cosine over both contrastive stages, a projector that reads embeddings at unit length and projections that "
         "are not normalized in the first stage, a third crop without jitter as positive, classifiers that are "
-        "trained on crops while BatchNorm's statistics move, Adam anew in each epoch, PyTorch's initialization, all "
+        "trained on crops while BatchNorm's statistics move, a new Adam per epoch, PyTorch's initialization, all "
         "images and the last epoch. There the learning rate changes once per epoch, here with every step; the last, "
         "smaller batch of an epoch is left out here. The code trains no other method; those rows have the settings "
         "of scale full.",
