@@ -64,7 +64,7 @@ def test_the_projection_to_ball_and_box_is_that_of_a_bisection():
     x_adv[3::5] = np.round(4 * x_adv[3::5]) / 4
     epsilon = (10.0 ** rng.uniform(-2, 1.5, (count, 1))).astype("float32")
     epsilon[::50] = 0
-    compiled = tf.function(lambda x_adv, x, epsilon: project(x_adv, x, epsilon, "l1"))
+    compiled = tf.function(lambda x_adv, x, epsilon: project(x_adv, x, epsilon, "l1"), autograph=False)
     found = compiled(*(tf.reshape(values, [count, -1, 1, 1]) for values in (x_adv, x, epsilon))).numpy()[..., 0, 0]
     np.testing.assert_allclose(found, bisected(x_adv, x, epsilon), rtol=0, atol=1e-6)
     assert found.min() >= 0 and found.max() <= 1
@@ -108,7 +108,9 @@ def test_the_worst_case_of_a_linear_classifier_is_reached(attack, epsilon):
     attack, labels = dataclasses.replace(attack, norm="l1", epsilon=epsilon), np.arange(24) % 2
     # Nothing fools, so that no attack ends early.
     safe = tf.one_hot(labels, 2)
-    run = tf.function(lambda x: craft(attack, lambda images: two(images) / 100 + safe, x, labels, seed=1))
+    run = tf.function(
+        lambda x: craft(attack, lambda images: two(images) / 100 + safe, x, labels, seed=1), autograph=False
+    )
     found = run(IMAGES).numpy()
     for image, adversarial, label in zip(IMAGES.reshape(-1, PIXELS), found.reshape(-1, PIXELS), labels, strict=True):
         slope = (KERNEL[:, 1 - label] - KERNEL[:, label]).astype("float64")
@@ -169,7 +171,7 @@ def test_random_starts_are_uniform_in_the_ball():
     """In d dimensions the share of the ball within radius r is r^d, and a coordinate's mean square is
     2 / ((d + 1) (d + 2))."""
     seeds = np.stack([np.arange(1500), np.zeros(1500)], axis=1).astype("int64")
-    start = tf.function(lambda x, seeds: random_start(x, 0.25, "l1", seeds))
+    start = tf.function(lambda x, seeds: random_start(x, 0.25, "l1", seeds), autograph=False)
     found = (start(tf.fill([1500, 2, 2, 1], 0.5), seeds).numpy() - 0.5).reshape(1500, 4) / 0.25
     radius = np.sort(np.abs(found).sum(axis=1))
     assert radius[-1] <= 1 + 1e-5

@@ -73,7 +73,7 @@ def uniformity(values):
 
 def draws(norm, count=1500, epsilon=0.25):
     seeds = np.stack([np.arange(count), np.zeros(count)], axis=1).astype("int64")
-    start = tf.function(lambda x, seeds: random_start(x, epsilon, norm, seeds))
+    start = tf.function(lambda x, seeds: random_start(x, epsilon, norm, seeds), autograph=False)
     return (start(tf.fill([count, 2, 2, 1], 0.5), seeds).numpy() - 0.5).reshape(count, 4) / epsilon
 
 

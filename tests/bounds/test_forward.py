@@ -52,7 +52,7 @@ def test_winograd_is_the_convolution(shape):
     images, kernel = (rng.normal(size=size).astype("float32") for size in ((3, *shape, 5), (3, 3, 5, 4)))
     upstream = rng.normal(size=(3, *shape, 4)).astype("float32")
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *shape, 5)), tf.TensorSpec((None, *shape, 4))])
+    @tf.function(input_signature=[tf.TensorSpec((None, *shape, 5)), tf.TensorSpec((None, *shape, 4))], autograph=False)
     def filtered(images, upstream):
         with tf.GradientTape() as tape:
             tape.watch(images)
@@ -126,7 +126,7 @@ def test_in_bfloat16_only_what_is_between_pixels_and_logits_is_rounded(encoder):
         found.append((np.ravel(logits), np.ravel(tape.gradient(logits, images))))
     for one, other in zip(*found, strict=True):
         assert one @ other > 0.98 * np.linalg.norm(one) * np.linalg.norm(other)
-    graph = tf.function(folded(network, dtype="bfloat16")).get_concrete_function(images).graph
+    graph = tf.function(folded(network, dtype="bfloat16"), autograph=False).get_concrete_function(images).graph
     products = [op for op in graph.get_operations() if op.type in ("Conv2D", "MatMul", "BatchMatMulV2")]
     for op in products:
         unrounded = op.inputs[0].shape[-1] == 3 or op is products[-1]
@@ -151,7 +151,7 @@ def test_a_folded_resnet_filters_its_later_stages_so(encoder, convolutions):
         outputs.append(tape.gradient(outputs[0], images))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
-    graph = tf.function(folded(network)).get_concrete_function(images).graph
+    graph = tf.function(folded(network), autograph=False).get_concrete_function(images).graph
     filtered = [op for op in graph.get_operations() if op.type == "BatchMatMulV2" and op.inputs[1].shape.rank == 5]
     assert len(filtered) == 3 + 3 + 3
     assert [op.type for op in graph.get_operations()].count("Conv2D") == convolutions - 9

@@ -71,7 +71,7 @@ def test_a_graph_of_unknown_batch_size_computes_by_blocks(monkeypatch, name, jit
     objective, loop = OBJECTIVES[name]
     signature = [tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, 4])]
 
-    @tf.function(input_signature=signature, jit_compile=jit_compile)
+    @tf.function(input_signature=signature, jit_compile=jit_compile, autograph=False)
     def both(labels, projection):
         with tf.GradientTape() as tape:
             tape.watch(projection)
