@@ -117,6 +117,19 @@ def _bounds_reference(results: Path) -> str:
     return f"{markdown_table(header, rows, right=(2, 3, 4, 5))}\n\n```\n{listed}\n```"
 
 
+def _bounds_norms(results: Path) -> str:
+    """One row per network, norm and bound: our mean lower bound of a margin, auto_LiRPA's, and their difference."""
+    measured, rows = read_json(results / "benchmarks/bounds_norms.json"), []
+    for row in measured["rows"]:
+        means = (f"{row[key]:.4g}" for key in ("ours", "auto_LiRPA"))
+        apart = (f"{row[f'{which}_relative_difference']:.1e}" for which in ("lowest", "largest"))
+        rows.append([row["network"], row["images"], row["norm"], f"{row['epsilon']:g}", row["bound"], *means, *apart])
+    header = ["network", "images", "norm", "epsilon", "bound", "ours", "auto_LiRPA", "lowest", "largest"]
+    verified = [list(map(str, row.values())) for row in measured["verified"]]
+    attacked = markdown_table(list(measured["verified"][0]), verified, right=range(1, 8))
+    return f"{markdown_table(header, rows, right=(3, 5, 6, 7, 8))}\n\n{attacked}\n\n```\n{measured['command']}\n```"
+
+
 def _vnncomp(results: Path) -> str:
     """One row per category of VNN-COMP 2021: how many instances we and each tool decided, and contradictions."""
     measured, rows = read_json(results / "benchmarks/vnncomp.json"), []
@@ -204,6 +217,7 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         "robust_model_peers": partial(_robust_model_peers, results),
         "bounds": partial(_bounds_cost, results),
         "bounds_reference": partial(_bounds_reference, results),
+        "bounds_norms": partial(_bounds_norms, results),
         "vnncomp": partial(_vnncomp, results),
         "sound_models": partial(_sound_models, results),
     }

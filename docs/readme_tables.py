@@ -15,7 +15,7 @@ from keras_rcl.report.tables import comparison_table, markdown_table, percent, t
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.kinds import AUDIT, RECORD, VERIFICATION
 from keras_rcl.vocabulary.attacks import AutoAttack
-from keras_rcl.vocabulary.threat import format_epsilon, format_pixels
+from keras_rcl.vocabulary.threat import format_epsilon
 
 
 def _variants(results: Path) -> str:
@@ -131,7 +131,8 @@ def _verifications(results: Path) -> str:
         shown.append(record["command"])
         for row in record["rows"]:
             measured = [percent(row[f"{kind}_accuracy"]) for kind in ("clean", "attacked", "verified")]
-            name, epsilon = f"`{record['model']['name']}`", format_pixels(row["epsilon"])
+            name, epsilon = f"`{record['model']['name']}`", format_epsilon(row["epsilon"], row["norm"])
+            epsilon = epsilon if row["norm"] == "linf" else f"{row['norm']} {epsilon}"
             rows.append([name, epsilon, str(record["images"]), *measured, f"{row['seconds'] / record['images']:.2f}"])
     header = ["model", "epsilon", "images", "clean", "attacked", "verified", "s/image"]
     commands = "\n".join(shown)

@@ -1,7 +1,7 @@
 """Bounds: what a network's outputs can be at most and at least, over a ball of images."""
 
 from keras_rcl.bounds.batch_statistics import training_pass
-from keras_rcl.bounds.interval import Interval
+from keras_rcl.bounds.input_sets import Interval
 from keras_rcl.bounds.worst_case import (
     Method,
     output_bounds,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from keras_rcl.bounds.crown import LinearForms, lower_bounds, relax
-from keras_rcl.bounds.interval import Interval
+from keras_rcl.bounds.input_sets import Interval
 from keras_rcl.folding.fold import Step
 
 _DECAYS, _SMALL = (0.9, 0.999), 1e-8

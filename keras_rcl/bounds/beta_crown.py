@@ -1,7 +1,8 @@
-"""beta-CROWN: decides whether a linear function of the outputs can reach 0 within a box, by splitting ReLUs.
+"""beta-CROWN: decides whether a linear function of the outputs can reach 0 within a box or ball, by splitting ReLUs.
 
-For a class, the function is the label's logit minus its own. A domain is the part of the box where some ReLUs' inputs z
-have given signs s. Its bound is CROWN's with what follows from the signs: such a ReLU is linear, and for any beta >= 0
+For a class, the function is the label's logit minus its own. A domain is the part of the box or ball where some ReLUs'
+inputs z have given signs s. Its bound is CROWN's with what follows from the signs: such a ReLU is linear, and for any
+beta >= 0
 
     min { f(x) : s_k z_k(x) >= 0 for all k }  >=  min_x  f(x) - sum_k beta_k s_k z_k(x),
 
@@ -26,9 +27,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.bounds.alpha_crown import ascend, optimized_lower_bounds
-from keras_rcl.bounds.crown import LinearForms, crown_intervals, lower_bounds, relax
-from keras_rcl.bounds.interval import Interval, forward, outward, past_scaling
+from keras_rcl.bounds.crown import LinearForms, crown_intervals, lower_bounds, relax, worst_inputs
+from keras_rcl.bounds.input_sets import Ball, Interval, outward
+from keras_rcl.bounds.interval import forward, past_scaling
 from keras_rcl.folding.fold import Max, ReLU, Step, fold
+from keras_rcl.vocabulary.threat import Norm
 
 CANDIDATES = 3
 """Number of ReLUs that are tried for a split."""
@@ -80,6 +83,7 @@ class BranchAndBound:
     Args:
         network: functional, images [N, H, W, C] in [0, 1] -> logits [N, K] or a dict with `logits`; or a folded network
             of any input with weights of the dtype, whose last step is a vector.
+        norm: of the balls; `linf` for boxes.
         dtype: of the bounds.
         batch_size: number of domains that are split at once.
         iterations: steps of the ascent of slopes and multipliers per domain.
@@ -97,13 +101,14 @@ class BranchAndBound:
         self,
         network: keras.Model | Sequence[Step],
         *,
+        norm: Norm = "linf",
         dtype: str = "float32",
         batch_size: int = 32,
         iterations: int = 20,
         root_iterations: int = 40,
         learning_rate: float = 0.1,
     ):
-        self._dtype, self._batch_size = dtype, batch_size
+        self._norm, self._dtype, self._batch_size = norm, dtype, batch_size
         self._iterations, self._root_iterations, self._learning_rate = iterations, root_iterations, learning_rate
         if isinstance(network, keras.Model):
             self._steps, self._outputs = fold(network, dtype=dtype), partial(_logits, network)
@@ -120,14 +125,16 @@ class BranchAndBound:
         def spec(*shape, of=dtype):
             return tf.TensorSpec(shape, of)
 
-        input_bounds = [[spec(1, *self._steps[number].shape)] * 2 for number in [0, *self._read]]
+        ball = [] if norm == "linf" else [spec(1, *image), spec(*image)]
+        input_set = [spec(1, *image), spec(1, *image), *ball]
+        input_bounds = [input_set, *([spec(1, *self._steps[number].shape)] * 2 for number in self._read)]
         state, functions = [spec(None, total)] * 3, spec(None, classes + 1)
         inner = partial(optimized_lower_bounds, iterations=REFINEMENT_STEPS)
         self._root, self._refined_root = (
             tf.function(
                 partial(self._root_bounds, bound=bound),
                 autograph=False,
-                input_signature=[spec(1, *image)] * 2 + [functions],
+                input_signature=[input_set, functions],
             )
             for bound in (lower_bounds, inner)
         )
@@ -137,7 +144,7 @@ class BranchAndBound:
         self._descend = tf.function(
             self._descended,
             autograph=False,
-            input_signature=[spec(None, *image), functions, spec(1, *image), spec(1, *image)],
+            input_signature=[spec(None, *image), functions, input_set],
         )
 
     def __call__(
@@ -165,10 +172,11 @@ class BranchAndBound:
         """
         center, epsilon = np.asarray(image, self._dtype), np.asarray(epsilon, self._dtype)
         low, high = np.maximum(center - epsilon, 0), np.minimum(center + epsilon, 1)
+        ball = [] if self._norm == "linf" else [center[None], np.full_like(center, epsilon)]
         unit = np.eye(self._steps[-1].shape[0], dtype=self._dtype)
         functions = (unit[label] - unit)[np.asarray(wrong)]
         self.trace()
-        return self.decide(low, high, functions, deadline=time.monotonic() + seconds, check=check)
+        return self.decide(low, high, functions, ball=ball, deadline=time.monotonic() + seconds, check=check)
 
     @property
     def num_relus(self) -> int:
@@ -191,8 +199,9 @@ class BranchAndBound:
         deadline: float,
         check: Callable[[np.ndarray], np.ndarray | None],
         refined: bool = False,
+        ball: Sequence[np.ndarray] = (),
     ) -> Outcome:
-        """Decide whether one of some linear functions of the outputs reaches 0 in a box of inputs.
+        """Decide whether one of some linear functions of the outputs reaches 0 in a box or ball of inputs.
 
         Args:
             low: the box, of the shape of an input.
@@ -202,6 +211,7 @@ class BranchAndBound:
             deadline: when to stop, on the clock `time.monotonic`.
             check: an input at which a function seems to be below 0 -> a confirmed one, or None.
             refined: bound the inputs of ReLUs over the whole box by alpha-CROWN: tighter, at 30 times the cost.
+            ball: if the norm is not `linf`, `middle` and `reach` of the `Ball` that the box is around.
 
         Returns:
             The outcome; `safe` is None if the deadline was reached, or no ReLU is left to be split.
@@ -211,7 +221,7 @@ class BranchAndBound:
         functions = np.concatenate([functions, offsets[:, None]], axis=1).astype(self._dtype)
         which = np.arange(len(functions))
         box = [values[None] for values in outward(low, high, self._dtype)]
-        *state, worst, input_bounds = (self._refined_root if refined else self._root)(*box, functions)
+        *state, worst, input_bounds = (self._refined_root if refined else self._root)([*box, *ball], functions)
         low, high = (
             np.concatenate([np.zeros(0), *(np.ravel(end[side]) for end in self._relu_input_bounds(input_bounds))])
             for side in (0, 1)
@@ -251,7 +261,7 @@ class BranchAndBound:
 
     def _counterexample(self, images, functions, box, check) -> np.ndarray | None:
         """A confirmed counter-example at or near the worst images [B, H, W, C] of some domains, or None."""
-        adversarial, margins = (np.asarray(values) for values in self._descend(images, functions, *box))
+        adversarial, margins = (np.asarray(values) for values in self._descend(images, functions, box))
         for index in np.flatnonzero(margins < 0):
             if (true := check(adversarial[index])) is not None:
                 return true
@@ -260,12 +270,16 @@ class BranchAndBound:
     # In the graph. Signs, slopes and multipliers of domains are [B, T], of all ReLUs side by side; functions are
     # [B, K + 1], their offsets last.
 
-    def _root_bounds(self, low, high, functions, bound: Callable = lower_bounds):
-        """For the whole box [1, *shape]: bounds [B], signs, slopes, multipliers, worst images, and input bounds."""
-        box = Interval(low, high)
+    def _input_set(self, arrays: Sequence) -> Interval:
+        """The box of two arrays [1, *shape], or the ball of four, as `decide` has them."""
+        return Ball(*arrays, self._norm) if len(arrays) > 2 else Interval(*arrays)
+
+    def _root_bounds(self, inputs, functions, bound: Callable = lower_bounds):
+        """For all inputs of a set: bounds [B], signs, slopes, multipliers, worst images, and input bounds."""
+        box = self._input_set(inputs)
         rest, scaled = past_scaling(self._steps, box)
         intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled, bound)
-        input_bounds = [[intervals[number].lower, intervals[number].upper] for number in [0, *self._read]]
+        input_bounds = [inputs, *([intervals[number].lower, intervals[number].upper] for number in self._read)]
         lines = [relax(Interval(*end)).lower for end in self._relu_input_bounds(input_bounds)]
         slopes = tf.concat([tf.zeros((1, 0), self._dtype), *(tf.reshape(line, (1, -1)) for line in lines)], axis=1)
         slopes = tf.repeat(slopes, tf.shape(functions)[0], axis=0)
@@ -327,12 +341,11 @@ class BranchAndBound:
             decay=0.98,
         )
         best = tf.maximum(best, self._lower(input_bounds, functions, signs, slopes, multipliers, arriving))
-        (low, high), a = input_bounds[0], arriving[0].coefficients
-        return best, slopes, multipliers, tf.where(a > 0, low, high)
+        return best, slopes, multipliers, worst_inputs(arriving[0], self._input_set(input_bounds[0]))
 
     def _lower(self, input_bounds, functions, signs, slopes, multipliers, arriving: dict | None = None):
         """[B], the bound of each domain's function."""
-        intervals = dict(zip([0, *self._read], (Interval(*end) for end in input_bounds), strict=True))
+        intervals = dict(zip([0, *self._read], map(self._input_set, input_bounds), strict=True))
         # A ReLU finds its interval by its input's number, and two ReLUs may read one step: each takes its half in turn.
         for number, sign in zip(self._relus, self._split_by_relu(signs), strict=True):
             read = self._steps[number].inputs[0]
@@ -353,8 +366,9 @@ class BranchAndBound:
             gaps.append(tf.reshape(gap, (-1, math.prod(gap.shape[1:]))))
         return tf.concat(gaps, axis=1)
 
-    def _descended(self, images, functions, low, high):
+    def _descended(self, images, functions, inputs):
         """The worst of some images [B, H, W, C], moved down their function of the logits: images, margins."""
+        inputs = self._input_set(inputs)
 
         def margins(images, functions):
             outputs = tf.cast(self._outputs(images), self._dtype)
@@ -367,8 +381,7 @@ class BranchAndBound:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(images)
                 values = margins(images, functions)
-            size = (high - low) / 2 ** (1 + step / 2)
-            images = tf.clip_by_value(images - size * tf.sign(tape.gradient(values, images)), low, high)
+            images = _moved_down(images, tape.gradient(values, images), inputs, step)
             values = margins(images, functions)
             lower = values < reached
             best = tf.where(tf.reshape(lower, [-1] + [1] * (len(images.shape) - 1)), images, best)
@@ -383,6 +396,14 @@ class BranchAndBound:
         """[B, T] -> [B, *shape] of each ReLU."""
         pieces = tf.split(values, self._sizes, axis=1) if self._sizes else []
         return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+
+def _moved_down(images, gradients, inputs: Interval, step: int):
+    """Images after a step down their gradients: of signs within a box, and of Frank and Wolfe within a ball."""
+    if isinstance(inputs, Ball):
+        return images + 2 / (step + 2) * (worst_inputs(LinearForms(gradients), inputs) - images)
+    size = 2 * inputs.radius / 2 ** (1 + step / 2)
+    return tf.clip_by_value(images - size * tf.sign(gradients), inputs.lower, inputs.upper)
 
 
 def _logits(network: keras.Model, images):

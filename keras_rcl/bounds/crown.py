@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_rcl.bounds.interval import LOWEST, Interval, competitors, step_interval
+from keras_rcl.bounds.input_sets import Ball, Interval, largest_fall, largest_moves
+from keras_rcl.bounds.interval import LOWEST, competitors, step_interval
 from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
 
 LARGEST_CHUNK = 2**22
@@ -195,9 +196,28 @@ def lower_bounds(
 
 
 def least(rows: LinearForms, box: Interval):
-    """min <a, x> over a box, [R]: <a, center> - <|a|, radius>."""
+    """min <a, x> over a box, [R]: <a, center> - <|a|, radius>. Over a `Ball`, a lower bound: see `largest_fall`."""
     a = rows.coefficients
+    if isinstance(box, Ball):
+        return rows.dot(a, box.middle) - largest_fall(*_falls(rows, box), box.norm)
     return rows.dot(a, box.center) - rows.dot(ops.abs(a), box.radius)
+
+
+def worst_inputs(rows: LinearForms, box: Interval):
+    """The points at which <a, x> is least over a box or a `Ball`, for rows without windows: [R, *shape]."""
+    a = rows.coefficients
+    if not isinstance(box, Ball):
+        return ops.where(a > 0, rows.gather(box.lower), rows.gather(box.upper))
+    moves = ops.reshape(largest_moves(*_falls(rows, box), box.norm), ops.shape(a))
+    return rows.gather(box.middle) - ops.sign(a) * moves * box.reach
+
+
+def _falls(rows: LinearForms, x: Ball) -> tuple:
+    """How fast <a, x> falls in each coordinate, and how far, in units of the reach: [R, D] each."""
+    a = rows.coefficients
+    values = ops.abs(a) * rows.constant(x.reach)
+    rooms = ops.where(a > 0, rows.gather(x.room(False)), rows.gather(x.room(True)))
+    return tuple(ops.reshape(of, (-1, math.prod(a.shape[1:]))) for of in (values, rooms))
 
 
 def _sum(values):
@@ -329,7 +349,7 @@ def crown_intervals(steps: Sequence[Step], box: Interval, bound: Callable = lowe
 
     Args:
         steps: a folded network.
-        box: bounds of the image.
+        box: bounds of the image, or a `Ball`.
         bound: `lower_bounds`, or a tighter function of its first three arguments.
 
     Returns:
@@ -339,8 +359,8 @@ def crown_intervals(steps: Sequence[Step], box: Interval, bound: Callable = lowe
     for number, step in enumerate(steps[1:], 1):
         interval = step_interval(step, [found[i] for i in step.inputs])
         undecided = [_undecided(s, interval) for s in steps if number in s.inputs and type(s.operation) in (ReLU, Max)]
-        # One step from the image, whose pixels vary independently, intervals are exact.
-        if undecided and step.inputs != (0,):
+        # One step from a box, whose pixels vary independently, intervals are exact.
+        if undecided and (step.inputs != (0,) or isinstance(box, Ball)):
             interval = _tighten(steps[: number + 1], interval, found, reduce(ops.logical_or, undecided), bound)
         found.append(interval)
     return found

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from keras_rcl.bounds.beta_crown import Outcome
 from keras_rcl.bounds.crown import LARGEST_CHUNK, LinearForms, crown_intervals, lower_bounds
-from keras_rcl.bounds.interval import Interval, forward, outward
+from keras_rcl.bounds.input_sets import Interval, outward
+from keras_rcl.bounds.interval import forward
 from keras_rcl.bounds.properties import Condition
 from keras_rcl.folding.fold import Step
 

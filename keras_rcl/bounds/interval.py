@@ -1,54 +1,20 @@
 """Interval bounds (IBP): every step's values lie between two tensors, found from those of the steps that it reads."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 from keras import ops
 
+from keras_rcl.bounds.input_sets import Ball, Interval, conv_radius, dense_radius
 from keras_rcl.folding import fast_forward
 from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
 
 
-@dataclass(frozen=True, eq=False)
-class Interval:
-    """lower <= x <= upper, elementwise: two tensors of one shape [N, ...]."""
-
-    lower: Any
-    upper: Any
-
-    @property
-    def center(self):
-        return (self.lower + self.upper) / 2
-
-    @property
-    def radius(self):
-        return (self.upper - self.lower) / 2
-
-    def each(self, function: Callable) -> "Interval":
-        """The bounds of a function that does not decrease in any of its arguments."""
-        return Interval(function(self.lower), function(self.upper))
-
-    def intersect(self, other: "Interval") -> "Interval":
-        """The tighter of the two bounds on either side."""
-        return Interval(ops.maximum(self.lower, other.lower), ops.minimum(self.upper, other.upper))
-
-
-def pixel_ball(images, epsilon) -> Interval:
-    """The L-inf ball of a radius around images [N, ...], cut to the pixel box [0, 1]."""
-    return Interval(ops.maximum(images - epsilon, 0.0), ops.minimum(images + epsilon, 1.0))
-
-
-def outward(lower: np.ndarray, upper: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest box of a dtype that holds a box."""
-    low, high = lower.astype(dtype), upper.astype(dtype)
-    low = np.where(low > lower, np.nextafter(low, -np.inf, dtype=dtype), low)
-    return low, np.where(high < upper, np.nextafter(high, np.inf, dtype=dtype), high)
-
-
 def past_scaling(steps: Sequence[Step], box: Interval) -> tuple[list[Step], Interval]:
-    """The same network without the leading steps that act on single pixels, and the box of its first remaining step."""
+    """The same network without the leading steps that act on single pixels, and the box of its first remaining step.
+
+    A `Ball` becomes one of the first remaining step.
+    """
     first = 0
     while (
         first + 2 < len(steps)
@@ -56,9 +22,19 @@ def past_scaling(steps: Sequence[Step], box: Interval) -> tuple[list[Step], Inte
         and not any(first in step.inputs for step in steps[first + 2 :])
     ):
         first += 1
-        box = step_interval(steps[first], [box])
+        box = _moved_ball(steps[first], box) if isinstance(box, Ball) else step_interval(steps[first], [box])
     rest = [replace(step, inputs=tuple(i - first for i in step.inputs)) for step in steps[first + 1 :]]
     return [replace(steps[first], operation=Image(), inputs=()), *rest], box
+
+
+def _moved_ball(step: Step, x: Ball) -> Ball:
+    """The image of a ball under a step that acts on single pixels."""
+    box, rule = step_interval(step, [x]), FORWARD[type(step.operation)]
+    middle, linear = rule(step, x.middle), step
+    if isinstance(step.operation, Scale):
+        factor = step.operation.factor
+        linear = replace(step, operation=Scale(factor, ops.zeros_like(factor)))
+    return Ball(box.lower, box.upper, middle, ops.abs(rule(linear, x.reach[None])[0]), x.norm)
 
 
 def interval_bounds(steps: Sequence[Step], box: Interval) -> list[Interval]:
@@ -87,8 +63,7 @@ def forward(steps: Sequence[Step], images):
 
 def affine(x: Interval, linear: Callable, kernel, bias) -> Interval:
     """W x + b over a box: W center + b -+ |W| radius, where `linear(x, W)` is W x."""
-    center, radius = linear(x.center, kernel) + bias, linear(x.radius, ops.abs(kernel))
-    return Interval(center - radius, center + radius)
+    return _around(linear(x.center, kernel) + bias, linear(x.radius, ops.abs(kernel)))
 
 
 def _conv(step: Step, x: Interval) -> Interval:
@@ -97,11 +72,23 @@ def _conv(step: Step, x: Interval) -> Interval:
     def linear(values, kernel):
         return ops.conv(values, kernel, strides=operation.strides, padding="valid")
 
-    return affine(x, linear, operation.kernel, operation.bias)
+    found = affine(x, linear, operation.kernel, operation.bias)
+    if not isinstance(x, Ball):
+        return found
+    center = linear(x.middle, operation.kernel) + operation.bias
+    return found.intersect(_around(center, conv_radius(x, operation.kernel, operation.strides)))
 
 
 def _dense(step: Step, x: Interval) -> Interval:
-    return affine(x, ops.matmul, step.operation.kernel, step.operation.bias)
+    kernel, bias = step.operation.kernel, step.operation.bias
+    found = affine(x, ops.matmul, kernel, bias)
+    if not isinstance(x, Ball):
+        return found
+    return found.intersect(_around(ops.matmul(x.middle, kernel) + bias, dense_radius(x, kernel)))
+
+
+def _around(center, radius) -> Interval:
+    return Interval(center - radius, center + radius)
 
 
 def _scale(step: Step, x: Interval) -> Interval:

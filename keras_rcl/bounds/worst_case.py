@@ -1,4 +1,4 @@
-"""Lower bounds of a network's margins and bounds of its outputs within an L-inf ball in the pixel box."""
+"""Lower bounds of a network's margins and bounds of its outputs within a ball in the pixel box."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,9 +10,11 @@ from keras import ops
 
 from keras_rcl.bounds.alpha_crown import optimized_lower_bounds
 from keras_rcl.bounds.crown import LinearForms, crown_intervals, least, lower_bounds
-from keras_rcl.bounds.interval import Interval, interval_bounds, past_scaling, pixel_ball
+from keras_rcl.bounds.input_sets import Interval, pixel_ball
+from keras_rcl.bounds.interval import interval_bounds, past_scaling
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding.fold import Dense, Image, ReLU, Step, fold
+from keras_rcl.vocabulary.threat import Norm
 
 Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown"]
 """From loose and cheap to tight and expensive.
@@ -31,12 +33,16 @@ def worst_case_margins(
     epsilon,
     method: Method = "crown",
     *,
+    norm: Norm = "linf",
     iterations: int = 20,
     inner_iterations: int = 0,
 ):
-    """Lower bounds of logit_y - logit_j over all images within epsilon, in L-inf and in the pixel box.
+    """Lower bounds of logit_y - logit_j over all images within epsilon, in a norm and in the pixel box.
 
-        margins_j  <=  min over x' with |x' - x|_inf <= epsilon, 0 <= x' <= 1 of logit_y(x') - logit_j(x')
+        margins_j  <=  min over x' with ||x' - x|| <= epsilon, 0 <= x' <= 1 of logit_y(x') - logit_j(x')
+
+    In L1 and L2, linear functions of the image are minimised over the intersection of ball and box, and the intervals
+    after the first layer take the tighter of the dual norm and the box.
 
     The network is bounded in inference mode, with BatchNorm's moving statistics. The function works in a `tf.function`,
     which is several times faster. `ibp` and `crown-ibp` can be differentiated with respect to the network's variables.
@@ -47,6 +53,7 @@ def worst_case_margins(
         labels: int [N], each y.
         epsilon: radius in pixels, a number or a scalar tensor.
         method: none is looser than `ibp`, and `alpha-crown` is not looser than `crown`.
+        norm: `linf`, `l2` or `l1`.
         iterations: of `alpha-crown`, for the margins.
         inner_iterations: of `alpha-crown`, for each bound before a ReLU; with 0 they are those of `crown`.
 
@@ -55,11 +62,11 @@ def worst_case_margins(
         rounding of the floats, which is not bounded.
 
     Raises:
-        InvalidInputError: if the method is unknown, or a layer has no bounds.
+        InvalidInputError: if the method or the norm is unknown, or a layer has no bounds.
 
     References:
-        Gowal et al. 2018 (`ibp`); Zhang et al. 2020 (`crown-ibp`); Zhang et al. 2018 (`crown`); Xu et al. 2021
-        (`alpha-crown`).
+        Gowal et al. 2018 (`ibp`); Zhang et al. 2020 (`crown-ibp`); Zhang et al. 2018 (`crown`; dual norms); Xu et al.
+        2021 (`alpha-crown`).
 
     Example:
         One pixel x = 0.5 within 0.25, and logits (0, x): the margin of class 1 over class 0 is x, at least 0.25.
@@ -75,7 +82,7 @@ def worst_case_margins(
     """
     images, steps = _images_and_steps(network, images, "logits")
     differences = _differences(labels, steps, images.dtype)
-    steps, box = past_scaling(steps, pixel_ball(images, epsilon))
+    steps, box = past_scaling(steps, pixel_ball(images, epsilon, norm))
     return _with_label(_least(steps, box, differences, method, iterations, inner_iterations), labels)
 
 
@@ -216,6 +223,7 @@ def relu_balance(read: Sequence[Interval]):
     return total / (TOLERANCE * len(read))
 
 
+# Each of the keyword arguments is an independent choice with a default.
 def output_bounds(
     network: keras.Model,
     images,
@@ -223,13 +231,14 @@ def output_bounds(
     method: Method = "ibp",
     output: str = "logits",
     *,
+    norm: Norm = "linf",
     iterations: int = 20,
     inner_iterations: int = 0,
     statistics: Mapping | None = None,
 ) -> Interval:
-    """Bounds of each value of an output over an L-inf ball in the pixel box.
+    """Bounds of each value of an output over a ball in the pixel box.
 
-        lower_k  <=  output_k(x')  <=  upper_k   for all x' with |x' - x|_inf <= epsilon, 0 <= x' <= 1
+        lower_k  <=  output_k(x')  <=  upper_k   for all x' with ||x' - x|| <= epsilon, 0 <= x' <= 1
 
     Bounds of margins by `worst_case_margins` are tighter than differences of these.
 
@@ -239,6 +248,7 @@ def output_bounds(
         epsilon: radius in pixels, a number or a scalar tensor.
         method: as of `worst_case_margins`.
         output: the name of the output in a dict.
+        norm: as of `worst_case_margins`.
         iterations: as of `worst_case_margins`.
         inner_iterations: as of `worst_case_margins`.
         statistics: as of `fold`.
@@ -247,7 +257,7 @@ def output_bounds(
         An interval of two tensors [N, *shape], [N, K] for logits.
 
     Raises:
-        InvalidInputError: if the method is unknown, there is no such output, or a layer has no bounds.
+        InvalidInputError: if the method or the norm is unknown, there is no such output, or a layer has no bounds.
 
     References:
         As of `worst_case_margins`.
@@ -263,7 +273,7 @@ def output_bounds(
     """
     images, steps = _images_and_steps(network, images, output, statistics)
     shape = steps[-1].shape
-    steps, box = past_scaling(steps, pixel_ball(images, epsilon))
+    steps, box = past_scaling(steps, pixel_ball(images, epsilon, norm))
     if method == "ibp":
         return interval_bounds(steps, box)[-1]
     unit = ops.reshape(ops.eye(ops.prod(shape), dtype=images.dtype), (-1, *shape))

@@ -1,13 +1,17 @@
 """The command `export-vnnlib`."""
 
+from typing import get_args
+
 import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import check_not_in, parse_attacks, parse_radii
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.program import program_name
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
+from keras_rcl.vocabulary.threat import Norm
 
 
 @click.command("export-vnnlib", short_help="Write a model as ONNX and VNN-LIB properties.")
@@ -18,6 +22,13 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
     default="1/255,2/255",
     show_default=True,
     help="A list of L-inf radii, such as 1/255,2/255.",
+)
+@click.option(
+    "--norm",
+    type=click.Choice(get_args(Norm)),
+    default="linf",
+    show_default=True,
+    help="The norm of the radii; VNN-LIB states boxes, so only linf can be written.",
 )
 @click.option(
     "--max-images",
@@ -40,8 +51,13 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 @shared.data_options()
 @shared.output_dir_option("interchange/<model>")
 @shared.overwrite_option("Replace the folder.")
-def export_vnnlib(model, epsilons, attacks, **options):
+def export_vnnlib(model, epsilons, norm, attacks, **options):
     """Write a model as ONNX and its robustness as VNN-LIB, for alpha-beta-CROWN and other verifiers."""
+    if norm != "linf":
+        raise InvalidInputError(
+            f"--norm {norm}: a VNN-LIB property is over a box of inputs, which an {norm} ball is not; hint: use "
+            f"`verify --norm {norm}`"
+        )
     check_not_in(attacks, "epsilon", f"--epsilon {epsilons}")
     radii, attacks = parse_radii(epsilons), parse_attacks(attacks)
     start_tensorflow()

@@ -9,7 +9,7 @@ from typing import Any
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import Transfer, parse_attack
 from keras_rcl.vocabulary.claim import Claim
-from keras_rcl.vocabulary.threat import PROTOCOLS, ThreatModel, format_epsilon, format_pixels, parse_pixels
+from keras_rcl.vocabulary.threat import PROTOCOLS, Norm, ThreatModel, format_epsilon, format_pixels, parse_pixels
 
 SHORTCUTS = {
     "seed": "seed",
@@ -154,12 +154,12 @@ def parse_epsilon(text: str) -> float:
         raise InvalidInputError(f"--epsilon {text}: {error}") from None
 
 
-def parse_radii(text: str) -> list[float]:
-    """A list of L-inf radii, such as `1/255,2/255`, in pixels."""
+def parse_radii(text: str, norm: Norm = "linf") -> list[float]:
+    """A list of radii, such as `1/255,2/255`, in pixels."""
     radii = []
     for radius in text.split(","):
         try:
-            radii.append(ThreatModel(norm="linf", epsilon=radius).epsilon)
+            radii.append(ThreatModel(norm=norm, epsilon=radius).epsilon)
         except InvalidInputError as error:
             raise InvalidInputError(f"--epsilon {radius}: {error}") from None
     return radii

@@ -1,14 +1,18 @@
 """The command `verify`."""
 
+from typing import get_args
+
 import click
 
 from keras_rcl.cli import options as shared
 from keras_rcl.cli.parsing import parse_radii
 from keras_rcl.cli.start import print_model_notes
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.report.tables import verification_table
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
 from keras_rcl.storage.atomic import json_text
+from keras_rcl.vocabulary.threat import Norm
 
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 """The bounds of `verify`, from cheap to expensive."""
@@ -24,8 +28,13 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
     metavar="FILE",
     help="Instead of MODEL: a file of lines network,property,seconds, as of VNN-COMP.",
 )
+@click.option("--epsilon", "epsilons", default="2/255", show_default=True, help="A list of radii, such as 1/255,2/255.")
 @click.option(
-    "--epsilon", "epsilons", default="2/255", show_default=True, help="A list of L-inf radii, such as 1/255,2/255."
+    "--norm",
+    type=click.Choice(get_args(Norm)),
+    default="linf",
+    show_default=True,
+    help="The norm of the balls; with l2 or l1, give --epsilon.",
 )
 @click.option(
     "--method",
@@ -56,7 +65,7 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 @shared.overwrite_option("Replace the folder, or an interrupted verification.")
 @shared.json_option("the record")
 def verify(model, onnx, vnnlib, instances, **options):
-    """Prove for which images no L-inf perturbation of size epsilon changes the class.
+    """Prove for which images no perturbation of size epsilon changes the class.
 
     Each image is attacked, then bounded, then branched on. MODEL is a SavedModel that was made here or a .keras
     file. If the command is interrupted or killed, the same command resumes it.
@@ -103,9 +112,15 @@ def _verify_properties(onnx, vnnlib, instances, timeout, float64, seed, output_d
     click.echo(f"\n{counts}\nwritten to {written}")
 
 
-def _verify_model(model, epsilons, as_json, **options):
+def _verify_model(model, epsilons, norm, as_json, **options):
     """Verify the images of a model."""
-    radii = parse_radii(epsilons)
+    source = click.get_current_context().get_parameter_source("epsilons")
+    if norm != "linf" and source is not click.core.ParameterSource.COMMANDLINE:
+        usual = {"l2": "0.5", "l1": "12"}[norm]
+        raise InvalidInputError(
+            f"--norm {norm}: {epsilons} is a radius in linf; hint: give --epsilon {usual} or another"
+        )
+    radii = parse_radii(epsilons, norm)
     if options["method"] != METHODS[-1]:
         shared.refuse_unused(f"it is for {METHODS[-1]}, and --method is {options['method']}; leave it out", "timeout")
     if options["no_attack"]:
@@ -114,14 +129,14 @@ def _verify_model(model, epsilons, as_json, **options):
     from keras_rcl.workflows.verify import verify_model
 
     with StderrProgress() as progress:
-        record, written = verify_model(model, radii, progress=progress, **options)
+        record, written = verify_model(model, radii, norm=norm, progress=progress, **options)
     print_model_notes(record["model"])
     if as_json:
         click.echo(json_text(record))
         return
     click.echo(
         f"{verification_table(record)}\n\n"
-        f"linf, in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}); the true "
+        f"{norm}, in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}); the true "
         f"robust accuracy lies between verified and attacked\nbounds hold up to {record['dtype']} rounding\n"
         f"written to {written}"
     )

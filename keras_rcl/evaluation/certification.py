@@ -23,7 +23,7 @@ from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attacks import Attack, AutoPGD
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.record import VerificationRow
-from keras_rcl.vocabulary.threat import format_pixels
+from keras_rcl.vocabulary.threat import Norm, check_ball, format_epsilon
 
 Status = Literal["misclassified", "unsafe", "safe-incomplete", "safe", "timeout", "unknown"]
 """The verification status of an image.
@@ -62,6 +62,7 @@ class Certification:
         margins: [E, N], the best lower bound of the least margin; minus infinity if none was computed.
         seconds: [E, N], of attack, bounds and branching; the time of a batch is divided among its images.
         counterexamples: (number of the epsilon, number of the image) -> float32 [H, W, C].
+        norm: Of the balls, `linf`, `l2` or `l1`.
 
     Example:
         >>> import keras
@@ -85,6 +86,7 @@ class Certification:
     margins: np.ndarray
     seconds: np.ndarray
     counterexamples: dict[tuple[int, int], np.ndarray]
+    norm: Norm = "linf"
 
     @property
     def clean_accuracy(self) -> float:
@@ -99,7 +101,7 @@ class Certification:
         """Return one row per epsilon. The robust accuracy lies between `verified_accuracy` and `attacked_accuracy`."""
         return [
             {
-                "norm": "linf",
+                "norm": self.norm,
                 "epsilon": epsilon,
                 "clean_accuracy": self.clean_accuracy,
                 "attacked_accuracy": float(np.mean(~np.isin(statuses, BROKEN))),
@@ -112,24 +114,26 @@ class Certification:
 
 
 class Certifier:
-    """Verifies images in the L-inf balls around them, cut to the pixel box.
+    """Verifies images in the balls around them, cut to the pixel box.
 
     Each image goes from the attack to ever tighter bounds until one decides it.
 
     Args:
         network: functional, images [N, H, W, C] in [0, 1] -> logits [N, K] or a dict with `logits`.
         epsilons: radii in pixels.
+        norm: Of the balls, `linf`, `l2` or `l1`.
         method: The most expensive one that is tried: a `Method` of the bounds, or `branch-and-bound`, which decides
             every ReLU network, given time.
         timeout: Seconds of branch and bound per image.
-        attacks: run first; none to leave it to the bounds.
+        attacks: run first, in the norm and at each radius; none to leave it to the bounds.
         batch_size: images attacked at once.
         count: Bound at most this many images per radius: the first that survive the attacks; the others stay `unknown`.
         seed: of the attacks.
         float64: bound in float64. Bounds hold up to the rounding of their arithmetic, which is not bounded itself.
 
     Raises:
-        InvalidInputError: if a layer has no bounds.
+        InvalidInputError: if a layer has no bounds, a radius cannot be one in the norm, or an attack does not have the
+            norm.
 
     Example:
         >>> import keras
@@ -149,6 +153,7 @@ class Certifier:
         network: keras.Model,
         epsilons: Sequence[float],
         *,
+        norm: Norm = "linf",
         method: str = COMPLETE,
         timeout: float = 180.0,
         attacks: Sequence[Attack] = ATTACKS,
@@ -159,13 +164,16 @@ class Certifier:
     ):
         self.epsilons, self._dtype = tuple(epsilons), "float64" if float64 else "float32"
         self._steps = fold(network, dtype="float64")
-        self._method, self._timeout, self._count = method, timeout, count
+        self._norm, self._method, self._timeout, self._count = norm, method, timeout, count
         methods = (*get_args(Method), COMPLETE)
         if method not in methods:
             raise InvalidInputError(f"unknown method {method!r}; choose from {', '.join(methods)}")
+        for epsilon in self.epsilons:
+            check_ball(epsilon, norm, network.input_shape[1:])
         bounds = [name for name in methods[: methods.index(method) + 1] if name != COMPLETE]
-        self._bounds = {name: _compiled_bound(network, name, self._dtype) for name in bounds}
-        self._branch_and_bound = BranchAndBound(network, dtype=self._dtype) if method == COMPLETE else None
+        self._bounds = {name: _compiled_bound(network, name, norm, self._dtype) for name in bounds}
+        complete = method == COMPLETE
+        self._branch_and_bound = BranchAndBound(network, norm=norm, dtype=self._dtype) if complete else None
 
         def logits(images):
             outputs = network(images, training=False)
@@ -173,7 +181,7 @@ class Certifier:
 
         evaluator = Evaluator(logits, (), batch_size=batch_size, seed=seed)
         self._evaluators = [
-            evaluator.with_attacks([attack.with_epsilon(epsilon) for attack in attacks], seed)
+            evaluator.with_attacks([attack_within(attack, norm, epsilon) for attack in attacks], seed)
             for epsilon in self.epsilons
         ]
 
@@ -186,6 +194,7 @@ class Certifier:
             "timeout": self._timeout,
             "count": self._count,
             "dtype": self._dtype,
+            **({} if self._norm == "linf" else {"norm": self._norm}),  # journals of linf were written without it
         }
         return dataclasses.replace(attacked, settings={**attacked.settings, **settings})
 
@@ -218,11 +227,13 @@ class Certifier:
             margins=np.stack([ball.margins.min(axis=1) for ball in balls]),
             seconds=np.stack([ball.seconds for ball in balls]),
             counterexamples=counterexamples,
+            norm=self._norm,
         )
 
     def _verify(self, number: int, images, labels, progress: Progress, journal: Journal | None) -> "_Ball":
         """Attack, then run one method after the other, each on the undecided images."""
         epsilon, evaluator = self.epsilons[number], self._evaluators[number]
+        where = f"{self._norm} {format_epsilon(epsilon, self._norm)}"
         survival = evaluator(images, labels, keep_images=True, progress=progress, journal=journal)
         ball = _Ball(survival.clean_predictions, labels, self._steps[-1].shape[0])
         ball.seconds[survival.clean] = survival.seconds.sum() / max(1, survival.clean.sum())
@@ -234,7 +245,7 @@ class Certifier:
         ball.select(self._count)
         for method, bound in self._bounds.items():
             undecided = ball.undecided
-            progress.start(f"{method} linf {format_pixels(epsilon)}", len(undecided))
+            progress.start(f"{method} {where}", len(undecided))
             for start in range(0, len(undecided), BOUND_BATCH):
                 chosen = undecided[start : start + BOUND_BATCH]
                 run = functools.partial(self._run, bound, images[chosen], labels[chosen], epsilon)
@@ -247,7 +258,7 @@ class Certifier:
             progress.finish(ball.summary())
         if self._branch_and_bound:
             undecided = ball.undecided
-            progress.start(f"{COMPLETE} linf {format_pixels(epsilon)}", len(undecided))
+            progress.start(f"{COMPLETE} {where}", len(undecided))
             for done, index in enumerate(undecided, 1):
                 wrong = np.flatnonzero(ball.margins[index] <= 0)
                 run = functools.partial(self._branch, images[index], labels[index], epsilon, wrong)
@@ -285,11 +296,7 @@ class Certifier:
             label: of the image.
             epsilon: the radius.
         """
-        center = image.astype(np.float64)
-        low, high = np.maximum(center - epsilon, 0), np.minimum(center + epsilon, 1)
-        moved = np.clip(adversarial, low, high).astype(np.float32)
-        moved = np.where(moved > high, np.nextafter(moved, np.float32(-1)), moved)
-        moved = np.where(moved < low, np.nextafter(moved, np.float32(2)), moved)
+        moved = _moved_inside(image.astype(np.float64), adversarial, epsilon, self._norm)
         (logits,) = evaluate(self._steps, moved[None])
         return moved if np.delete(logits, label).max() > logits[label] else None
 
@@ -327,10 +334,42 @@ class _Ball:
         return f"verified {safe:.2%}, undecided {len(self.undecided) / len(self.statuses):.2%}"
 
 
-def _compiled_bound(network: keras.Model, method: Method, dtype: str) -> Callable:
+def attack_within(attack: Attack, norm: Norm, epsilon: float) -> Attack:
+    """An attack at a radius of a norm.
+
+    Raises:
+        InvalidInputError: If the attack does not have the norm.
+    """
+    if norm == "linf" or attack.norm == norm:
+        return attack.with_epsilon(epsilon)
+    try:
+        return dataclasses.replace(attack, norm=norm, epsilon=epsilon)
+    except (InvalidInputError, TypeError):  # the norm is one of others, or is not a field
+        raise InvalidInputError(f"{attack.label} does not attack in {norm}; hint: leave it out") from None
+
+
+def _moved_inside(center: np.ndarray, supposed: np.ndarray, epsilon: float, norm: Norm) -> np.ndarray:
+    """The float32 image near a supposed one that lies in the ball around a center and in the pixel box, exactly."""
+    low, high = np.maximum(center - epsilon, 0), np.minimum(center + epsilon, 1)
+
+    def size(change: np.ndarray) -> float:
+        return {"linf": 0.0, "l2": float(np.linalg.norm(change)), "l1": float(np.abs(change).sum())}[norm]
+
+    change = np.clip(supposed, low, high) - center
+    change = change * (epsilon / max(size(change), epsilon, 1e-300))
+    for shorter in (0.0, *10.0 ** np.arange(-7, 0)):  # where rounding to float32 leaves the ball
+        moved = (center + change * (1 - shorter)).astype(np.float32)
+        moved = np.where(moved > high, np.nextafter(moved, np.float32(-1)), moved)
+        moved = np.where(moved < low, np.nextafter(moved, np.float32(2)), moved)
+        if size(moved.astype(np.float64) - center) <= epsilon:
+            return moved
+    return center.astype(np.float32)
+
+
+def _compiled_bound(network: keras.Model, method: Method, norm: Norm, dtype: str) -> Callable:
     """images [N, H, W, C], labels [N], epsilon -> margins [N, K]."""
     return tf.function(
-        functools.partial(worst_case_margins, network, method=method),
+        functools.partial(worst_case_margins, network, method=method, norm=norm),
         autograph=False,
         input_signature=[
             tf.TensorSpec([None, *network.inputs[0].shape[1:]], dtype),

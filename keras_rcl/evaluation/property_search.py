@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.bounds.beta_crown import BranchAndBound, Outcome
+from keras_rcl.bounds.input_sets import outward
 from keras_rcl.bounds.input_splitting import InputSplitting
-from keras_rcl.bounds.interval import forward, outward
+from keras_rcl.bounds.interval import forward
 from keras_rcl.bounds.properties import Condition, with_worst_constraint
 from keras_rcl.folding.fold import Step, weights_of, with_weights
 

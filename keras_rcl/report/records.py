@@ -84,8 +84,8 @@ def _values(record: Any, measure: Measure) -> Iterable[Found]:
             elif attack == measure.attack:
                 yield Found(100 * row["attack_success_rate"], images)
     elif measure.kind == "verified" and "outcomes" in record:
-        for outcome in record["outcomes"]:
-            if math.isclose(outcome["epsilon"], measure.epsilon):
+        for outcome, row in zip(record["outcomes"], record["rows"], strict=True):
+            if row["norm"] == "linf" and math.isclose(outcome["epsilon"], measure.epsilon):
                 pairs = zip(outcome["statuses"], outcome["decided_by"], strict=True)
                 bounded = [status for status, by in pairs if status != "misclassified" and by != "attack"]
                 names = ("timeout", "safe", "safe-incomplete", "unsafe", "unknown")

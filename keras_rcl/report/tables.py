@@ -64,7 +64,7 @@ def verification_table(record: Mapping) -> str:
     statuses = [name for name in record["rows"][0]["counts"] if any(row["counts"][name] for row in record["rows"])]
     rows = [
         [
-            format_pixels(row["epsilon"]),
+            format_epsilon(row["epsilon"], row["norm"]),
             *(percent(row[f"{kind}_accuracy"]) for kind in ("clean", "attacked", "verified")),
             *(str(row["counts"][name]) for name in statuses),
             f"{row['seconds'] / record['images']:.2f}",

@@ -314,6 +314,7 @@ def verify(
     y: Any = None,
     *,
     epsilon: Any = "2/255",
+    norm: Norm = "linf",
     method: str = "branch-and-bound",
     timeout: float = 180.0,
     attacks: Sequence[Attack] = ATTACKS,
@@ -321,13 +322,14 @@ def verify(
     progress: Progress | None = None,
     **others: Any,
 ) -> Certification:
-    """Prove for which images no perturbation within an L-inf ball changes the class of one's own Keras model.
+    """Prove for which images no perturbation within a ball changes the class of one's own Keras model.
 
     Args:
         model: A functional or sequential Keras model, or the path of a `.keras` file or of an export.
         x: As for `keras_rcl.evaluate`.
         y: As for `keras_rcl.evaluate`.
         epsilon: The radius in units of [0, 1], such as "2/255", or a list of radii.
+        norm: The norm of the ball, `linf`, `l2` or `l1`.
         method: The most expensive method that is tried, see `Certifier`.
         timeout: Seconds of branch and bound per image.
         attacks: Run first, see `Certifier`.
@@ -353,9 +355,9 @@ def verify(
     """
     read = read_model_and_data(model, x, y, input_range=input_range)
     network = read.classifier.pixel_network(read.images.shape[1:], linear=True)
-    radii = [read_epsilon(radius) for radius in (epsilon if isinstance(epsilon, (list, tuple)) else [epsilon])]
+    radii = [read_epsilon(radius, norm) for radius in (epsilon if isinstance(epsilon, (list, tuple)) else [epsilon])]
     usable = [attack for attack in attacks if attack.min_classes <= read.classifier.num_classes]
-    certifier = Certifier(network, radii, method=method, timeout=timeout, attacks=usable, **others)
+    certifier = Certifier(network, radii, norm=norm, method=method, timeout=timeout, attacks=usable, **others)
     return certifier(read.images, read.labels, progress=progress or Silent())
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier
+from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier, attack_within
 from keras_rcl.evaluation.record import make_verification, versions
 from keras_rcl.folding.fold import ROUNDING, fold, least_precise_dtype
 from keras_rcl.folding.numpy_forward import evaluate
@@ -20,6 +20,7 @@ from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.record import VerificationRecord
+from keras_rcl.vocabulary.threat import Norm
 from keras_rcl.workflows.inputs import data_for, pixels, split_of
 
 
@@ -29,6 +30,7 @@ def verify_model(
     path: str | Path,
     epsilons: Sequence[float],
     *,
+    norm: Norm = "linf",
     input_range: str | None = None,
     method: str = "branch-and-bound",
     timeout: float = 180.0,
@@ -44,11 +46,14 @@ def verify_model(
     trust: bool = False,
     progress: Progress | None = None,
 ) -> tuple[VerificationRecord, Path]:
-    """Verify a model's images in L-inf balls. If the call is interrupted at any instant, the same call resumes it.
+    """Verify images of a model in the balls around them.
+
+    If the call is interrupted at any instant, the same call resumes it.
 
     Args:
         path: A folder that `export` made, or a `.keras` file.
-        epsilons: Radii in pixels, [0, 1].
+        epsilons: Radii in units of pixels in [0, 1].
+        norm: Of the balls, `linf`, `l2` or `l1`.
         input_range: The range of the images that the model reads, see `load_classifier`.
         method: The most expensive method that is tried, see `Certifier`.
         timeout: Seconds of branch and bound per image.
@@ -69,7 +74,8 @@ def verify_model(
         The record, and the folder that holds it.
 
     Raises:
-        InvalidInputError: If model or data cannot be read or do not fit each other, or a layer has no bounds.
+        InvalidInputError: If model or data cannot be read or do not fit each other, a layer has no bounds, or a radius
+            cannot be one in the norm.
 
     Example:
         >>> from pathlib import Path
@@ -93,6 +99,7 @@ def verify_model(
     certifier = Certifier(
         network,
         epsilons,
+        norm=norm,
         attacks=attacks,
         batch_size=min(batch_size, len(images)),
         seed=seed,
@@ -120,7 +127,7 @@ def verify_model(
         model={**classifier.identity(), "input_range": found_range.to_json()},
         data={"name": data.name, "part": part, "indices": chosen.indices},
         seed=seed,
-        attacks=[describe(attack.with_epsilon(epsilon)) for attack in attacks for epsilon in epsilons],
+        attacks=[describe(attack_within(attack, norm, epsilon)) for attack in attacks for epsilon in epsilons],
         **settings,
         dtype="float64" if float64 else "float32",
     )

@@ -133,7 +133,7 @@ def test_a_domains_bound_is_below_all_of_its_images(dtype):
     function = np.eye(3)[[0]].astype(dtype) - np.eye(3)[[1]].astype(dtype)
     low, high = (np.clip(image + sign * np.asarray(epsilon, dtype), 0, 1) for sign in (-1, 1))
     with_offset = np.append(function, np.zeros((1, 1), dtype), axis=1)
-    *_, ends = search._root_bounds(tf.constant(low[None]), tf.constant(high[None]), with_offset)
+    *_, ends = search._root_bounds([tf.constant(low[None]), tf.constant(high[None])], with_offset)
     total = sum(search._sizes)
     images = rng.uniform(low, high, (4000, *image.shape))
     margins = evaluate(steps, images) @ function[0]

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tiny_networks import IMAGE_BLOCKS, TAILS, random_images, random_network, randomize
 
-from keras_rcl.bounds.interval import Interval, interval_bounds
+from keras_rcl.bounds.input_sets import Interval
+from keras_rcl.bounds.interval import interval_bounds
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding import fold
 from keras_rcl.folding.fold import Conv, Dense, Max, Scale

@@ -9,7 +9,7 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.certification import Certification, Certifier
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.storage.journal import Journal
-from keras_rcl.vocabulary.attacks import AutoAttack, AutoPGD
+from keras_rcl.vocabulary.attacks import DDN, FMN, AutoAttack, AutoPGD, RayS
 
 EPSILONS = (8 / 255, 24 / 255)
 QUICK = (AutoPGD(num_steps=10),)
@@ -99,6 +99,20 @@ def test_no_verified_image_is_broken_by_autoattack(network, found):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("norm, epsilon", [("l2", 0.4), ("l1", 1.0)])
+def test_in_other_norms_no_verified_image_is_broken_by_attacks_of_the_norm(network, norm, epsilon):
+    """`benchmarks.bounds_norms` adds AutoAttack and branch and bound."""
+    images, labels = digits(COUNT)
+    found = Certifier(network, (epsilon,), norm=norm, method="crown", attacks=())(images, labels)
+    words = [FMN(norm=norm, epsilon=epsilon, num_steps=50), AutoPGD(norm=norm, epsilon=epsilon, num_steps=20)]
+    words += [DDN(epsilon=epsilon, num_steps=50)] * (norm == "l2")
+    survival = Evaluator(lambda x: network(x, training=False), words, batch_size=COUNT)(images, labels)
+    survived, verified = survival.survived.all(axis=0), np.isin(found.statuses[0], ("safe", "safe-incomplete"))
+    assert not np.any(verified & ~survived)
+    assert verified.any() and np.any(~survived & survival.clean) and found.rows()[0]["norm"] == norm
+
+
+@pytest.mark.slow
 def test_without_attack_and_in_float64_the_same_is_true(network, found):
     other = Certifier(network, EPSILONS, attacks=(), timeout=LONG, float64=True)(*digits(COUNT))
     verified = [np.isin(one.statuses, ("safe", "safe-incomplete")) for one in (found, other)]
@@ -151,6 +165,41 @@ def test_a_supposed_counterexample_is_moved_into_ball_and_box_or_dropped():
         assert moved.dtype == np.float32 and 0 <= moved.min() and moved.max() <= 1
         assert np.abs(moved.astype("float64") - image).max() <= epsilon + 1e-16
         np.testing.assert_allclose(moved.ravel(), corner, atol=1e-7)
+
+
+def two_pixels():
+    pixels = keras.Input((1, 2, 1))
+    network = keras.Model(pixels, keras.layers.Dense(2)(keras.layers.Flatten()(pixels)))
+    network.layers[-1].set_weights([np.eye(2), np.zeros(2)])
+    return network
+
+
+@pytest.mark.parametrize("norm, order, nearest", [("l2", 2, (0.4, 0.5)), ("l1", 1, (0.7 - 15 / 70, 0.1 + 2 / 7))])
+def test_a_supposed_counterexample_is_moved_into_the_ball_of_its_norm(norm, order, nearest):
+    certifier = Certifier(two_pixels(), (0.5,), norm=norm, attacks=(), method="ibp")
+    image, beyond = (np.array(values, "float32").reshape(1, 2, 1) for values in ((0.7, 0.1), (0.4, 0.5)))
+    moved = certifier.counterexample(image, beyond, 0, 0.5)
+    if norm == "l1":
+        assert moved is None, "0.486 and 0.386 at the distance 0.5"
+        moved = certifier.counterexample(image, beyond, 1, 0.5)
+    change = moved.astype("float64").ravel() - image.astype("float64").ravel()
+    assert moved.dtype == np.float32 and np.linalg.norm(change, order) <= 0.5
+    np.testing.assert_allclose(moved.ravel(), nearest, atol=1e-6)
+
+
+def test_radii_and_attacks_that_do_not_fit_the_norm_are_refused():
+    network = two_pixels()
+    for norm, epsilon, message in (
+        ("l1", 12 / 255, "epsilon 12/255 in l1 is less than the range of one pixel; hint: .* such as epsilon=12"),
+        ("l2", 3.0, "epsilon 3 in l2 is larger than 1.41421, the largest distance of two 1x2x1 images"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            Certifier(network, [epsilon], norm=norm, attacks=(), method="ibp")
+    with pytest.raises(InvalidInputError, match="RayS.* does not attack in l2; hint: "):
+        Certifier(network, [0.1], norm="l2", attacks=(RayS(),), method="ibp")
+    certifiers = [Certifier(network, [0.1], norm=norm, attacks=(), method="ibp") for norm in ("linf", "l2", "l2")]
+    linf, *l2 = (one.fingerprint(np.zeros((1, 1, 2, 1), "float32"), np.zeros(1, int)) for one in certifiers)
+    assert l2[0] == l2[1] and l2[0].diff(linf) == ["norm"], "so that only the same norm is resumed"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tiny import BATCH, CLASSES, eager_epoch, image_data, runner, tiny_network
 
 from keras_rcl.bounds import output_bounds, training_pass, worst_case_margins, worst_case_outputs
-from keras_rcl.bounds.interval import Interval
+from keras_rcl.bounds.input_sets import Interval
 from keras_rcl.bounds.worst_case import interval_tightness, relu_balance
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS

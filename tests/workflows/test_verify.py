@@ -132,6 +132,19 @@ def test_as_many_images_as_asked_for_are_bounded(here):
 
 
 @pytest.mark.slow
+def test_the_balls_of_another_norm(here):
+    radii = ("--dataset", "digits", "--limit", "20", "--norm", "l2", "--epsilon", "0.1,0.5", "--method", "crown-ibp")
+    record = json.loads(run("verify", "small.keras", *radii, "--json").stdout)
+    assert {row["norm"] for row in record["rows"]} == {"l2"} and "l2" in "".join(record["attacks"])
+    assert record["rows"][0]["verified_accuracy"] >= record["rows"][1]["verified_accuracy"] > 0
+    with np.load(here / "verifications/small/counterexamples.npz") as kept:
+        change = (kept["adversarial"].astype("float64") - kept["images"]).reshape(len(kept["labels"]), -1)
+        assert len(change) and np.all(np.linalg.norm(change, axis=1) <= kept["epsilons"])
+    table = run("verify", "small.keras", *radii[:5], "l1", "--epsilon", "0.5", "--method", "ibp", "--no-attack").stdout
+    assert "l1, in % of" in table and "small-2" in table
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_as_uninterrupted(here, monkeypatch):
     whole = json.loads(run("verify", "small.keras", *HERE, "--json", "--output-dir", "whole").stdout)
     ours, done = certification.Certifier._run, []
@@ -159,6 +172,15 @@ class TestRefusals:
     def test_a_radius(self, here):
         assert "--epsilon 8: " in refused("verify", "small.keras", "--epsilon", "8")
         assert "--epsilon x" in refused("verify", "small.keras", "--epsilon", "1/255,x")
+
+    def test_a_radius_of_another_norm(self, here):
+        assert "--norm l1: 2/255 is a radius in linf; hint: give --epsilon 12 or another" in refused(
+            "verify", "small.keras", "--norm", "l1"
+        )
+        message = refused("verify", "small.keras", *HERE[:4], "--norm", "l1", "--epsilon", "12/255")
+        assert "epsilon 12/255 in l1 is less than the range of one pixel" in message and "epsilon=12" in message
+        message = refused("export-vnnlib", "small.keras", "--norm", "l2", "--epsilon", "0.5")
+        assert "--norm l2: a VNN-LIB property is over a box" in message and "hint: use `verify --norm l2`" in message
 
     def test_a_model_without_layers(self, here):
         module = tf.Module()
