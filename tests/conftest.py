@@ -24,6 +24,17 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture
+def unoptimized():
+    """Graphs are run as they were traced: to optimize them takes longer than their few steps."""
+    import tensorflow as tf
+
+    usual = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **usual})
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark the cases of a parametrized test after the first as slow, or those after the first n of `slow_after(n)`."""

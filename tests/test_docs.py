@@ -149,6 +149,7 @@ TUTORIALS = [name for name in PAGES if name.startswith("docs/tutorials/")]
 DOCUMENTS = {name: text for name, text in {"README.md": README, **PAGES}.items() if name not in TUTORIALS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, text in DOCUMENTS.items() if python_of(text)])
 def test_python_of_the_documents_runs(name, with_export, monkeypatch, capsys):
     """The blocks of a page run from top to bottom, in one namespace."""

@@ -25,22 +25,28 @@ COMMAND = ("attack", "model", "--dataset", "digits", "--limit", "50", "--batch-s
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with an untrained model, and the record of an uninterrupted attack on it."""
+def model(tmp_path_factory):
+    """A folder with an untrained model."""
     folder = tmp_path_factory.mktemp("resume")
     network = build_network(Network(encoder="small_cnn"), (8, 8, 1), 10, mean=[0.3], std=[0.4])
     export(network, folder / "model", {"class_names": list("0123456789")})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert run(*COMMAND, "--save-images", "--output-dir", "whole").exit_code == 0
     return folder
 
 
+@pytest.fixture(scope="module")
+def folder(model):
+    """That folder, with the record of an uninterrupted attack on the model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(model)
+        assert run(*COMMAND, "--save-images", "--output-dir", "whole").exit_code == 0
+    return model
+
+
 @pytest.fixture
-def here(folder, tmp_path, monkeypatch):
+def here(model, tmp_path, monkeypatch):
     """In a folder with the model alone."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").symlink_to(folder / "model")
+    (tmp_path / "model").symlink_to(model / "model")
     return tmp_path
 
 

@@ -28,7 +28,7 @@ from keras_rcl.vocabulary.threat import PROTOCOLS
 from keras_rcl.workflows.fit import shared_phases
 
 SMALL = ["--limit", "120", "--no-compare", "--set", "method.epochs=1"]
-WEAK = ["--set", "evaluation.attacks=[{name: fgsm}]", "--set", "evaluation.validation_attack={name: fgsm}"]
+UNATTACKED = ["--set", "evaluation.attacks=[]", "--set", "evaluation.validation_attack={name: noise}"]
 
 
 def run(*arguments):
@@ -268,10 +268,11 @@ def test_show_and_train_under_a_protocol(here, tmp_path):
     assert "adversarial (claf-repo)" in run("show", "--variant", "at", *protocol).stdout
     assert "(pixel)" not in run("show", "--variant", "at").stdout
     folders = ("--runs", tmp_path / "runs", "--saved-models", tmp_path / "saved")
+    weak = ("--set", "evaluation.validation_attack={name: fgsm}")
     evaluated = (
         "evaluation.attacks=[{name: embedding, num_steps: 2}, {name: supcon, num_steps: 2, protocol: claf-repo}]"
     )
-    result = run("fit", "--variant", "at", *SMALL, *WEAK[2:], *protocol, *folders, "--set", evaluated)
+    result = run("fit", "--variant", "at", *SMALL, *weak, *protocol, *folders, "--set", evaluated)
     assert result.exit_code == 0, result.output
     assert "pixel, claf-repo protocol" in result.stdout
     contract = json.loads((tmp_path / "saved/digits-at/model.json").read_text())
@@ -395,10 +396,11 @@ def test_export_vnnlib_leaves_out_misclassified_and_broken_images(here, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unoptimized")
 def test_phases_of_another_run_are_reused(tmp_path, monkeypatch):
     """With another seed, other data or another network, no phase is reused."""
     monkeypatch.chdir(tmp_path)
-    small = [*SMALL, *WEAK, "--limit", "40", "--set", "method.baseline_epochs=1"]
+    small = [*SMALL, *UNATTACKED, "--limit", "40", "--set", "method.baseline_epochs=1"]
     margin = ["fit", "--variant", "margin_scl", *small]
     assert run("fit", "--variant", "refined_scl", *small, "--name", "refined").exit_code == 0
     made = run(*margin, "--name", "margin", "--reuse", "runs")

@@ -196,7 +196,7 @@ def test_batch_size_does_not_matter_and_craft_makes_the_same_again():
     first = Evaluator(linear, ATTACKS, batch_size=5, seed=3)(IMAGES, LABELS, keep_images=True)
     wrong = np.setdiff1d(np.arange(23), RIGHT)
     assert 0 < first.survived.sum() < len(ATTACKS) * len(RIGHT)
-    for batch_size in (1, 23, 100):
+    for batch_size in (1, 100):
         evaluator = Evaluator(linear, ATTACKS, batch_size=batch_size, seed=3)
         survival = evaluator(IMAGES, LABELS, keep_images=True)
         np.testing.assert_array_equal(survival.predictions, first.predictions)

@@ -68,21 +68,19 @@ def test_the_steps_of_a_linear_network_by_hand(warmup):
 
 
 def test_without_a_perturbation_training_is_the_same_to_the_bit():
-    idle = WeightPerturbation(gamma=0), WeightPerturbation(gamma=0.5, warmup_epochs=2)
+    idle = WeightPerturbation(gamma=0.5, warmup_epochs=2)
     views = (Clean(), Adversarial(attack=FGSM()))
     phase = phase_of(*views, trains=EVERYTHING, terms=(SupCon(), *phase_of(Clean()).terms))
     phase = dataclasses.replace(phase, epochs=2, optimizer=SGD(learning_rate=0.1), ema=0.9)
     networks = []
-    for one in (phase, *(dataclasses.replace(phase, awp=awp) for awp in idle)):
+    for one in (phase, dataclasses.replace(phase, awp=idle)):
         networks.append(tiny_network())
         steps = runner(networks[-1], one)
         steps.begin()
         for _ in range(2):
             steps.run_epoch(Silent(), "")
-    plain, *others = (network.get_weights() for network in networks)
-    for other in others:
-        for value, found in zip(plain, other, strict=True):
-            np.testing.assert_array_equal(found, value)
+    for value, found in zip(*(network.get_weights() for network in networks), strict=True):
+        np.testing.assert_array_equal(found, value)
 
 
 def test_weights_come_back_and_statistics_move_once_at_the_perturbed_ones():

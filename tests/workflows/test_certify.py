@@ -38,6 +38,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_interrupted_certification_resumes_image_by_image(here, monkeypatch):
     whole = run("certify", "small.keras", *HERE, "--output-dir", "whole", "--json")
     assert whole.exit_code == 0, whole.output

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_rcl.config import Evaluation, Experiment
 from keras_rcl.data import sources
@@ -135,15 +134,6 @@ def test_it_trains_exports_and_is_attacked(name, tmp_path, images_and_labels, at
     np.testing.assert_allclose(exported, logits, rtol=0, atol=1e-5 * max(1, np.abs(logits).max()))
     np.testing.assert_array_equal(survival.clean, read_record(fitted.run / "record.json")["survival"]["clean"])
     assert survival.survived.sum() <= survival.clean.sum()
-
-
-@pytest.fixture
-def unoptimized():
-    """Graphs are run as they were traced: to optimize them takes longer than their one or two steps."""
-    usual = tf.config.optimizer.get_experimental_options()
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **usual})
 
 
 @pytest.mark.slow
