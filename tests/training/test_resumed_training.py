@@ -30,7 +30,7 @@ from keras_rcl.vocabulary.phase import SGD
 
 
 @pytest.fixture(autouse=True)
-def deterministic():
+def deterministic(unoptimized):
     tf.config.experimental.enable_op_determinism()
     yield
     tensorflow_config.disable_op_determinism()
