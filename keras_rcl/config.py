@@ -63,10 +63,10 @@ class Evaluation:
 
     def __post_init__(self):
         attack = self.validation_attack
-        if attack.target_output != "logits" or attack.proxy or attack.training_only:
+        if not attack.measures_training:
             raise ValueError(
-                f"validation_attack {attack.label} does not attack the network's own logits; choose one that does, "
-                "such as pgd"
+                f"validation_attack {attack.label} does not attack the network's own logits in a ball; choose one that "
+                "does, such as pgd"
             )
 
 

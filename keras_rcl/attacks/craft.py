@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_rcl.attacks.auto_pgd import auto_pgd
 from keras_rcl.attacks.carlini_wagner import carlini_wagner
+from keras_rcl.attacks.corruptions import corrupted
 from keras_rcl.attacks.fab import fab
 from keras_rcl.attacks.gradient_ascent import (
     Crafted,
@@ -25,6 +26,7 @@ from keras_rcl.attacks.nearest import ddn, deepfool, fmn, within
 from keras_rcl.attacks.noise import noise
 from keras_rcl.attacks.norms import choose, project
 from keras_rcl.attacks.rays import rays
+from keras_rcl.attacks.spatial import spatial
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, fools, surrogate_of
 from keras_rcl.errors import InvalidInputError
@@ -265,6 +267,8 @@ RUNNERS: dict[str, Callable[..., Crafted]] = {
     "rays": rays,
     "hopskipjump": hop_skip_jump,
     "noise": noise,
+    "spatial": spatial,
+    "corruptions": corrupted,
     "transfer": _transfer,
 }
 """Attack name -> its function `(logits_fn, x, labels, attack, round) -> Crafted`."""

@@ -6,7 +6,7 @@ from keras_rcl.cli import options as shared
 from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import parse_attacks
 from keras_rcl.cli.start import join_workers, print_advice, print_model_notes, progress_of
-from keras_rcl.report.tables import attack_table, protocol_table
+from keras_rcl.report.tables import attack_table, corruption_table, has_attacks, protocol_table
 from keras_rcl.storage.atomic import json_text
 from keras_rcl.vocabulary.attacks import ALIASES, ATTACKS
 from keras_rcl.vocabulary.threat import PROTOCOLS
@@ -74,6 +74,13 @@ def attack(model, attacks, transfers, protocol, epsilons, restarts, as_json, wor
         return
     pixels = record["protocol"] == "pixel"
     warnings = "".join(f"\nwarning: {line}" for line in record["warnings"])
+    if "corruptions" in record:
+        click.echo(
+            f"{corruption_table(record)}\n\naccuracy in % of {record['images']} images, each under each corruption\n"
+        )
+    if not has_attacks(record):
+        click.echo(f"clean accuracy {record['clean_accuracy']:.1%}{warnings}\nwritten to {written}")
+        return
     click.echo(
         f"{attack_table(record) if pixels else protocol_table(record)}{warnings}\n\n"
         f"in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}), "

@@ -45,8 +45,7 @@ def embedding_geometry(
     attack, moved = None, {}
     batch, classes = tf.TensorSpec([None, *images.shape[1:]], tf.float32), tf.TensorSpec([None], tf.int32)
     embed = tf.function(lambda x: {space: call(x) for space, call in exposed.items()}, [batch], autograph=False)
-    if attacks:
-        ball = attacks[0].threat_model
+    if (ball := next((attack.threat_model for attack in attacks if attack.threat_model), None)) is not None:
         attack = PGD(norm=ball.norm, epsilon=ball.epsilon, protocol=ball.protocol, num_steps=10)
         logits = outputs("logits")
         crafted = tf.function(

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from keras_rcl.evaluation.certification import Certification
-from keras_rcl.evaluation.robustness import Survival
+from keras_rcl.evaluation.robustness import Survival, corruption_summary
 from keras_rcl.evaluation.smoothing import Smoothed
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.kinds import RECORD, stored_attacks
@@ -73,6 +73,8 @@ def make_record(
     Returns:
         JSON values. Per-image outcomes are strings of N digits, 1 for correct: `clean`, and one per attack.
     """
+    rows = survival.rows()
+    summary = corruption_summary(rows)
     return {
         "format": FORMAT,
         "command": command_line(),
@@ -85,7 +87,8 @@ def make_record(
         "attack_dtype": attack_dtype,
         "attacks": _ATTACKS.dump_python(survival.attacks, mode="json"),
         "clean_accuracy": survival.clean_accuracy,
-        "rows": survival.rows(),
+        "rows": rows,
+        **({"corruptions": summary} if summary else {}),  # type: ignore[typeddict-item]
         "survival": {"clean": _bits(survival.clean), "attacks": [_bits(row) for row in survival.survived]},
         "versions": versions(),
     }

@@ -17,9 +17,9 @@ from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.journal import Journal, Result
-from keras_rcl.vocabulary.attacks import Attack, describe
+from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, Attack, Corruptions, describe
 from keras_rcl.vocabulary.labels import class_labels
-from keras_rcl.vocabulary.record import Row
+from keras_rcl.vocabulary.record import CorruptionSummary, Row
 from keras_rcl.vocabulary.threat import ThreatModel
 
 SAMPLES = 16
@@ -30,8 +30,8 @@ SAMPLES = 16
 class Survival:
     """Which images survived which attacks.
 
-    An image that is misclassified before the attack counts as broken and is not attacked. An answer that is not finite
-    is the class -1, which no image has, so that it is wrong.
+    An image that is misclassified before the attack counts as broken and is not attacked, except by corruptions. An
+    answer that is not finite is the class -1, which no image has, so that it is wrong.
 
     Attributes:
         attacks: A attacks.
@@ -39,7 +39,7 @@ class Survival:
         clean_predictions: [N], the classes before any attack.
         predictions: [A, N], the classes of the adversarial images.
         distances: [A, N], from each image to the last adversarial one, in pixels and in the attack's norm; NaN if it
-            was not attacked.
+            was not attacked, or the attack has no norm.
         zero_gradients: [A], the share of zero pixel gradients.
         forwards: [A], forward passes of single images.
         backwards: [A], backward passes of single images.
@@ -98,7 +98,8 @@ class Survival:
             {
                 "attack": describe(attack),
                 **_threat(attack.threat_model),
-                **measures(self.clean, self.survived[index]),
+                **_kind(attack),
+                **measures(self.clean, self.survived[index], self._correct(index)),
                 **_distances(self.distances[index], self.clean & ~self.survived[index]),
                 "zero_gradients": float(self.zero_gradients[index]),
                 **({"not_finite": lost} if (lost := int(np.sum(self.predictions[index] < 0))) else {}),
@@ -109,12 +110,16 @@ class Survival:
             }
             for index, attack in enumerate(self.attacks)
         ]
-        for threat_model in dict.fromkeys(attack.threat_model for attack in self.attacks):
+        for threat_model in dict.fromkeys(attack.threat_model for attack in self.attacks if attack.threat_model):
             members = [index for index, attack in enumerate(self.attacks) if attack.threat_model == threat_model]
             if len(members) > 1:
                 worst = self.survived[members].all(axis=0)
                 rows.append({"attack": "worst case", **_threat(threat_model), **measures(self.clean, worst)})
         return rows
+
+    def _correct(self, index: int) -> np.ndarray:
+        """[N] bool: what counts as correct for the adversarial accuracy of an attack."""
+        return self.predictions[index] == self.labels if self.attacks[index].every_image else self.survived[index]
 
 
 MEASURES = (
@@ -126,30 +131,55 @@ MEASURES = (
 )
 
 
-def measures(clean: np.ndarray, survived: np.ndarray) -> dict[str, float]:
+def measures(clean: np.ndarray, survived: np.ndarray, correct: np.ndarray | None = None) -> dict[str, float]:
     """Return the usual measures of one attack.
 
     The attack success rate ASR is over the images that are classified correctly before the attack, AFR = 1 - ASR, and
     robust accuracy RA = accuracy * AFR (Cusin). Adversarial accuracy counts an image that is misclassified before the
-    attack as wrong, so it equals RA. Each measure is one division of counts: 0.144, not 0.14400000000000002.
+    attack as wrong, so it equals RA, except of corruptions, which are of every image. Each measure is one division of
+    counts: 0.144, not 0.14400000000000002.
 
     Args:
         clean: [N] bool, classified correctly before the attack.
         survived: [N] bool, classified correctly before and after it.
+        correct: [N] bool, classified correctly after it; `survived` if not given.
     """
-    count, correct, robust = len(clean), int(clean.sum()), int(survived.sum())
+    count, right, robust = len(clean), int(clean.sum()), int(survived.sum())
     if not count:
         return dict.fromkeys(MEASURES, math.nan)
     return {
-        "clean_accuracy": correct / count,
-        "adversarial_accuracy": robust / count,
-        "attack_success_rate": (correct - robust) / correct if correct else 0.0,
-        "attack_failure_rate": robust / correct if correct else 1.0,
+        "clean_accuracy": right / count,
+        "adversarial_accuracy": (robust if correct is None else int(correct.sum())) / count,
+        "attack_success_rate": (right - robust) / right if right else 0.0,
+        "attack_failure_rate": robust / right if right else 1.0,
         "robust_accuracy": robust / count,
     }
 
 
-def _threat(threat_model: ThreatModel) -> dict:
+def corruption_summary(rows: Sequence[Row]) -> CorruptionSummary | None:
+    """Return the mean accuracy over the corruptions of some rows, and that of each kind.
+
+    Args:
+        rows: Of a survival table; rows of other attacks are left out.
+
+    Returns:
+        The mean over kinds of the mean over severities, and the latter by kind; None if no row is of a corruption.
+    """
+    found = {
+        kind: [row["adversarial_accuracy"] for row in rows if row.get("kind") == kind] for kind in CORRUPTION_KINDS
+    }
+    kinds = {kind: math.fsum(shares) / len(shares) for kind, shares in found.items() if shares}
+    return {"mean_accuracy": math.fsum(kinds.values()) / len(kinds), "kinds": kinds} if kinds else None
+
+
+def _kind(attack: Attack) -> dict:
+    """What a row says of a corruption."""
+    return {"kind": attack.kind, "severity": attack.severity} if isinstance(attack, Corruptions) else {}
+
+
+def _threat(threat_model: ThreatModel | None) -> dict:
+    if threat_model is None:
+        return {"norm": None, "epsilon": None, "protocol": "pixel"}
     return {"norm": threat_model.norm, "epsilon": threat_model.epsilon, "protocol": threat_model.protocol}
 
 
@@ -167,7 +197,8 @@ class Evaluator:
 
     Args:
         logits_fn: Images [N, H, W, C] in [0, 1] -> logits [N, K], in inference mode. It decides all outcomes.
-        attacks: Run one after another, each on the images that are classified correctly.
+        attacks: Run one after another, each on the images that are classified correctly. Corruptions run on all
+            images, as one attack per kind and severity.
         batch_size: Images attacked at once; it changes the speed, and no result.
         seed: The seed of the attacks' random numbers.
         jit: Compile with XLA.
@@ -199,7 +230,7 @@ class Evaluator:
         support: tuple | None = None,
         gradient_fn: Callable | None = None,
     ):
-        self.attacks, self.batch_size = tuple(attacks), batch_size
+        self.attacks, self.batch_size = _each(attacks), batch_size
         self._seed, self._support = seed, support
         self._width = batch_size if jit else None
         self._graphs = _Graphs(logits_fn, self._width, outputs, support, gradient_fn)
@@ -212,7 +243,7 @@ class Evaluator:
             seed: The seed of the attacks' random numbers.
         """
         other = copy.copy(self)
-        other.attacks, other._seed = tuple(attacks), seed
+        other.attacks, other._seed = _each(attacks), seed
         return other
 
     def fingerprint(self, images: np.ndarray, labels: np.ndarray, *, keep_images: bool = False) -> Fingerprint:
@@ -292,8 +323,9 @@ class Evaluator:
     ) -> "_Outcome":
         """Run every round of an attack's members on the survivors; the results of a batch are stored in the journal."""
         attack = self.attacks[number]
-        survivors = np.flatnonzero(clean == labels)
+        survivors = np.arange(len(images)) if attack.every_image else np.flatnonzero(clean == labels)
         outcome = _Outcome(clean.copy(), np.full(len(images), np.nan), images.copy() if keep_images else None)
+        outcome.sampled = not attack.every_image  # 75 corruptions would keep as many times the memory
         num_classes = self._graphs.count_classes(images.shape[1:])
         members = [member.for_classes(num_classes) for member in attack.for_classes(num_classes).members]
         attempts = 0
@@ -319,7 +351,8 @@ class Evaluator:
                 outcome.forwards += done * (member.num_passes[0] + 1)
                 outcome.backwards += done * member.num_passes[1]
                 survivors = survivors[outcome.predictions[survivors] == labels[survivors]]
-                progress.finish(f"robust accuracy {len(survivors) / max(1, len(images)):.2%}")
+                accuracy = "accuracy" if attack.every_image else "robust accuracy"
+                progress.finish(f"{accuracy} {len(survivors) / max(1, len(images)):.2%}")
             outcome.stages += ((member.label, len(survivors) / max(1, len(images))),)
         outcome.zero_gradients /= max(1, attempts)
         outcome.dead_gradients /= max(1, attempts)
@@ -405,6 +438,8 @@ class _Graphs:
 
     def step(self, member: Attack, image_shape: tuple[int, ...]) -> Callable:
         """The function of images, labels, round and seeds that runs one round of an attack."""
+        if isinstance(member, Corruptions):  # NumPy, and no graph per kind and severity
+            return functools.partial(self._corrupt, member)
         # A loop whose number of steps is an input crashes XLA.
         shared, numbers = sharing(member) if self._width is None else (member, None)
         signature = (
@@ -415,6 +450,11 @@ class _Graphs:
         )
         function = self._function((shared, image_shape), lambda: self._step_of(member), image_shape, *signature)
         return functools.partial(function, numbers=numbers or ())
+
+    def _corrupt(self, member: Corruptions, x, labels, round, seeds) -> tuple:
+        """As of `step`, run eagerly."""
+        images = craft_round(member, self._logits_fn, x, labels, seed=seeds).images
+        return images, self.predict(x.shape[1:])(images), tf.fill([len(x)], np.nan), tf.zeros([len(x)])
 
     def _function(self, key: tuple, make: Callable[[], Callable], image_shape: tuple[int, ...], *signature) -> Callable:
         if key not in self._compiled:
@@ -441,7 +481,8 @@ class _Graphs:
             crafted = craft_round(
                 member, read, x, targets, seed=seeds, round=round, support=self._support, numbers=numbers or None
             )
-            distances = length(crafted.images - x, member.norm)
+            unmeasured = tf.zeros_like(x[:, 0, 0, 0]) + np.nan
+            distances = unmeasured if member.norm is None else length(crafted.images - x, member.norm)
             return crafted.images, self._predict(crafted.images), distances, crafted.zero_gradients
 
         return step
@@ -461,6 +502,7 @@ class _Outcome:
     seconds: float = 0.0
     stages: tuple[tuple[str, float], ...] = ()
     samples: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    sampled: bool = True
 
     def add(self, chosen: np.ndarray, found: Result, labels: np.ndarray, crafted: np.ndarray | None) -> None:
         """Add the results of a batch; `crafted` are its adversarial images, None if another process computed them."""
@@ -476,10 +518,17 @@ class _Outcome:
             for position in chosen.tolist():
                 self.samples.pop(position, None)
             return
+        if not self.sampled:
+            return
         self.samples.update(zip(chosen.tolist(), crafted, strict=True))
         robust = {position: bool(self.predictions[position] == labels[position]) for position in self.samples}
         first = [[p for p in sorted(robust) if robust[p] is kind][:SAMPLES] for kind in (False, True)]
         self.samples = {position: self.samples[position].copy() for position in itertools.chain(*first)}
+
+
+def _each(attacks: Sequence[Attack]) -> tuple[Attack, ...]:
+    """The attacks that are run, in order: corruptions of several kinds or severities one by one."""
+    return tuple(itertools.chain.from_iterable(attack.variations for attack in attacks))
 
 
 def _batches(indices: np.ndarray, size: int) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from keras_rcl.data.pictures import GAP, picture_grid
+from keras_rcl.data.pictures import GAP, picture_grid, to_rgb
 from keras_rcl.storage.atomic import atomic_path
 from keras_rcl.vocabulary.threat import Norm, format_pixels
 
@@ -212,6 +212,38 @@ def attack_pictures(
                     color=colour or (RIGHT if value == label else WRONG),
                     parse_math=False,
                 )
+    _save(figure, path)
+
+
+def corruption_pictures(
+    clean: np.ndarray, corrupted: Mapping[tuple[str, int], np.ndarray], path: str | Path, *, title: str = ""
+) -> None:
+    """One image under corruptions: one row per kind, with the clean image first and then one tile per severity.
+
+    Args:
+        clean: [H, W, C] in [0, 1].
+        corrupted: (kind, severity) -> [H, W, C] in [0, 1].
+        path: the PNG to write; its folder is made when absent.
+        title: written above.
+
+    Raises:
+        InvalidInputError: if the file cannot be written.
+    """
+    kinds, severities = list(dict.fromkeys(kind for kind, _ in corrupted)), sorted({number for _, number in corrupted})
+    blank = np.ones_like(clean)
+    tiles = [[clean, *(corrupted.get((kind, number), blank) for number in severities)] for kind in kinds]
+    figure = Figure(figsize=(2.2 + 0.8 * (1 + len(severities)), 0.8 + 0.8 * len(kinds)), layout="constrained")
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    grid = figure.subplots(len(kinds), 1 + len(severities), squeeze=False)
+    for kind, row, axes in zip(kinds, tiles, grid, strict=True):
+        for tile, one in zip(to_rgb(np.stack(row)), axes, strict=True):
+            one.imshow(tile, interpolation="nearest")
+            one.set_xticks([])
+            one.set_yticks([])
+            one.spines[:].set_visible(False)
+        axes[0].set_ylabel(kind.replace("_", " "), fontsize=7, rotation=0, ha="right", va="center")
+    for one, head in zip(grid[0], ["clean", *map(str, severities)], strict=True):
+        one.set_title(head, fontsize=8)
     _save(figure, path)
 
 

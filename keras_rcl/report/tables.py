@@ -45,13 +45,35 @@ def percent(value: float) -> str:
 
 
 def attack_table(record: Mapping) -> str:
-    """The table that `attack` prints: one row per attack and epsilon, in percent."""
+    """The table that `attack` prints: one row per attack and epsilon, in percent; corruptions are left out."""
     rows = []
     for row in record["rows"]:
+        if "kind" in row:
+            continue
         name = row["attack"] if row["attack"] != "worst case" else _worst_case(row)
         limits = interval_text(row["robust_accuracy"], record["images"])
         rows.append([name, *(percent(row[key]) for key in list(ATTACK_COLUMNS.values())[1:]), limits])
     return text_table([*ATTACK_COLUMNS, "95% interval"], rows)
+
+
+def has_attacks(record: Mapping) -> bool:
+    """Whether a record has rows of other attacks than corruptions, or no rows at all."""
+    return not record["rows"] or any("kind" not in row for row in record["rows"])
+
+
+def corruption_table(record: Mapping) -> str:
+    """The accuracies on corrupted images, in percent: one row per kind, one column per severity, and the means."""
+    summary = record["corruptions"]
+    found = {(row["kind"], row["severity"]): row["adversarial_accuracy"] for row in record["rows"] if "kind" in row}
+    severities = sorted({severity for _, severity in found})
+    rows = [
+        [kind, *(percent(found.get((kind, severity), math.nan)) for severity in severities), percent(mean)]
+        for kind, mean in summary["kinds"].items()
+    ]
+    columns = [[share for (_, number), share in found.items() if number == severity] for severity in severities]
+    means = [percent(math.fsum(shares) / len(shares)) for shares in columns]
+    header = ["corruption", *(f"severity {severity}" for severity in severities), "mean"]
+    return text_table(header, [*rows, ["mean", *means, percent(summary["mean_accuracy"])]])
 
 
 def interval_text(share: float, images: int) -> str:
@@ -121,7 +143,9 @@ def protocol_table(record: Mapping) -> str:
     """
     rows = []
     for row in record["rows"]:
-        epsilon = format_epsilon(row["epsilon"], row["norm"])
+        if "kind" in row:
+            continue
+        epsilon = "" if row["norm"] is None else format_epsilon(row["epsilon"], row["norm"])
         name = row["attack"].removesuffix(f" {row['protocol']}").removesuffix(f" {epsilon}")
         distances = [_distance(row.get(key), row["norm"]) for key in ("largest_distance", "median_distance_fallen")]
         measured = [percent(row[key]) for key in ("clean_accuracy", "robust_accuracy", "attack_success_rate")]
@@ -183,11 +207,16 @@ def _distance(value: float | None, norm: str) -> str:
 
 
 def comparison_table(records: Mapping[str, Mapping]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: one row per variant, with clean accuracy and robust accuracy under each attack, in percent."""
+    """Header and rows: one row per variant, with clean accuracy and robust accuracy under each attack, in percent.
+
+    Of corruptions, the mean accuracy is one column.
+    """
     attacks = list(dict.fromkeys(_column(row) for record in records.values() for row in record["rows"]))
     rows = []
     for name, record in records.items():
-        robust = {_column(row): percent(row["robust_accuracy"]) for row in record["rows"]}
+        robust = {_column(row): percent(row["robust_accuracy"]) for row in record["rows"] if "kind" not in row}
+        if "corruptions" in record:
+            robust[CORRUPTIONS] = percent(record["corruptions"]["mean_accuracy"])
         rows.append([name, percent(record["clean_accuracy"]), *(robust.get(attack, "") for attack in attacks)])
     return ["variant", "clean", *attacks], rows
 
@@ -199,7 +228,13 @@ def _worst_case(row: Mapping) -> str:
     )
 
 
+CORRUPTIONS = "corruptions"
+"""The column of the mean accuracy on corrupted images."""
+
+
 def _column(row: Mapping) -> str:
+    if "kind" in row:
+        return CORRUPTIONS
     return _worst_case(row) if row["attack"] == "worst case" else row["attack"]
 
 

@@ -100,6 +100,10 @@ class AuditBudget:
         """The verifier that was given, which is run or refused, never replaced."""
         verifier = self.verifier
         assert verifier is not None
+        if verifier.norm is None:
+            raise InvalidInputError(
+                f"verifier {verifier.label} has no ball, and the claim is of one; hint: use autoattack or pgd"
+            )
         if verifier.norm != claim.norm:
             raise InvalidInputError(
                 f"verifier {verifier.label} has norm {verifier.norm}, the claim {claim.norm}; use one"

@@ -77,6 +77,10 @@ class Adversarial:
     warm_steps: NonNegativeInt = 0
 
     def __post_init__(self):
+        if self.attack.norm is None:
+            raise ValueError(
+                f"{self.attack.label} has no epsilon, and training takes attacks that have one, such as pgd"
+            )
         if self.warm_steps and (self.attack.name not in ("bim", "pgd") or self.attack.num_restarts > 1):
             raise ValueError(f"{self.attack.label} cannot start from its last image; use warm_steps with bim or pgd")
         if self.warm_steps and isinstance(self.of, Augmented):

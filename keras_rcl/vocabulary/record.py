@@ -45,13 +45,16 @@ class DataIdentity(TypedDict):
 class Row(TypedDict):
     """What one attack left, or the worst case of several attacks, which has no costs: a row of `Survival.rows`.
 
-    Accuracies and rates are shares in [0, 1]; distances are in the attack's norm and in pixel units.
+    Accuracies and rates are shares in [0, 1]; distances are in the attack's norm and in pixel units. An attack that no
+    ball bounds has neither norm nor epsilon; a corruption has its kind and severity.
     """
 
     attack: str
-    norm: Norm
-    epsilon: Length
+    norm: Norm | None
+    epsilon: Length | None
     protocol: NotRequired[str]
+    kind: NotRequired[str]
+    severity: NotRequired[int]
     clean_accuracy: Share
     adversarial_accuracy: Share
     attack_success_rate: Share
@@ -65,6 +68,14 @@ class Row(TypedDict):
     backwards: NotRequired[int]
     seconds: NotRequired[float]
     stages: NotRequired[dict[str, Share]]
+
+
+@with_config(STORED)
+class CorruptionSummary(TypedDict):
+    """The mean accuracy on corrupted images: over the kinds, and of each kind over its severities."""
+
+    mean_accuracy: Share
+    kinds: dict[str, Share]
 
 
 @with_config(STORED)
@@ -101,6 +112,7 @@ class Record(TypedDict):
     clean_accuracy: Share
     rows: list[Row]
     survival: SurvivalBits
+    corruptions: NotRequired[CorruptionSummary]
     versions: dict[str, str]
     warnings: NotRequired[list[str]]
     geometry: NotRequired[dict[str, Any] | None]

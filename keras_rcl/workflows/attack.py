@@ -12,12 +12,12 @@ from keras_rcl.evaluation.record import make_record, versions
 from keras_rcl.evaluation.robustness import SAMPLES, Evaluator, Survival
 from keras_rcl.evaluation.warnings import attack_warnings, model_warnings
 from keras_rcl.model_io.classifier import load_classifier
-from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures
+from keras_rcl.report.figures import accuracy_epsilon_plot, attack_pictures, corruption_pictures
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
-from keras_rcl.vocabulary.attacks import Attack, describe
+from keras_rcl.vocabulary.attacks import Attack, Corruptions, describe
 from keras_rcl.vocabulary.record import Record
 from keras_rcl.vocabulary.threat import PROTOCOLS, Norm
 from keras_rcl.workflows.inputs import data_for, geometry_of, model_values, outputs_of, pixels, split_of, support_of
@@ -152,11 +152,13 @@ def curves_by_norm(survival: Survival) -> dict[Norm, dict[str, list[tuple[float,
     """Norm -> attack -> (epsilon, robust accuracy), for `accuracy_epsilon_figure`."""
     curves: dict[Norm, dict[str, list[tuple[float, float]]]] = {}
     for row in survival.rows():
-        norm, protocol = row["norm"], row["protocol"]
+        norm, epsilon, protocol = row["norm"], row["epsilon"], row["protocol"]
+        if norm is None or epsilon is None:
+            continue
         curve = row["attack"].split(f" {norm}")[0] + (f" {protocol}" if protocol != "pixel" else "")
         # Where a protocol's box is not that of pixels, epsilon 0 changes images too.
         start = [] if PROTOCOLS[protocol].box else [(0.0, survival.clean_accuracy)]
-        curves.setdefault(norm, {}).setdefault(curve, start).append((row["epsilon"], row["robust_accuracy"]))
+        curves.setdefault(norm, {}).setdefault(curve, start).append((epsilon, row["robust_accuracy"]))
     return curves
 
 
@@ -168,10 +170,14 @@ def draw(
     title: str,
     folder: Path,
 ) -> None:
-    """Draw one accuracy-epsilon plot per norm, and pictures of the strongest attack."""
+    """Draw one accuracy-epsilon plot per norm, pictures of the strongest attack, and an image under each corruption."""
+    _draw_corruptions(evaluator, survival, images, title, folder)
     for norm, curves in curves_by_norm(survival).items():
         accuracy_epsilon_plot(curves, folder / f"accuracy_epsilon_{norm}.png", norm=norm, title=title)
-    strongest = int(np.argmin(survival.survived.mean(axis=1)))
+    numbers = [number for number, attack in enumerate(survival.attacks) if not isinstance(attack, Corruptions)]
+    if not numbers:
+        return
+    strongest = numbers[int(np.argmin(survival.survived[numbers].mean(axis=1)))]
     broken = np.flatnonzero(survival.clean & ~survival.survived[strongest])
     robust = np.flatnonzero(survival.survived[strongest])
     chosen = np.concatenate([broken, robust])[:SAMPLES]
@@ -186,3 +192,15 @@ def draw(
             folder / "pictures.png",
             epsilon_text=describe(survival.attacks[strongest]),
         )
+
+
+def _draw_corruptions(evaluator: Evaluator, survival: Survival, images: np.ndarray, title: str, folder: Path) -> None:
+    """Draw the first image that is classified correctly under each corruption of the evaluation, if it has any."""
+    first = np.array([int(np.argmax(survival.clean))])
+    tiles = {
+        (str(attack.kind), attack.severity or 0): evaluator.adversarial_images(survival, number, first, images)[0]
+        for number, attack in enumerate(survival.attacks)
+        if isinstance(attack, Corruptions)
+    }
+    if tiles:
+        corruption_pictures(images[first[0]], tiles, folder / "corruptions.png", title=title)

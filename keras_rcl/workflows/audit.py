@@ -199,10 +199,10 @@ def _of_record(
     image_shape: tuple[int, ...],
 ) -> tuple[Claim, Evidence]:
     """The claim of a record for one threat model, and what it reports of each image."""
-    known = dict.fromkeys((attack.norm, attack.epsilon) for attack in stored["attacks"])
+    known = dict.fromkeys((attack.norm, attack.epsilon) for attack in stored["attacks"] if attack.norm is not None)
     wanted = [ball for ball in known if norm in (None, ball[0]) and epsilon in (None, ball[1])]
     if len(wanted) != 1:
-        texts = ", ".join(f"{n} {format_epsilon(e, n)}" for n, e in known) or "no attack"
+        texts = ", ".join(f"{n} {format_epsilon(e, n)}" for n, e in known) or "no attack in a ball"
         raise InvalidInputError(f"{path} holds {texts}; choose one with --norm and --epsilon")
     ((norm, epsilon),) = wanted
     numbers = [i for i, attack in enumerate(stored["attacks"]) if (attack.norm, attack.epsilon) == (norm, epsilon)]

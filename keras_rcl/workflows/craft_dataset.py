@@ -80,6 +80,10 @@ def craft_dataset(
         >>> import keras_rcl
         >>> keras_rcl.craft_dataset(Path("saved_models/digits-at"), keras_rcl.PGD())  # doctest: +SKIP
     """
+    if attack.norm is None:
+        raise InvalidInputError(
+            f"{attack.label} has no epsilon, which what is stored needs; choose another, such as pgd"
+        )
     if attack.protocol != "pixel":
         raise InvalidInputError(f"{describe(attack)} is not in pixels, and what is stored is; leave out the protocol")
     classifier = load_classifier(path, trust=trust, **foreign)

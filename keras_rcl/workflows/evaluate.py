@@ -15,7 +15,7 @@ from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.evaluation.warnings import attack_warnings, model_warnings
 from keras_rcl.measures.wilson import wilson_interval
 from keras_rcl.report.figures import accuracy_epsilon_figure
-from keras_rcl.report.tables import interval_text, percent, text_table
+from keras_rcl.report.tables import corruption_table, has_attacks, interval_text, percent, text_table
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.fingerprint import hash_arrays
@@ -73,8 +73,13 @@ class RobustnessReport:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of images that survive every attack."""
+        """The share of images that survive every attack; corruptions count as attacks."""
         return float(self.survived.all(axis=0).mean()) if self.survived.size else float("nan")
+
+    @property
+    def corruption_accuracy(self) -> float | None:
+        """The mean accuracy on corrupted images, over kinds and severities; None if there was no corruption."""
+        return self.record["corruptions"]["mean_accuracy"] if "corruptions" in self.record else None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -91,10 +96,12 @@ class RobustnessReport:
                 interval_text(row["robust_accuracy"], count),
             ]
             for row in self.record["rows"]
+            if "kind" not in row
         ]
-        table = text_table(["attack", "clean", "robust", "95% interval"], rows)
+        tables = [text_table(["attack", "clean", "robust", "95% interval"], rows)] if has_attacks(self.record) else []
+        tables += [corruption_table(self.record)] if "corruptions" in self.record else []
         lines = [f"note: {note}" for note in self.notes] + [f"warning: {line}" for line in self.warnings]
-        return "\n".join([table, "", f"in % of {count} images", *lines])
+        return "\n".join([*(f"{table}\n" for table in tables), f"in % of {count} images", *lines])
 
     def __repr__(self) -> str:
         return (
@@ -106,9 +113,14 @@ class RobustnessReport:
         """Return the figure of robust accuracy against epsilon, one line per attack.
 
         Args:
-            norm: Of the attacks that are shown; that of the first attack if not given.
+            norm: Of the attacks that are shown; that of the first attack with an epsilon if not given.
+
+        Raises:
+            InvalidInputError: If no attack has an epsilon of this norm.
         """
         curves = curves_by_norm(self.survival)
+        if not curves or norm not in (None, *curves):
+            raise InvalidInputError(f"no attack has an epsilon in {norm or 'a norm'}; hint: evaluate pgd as well")
         shown = next(iter(curves)) if norm is None else norm
         return accuracy_epsilon_figure(curves[shown], norm=shown, title=self.record["model"]["name"])
 
@@ -233,6 +245,11 @@ def _attacks(chosen: Any, epsilon: Any, norm: Norm | None, num_classes: int) -> 
         parse_attack(one) if isinstance(one, str) else one
         for one in (chosen if isinstance(chosen, (list, tuple)) else [chosen])
     ]
+    without = [attack.label for attack in attacks if attack.norm is None]
+    if without and (norm, epsilon) != (None, None):
+        raise InvalidInputError(
+            f"{without[0]} has neither norm nor epsilon to set; hint: leave them out, or run this attack by itself"
+        )
     if norm is not None and epsilon is None and any(attack.norm != norm for attack in attacks):
         raise InvalidInputError(f"norm {norm} without an epsilon; hint: give one, such as epsilon=0.5 for l2")
     try:
@@ -240,7 +257,11 @@ def _attacks(chosen: Any, epsilon: Any, norm: Norm | None, num_classes: int) -> 
             attacks = [dataclasses.replace(attack, norm=norm) for attack in attacks]
         if epsilon is not None:
             radii = epsilon if isinstance(epsilon, (list, tuple, np.ndarray)) else [epsilon]
-            attacks = [attack.with_epsilon(read_epsilon(radius, attack.norm)) for attack in attacks for radius in radii]
+            attacks = [
+                attack.with_epsilon(read_epsilon(radius, attack.norm or "linf"))
+                for attack in attacks
+                for radius in radii
+            ]
     except (ValidationError, TypeError) as error:
         text = format_error(error) if isinstance(error, ValidationError) else str(error)
         raise InvalidInputError(f"attack {chosen!r}: {text}") from None

@@ -376,7 +376,7 @@ class _FigureWriter:
             curves = {}
             for row in rows:
                 found = [(m.attack.epsilon, self._mean(row, m)) for m in wanted if m.attack.protocol == protocol]
-                points = [(epsilon, value / 100) for epsilon, value in found if value is not None]
+                points = [(e, value / 100) for e, value in found if e is not None and value is not None]
                 clean = self._mean(row, Clean())
                 if points and clean is not None and not PROTOCOLS[protocol].box:  # else epsilon 0 changes images too
                     points.append((0.0, clean / 100))

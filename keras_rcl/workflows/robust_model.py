@@ -344,9 +344,10 @@ def evaluation_attack(phase: Phase) -> Attack:
     attacks = [view.attack for view in phase.views if isinstance(view, Adversarial)]
     if phase.worst_case:
         return PGD(epsilon=phase.worst_case.radius)
-    if not attacks or attacks[-1].norm not in get_args(Norm):
+    norm = attacks[-1].norm if attacks else None
+    if norm is None or norm not in get_args(Norm):
         return PGD()
-    return PGD(epsilon=attacks[-1].epsilon, norm=attacks[-1].norm)
+    return PGD(epsilon=attacks[-1].epsilon, norm=norm)
 
 
 def steps_per_epoch(given: dict[str, Any]) -> int | None:
@@ -368,10 +369,10 @@ def steps_per_epoch(given: dict[str, Any]) -> int | None:
 
 
 def _checked(attack: Attack) -> Attack:
-    if attack.target_output != "logits" or attack.proxy or attack.training_only or attack.targeted:
+    if not attack.measures_training or attack.targeted:
         raise InvalidInputError(
-            f"{attack.label} does not attack the model's own logits away from the label; hint: choose one that does, "
-            "such as PGD"
+            f"{attack.label} does not attack the model's own logits in a ball, away from the label; hint: choose one "
+            "that does, such as PGD"
         )
     return attack
 

@@ -267,9 +267,9 @@ def _experiment(vary: Callable, settings: Mapping[str, str]) -> tuple[Experiment
 
 
 def _check_attack(attack: Attack) -> None:
-    if attack.target_output != "logits" or attack.proxy or attack.training_only:
+    if not attack.measures_training:
         raise InvalidInputError(
-            f"--attack {attack.label} does not look at the network's own logits; choose pgd or autoattack"
+            f"--attack {attack.label} does not attack the network's own logits in a ball; choose pgd or autoattack"
         )
 
 

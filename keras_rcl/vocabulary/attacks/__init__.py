@@ -7,12 +7,14 @@ from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPG
 from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
 from keras_rcl.vocabulary.attacks.parsing import ALIASES, ATTACKS, Attack, describe, known_attacks, parse_attack, to_cli
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
+from keras_rcl.vocabulary.attacks.transformations import CORRUPTION_KINDS, Corruptions, Spatial
 from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
 
 __all__ = [
     "ALIASES",
     "ATTACKS",
     "BIM",
+    "CORRUPTION_KINDS",
     "DDN",
     "FAB",
     "FGSM",
@@ -24,6 +26,7 @@ __all__ = [
     "AutoAttack",
     "AutoPGD",
     "CarliniWagner",
+    "Corruptions",
     "DeepFool",
     "Embedding",
     "GradientAscent",
@@ -32,6 +35,7 @@ __all__ = [
     "Noise",
     "RayS",
     "Refreshed",
+    "Spatial",
     "Square",
     "Stored",
     "SupConAttack",

@@ -21,6 +21,7 @@ class AttackBase(DataclassInstance):
     Attributes:
         steps_field: The field that a number after the attack's name sets on the command line.
         training_only: Whether the attack is defined in training only.
+        every_image: Whether an evaluation attacks misclassified images as well.
 
     Example:
         A subclass is a `spec` with the fields `name`, `norm` and `epsilon`, and the properties `label` and
@@ -35,17 +36,23 @@ class AttackBase(DataclassInstance):
     """The field that a number after the attack's name sets on the command line."""
     training_only: ClassVar[bool] = False
     """Whether the attack is defined in training only."""
+    every_image: ClassVar[bool] = False
+    """Whether an evaluation attacks misclassified images as well."""
 
     def __post_init__(self) -> None:
+        if self.norm is None or self.epsilon is None:
+            return
         check_epsilon(self.epsilon, self.norm)
         check_step_size(getattr(self, "step_size", None), self.norm)
 
     @property
-    def norm(self) -> Norm:
+    def norm(self) -> Norm | None:
+        """The norm of the ball; None if no ball bounds the attack."""
         raise NotImplementedError
 
     @property
-    def epsilon(self) -> float:
+    def epsilon(self) -> float | None:
+        """The radius of the ball in the protocol's units; None if no ball bounds the attack."""
         raise NotImplementedError
 
     @property
@@ -86,7 +93,10 @@ class AttackBase(DataclassInstance):
         return None
 
     @property
-    def threat_model(self) -> ThreatModel:
+    def threat_model(self) -> ThreatModel | None:
+        """The ball; None if no ball bounds the attack."""
+        if self.norm is None:
+            return None
         return ThreatModel(norm=self.norm, epsilon=self.epsilon, protocol=self.protocol)
 
     @property
@@ -101,6 +111,16 @@ class AttackBase(DataclassInstance):
     def members(self) -> tuple["Attack", ...]:
         """The attacks of an ensemble in the order in which they run; any other attack is its own only member."""
         return (self,)  # type: ignore[return-value]
+
+    @property
+    def variations(self) -> tuple["Attack", ...]:
+        """What an evaluation runs and reports in place of this attack; most attacks are their own only variation."""
+        return (self,)  # type: ignore[return-value]
+
+    @property
+    def measures_training(self) -> bool:
+        """Whether the attack can measure a network while it is trained: on its own logits, within a ball."""
+        return self.target_output == "logits" and not self.proxy and not self.training_only and self.norm is not None
 
     @property
     def cost(self) -> int:
@@ -124,13 +144,21 @@ class AttackBase(DataclassInstance):
         Raises:
             InvalidInputError: if one of them is.
         """
-        if self.protocol != "pixel":
+        if self.protocol != "pixel" or self.norm is None or self.epsilon is None:
             return
         check_ball(self.epsilon, self.norm, image_shape)
         check_ball(getattr(self, "step_size", None) or 0.0, self.norm, image_shape, "step_size")
 
     def with_epsilon(self, epsilon: float) -> Self:
-        """The same attack with another radius, in pixel units."""
+        """The same attack with another radius, in pixel units.
+
+        Raises:
+            InvalidInputError: if no ball bounds the attack.
+        """
+        if self.norm is None:
+            raise InvalidInputError(
+                f"{self.label} has no epsilon to set; hint: leave the epsilon out, or run this attack by itself"
+            )
         return dataclasses.replace(self, epsilon=epsilon)
 
     def with_protocol(self, protocol: Protocol) -> Self:

@@ -26,6 +26,10 @@ class GradientAscent(AttackBase):
         return 1
 
     @property
+    def epsilon(self) -> float:
+        raise NotImplementedError
+
+    @property
     def step_size(self) -> float | None:
         return None
 

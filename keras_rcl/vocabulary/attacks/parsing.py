@@ -11,6 +11,7 @@ from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD
 from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
+from keras_rcl.vocabulary.attacks.transformations import Corruptions, Spatial
 from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
 from keras_rcl.vocabulary.registry import OpenUnion, added, find, reserve
 from keras_rcl.vocabulary.threat import format_epsilon
@@ -34,6 +35,8 @@ Attack = Annotated[
         RayS,
         HopSkipJump,
         Noise,
+        Spatial,
+        Corruptions,
         Transfer,
         Stored,
         Refreshed,
@@ -59,7 +62,9 @@ def known_attacks() -> dict[str, Any]:
 
 
 def describe(attack: Attack) -> str:
-    """One line for tables: `PGD-40 linf 8/255`, and the protocol if it is not `pixel`."""
+    """One line for tables: `PGD-40 linf 8/255`, and the protocol if it is not `pixel`; the label if it has no ball."""
+    if attack.norm is None or attack.epsilon is None:
+        return attack.label
     protocol = "" if attack.protocol == "pixel" else f" {attack.protocol}"
     return f"{attack.label} {attack.norm} {format_epsilon(attack.epsilon, attack.norm)}{protocol}"
 

@@ -28,11 +28,11 @@ class Wrapping(AttackBase):
     attack: AttackBase
 
     @property
-    def norm(self) -> Norm:
+    def norm(self) -> Norm | None:
         return self.attack.norm
 
     @property
-    def epsilon(self) -> float:
+    def epsilon(self) -> float | None:
         return self.attack.epsilon
 
     def with_epsilon(self, epsilon: float) -> Self:
