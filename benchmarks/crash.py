@@ -144,6 +144,10 @@ def subjects(root: Path) -> dict[str, Subject]:
     ]
     table = {
         "attack": (["attack", at, *attacks, "--batch-size", "10", "--save-images", *shared], ["out/record.json"]),
+        "corruptions": (
+            ["attack", at, "--attack", "corruptions", "--attack", "spatial:num_rotations=9", "--save-images", *shared],
+            ["out/record.json", "out/corruptions.png"],
+        ),
         "craft-dataset": (["craft-dataset", at, *crafted, *shared], ["out/examples.json"]),
         "audit": (["audit", at, *claim, *shared], ["out/audit.json"]),
         "verify": (["verify", certified, *balls, *shared], ["out/record.json"]),

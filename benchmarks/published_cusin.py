@@ -1,6 +1,6 @@
 """The twelve published networks of Cusin and Serafini: import, attack, AutoAttack and verification.
 
-    python -m benchmarks.published_cusin WEIGHTS [--stage attack|autoattack|verify|pixel] [--images N]
+    python -m benchmarks.published_cusin WEIGHTS [--stage attack|autoattack|corruptions|verify|pixel] [--images N]
 
 WEIGHTS is a folder of their files, named `<folder>__<file>.pt` as in their repository. Records are written to
 `results/published/`; a network that has its record is left out, and an interrupted attack resumes.
@@ -16,15 +16,17 @@ from keras_rcl.papers.cusin import PUBLISHED_EPSILONS, PUBLISHED_FILES, publishe
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
 from keras_rcl.storage.atomic import read_json, write_json
-from keras_rcl.vocabulary.attacks import PGD, AutoAttack
+from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Corruptions
 
 RESULTS = Path("results/published")
 STAGES = {
     "attack": [published_attack(epsilon) for epsilon in PUBLISHED_EPSILONS],
     "pixel": [PGD(epsilon=epsilon / 255, num_steps=10) for epsilon in PUBLISHED_EPSILONS],
     "autoattack": [AutoAttack(), AutoAttack(epsilon=2 / 255)],
+    "corruptions": [Corruptions()],
 }
-"""What each network is attacked by: by the authors' attack on all test images, by PGD in pixels, by AutoAttack."""
+"""What each network is attacked by: by the authors' attack on all test images, by PGD in pixels, by AutoAttack, by
+common corruptions."""
 
 RADIUS = 1 / 255
 """The radius of the paper's Table 1 in pixels."""

@@ -15,6 +15,7 @@ References:
     (arXiv:1903.12261).
 """
 
+import functools
 import io
 import math
 from collections.abc import Callable
@@ -128,7 +129,11 @@ def _defocus_blur(x: np.ndarray, rng: np.random.Generator, radius: float, softne
 
 
 def _glass_blur(x: np.ndarray, rng: np.random.Generator, deviation: float, reach: int, repeats: int) -> np.ndarray:
-    """Pixels are exchanged with others that are at most `reach` rows and columns above or left, between two blurs."""
+    """Pixels take the place of neighbours, between two blurs.
+
+    From the last pixel on, each becomes a copy of one that is at most `reach` rows and columns away. The paper says
+    that pixels are exchanged; the published code copies one over the other.
+    """
     height, width, channels = x.shape
     places = list(range(height * width))
     for _ in range(repeats):
@@ -137,13 +142,23 @@ def _glass_blur(x: np.ndarray, rng: np.random.Generator, deviation: float, reach
         for row, in_row in zip(rows, shifts.tolist(), strict=True):
             for column, shift in zip(columns, in_row, strict=True):
                 here = row * width + column
-                places[here], places[here + shift] = places[here + shift], places[here]
+                places[here] = places[here + shift]
     shuffled = _blur(x, deviation).reshape(-1, channels)[places].reshape(x.shape)
     return _blur(shuffled, deviation)
 
 
-def _motion(x: np.ndarray, angle: float, radius: int, deviation: float) -> np.ndarray:
-    """The mean along a path that starts at each pixel, with one half of a Gaussian as weights."""
+def motion(x: np.ndarray, angle: float, radius: int, deviation: float) -> np.ndarray:
+    """The mean along a path that ends at each pixel, with one half of a Gaussian as weights.
+
+    Args:
+        x: [H, W, C].
+        angle: in radians; 0 moves a dot to the right, pi/2 down.
+        radius: half of the number of steps along the path, each one pixel long.
+        deviation: of the Gaussian, in pixels.
+
+    Returns:
+        [H, W, C].
+    """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * deviation**2))
     rows, columns = (np.floor(steps * way + 0.5).astype(int) for way in (math.sin(angle), math.cos(angle)))
@@ -153,14 +168,26 @@ def _motion(x: np.ndarray, angle: float, radius: int, deviation: float) -> np.nd
 
 
 def _motion_blur(x: np.ndarray, rng: np.random.Generator, radius: int, deviation: float) -> np.ndarray:
-    return _motion(x, math.radians(rng.uniform(-45, 45)), radius, deviation)
+    return motion(x, math.radians(rng.uniform(-45, 45)), radius, deviation)
+
+
+@functools.lru_cache(maxsize=128)
+def _zoom_matrix(size: int, factor: float) -> np.ndarray:
+    """[size, size]: linear interpolation of the center of a line, enlarged to the line."""
+    center = (size - 1) / 2
+    places = center + (np.arange(size) - center) / factor
+    before = np.minimum(places.astype(int), size - 2)
+    matrix = np.zeros((size, size))
+    matrix[np.arange(size), before] = 1 - (places - before)
+    matrix[np.arange(size), before + 1] = places - before
+    return matrix
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     """The center of x enlarged to the size of x, with bilinear interpolation."""
-    center = (np.array(x.shape[:2]) - 1) / 2
-    offset = [*(center - center / factor), 0]
-    return ndimage.affine_transform(x, [1 / factor, 1 / factor, 1], offset, order=1, mode="nearest")
+    height, width, _ = x.shape
+    rows = (_zoom_matrix(height, factor) @ x.reshape(height, -1)).reshape(x.shape)
+    return _zoom_matrix(width, factor) @ rows
 
 
 def _zoom_blur(x: np.ndarray, rng: np.random.Generator, largest: float, step: float) -> np.ndarray:
@@ -211,7 +238,7 @@ def _snow(
     """Bright flakes: zoomed noise above a threshold, blurred along a steep path, and a whitened image."""
     flakes = _zoomed(rng.normal(mean, deviation, (*x.shape[:2], 1)), zoom)
     flakes = np.clip(np.where(flakes < threshold, 0.0, flakes), 0.0, 1.0)
-    flakes = _motion(flakes, math.radians(rng.uniform(-135, -45)), radius, blur)
+    flakes = motion(flakes, math.radians(rng.uniform(-135, -45)), radius, blur)
     whitened = kept * x + (1 - kept) * np.maximum(x, 1.5 * _grey(x) + 0.5)
     return whitened + flakes + flakes[::-1, ::-1]
 

@@ -30,7 +30,7 @@ def spatial(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Spatia
     References:
         Engstrom et al. 2019, "Exploring the landscape of spatial robustness".
     """
-    tried = _random(attack, round.seeds) if attack.search == "random" else _grid(attack)[:, None]
+    tried = _random(attack, round.seeds) if attack.num_random else _grid(attack)[:, None]
     margin = surrogate_of("logit_margin", labels, False)
 
     def look(images):

@@ -22,11 +22,13 @@ from keras_rcl.vocabulary.attacks import (
     PGD,
     AutoPGD,
     CarliniWagner,
+    Corruptions,
     DeepFool,
     Embedding,
     HopSkipJump,
     Noise,
     RayS,
+    Spatial,
     Square,
     SupConAttack,
     Transfer,
@@ -96,7 +98,14 @@ OTHERS = {
     "transfer": Transfer(source="another", attack=PGD(epsilon="8/255", num_steps=6)),
 }
 """Climb something else, or by another way; what they look at is here the same function as for all others."""
-EVERY = ATTACKS | ENSEMBLE | NOISE | OTHERS
+WITHOUT_BALL = {
+    "spatial": Spatial(num_rotations=3, num_translations=3),
+    "spatial random": Spatial(num_random=4, padding="reflect"),
+    "corruptions": Corruptions(kind="gaussian_noise", severity=3),
+}
+"""No norm bounds them; test_spatial.py and test_corruptions.py say which images they may return."""
+BOUNDED = ATTACKS | ENSEMBLE | NOISE | OTHERS
+EVERY = BOUNDED | WITHOUT_BALL
 WITHOUT_A_ROW = {
     "autoattack": "an ensemble: its members are rows",
     "joint": "reads two outputs at once: see test_protocols.py",
@@ -134,6 +143,7 @@ def rows(attacks):
 
 gradient_attack = pytest.mark.parametrize("attack", rows(ATTACKS))
 every_row = pytest.mark.parametrize("attack", rows(EVERY))
+bounded_row = pytest.mark.parametrize("attack", rows(BOUNDED))
 every_attack = pytest.mark.parametrize("attack", rows({name: EVERY[name] for name in EVERY if name not in VARIANTS}))
 
 CLASSES = 4
@@ -232,12 +242,15 @@ def test_in_the_ball_and_in_the_box_and_the_network_is_untouched(attack, network
     x_adv = x_adv.numpy()
     assert x_adv.dtype == np.float32 and x_adv.shape == IMAGES.shape
     assert x_adv.min() >= 0 and x_adv.max() <= 1
+    if attack in WITHOUT_BALL.values():
+        assert attack.norm is attack.epsilon is attack.threat_model is None
+        return
     found = lengths(x_adv.astype("float64") - IMAGES, attack.norm)
     assert found.max() <= attack.epsilon + 1e-6
     assert found.min() > attack.epsilon / 4 or attack in ENSEMBLE.values()
 
 
-@every_row
+@bounded_row
 def test_epsilon_0_returns_the_image(attack):
     assert craft(attack.with_epsilon(0.0), smooth, IMAGES, aims(attack), seed=5).numpy().tobytes() == IMAGES.tobytes()
 
@@ -265,7 +278,7 @@ def test_neighbours_hardly_matter_to_a_float32_network(logits, name):
 def test_the_seed_decides(attack):
     first, second = (compiled(attack)(IMAGES, aims(attack), 5).numpy() for _ in range(2))
     assert first.tobytes() == second.tobytes()
-    if attack in ENSEMBLE.values() or isinstance(attack, Transfer):
+    if attack in (ENSEMBLE | WITHOUT_BALL).values() or isinstance(attack, Transfer):
         return
     # After many steps other starts may end in the same corner of the ball; after one step they do not.
     one_step = attack if isinstance(attack, FGSM | Noise) else dataclasses.replace(attack, num_steps=1)

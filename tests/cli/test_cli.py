@@ -21,6 +21,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from keras_rcl.cli.app import CRASHED, OneLineErrors, cli
 from keras_rcl.config import Experiment
 from keras_rcl.data.sources import load
+from keras_rcl.evaluation.record import read_record
 from keras_rcl.methods import PGDBoth, PGDSupCon
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.vocabulary.dataset import Dataset
@@ -182,6 +183,31 @@ def attacked(tmp_path, *arguments) -> dict:
     record = json.loads(result.stdout)
     assert "geometry" not in record  # it is measured on request
     return record
+
+
+@pytest.mark.slow
+def test_corruptions_and_transformations(here, tmp_path):
+    """One table by kind and severity, one row for what has no epsilon, and a picture of one image under each."""
+    folder = tmp_path / "changed"
+    chosen = ("--attack", "corruptions:kind=contrast", "--attack", "spatial:num_rotations=3", "--attack", "fgsm")
+    said = run("attack", "saved_models/digits-at", *chosen, "--limit", "30", "--output-dir", folder).stdout.splitlines()
+    record = json.loads((folder / "record.json").read_text())
+    kinds, spatial, fgsm = record["rows"][:5], record["rows"][5], record["rows"][6]
+    assert [row["severity"] for row in kinds] == [1, 2, 3, 4, 5] and len(record["rows"]) == 7
+    assert [(row["norm"], row["epsilon"]) for row in (*kinds, spatial)] == [(None, None)] * 6
+    shares = [row["adversarial_accuracy"] for row in kinds]
+    mean = record["corruptions"]["mean_accuracy"]
+    assert record["corruptions"]["kinds"] == {"contrast": mean} and mean == pytest.approx(np.mean(shares))
+    assert said[0].split() == ["corruption", *" ".join(f"severity {n}" for n in range(1, 6)).split(), "mean"]
+    assert said[2].split() == ["contrast", *(f"{100 * share:.1f}" for share in shares), f"{100 * mean:.1f}"]
+    table = [line for line in said if line.startswith(("spatial 3x5x5 ", "FGSM linf 8/255 "))]
+    assert len(table) == 2 and not any("None" in line or "corruption contrast" in line for line in said)
+    assert spatial["robust_accuracy"] <= fgsm["clean_accuracy"] == spatial["clean_accuracy"]
+    assert read_record(folder / "record.json")["attacks"][5].padding == "zeros"
+    with Image.open(folder / "corruptions.png") as picture:
+        assert min(picture.size) > 100
+    alone = run("attack", "saved_models/digits-at", "--attack", "corruptions:kind=fog,severity=3", "--limit", "5")
+    assert "clean accuracy" in alone.stdout and "robust" not in alone.stdout
 
 
 @pytest.mark.slow
@@ -439,6 +465,25 @@ class TestBadInput:
         message = refused("attack", "model", "--attack", attack, "--protocol", "claf-repo")
         assert "not under claf-repo" in message and "pgd" in message
         assert "there is no model" in refused("attack", "model", "--attack", attack, "--protocol", "pixel")
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--attack", "spatial", "--epsilon", "8/255"), "spatial 31x5x5 has no epsilon to set; hint: leave"),
+            (("--attack", "pgd", "--attack", "corruptions-6"), "severity: Input should be less than or equal to 5"),
+            (("--attack", "corruptions:kind=rain"), "(got 'rain')"),
+            (("--attack", "spatial", "--transfer-from", "other"), "'spatial' is not one of"),
+            (("--attack", "spatial", "--restarts", "3"), "has no restarts to set"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_what_has_no_ball(self, empty, arguments, said):
+        assert said in refused("attack", "model", *arguments)
+
+    def test_training_on_what_has_no_ball(self, empty):
+        for setting in ("method.attack={name: spatial}", "evaluation.validation_attack={name: corruptions}"):
+            message = refused("fit", "--variant", "at", "--set", setting)
+            assert "has no epsilon, and training takes" in message or "validation_attack corruption" in message
 
     def test_a_missing_source(self, here, tmp_path):
         for attack in ("embedding:source=nowhere", "transfer:source=nowhere"):

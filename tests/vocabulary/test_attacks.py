@@ -14,9 +14,11 @@ from keras_rcl.vocabulary.attacks import (
     AutoAttack,
     AutoPGD,
     CarliniWagner,
+    Corruptions,
     Noise,
     RayS,
     Refreshed,
+    Spatial,
     Square,
     Stored,
     Transfer,
@@ -104,6 +106,9 @@ def test_an_attack_is_frozen_hashable_and_rejects_unknown_fields(cls):
     if cls in around:
         cls = functools.partial(cls, **around[cls])
         attack, same, other = (cls(attack=FGSM(epsilon=value)) for value in ("4/255", 4 / 255, "5/255"))
+    elif cls in (Spatial, Corruptions):
+        field = {Spatial: "num_rotations", Corruptions: "severity"}[cls]
+        attack, same, other = (cls(**{field: value}) for value in ("4", 4, "5"))
     else:
         cls = functools.partial(Stored, folder="adversarial") if cls is Stored else cls
         attack, same, other = (cls(epsilon=value) for value in ("4/255", 4 / 255, "5/255"))

@@ -59,18 +59,18 @@ class Spatial(WithoutBall):
         max_rotation: largest angle in degrees, either way, at most 180.
         max_translation: largest shift as a share of the height (down) and of the width (right), either way, at most 1;
             0.1 is 3.2 pixels of 32.
-        search: `grid`, or `random` for the worst of `num_random` (worst-of-k).
         num_rotations: angles of the grid, evenly spaced from -max_rotation to max_rotation; one is the angle 0. At most
             1000.
-        num_translations: shifts of the grid in each direction, spaced likewise, at most 100.
-        num_random: random transformations per image, at most 100,000.
+        num_translations: shifts of the grid in each direction, spaced in the same way, at most 100.
+        num_random: the number of random transformations per image in place of the grid (worst-of-k), at most 100,000;
+            the grid if not given.
         padding: what is outside the image: `zeros`, or `reflect`, the image mirrored at its outermost pixels.
 
     Example:
         >>> import keras_rcl
         >>> keras_rcl.Spatial(num_rotations=5, num_translations=3).label
         'spatial 5x3x3'
-        >>> keras_rcl.Spatial(search="random").label
+        >>> keras_rcl.Spatial(num_random=10).label
         'spatial worst-of-10'
 
     References:
@@ -80,18 +80,23 @@ class Spatial(WithoutBall):
     name: Literal["spatial"] = "spatial"
     max_rotation: Annotated[float, Field(ge=0, le=180)] = 30.0
     max_translation: Annotated[float, Field(ge=0, le=1)] = 0.1
-    search: Literal["grid", "random"] = "grid"
     num_rotations: Annotated[int, Field(ge=1, le=1000)] = 31
     num_translations: Annotated[int, Field(ge=1, le=100)] = 5
-    num_random: Annotated[int, Field(ge=1, le=100_000)] = 10
+    num_random: Annotated[int, Field(ge=1, le=100_000)] | None = None
     padding: Literal["zeros", "reflect"] = "zeros"
 
     steps_field = "num_random"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = self.num_rotations, self.num_translations
+        if self.num_random is not None and counts != (Spatial.num_rotations, Spatial.num_translations):
+            raise ValueError("num_random is in place of the grid; leave out num_rotations and num_translations, or it")
+
     @property
     def num_transformations(self) -> int:
         """How many transformations are tried, without the unchanged image."""
-        return self.num_random if self.search == "random" else self.num_rotations * self.num_translations**2
+        return self.num_random or self.num_rotations * self.num_translations**2
 
     @property
     def num_passes(self) -> tuple[int, int]:
@@ -99,16 +104,13 @@ class Spatial(WithoutBall):
 
     @property
     def label(self) -> str:
-        if self.search == "random":
+        if self.num_random:
             tried = f"worst-of-{self.num_random}"
         else:
             tried = f"{self.num_rotations}x{self.num_translations}x{self.num_translations}"
-        usual = type(self)(search=self.search)
-        other = [f"{name}={getattr(self, name):g}" for name in _LIMITS if getattr(self, name) != getattr(usual, name)]
-        return " ".join(["spatial", tried, *other, *([self.padding] if self.padding != usual.padding else [])])
-
-
-_LIMITS = ("max_rotation", "max_translation")
+        limits = [name for name in ("max_rotation", "max_translation") if getattr(self, name) != getattr(Spatial, name)]
+        other = [f"{name}={getattr(self, name):g}" for name in limits]
+        return " ".join(["spatial", tried, *other, *([self.padding] if self.padding != "zeros" else [])])
 
 
 @spec
