@@ -269,7 +269,7 @@ def _experiment(vary: Callable, settings: Mapping[str, str]) -> tuple[Experiment
 def _check_attack(attack: Attack) -> None:
     if not attack.measures_training:
         raise InvalidInputError(
-            f"--attack {attack.label} does not attack the network's own logits in a ball; choose pgd or autoattack"
+            f"--attack {attack.label} does not look at the network's own logits within a ball; choose pgd or autoattack"
         )
 
 
