@@ -1,6 +1,7 @@
 """Tables of README and docs/ that are made from the variants and from the committed records alone."""
 
 import re
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,8 @@ from keras_rcl.report.records import Results, config_path, experiments
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.kinds import AUDIT, RECORD, VERIFICATION
-from keras_rcl.vocabulary.attacks import AutoAttack
-from keras_rcl.vocabulary.threat import format_epsilon
+from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, AutoAttack
+from keras_rcl.vocabulary.threat import format_epsilon, format_pixels
 
 
 def _variants(results: Path) -> str:
@@ -121,6 +122,30 @@ def _protocols(results: Path) -> str:
     return f"{markdown_table(header, rows)}\n\n{_commands(shown)}"
 
 
+FAMILIES = {
+    "noise": CORRUPTION_KINDS[:3],
+    "blur": CORRUPTION_KINDS[3:7],
+    "weather": CORRUPTION_KINDS[7:11],
+    "digital": CORRUPTION_KINDS[11:],
+}
+"""The kinds of corruption in the paper's four groups."""
+
+
+def _corruptions(results: Path) -> str:
+    """One row per published network: mean accuracy on corrupted images, of all kinds and of each group."""
+    rows, commands, images = [], [], 0
+    for path in sorted((results / "published").glob("*-corruptions.json")):
+        record = RECORD.read(path)
+        summary, images = record["corruptions"], record["images"]
+        groups = [statistics.fmean(summary["kinds"][kind] for kind in kinds) for kinds in FAMILIES.values()]
+        shares = record["clean_accuracy"], summary["mean_accuracy"], *groups
+        rows.append([f"`{record['model']['name'].removeprefix('cusin-')}`", *map(percent, shares)])
+        commands.append(record["command"])
+    table = markdown_table(["network", "clean", "corrupted", *FAMILIES], rows)
+    shown = "\n".join(dict.fromkeys(commands))
+    return f"{table}\n\nIn % of {images} images, each under 75 corruptions.\n\n```\n{shown}\n```"
+
+
 def _verifications(results: Path) -> str:
     """One row per model and epsilon: clean, attacked and verified accuracy, and the commands."""
     shown, rows = [], []
@@ -131,8 +156,7 @@ def _verifications(results: Path) -> str:
         shown.append(record["command"])
         for row in record["rows"]:
             measured = [percent(row[f"{kind}_accuracy"]) for kind in ("clean", "attacked", "verified")]
-            name, epsilon = f"`{record['model']['name']}`", format_epsilon(row["epsilon"], row["norm"])
-            epsilon = epsilon if row["norm"] == "linf" else f"{row['norm']} {epsilon}"
+            name, epsilon = f"`{record['model']['name']}`", format_pixels(row["epsilon"])
             rows.append([name, epsilon, str(record["images"]), *measured, f"{row['seconds'] / record['images']:.2f}"])
     header = ["model", "epsilon", "images", "clean", "attacked", "verified", "s/image"]
     commands = "\n".join(shown)
@@ -203,7 +227,7 @@ def _speed(results: Path) -> str:
 
 TABLES = (
     *(_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols),
-    *(_verifications, _audits, _audited_models, _speed),
+    *(_corruptions, _verifications, _audits, _audited_models, _speed),
 )
 
 
