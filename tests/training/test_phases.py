@@ -95,6 +95,31 @@ def test_a_phase_that_trains_only_the_classifier_has_no_other_trainable_weight(a
 
 
 @pytest.mark.slow
+def test_every_setting_of_the_published_code_trains_together():
+    """As scale `claf-code` has it: one epoch of each phase moves the parts that it trains, and every loss is finite."""
+    crop = dict(name="simclr", jitter_probability=0, greyscale_probability=0)
+    method = tiny_clafs(
+        positive_of="crop",
+        positive_augmentation=crop,
+        head_augmentation=crop,
+        projection_normalized=False,
+        unit_embeddings=True,
+        batchnorm_statistics="moving",
+        inner_optimizer_state="anew",
+        schedule_over="both_stages",
+        optimizer=SGD(learning_rate=0.05, momentum=0, schedule="cosine", final_share=0.001, weight_decay=1e-4),
+    )
+    network = tiny_network()
+    warm_up, positives, evaluation = method.phases()
+    for phase in (warm_up, *positives.refresh, dataclasses.replace(positives, refresh=()), evaluation):
+        before = snapshot(network)
+        metrics = eager_epoch(runner(network, phase))
+        every, _ = moved(before, snapshot(network))
+        assert np.isfinite(metrics["loss"]) and {(part, "kernel") for part in phase.trains} <= every
+        assert ("encoder", "moving_mean") in every
+
+
+@pytest.mark.slow
 def test_moving_statistics_move_and_nothing_else_of_the_encoder():
     network = tiny_network()
     warm_up, inner, _, linear = in_order(tiny_clafs(batchnorm_statistics="moving"))
