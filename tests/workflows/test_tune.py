@@ -41,6 +41,7 @@ def without_times(study: dict) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unoptimized")
 def test_a_stopped_search_resumes_to_the_same_table(tmp_path, monkeypatch):
     """After a kill, Ctrl-C, and a full disk, which is not a failure of the trial."""
     monkeypatch.chdir(tmp_path)
@@ -85,7 +86,7 @@ def test_a_stopped_search_resumes_to_the_same_table(tmp_path, monkeypatch):
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(tuning, "_measured", stopped)
+            patch.setattr(tuning, "train", stopped)
             result = run(*arguments, "--output-dir", "stopped")
         assert result.exit_code == status and said in result.stderr
         done, left = study_of(tmp_path / "stopped")["trials"]
@@ -98,6 +99,7 @@ def test_a_stopped_search_resumes_to_the_same_table(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unoptimized")
 def test_a_trial_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*SMALL, "--trials", "2", "--search", "method.optimizer.learning_rate=choice(1e30, 2e30)", "--json")
