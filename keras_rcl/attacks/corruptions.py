@@ -25,7 +25,6 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 from scipy import ndimage
-from scipy.signal import oaconvolve
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Round
 from keras_rcl.errors import InvalidInputError
@@ -108,6 +107,8 @@ def _impulse_noise(x: np.ndarray, rng: np.random.Generator, share: float) -> np.
 
 def _filter(x: np.ndarray, kernel: np.ndarray, edge: str) -> np.ndarray:
     """Convolve each channel of x [H, W, C] with a kernel [2r + 1, 2r + 1], after padding by `edge` of `np.pad`."""
+    from scipy.signal import oaconvolve  # half a second, which other attacks need not wait for
+
     reach = kernel.shape[0] // 2
     padded = np.pad(x, ((reach, reach), (reach, reach), (0, 0)), mode=edge)  # type: ignore[call-overload]
     return oaconvolve(padded, kernel[:, :, None], mode="valid", axes=(0, 1))

@@ -123,6 +123,7 @@ def test_every_image_is_one_of_the_allowed_transformations(name):
     assert changed >= 3
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_no_better_than_clean_and_names_no_epsilon():
     """The second image is misclassified and not attacked; the first is moved away from where it is read."""
     images = np.concatenate([dot(4, 4), dot(4, 4), dot(0, 0)])

@@ -44,6 +44,12 @@ def evaluation(model_hash: str, attack: str = "fgsm", robust: float = 0.5, clean
     return {**record, "data": {**record["data"], "indices": [[0, images - 1]]}}
 
 
+def proven(norm: str) -> dict:
+    """A row of a record of `verify`."""
+    shares = ("clean_accuracy", "attacked_accuracy", "verified_accuracy")
+    return {"norm": norm, "epsilon": 2 / 255, "counts": {}, "seconds": 1.0, **dict.fromkeys(shares, 0)}
+
+
 def training(model_hash: str, *settings: str, **fields) -> dict:
     experiment = load(None, "at", ["evaluation.attacks=[{name: fgsm}]", *settings])
     return {**evaluation(model_hash, **fields), "config": to_dict(experiment)}
@@ -115,8 +121,11 @@ def test_a_verification_counts_what_stood_the_attack(read):
     decided = ["", "attack", "branch-and-bound", "", "branch-and-bound", "branch-and-bound", "crown"]
     verified = {
         **{key: value for key, value in evaluation("a", images=7).items() if key not in ("survival", "attacks")},
-        "rows": [],
-        "outcomes": [{"epsilon": 2 / 255, "statuses": statuses, "decided_by": decided}],
+        "rows": [proven("l2"), proven("linf")],
+        "outcomes": [
+            {"epsilon": 2 / 255, "statuses": ["safe"] * 7, "decided_by": ["crown"] * 7},
+            {"epsilon": 2 / 255, "statuses": statuses, "decided_by": decided},
+        ],
     }
     found = read(run=training("a"), verified=verified)
     counts = {"timeout": 1, "safe": 2, "safe-incomplete": 1, "unsafe": 1, "unknown": 0}
@@ -131,7 +140,8 @@ def test_a_verification_of_so_many_images_counts_no_others(read):
         "decided_by": ["attack", "branch-and-bound", "", "", "", ""],
     }
     verified = {key: value for key, value in evaluation("a", images=6).items() if key not in ("survival", "attacks")}
-    found = read(run=training("a"), verified={**verified, "count": 2, "rows": [], "outcomes": [outcome]})
+    verified = {**verified, "count": 2, "rows": [proven("linf")], "outcomes": [outcome]}
+    found = read(run=training("a"), verified=verified)
     counts = {"timeout": 1, "safe": 1, "safe-incomplete": 0, "unsafe": 0, "unknown": 0}
     assert found.measured(EXPERIMENT, Verified(epsilon=2 / 255)).values == {0: counts}
 
