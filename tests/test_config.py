@@ -438,7 +438,8 @@ def test_configurations_ship():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_configuration_resolves_for_every_variant_it_lists(path, file):
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    listed = {raw["variant"], *raw.get("methods", {}), *raw.get("compare", ())}
+    default = raw["variant"] if "extends" not in raw else load(path).method.name
+    listed = {default, *raw.get("methods", {}), *raw.get("compare", ())}
     for variant in listed:
         experiment = load(path, variant)
         assert experiment.method.name == variant and experiment.method.phases()
