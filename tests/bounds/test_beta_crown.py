@@ -15,6 +15,8 @@ from keras_rcl.bounds.beta_crown import BranchAndBound
 from keras_rcl.folding import fold
 from keras_rcl.folding.numpy_forward import evaluate
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 LONG = 1e5
 
 IMAGES = 8

@@ -110,7 +110,7 @@ def check(network, seed, epsilon, methods=METHODS, samples=SAMPLES, norm="linf")
 CHECKED = []
 
 
-@settings(max_examples=2)
+@settings(max_examples=1)
 @example(["conv", "add", "max_pooling"], "flatten", 3, 0.1)
 @given(
     st.lists(st.sampled_from(sorted(IMAGE_BLOCKS)), min_size=1, max_size=4),
@@ -125,7 +125,7 @@ def check_random_network(blocks, tail, seed, epsilon):
 @pytest.mark.slow
 def test_random_networks():
     check_random_network()
-    assert len(CHECKED) == 3 and min(CHECKED) > 1000, CHECKED
+    assert len(CHECKED) == 2 and min(CHECKED) > 1000, CHECKED
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from keras_rcl.bounds import Interval, Method, output_bounds, worst_case_margins
 from keras_rcl.bounds.interval import interval_bounds
 from keras_rcl.folding import fold
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 L = keras.layers
 METHODS = Method.__args__
 SLACK = 1e-5

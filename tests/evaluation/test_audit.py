@@ -27,6 +27,8 @@ from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Embedding, Square, Transfer
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 DIGITS = load_digits()
 PIXELS = (DIGITS.images[..., None] / 16).astype("float32")
 TRAIN, TEST = slice(0, 1200), slice(1200, 1260)

@@ -57,13 +57,13 @@ def trained(tmp_path_factory):
         assert set(zeros) == {"inner classifier", "adversarial positives"}
         return float(np.mean(np.argmax(logits, axis=1) == data.test.labels)), max(zeros.values())
 
-    return {precision: train(precision) for precision in PRECISIONS}
+    return {precision: train(precision) for precision in PRECISIONS[:2]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", HALVES)
-def test_clafs_trains_as_well_as_in_float32(trained, precision):
-    (accuracy, zeros), (half_accuracy, half_zeros) = trained["float32"], trained[precision]
+def test_clafs_trains_as_well_in_float16_as_in_float32(trained):
+    """The step of bfloat16 is tested below; it has float32's range."""
+    (accuracy, zeros), (half_accuracy, half_zeros) = trained["float32"], trained["mixed_float16"]
     assert accuracy > 0.9
     assert abs(half_accuracy - accuracy) < 0.03
     assert zeros == 0.0

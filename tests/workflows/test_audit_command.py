@@ -18,6 +18,8 @@ from keras_rcl.evaluation.record import read_record
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.vocabulary.claim import AuditBudget
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 QUICK = ("--check-images", "20", "--verifier", "pgd-20:loss=logit_margin")
 HERE = ("--dataset", "digits", "--limit", "50")
 STRONG = ("--record", "strong/record.json", "--epsilon", "32/255")

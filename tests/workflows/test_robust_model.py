@@ -22,6 +22,8 @@ from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.phase import SGD
 from tests import forked
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 PROGRAM = Path(__file__).with_name("robust_program.py")
 CLASSES, BATCH = 3, 32
 WEAK = keras_rcl.PGD(epsilon=16 / 255, num_steps=2)
