@@ -257,7 +257,8 @@ def output_bounds(
         An interval of two tensors [N, *shape], [N, K] for logits.
 
     Raises:
-        InvalidInputError: if the method or the norm is unknown, there is no such output, or a layer has no bounds.
+        InvalidInputError: if the method or the norm is unknown, the network does not have the output, or a layer has
+            no bounds.
 
     References:
         As of `worst_case_margins`.

@@ -1,7 +1,5 @@
 """The command `audit`."""
 
-from typing import get_args
-
 import click
 
 from keras_rcl.cli import options as shared
@@ -15,16 +13,13 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 from keras_rcl.storage.atomic import json_text
 from keras_rcl.vocabulary.attacks import parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget
-from keras_rcl.vocabulary.threat import Norm
 
 
 @click.command(short_help="Test a claim of robust accuracy.")
 @click.argument("model", type=shared.FOLDER)
 @click.option("--claim", "share", metavar="SHARE", help="The claimed robust accuracy, such as 60.4% or 0.604.")
 @click.option("--record", type=shared.FOLDER, help="A record.json of `attack` whose claim is tested.")
-@click.option(
-    "--norm", type=click.Choice(get_args(Norm)), help="The norm of the claim; linf, or the record's, by default."
-)
+@shared.norm_option("The norm of the claim; linf, or the record's, by default.")
 @click.option("--epsilon", help="The epsilon of the claim; 8/255, or the record's, by default.")
 @click.option("--transfer-from", multiple=True, type=shared.FOLDER, help="A model to craft images on; may be repeated.")
 @shared.data_options()

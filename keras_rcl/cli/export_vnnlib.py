@@ -1,7 +1,5 @@
 """The command `export-vnnlib`."""
 
-from typing import get_args
-
 import click
 
 from keras_rcl.cli import options as shared
@@ -11,7 +9,6 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.program import program_name
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
-from keras_rcl.vocabulary.threat import Norm
 
 
 @click.command("export-vnnlib", short_help="Write a model as ONNX and VNN-LIB properties.")
@@ -23,13 +20,7 @@ from keras_rcl.vocabulary.threat import Norm
     show_default=True,
     help="A list of L-inf radii, such as 1/255,2/255.",
 )
-@click.option(
-    "--norm",
-    type=click.Choice(get_args(Norm)),
-    default="linf",
-    show_default=True,
-    help="The norm of the radii; VNN-LIB states boxes, so only linf can be written.",
-)
+@shared.norm_option("The norm of the radii; VNN-LIB states boxes, so only linf can be written.", default="linf")
 @click.option(
     "--max-images",
     "count",

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -11,6 +12,7 @@ from keras_rcl import config
 from keras_rcl.cli.completion import complete_variant
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.network import AttackDtype
+from keras_rcl.vocabulary.threat import Norm
 
 Decorator = Callable[[Callable], Callable]
 
@@ -158,6 +160,11 @@ def output_dir_option(default: str) -> Decorator:
 def overwrite_option(text: str) -> Decorator:
     """`--overwrite`; `text` says what is replaced."""
     return click.option("--overwrite", is_flag=True, help=text)
+
+
+def norm_option(help: str, default: Norm | None = None) -> Decorator:
+    """`--norm`."""
+    return click.option("--norm", type=click.Choice(get_args(Norm)), default=default, show_default=True, help=help)
 
 
 def json_option(what: str) -> Decorator:

@@ -1,7 +1,5 @@
 """The command `verify`."""
 
-from typing import get_args
-
 import click
 
 from keras_rcl.cli import options as shared
@@ -12,7 +10,6 @@ from keras_rcl.report.tables import verification_table
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
 from keras_rcl.storage.atomic import json_text
-from keras_rcl.vocabulary.threat import Norm
 
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 """The bounds of `verify`, from cheap to expensive."""
@@ -29,13 +26,7 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
     help="Instead of MODEL: a file of lines network,property,seconds, as of VNN-COMP.",
 )
 @click.option("--epsilon", "epsilons", default="2/255", show_default=True, help="A list of radii, such as 1/255,2/255.")
-@click.option(
-    "--norm",
-    type=click.Choice(get_args(Norm)),
-    default="linf",
-    show_default=True,
-    help="The norm of the balls; with l2 or l1, give --epsilon.",
-)
+@shared.norm_option("The norm of the balls; with l2 or l1, give --epsilon.", default="linf")
 @click.option(
     "--method",
     type=click.Choice(METHODS),

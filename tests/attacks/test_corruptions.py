@@ -105,7 +105,7 @@ class TestBlur:
         np.testing.assert_allclose(corrupt(image, "zoom_blur", 1, SEED)[:, :, 0], expected, atol=1e-5)
 
     def test_glass_copies_neighbours(self):
-        """At severity 1 of small images there is no blur to speak of: each pixel is itself, or one above or left."""
+        """At severity 1 the blur of small images changes almost nothing: each pixel is itself, or one above or left."""
         image = RNG.permutation(32 * 32).reshape(32, 32, 1).astype("float32") / 1024
         found = corrupt(image, "glass_blur", 1, SEED)[1:, 1:, 0]
         near = [image[1 - down : 32 - down, 1 - right : 32 - right, 0] for down in (0, 1) for right in (0, 1)]
