@@ -31,11 +31,17 @@ from keras_rcl.vocabulary.claim import AuditBudget
     shell_complete=complete_attack,
     help="The attack that the claim is compared with; autoattack by default.",
 )
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Attack only as many images as are needed for the verdict of an audit of all images, with this probability, "
+    "such as 0.99.",
+)
 @shared.foreign_model_options
 @shared.output_dir_option("audits/<model>")
 @shared.overwrite_option("Replace the folder, or an interrupted audit.")
 @shared.json_option("the audit")
-def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, **options):
+def audit(model, share, record, norm, epsilon, check_images, verifier, confidence, as_json, **options):
     """Test a claim of robust accuracy, or a record, by checks and AutoAttack; the exit status is 1 if it falls.
 
     If the command is interrupted or killed, the same command resumes it.
@@ -56,7 +62,7 @@ def audit(model, share, record, norm, epsilon, check_images, verifier, as_json, 
             record=record,
             norm=norm,
             epsilon=radius,
-            budget=AuditBudget(num_images=check_images, verifier=verifier),
+            budget=AuditBudget(num_images=check_images, verifier=verifier, verdict_confidence=confidence),
             progress=progress,
             **options,
         )

@@ -7,7 +7,6 @@ References:
 """
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 
@@ -16,6 +15,8 @@ from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.checks import CHECKS, Context, Evidence, Finding, Subject, run_checks
 from keras_rcl.evaluation.checks.claim import comparison_text
+from keras_rcl.evaluation.checks.counting import Verdict
+from keras_rcl.evaluation.early import attack_until_decided
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.journal import Journal
@@ -24,8 +25,6 @@ from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.threat import check_ball, length_of_ones
 
 __all__ = ["Audit", "Evidence", "Finding", "Subject", "Verdict", "audit"]
-
-Verdict = Literal["stands", "falls", "not shown"]
 
 GRID = 21
 """The number of points of the loss surface along each direction."""
@@ -40,14 +39,18 @@ class Audit:
         verdict: `stands`, `falls` or `not shown`.
         reason: The verdict's reason in one sentence.
         findings: One per check.
-        measured: The survival table of the verifier on all images.
+        clean_accuracy: The share of all images that are classified correctly before any attack.
+        attacked: [n], the positions of the images that the verifier attacked, in the order of `measured`: all N images,
+            unless the budget has a `verdict_confidence`.
+        measured: The survival table of the verifier on these images.
         checked: The survival table of the checks' attacks on the first images.
         counterexamples: If the claim falls, the positions of the broken images that the claim counts, or may count, as
             robust.
         adversarial: [M, H, W, C], the image that broke each counterexample.
         predictions: [M], the classes of `adversarial`.
-        survived: [N] bool: which images survive the verifier and the attacks of the checks.
-        interval: The exact (Clopper-Pearson) interval of the share that survives, for images like these.
+        survived: [n] bool: which attacked images survive the verifier and the attacks of the checks.
+        interval: The exact (Clopper-Pearson) interval of the share that survives, for images like these; with a
+            `verdict_confidence`, that of the share of all N images.
         images_needed: If the images are too few for a verdict, the number that would decide; None otherwise.
         surface: [GRID, GRID], the logit margin of one image along its gradient's sign (rows) and a random sign
             (columns), from -epsilon to epsilon.
@@ -64,6 +67,8 @@ class Audit:
     verdict: Verdict
     reason: str
     findings: tuple[Finding, ...]
+    clean_accuracy: float
+    attacked: np.ndarray
     measured: Survival
     checked: Survival
     counterexamples: np.ndarray
@@ -76,7 +81,7 @@ class Audit:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of images that survive."""
+        """The share of attacked images that survive."""
         return float(self.survived.mean())
 
 
@@ -101,6 +106,9 @@ def audit(
     below 2.5 % if the claim is true (exact binomial). It is `stands` if at least as many survive as are claimed, the
     images are enough for that (`budget.resolution`), and no check that blocks is raised. Otherwise, and always if the
     model is not read as it was trained, it is `not shown`.
+
+    If `budget.verdict_confidence` is given, images are attacked in a random order until the verdict is, with this
+    probability, that of an audit of all images. Checks that it does not depend on are not run.
 
     Args:
         subject: The model.
@@ -144,23 +152,28 @@ def conclude(context: Context) -> Audit:
         InvalidInputError: As of `audit`.
     """
     _ = context.verifier  # raises before anything is attacked
+    if context.budget.verdict_confidence is not None:
+        context = attack_until_decided(context, context.budget.verdict_confidence)
     findings = run_checks(context)
     verdict, reason = _verdict(context, findings)
-    _, adversarial, predictions = context.worst_case
-    counterexamples = np.flatnonzero(context.counterexamples) if verdict == "falls" else np.zeros(0, int)
+    survived, adversarial, predictions = context.worst_case
+    rows = np.flatnonzero(context.counterexamples) if verdict == "falls" else np.zeros(0, int)
+    rows = rows[np.argsort(context.positions[rows])]
     return Audit(
         claim=context.claim,
         verdict=verdict,
         reason=reason,
         findings=findings,
+        clean_accuracy=context.clean_accuracy,
+        attacked=context.positions,
         measured=context.measured,
         checked=context.checked,
-        counterexamples=counterexamples,
-        adversarial=adversarial[counterexamples],
-        predictions=predictions[counterexamples],
-        survived=context.worst_case.survived,
+        counterexamples=context.positions[rows],
+        adversarial=adversarial[rows],
+        predictions=predictions[rows],
+        survived=survived,
         interval=context.interval,
-        images_needed=context.images_needed,
+        images_needed=context.comparison.images_needed,
         surface=_surface(context),
     )
 
@@ -175,14 +188,15 @@ def _verdict(context: Context, findings: tuple[Finding, ...]) -> tuple[Verdict, 
     if context.falls:
         return "falls", reason
     doubts = []
-    if context.contradicted:
+    comparison = context.comparison
+    if comparison.contradicted:
         doubts.append("no attack broke an image that the claim counts as robust")
-    elif not context.reached:
+    elif not comparison.reached:
         doubts.append("fewer survive than are claimed, though chance explains it")
-    elif not context.enough_images:
+    elif not comparison.enough_images:
         doubts.append("these are too few images for this claim")
-    if context.images_needed is not None:
-        doubts[-1] += f"; about {context.images_needed} images would decide"
+    if comparison.images_needed is not None:
+        doubts[-1] += f"; about {comparison.images_needed} images would decide"
     blocking = [name for name in raised if CHECKS[name].blocks]
     if blocking:
         doubts.append(f"{', '.join(blocking)} {'was' if len(blocking) == 1 else 'were'} raised")

@@ -1,7 +1,7 @@
 """Exact statistics of a share of images: how far a sample of them can be from the share of all."""
 
 import numpy as np
-from scipy.special import bdtr, betaincinv
+from scipy.special import bdtr, betaincinv, gammaln
 
 
 def interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -77,3 +77,38 @@ def images_to_refute(claimed: float, measured: float, confidence: float, above: 
     totals = np.arange(above + 1, MOST_IMAGES)
     unlikely = np.flatnonzero(bdtr(np.floor(measured * totals + 1e-9), totals, claimed) < (1 - confidence) / 2)
     return int(totals[unlikely[0]]) if len(unlikely) else None
+
+
+def possible_counts(count: int, drawn: int, total: int, confidence: float) -> tuple[int, int]:
+    """How many of all images can count, if some are drawn without replacement in a random order.
+
+    A number K of all is excluded if `count` of `drawn` have under K at most the probability
+
+        (1 - confidence) / (drawn + 1).
+
+    The probability that any of the samples, from the first image to the last, excludes the true number is at most
+    1 - `confidence`. So images may be drawn until a question is decided, and the limits hold when drawing stops.
+
+    Args:
+        count: The drawn images that count.
+        drawn: The images that are drawn so far.
+        total: All images.
+        confidence: The probability with which the limits of all samples contain the number.
+
+    Returns:
+        The smallest and the largest possible number. It is the count if all images are drawn.
+
+    References:
+        Waudby-Smith and Ramdas 2020, "Confidence sequences for sampling without replacement" (the prior-posterior ratio
+        martingale of the hypergeometric distribution, here with a uniform prior).
+    """
+    numbers = np.arange(count, total - (drawn - count) + 1)
+    ways = _log_choose(numbers, count) + _log_choose(total - numbers, drawn - count)
+    probability = ways - _log_choose(np.array(total), drawn)
+    possible = numbers[probability > np.log((1 - confidence) / (drawn + 1))]
+    return int(possible[0]), int(possible[-1])
+
+
+def _log_choose(total: np.ndarray, count: int) -> np.ndarray:
+    """The logarithm of the number of ways to choose `count` of `total`."""
+    return gammaln(total + 1) - gammaln(count + 1) - gammaln(total - count + 1)

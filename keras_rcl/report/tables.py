@@ -99,21 +99,23 @@ def verification_table(record: Mapping) -> str:
 def audit_summary(found: Mapping) -> list[tuple[str, str]]:
     """Accuracies of an audit, as name and text: clean, after each member of the verifier, and after all checks."""
     images, (row, *_) = found["images"], found["measured"]
+    attacked = found.get("attacked", images)  # audits were written without it
 
-    def share(value: float) -> str:
-        return f"{value:.1%} ({round(value * images)} of {images})"
+    def share(value: float, of: int = attacked) -> str:
+        return f"{value:.1%} ({round(value * of)} of {of})"
 
     low, high = found["interval"]
+    interval = f"{found['budget']['confidence']:.0%} interval {low:.1%} to {high:.1%}"
+    if attacked < images:
+        confidence = 100 * found["budget"]["verdict_confidence"]
+        interval = f"of all {images} {low:.1%} to {high:.1%} with {confidence:.6g}% confidence"
     members = [(f"after {name}", share(left)) for name, left in row.get("stages", {}).items()]
     measured = [(f"after {row['attack']}", share(row["robust_accuracy"]))]
     return [
-        ("clean accuracy", share(found["clean_accuracy"])),
+        ("clean accuracy", share(found["clean_accuracy"], images)),
         *members,
         *(measured if not members else []),
-        (
-            "after the checks' attacks as well",
-            f"{share(found['robust_accuracy'])}, {found['budget']['confidence']:.0%} interval {low:.1%} to {high:.1%}",
-        ),
+        ("after the checks' attacks as well", f"{share(found['robust_accuracy'])}, {interval}"),
     ]
 
 

@@ -54,6 +54,8 @@ class AuditBudget:
         confidence: the probability with which an interval contains the share that it is of.
         resolution: a claim stands only if the lower limit of the measured share's interval is at most this far below
             the claim, and at most half the claim: with fewer images the number says too little.
+        verdict_confidence: attack only as many images as are needed for a verdict that is, with this probability, that
+            of an audit of all images. If not given, all images are attacked.
 
     Example:
         >>> import keras_rcl
@@ -71,6 +73,7 @@ class AuditBudget:
     claim_tolerance: Share = 0.005
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     resolution: Share = 0.15
+    verdict_confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def resolved_verifier(
         self, claim: Claim, randomised: bool, num_classes: int | None = None, differentiable: bool = True

@@ -135,7 +135,7 @@ def audit_model(
             progress=progress,
             journal=journal,
         )
-    found = _as_json(result, budget, seed)
+    found = _as_json(result, len(images), budget, seed)
     identity = classifier.identity()
     found["model"] = {"name": identity["name"], "hash": identity["hash"], "input_range": input_range.to_json()}
     found["record"] = None if record is None else str(record)
@@ -156,9 +156,15 @@ def _settings(claim: Claim, record: str | Path | None, budget: AuditBudget, batc
     return {
         "claim": TypeAdapter(Claim).dump_python(claim, mode="json"),
         "record": None if record is None else Path(record).read_text(encoding="utf-8"),
-        "budget": TypeAdapter(AuditBudget).dump_python(budget, mode="json"),
+        "budget": _budget_values(budget),
         "batch_size": batch_size,
     }
+
+
+def _budget_values(budget: AuditBudget) -> dict[str, Any]:
+    """The fields of a budget as JSON values; without `verdict_confidence` if all images are attacked."""
+    values = TypeAdapter(AuditBudget).dump_python(budget, mode="json")
+    return {name: value for name, value in values.items() if name != "verdict_confidence" or value is not None}
 
 
 def _save_counterexamples(
@@ -238,8 +244,8 @@ def _kept_images(
     return tuple((images[i].astype(np.float32), clean & outcomes[i]) for i in numbers)
 
 
-def _as_json(result: Audit, budget: AuditBudget, seed: int) -> dict[str, Any]:
-    """The audit as JSON values."""
+def _as_json(result: Audit, count: int, budget: AuditBudget, seed: int) -> dict[str, Any]:
+    """The audit of `count` images as JSON values."""
     return {
         "format": FORMAT,
         "command": command_line(),
@@ -257,14 +263,15 @@ def _as_json(result: Audit, budget: AuditBudget, seed: int) -> dict[str, Any]:
             }
             for finding in result.findings
         ],
-        "images": len(result.measured.labels),
-        "clean_accuracy": result.measured.clean_accuracy,
+        "images": count,
+        "attacked": len(result.attacked),
+        "clean_accuracy": result.clean_accuracy,
         "robust_accuracy": result.robust_accuracy,
         "interval": list(result.interval),
         "images_needed": result.images_needed,
         "measured": result.measured.rows(),
         "checked": result.checked.rows(),
-        "budget": TypeAdapter(AuditBudget).dump_python(budget, mode="json"),
+        "budget": _budget_values(budget),
         "seed": seed,
         "versions": versions(),
     }
@@ -279,11 +286,12 @@ def _draw(
     pictures = [("The logit margin around one image, which should be smooth", "loss_surface.png")]
     shown = result.counterexamples[:PICTURED_IMAGES]
     if len(shown):
+        rows = [int(np.flatnonzero(result.attacked == position)[0]) for position in shown]
         attack_pictures(
             images[shown],
             result.adversarial[:PICTURED_IMAGES],
             labels[shown],
-            result.measured.clean_predictions[shown],
+            result.measured.clean_predictions[rows],
             result.predictions[:PICTURED_IMAGES],
             class_names,
             folder / "counterexamples.png",

@@ -22,7 +22,9 @@ from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation import audit as auditing
 from keras_rcl.evaluation.audit import Evidence, Subject, audit
 from keras_rcl.evaluation.checks import CHECKS, Finding
-from keras_rcl.evaluation.checks.context import Context, WorstCase
+from keras_rcl.evaluation.checks.context import Attempt, Context, WorstCase
+from keras_rcl.evaluation.early import attack_until_decided
+from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Embedding, Square, Transfer
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
@@ -343,10 +345,11 @@ def test_small_samples(count, broken, claimed, verdict, needed):
     context = context_of(logits, images, ones, claim, survived)
     found_verdict, reason = auditing._verdict(context, ())
     assert found_verdict == verdict, reason
+    found_needed = context.comparison.images_needed
     if needed is None:
-        assert context.images_needed is None
+        assert found_needed is None
     else:
-        assert abs(context.images_needed - needed) <= 1 and f"about {context.images_needed} images" in reason
+        assert abs(found_needed - needed) <= 1 and f"about {found_needed} images" in reason
 
 
 def misread(kind):
@@ -465,3 +468,80 @@ def test_the_verifier_by_default_is_autoattack():
     claim = Claim(robust_accuracy=0.5, norm="l2", epsilon=1.0)
     assert AuditBudget().resolved_verifier(claim, False) == AutoAttack(norm="l2", epsilon=1.0)
     assert AuditBudget().resolved_verifier(claim, True).version == "rand"
+
+
+# Audits that end when the verdict is decided.
+
+MANY, MANY_LABELS = PIXELS[1200:], DIGITS.target[1200:].astype("int32")
+EARLY = dataclasses.replace(BUDGET, verdict_confidence=0.99)
+
+
+def early(claimed):
+    """The audit of a claim about the linear model on 597 images, of which the first are those of the other tests."""
+    measured = measured_once(sound, BUDGET)
+    claim = Claim(robust_accuracy=claimed, epsilon=EPSILON)
+    context = Context(Subject(sound), MANY, MANY_LABELS, claim, None, EARLY, 60, 0, Silent())
+    shared = [name for name in OF_THE_MODEL if name != "measured"]
+    vars(context).update(evaluator=measured.evaluator, **{name: getattr(measured, name) for name in shared})
+    return context, auditing.conclude(context)
+
+
+def test_a_false_claim_falls_early_without_the_checks_that_attack():
+    context, result = early(0.95)
+    assert result.verdict == "falls" and len(result.attacked) == 60
+    not_run = {finding.check for finding in result.findings if finding.because == "the verdict was decided without it"}
+    assert not_run == {name for name, check in CHECKS.items() if check.attacks}
+    assert len(result.counterexamples) == np.sum(result.measured.clean & ~result.survived)
+    answers = np.argmax(sound(result.adversarial), axis=1)
+    assert np.all(answers != MANY_LABELS[result.counterexamples])
+    assert np.abs(result.adversarial - MANY[result.counterexamples]).max() <= EPSILON + 1e-6
+    table = context.evaluate((BUDGET.verifier,), slice(None))
+    low, high = result.interval
+    assert low < table.survived[0].mean() < high and "with 99% confidence" in result.reason
+
+
+@pytest.mark.slow
+def test_a_true_claim_stands_early_with_all_checks():
+    context, result = early(0.4)
+    assert result.verdict == "stands" and 60 <= len(result.attacked) < 300
+    assert {finding.status for finding in result.findings if CHECKS[finding.check].attacks} <= {"passed", "not run"}
+    assert "the verdict was decided without it" not in {finding.because for finding in result.findings}
+    table = context.evaluate((BUDGET.verifier,), result.attacked)
+    np.testing.assert_array_equal(table.survived, result.measured.survived)
+    assert result.measured.rows()[0]["robust_accuracy"] == pytest.approx(table.survived.mean())
+
+
+def test_early_verdicts_are_those_of_all_images(monkeypatch):
+    """Of populations whose outcomes are given: the same verdict, and few images where the claim is far off."""
+    rng, attack = np.random.default_rng(0), PGD(epsilon=EPSILON)
+    monkeypatch.setattr("keras_rcl.evaluation.early.CHECKS", {})
+    for share in (0.1, 0.5, 0.8):
+        clean = rng.random(1000) < 0.9
+        outcomes = clean & (rng.random(1000) < share / 0.9)
+
+        def evaluate(self, attacks, chosen, seed=None, clean=clean, outcomes=outcomes):
+            count = np.zeros(len(attacks), int)
+            given = {"labels": np.ones(len(clean[chosen]), int), "clean_predictions": clean[chosen].astype(int)}
+            for name in ("zero_gradients", "dead_gradients", "forwards", "backwards", "seconds"):
+                given[name] = count
+            outputs = np.repeat(outcomes[None, chosen].astype(int), len(attacks), axis=0)
+            images = np.zeros((len(attacks), len(clean[chosen]), 1, 1, 1))
+            return Survival(attacks, predictions=outputs, distances=0.0 * outputs, adversarial=images, **given)
+
+        monkeypatch.setattr(Context, "evaluate", evaluate)
+        for away in (-0.1, -0.04, 0.0, 0.02, 0.04, 0.1, 0.3):
+            claim = Claim(robust_accuracy=float(np.clip(outcomes.mean() + away, 0, 1)), epsilon=EPSILON)
+            verdicts, nothing = [], Attempt(np.zeros(0, int), None)
+            for confidence in (None, 0.99):
+                budget = AuditBudget(num_images=50, verdict_confidence=confidence)
+                images, ones = np.zeros((1000, 1, 1, 1), np.float32), np.ones(1000, int)
+                context = Context(Subject(sound), images, ones, claim, None, budget, 50, 1, Silent())
+                predicted = SimpleNamespace(predict=lambda images, clean=clean: clean.astype(int))
+                vars(context).update(
+                    verifier=attack, attacks={}, evaluator=predicted, stronger=nothing, estimated=nothing
+                )
+                if confidence is not None:
+                    context = attack_until_decided(context, confidence)
+                verdicts.append(auditing._verdict(context, ())[0])
+            assert verdicts[0] == verdicts[1], (share, away)
+            assert away not in (-0.1, 0.1, 0.3) or len(context.positions) <= 500, (share, away)

@@ -2,9 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import hypergeom
 
-from keras_rcl.evaluation.intervals import images_to_refute, images_to_show, interval, probability_of_at_most
+from keras_rcl.evaluation.intervals import (
+    images_to_refute,
+    images_to_show,
+    interval,
+    possible_counts,
+    probability_of_at_most,
+)
 
 
 def at_most(count, total, share):
@@ -38,3 +46,49 @@ def test_how_many_images_decide():
     count = images_to_refute(0.6, 0.5, 0.95)
     assert at_most(math.floor(0.5 * count), count, 0.6) < 0.025
     assert images_to_refute(0.5, 0.5, 0.95) is None
+
+
+@pytest.mark.parametrize(("count", "drawn", "total"), [(0, 0, 9), (3, 10, 40), (10, 10, 40), (0, 25, 40), (7, 40, 40)])
+def test_counts_that_a_sample_does_not_exclude(count, drawn, total):
+    """A number of all images is possible if the hypergeometric probability of the sample is above a bound."""
+    numbers = np.arange(total + 1)
+    possible = numbers[hypergeom.pmf(count, total, numbers, drawn) > 0.05 / (drawn + 1)]
+    assert possible_counts(count, drawn, total, 0.95) == (possible.min(), possible.max())
+    assert len(possible) == possible.max() - possible.min() + 1
+    if drawn == total:
+        assert len(possible) == 1
+
+
+def excluding(total, confidence):
+    """[n, k, K] bool: whether k of n images exclude that K of all count."""
+    table = np.ones((total + 1, total + 1, total + 1), bool)
+    for drawn in range(total + 1):
+        for count in range(drawn + 1):
+            low, high = possible_counts(count, drawn, total, confidence)
+            table[drawn, count, low : high + 1] = False
+    return table
+
+
+def test_no_sample_on_the_way_excludes_the_true_count():
+    """The exact probability that any sample does, by adding up all ways of drawing one image after the other."""
+    total, alpha = 24, 0.1
+    table = excluding(total, 1 - alpha)
+    for true in range(total + 1):
+        reached = np.zeros(total + 2)  # of count k, no sample so far having excluded the true number
+        reached[0] = 1.0
+        for drawn in range(total):
+            share = np.clip((true - np.arange(total + 2)) / (total - drawn), 0, 1)
+            reached = reached * (1 - share) + np.roll(reached * share, 1)
+            reached[:-1][table[drawn + 1, :, true]] = 0.0
+        assert 1 - reached.sum() <= alpha
+        assert reached.sum() < 1 or true in (0, total)
+
+
+def test_coverage_of_drawn_samples():
+    """Of 500 random orders, at most a tenth excludes the true number at any time."""
+    total, true, rng, missed = 60, 42, np.random.default_rng(0), 0
+    table = excluding(total, 0.9)
+    for _ in range(500):
+        counts = np.concatenate([[0], np.cumsum(rng.permutation(np.arange(total) < true))])
+        missed += table[np.arange(total + 1), counts, true].any()
+    assert 0 < missed <= 50

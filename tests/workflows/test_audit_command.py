@@ -146,6 +146,22 @@ def test_a_false_number_falls_and_exits_with_1(here, false):
 
 
 @pytest.mark.slow
+def test_a_claim_is_decided_early(here, false):
+    """The false number falls after the images of the checks, as after all of them."""
+    result = run(*FALSE, "--confidence", "0.99", "--output-dir", "early")
+    found, whole = (json.loads((here / f"{name}/audit.json").read_text()) for name in ("early", "falls"))
+    assert result.exit_code == 1 and found["verdict"] == whole["verdict"] == "falls", result.output
+    assert (found["images"], found["attacked"], whole["attacked"]) == (50, 20, 50)
+    assert found["budget"]["verdict_confidence"] == 0.99 and "verdict_confidence" not in whole["budget"]
+    low, high = found["interval"]
+    assert low <= whole["measured"][0]["robust_accuracy"] <= high
+    assert "of all 50" in result.stdout and "of which 20 were attacked" in (here / "early/audit.html").read_text()
+    with np.load(here / "early/counterexamples.npz") as kept:
+        predicted = np.argmax(tf.saved_model.load(str(here / "linear")).serve(kept["adversarial"])["logits"], axis=1)
+        assert len(predicted) and np.all(predicted != kept["labels"])
+
+
+@pytest.mark.slow
 def test_edited_outcomes_are_seen(here):
     record = json.loads((here / "strong/record.json").read_text())
     outcomes = record["survival"]["attacks"][1]

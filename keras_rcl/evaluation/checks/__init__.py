@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from keras_rcl.evaluation.checks import claim, comparison, model, reading
-from keras_rcl.evaluation.checks.context import Context, Evidence, Finding, Result, Status, Subject
+from keras_rcl.evaluation.checks.context import Context, Evidence, Finding, Result, Status, Subject, not_run
 
 __all__ = ["CHECKS", "Check", "Context", "Evidence", "Finding", "Result", "Status", "Subject", "run_checks"]
 
@@ -22,6 +22,7 @@ class Check(NamedTuple):
         remedy: What to do then.
         blocks: Whether a claim does not stand while the check is raised.
         voids: Whether there is no verdict at all while the check is raised: a claim does not fall either.
+        attacks: Whether the check runs attacks of its own. It is not run if the verdict is decided without it.
     """
 
     run: Callable[[Context], Result]
@@ -29,6 +30,7 @@ class Check(NamedTuple):
     remedy: str
     blocks: bool = True
     voids: bool = False
+    attacks: bool = False
 
 
 CHECKS: dict[str, Check] = {
@@ -89,6 +91,7 @@ CHECKS: dict[str, Check] = {
         "With epsilon 0 the attack's outcome is not the clean one: images are changed on the way, or the model is not "
         "a function.",
         "Make attack and model see the same pixels in [0, 1], with all preprocessing inside the model.",
+        attacks=True,
     ),
     "ball and box": Check(
         claim.ball_and_box,
@@ -100,50 +103,59 @@ CHECKS: dict[str, Check] = {
         "A larger epsilon breaks fewer images, though its ball contains the smaller one: the attack fails for reasons "
         "of its own.",
         "Tune step size and restarts until robust accuracy falls with epsilon.",
+        attacks=True,
     ),
     "large epsilon": Check(
         comparison.large_epsilon,
         "Images survive an epsilon at which every image may become any other: the attack is stuck, which is a sign of "
         "masked gradients.",
         "Find what stops the attack before relying on a result at any smaller epsilon.",
+        attacks=True,
     ),
     "iterative": Check(
         comparison.iterative,
         "A single step breaks images that survive many: the loss is not smooth enough for the steps to add up.",
         "Rely on neither attack; use black-box attacks and smaller steps.",
+        attacks=True,
     ),
     "converged": Check(
         comparison.converged,
         "The verifier with twice the steps and queries and other random numbers, or PGD, breaks images that the "
         "verifier left: it had not converged, and more would be broken by more of it.",
         "Raise steps, restarts and queries of the verifier until nothing changes.",
+        attacks=True,
     ),
     "finite differences": Check(
         comparison.finite_differences,
         "Slopes that are measured from the logits lead to adversarial images where the model's own gradient does not: "
         "its gradient misleads.",
         "Attack along measured slopes (SPSA), or through a differentiable replacement of the layer (BPDA).",
+        attacks=True,
     ),
     "black box": Check(
         comparison.black_box,
         "An attack without gradients breaks images that survive all with gradients: gradients are masked.",
         "Take the black-box attack's number as an upper bound, and look for what masks the gradients.",
+        attacks=True,
     ),
     "noise": Check(
         comparison.noise,
         "Random noise breaks images that survive all gradient attacks, which should be far stronger.",
         "The gradient attacks do not work on this model; find out why.",
+        attacks=True,
     ),
     "transfer": Check(
         comparison.transfer,
         "Images crafted on another model break this one where attacks on itself do not: its own gradients mislead.",
         "Report the worst case over both, and look for what masks the gradients.",
+        attacks=True,
     ),
     "embedding": Check(
         comparison.embedding,
         "An attack on the embedding, which does not use the classifier, breaks images that attacks through the "
         "classifier do not: the head that passes the gradient is stale, or masks it.",
         "Retrain the head on the encoder that is served, and attack the two together.",
+        attacks=True,
     ),
     "record": Check(
         claim.record,
@@ -157,6 +169,7 @@ CHECKS: dict[str, Check] = {
         "epsilon is then smaller in pixels, or its images were clamped elsewhere. A record names its coordinates; a "
         "number that fits can be a coincidence.",
         "State epsilon in [0, 1] pixels and attack with the normalisation inside the model.",
+        attacks=True,
     ),
     "claimed number": Check(
         claim.claimed_number,
@@ -169,5 +182,11 @@ CHECKS: dict[str, Check] = {
 
 
 def run_checks(context: Context) -> tuple[Finding, ...]:
-    """Run all checks, and return one finding per check."""
-    return tuple(Finding(name, *check.run(context)) for name, check in CHECKS.items())
+    """Run all checks, and return one finding per check; those that the verdict does not depend on are not run."""
+    return tuple(
+        Finding(name, *(_DECIDED if context.verifier_alone and check.attacks else check.run(context)))
+        for name, check in CHECKS.items()
+    )
+
+
+_DECIDED = not_run("the verdict was decided without it")

@@ -13,7 +13,7 @@ from keras_rcl.vocabulary.threat import PROTOCOLS, Norm
 
 def clean_accuracy(context: Context) -> Result:
     """Whether the model classifies at least as many images as are claimed to be robust."""
-    clean, claimed = context.measured.clean_accuracy, context.claim.robust_accuracy
+    clean, claimed = context.clean_accuracy, context.claim.robust_accuracy
     because = f"{clean:.1%} of the images are classified correctly without an attack, {claimed:.1%} are claimed robust"
     return result(claimed - clean > context.budget.claim_tolerance, because, clean_accuracy=clean)
 
@@ -56,7 +56,7 @@ def record(context: Context) -> Result:
     tolerance, wrong = context.budget.claim_tolerance, []
     if not evidence.same_model:
         wrong.append("its model hash is of another model")
-    clean = float(np.mean(evidence.clean != context.measured.clean))
+    clean = float(np.mean(evidence.clean[context.positions] != context.measured.clean))
     if clean > tolerance:
         wrong.append(f"{clean:.1%} of the clean outcomes differ")
     miscounted = 0
@@ -91,10 +91,10 @@ def protocol(context: Context) -> Result:
     pgd = PGD(norm=claim.norm, epsilon=claim.epsilon, num_steps=budget.num_steps)
     protocols = [name for name in PROTOCOLS if name != "pixel"] if context.images.shape[-1] in (1, 3) else []
     attacks: tuple[Attack, ...] = tuple(dataclasses.replace(pgd, protocol=name) for name in protocols)
-    survival = context.evaluate(attacks, slice(None))
+    survival = context.evaluate(attacks, context.positions)
     shares = {name: float(one.mean()) for name, one in zip(protocols, survival.survived, strict=True)}
     counts = dict(zip(protocols, survival.survived.sum(axis=1), strict=True))
-    within = {name: interval(int(counts[name]), len(context.labels), budget.confidence) for name in protocols}
+    within = {name: interval(int(counts[name]), len(survival.labels), budget.confidence) for name in protocols}
     matching = [name for name, (low, high) in within.items() if low <= claim.robust_accuracy <= high]
     if not matching:
         return result(False, "no other known coordinates give the claimed number", **shares)
@@ -102,7 +102,7 @@ def protocol(context: Context) -> Result:
         f"{name} ({shares[name]:.1%}, {within[name][0]:.1%} to {within[name][1]:.1%})" for name in matching
     )
     because = (
-        f"{claim.robust_accuracy:.1%} is, within the chance of {len(context.labels)} images, what PGD gives in the "
+        f"{claim.robust_accuracy:.1%} is, within the chance of {len(survival.labels)} images, what PGD gives in the "
         f"coordinates of {text}; this may be a coincidence"
     )
     return result(True, because, **shares)
@@ -112,21 +112,25 @@ def claimed_number(context: Context) -> Result:
     """Whether as many images survive as are claimed."""
     low, high = context.interval
     return result(
-        context.contradicted,
+        context.comparison.contradicted,
         comparison_text(context),
         claimed=context.claim.robust_accuracy,
         measured=context.robust_accuracy,
         low=low,
         high=high,
-        probability=context.probability,
+        probability=context.comparison.probability,
     )
 
 
 def comparison_text(context: Context) -> str:
     """Return the claimed and the measured robust accuracy in one sentence."""
     low, high = context.interval
+    attacks = describe(context.verifier) + ("" if context.verifier_alone else " and the checks' attacks")
+    claimed, measured = f"{context.claim.robust_accuracy:.1%} claimed", f"{context.robust_accuracy:.1%}"
+    if context.sample is None or context.complete:
+        confidence = f"{context.budget.confidence:.0%} interval {low:.1%} to {high:.1%}"
+        return f"{claimed}, {measured} of {len(context.labels)} images survive {attacks} ({confidence})"
     return (
-        f"{context.claim.robust_accuracy:.1%} claimed, {context.robust_accuracy:.1%} of {len(context.labels)} images "
-        f"survive {describe(context.verifier)} and the checks' attacks ({context.budget.confidence:.0%} interval "
-        f"{low:.1%} to {high:.1%})"
+        f"{claimed}, {measured} of {len(context.positions)} attacked images survive {attacks}; of all "
+        f"{len(context.labels)} {low:.1%} to {high:.1%} do, with {100 * context.sample.confidence:.6g}% confidence"
     )

@@ -1,5 +1,6 @@
 """What the checks of an audit read: the model, the images, the claim, and measurements that are made once."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -12,7 +13,7 @@ import tensorflow as tf
 from keras_rcl.attacks.estimated_gradient import with_estimated_gradient
 from keras_rcl.attacks.surrogates import logit_margin
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.evaluation.intervals import images_to_refute, images_to_show, interval, probability_of_at_most
+from keras_rcl.evaluation.checks.counting import Comparison, Sample, Verdict
 from keras_rcl.evaluation.robustness import Evaluator, Survival
 from keras_rcl.runtime.gradients import operation_without_gradient
 from keras_rcl.runtime.progress import Progress
@@ -136,12 +137,12 @@ class Attempt(NamedTuple):
 
 
 class WorstCase(NamedTuple):
-    """The outcome of each image under the verifier and the attacks of the checks within the ball.
+    """The outcome of each attacked image under the verifier and the attacks of the checks within the ball.
 
     Attributes:
-        survived: [N] bool.
-        adversarial: [N, H, W, C], the image that broke it, or the verifier's last.
-        predictions: [N], the classes of `adversarial`.
+        survived: [n] bool.
+        adversarial: [n, H, W, C], the image that broke it, or the verifier's last.
+        predictions: [n], the classes of `adversarial`.
     """
 
     survived: np.ndarray
@@ -164,6 +165,8 @@ class Context:
         seed: The seed of all random draws.
         progress: Where progress is shown.
         journal: Where attacked batches are stored, if anywhere.
+        sample: The images that were attacked, if not all are.
+        verifier_alone: Leave out the attacks of the checks, which the verdict does not depend on.
     """
 
     subject: Subject
@@ -176,6 +179,33 @@ class Context:
     seed: int
     progress: Progress
     journal: Journal | None = None
+    sample: Sample | None = None
+    verifier_alone: bool = False
+
+    def with_sample(self, sample: Sample | None, verifier_alone: bool) -> "Context":
+        """The same audit with more images attacked; measurements that do not depend on them are kept."""
+        other = copy.copy(self)
+        kept = {name: value for name, value in vars(self).items() if name not in ("measured", "worst_case", "left")}
+        if verifier_alone != self.verifier_alone:
+            kept.pop("checked", None)
+        vars(other).clear()
+        vars(other).update(kept, sample=sample, verifier_alone=verifier_alone)
+        return other
+
+    @property
+    def positions(self) -> np.ndarray:
+        """[n], the positions of the attacked images."""
+        return np.arange(len(self.images)) if self.sample is None else self.sample.positions
+
+    @property
+    def complete(self) -> bool:
+        """Whether all images are attacked."""
+        return len(self.positions) == len(self.images)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of all images that are classified correctly."""
+        return self.measured.clean_accuracy if self.sample is None else float(self.sample.clean.mean())
 
     @property
     def count(self) -> int:
@@ -321,7 +351,8 @@ class Context:
     @functools.cached_property
     def checked(self) -> Survival:
         """The survival table of the checks' attacks on the first images."""
-        return self.evaluate(tuple(self.attacks.values()), slice(0, self.count))
+        attacks = () if self.verifier_alone else tuple(self.attacks.values())
+        return self.evaluate(attacks, slice(0, self.count))
 
     def survivors(self, *names: str) -> np.ndarray:
         """[n] bool: which of the checks' images survive all attacks of these names."""
@@ -396,12 +427,19 @@ class Context:
 
     @functools.cached_property
     def measured(self) -> Survival:
-        """The survival table of the verifier on all images, made after `checked`, as a journal stores them."""
+        """The survival table of the verifier on the attacked images.
+
+        If these are all, it is made after `checked`, as a journal stores them.
+        """
+        if self.sample is not None:
+            return self.sample.table
         _ = self.checked
         return self.evaluate((self.verifier,), slice(None))
 
     def _outcomes(self) -> Iterator[tuple[np.ndarray, Survival, int]]:
         """Positions, table and row of each attack of the checks within the claim's ball."""
+        if self.verifier_alone:
+            return
         attempts = [Attempt(np.arange(self.count), self.checked), self.stronger, self.estimated]
         for positions, survival in attempts:
             if survival is not None:
@@ -411,14 +449,14 @@ class Context:
 
     def adversarial_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Images and adversarial images within the claim's ball, of the verifier and of the checks."""
-        everything = np.arange(len(self.images)), self.measured, 0
+        everything = self.positions, self.measured, 0
         for positions, survival, number in itertools.chain([everything], self._outcomes()):
             assert survival.adversarial is not None
             yield self.images[positions], survival.adversarial[number]
 
     @functools.cached_property
     def worst_case(self) -> WorstCase:
-        """Each image under the verifier and all attacks of the checks within the claim's ball."""
+        """Each attacked image under the verifier and all attacks of the checks within the claim's ball."""
         survived = self.measured.survived[0].copy()
         assert self.measured.adversarial is not None
         adversarial, predictions = self.measured.adversarial[0].copy(), self.measured.predictions[0].copy()
@@ -432,66 +470,50 @@ class Context:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of images that survive the worst case."""
+        """The share of attacked images that survive the worst case."""
         return float(self.worst_case.survived.mean())
 
     @property
+    def surviving(self) -> tuple[int, int, int]:
+        """How many of all images survive: at least, most likely, and at most. The same if all are attacked."""
+        survived = self.worst_case.survived
+        if self.sample is None:
+            return (int(survived.sum()),) * 3
+        return self.sample.possible(survived, self.count)
+
+    def compared(self, survivors: int) -> Comparison:
+        """The claim beside a number of survivors of all images."""
+        return Comparison(survivors, len(self.images), self.claim, self.budget, self.evidence is not None)
+
+    @property
+    def comparison(self) -> Comparison:
+        """The claim beside the number of survivors, or the most likely one."""
+        return self.compared(self.surviving[1])
+
+    @property
+    def possible_verdicts(self) -> set[Verdict]:
+        """The verdicts by the numbers alone, for the smallest and the largest number of survivors."""
+        low, _, high = self.surviving
+        return {self.compared(low).verdict, self.compared(high).verdict}
+
+    @property
     def interval(self) -> tuple[float, float]:
-        """The exact interval of the robust accuracy, for images like these."""
-        survived = self.worst_case.survived
-        return interval(int(survived.sum()), len(survived), self.budget.confidence)
-
-    @property
-    def probability(self) -> float:
-        """The probability that so few images survive if the claim is true."""
-        survived = self.worst_case.survived
-        return probability_of_at_most(int(survived.sum()), len(survived), self.claim.robust_accuracy)
-
-    @property
-    def contradicted(self) -> bool:
-        """Whether fewer images survive than chance explains; a record is of these very images, without chance."""
-        if self.evidence is None:
-            return self.probability < (1 - self.budget.confidence) / 2
-        return self.claim.robust_accuracy - self.robust_accuracy > self.budget.claim_tolerance
+        """The exact interval of the robust accuracy for images like these; of a sample, that of all images."""
+        if self.complete:
+            return self.comparison.interval
+        low, _, high = self.surviving
+        return low / len(self.images), high / len(self.images)
 
     @property
     def counterexamples(self) -> np.ndarray:
-        """[N] bool: the broken images that the claim counts, or may count, as robust."""
+        """[n] bool: the broken images that the claim counts, or may count, as robust."""
         broken = self.measured.clean & ~self.worst_case.survived
-        return broken if self.evidence is None else broken & self.evidence.survived
+        return broken if self.evidence is None else broken & self.evidence.survived[self.positions]
 
     @property
     def falls(self) -> bool:
         """Whether fewer images survive than are claimed, with counterexamples."""
-        return self.contradicted and bool(self.counterexamples.any())
-
-    @property
-    def reached(self) -> bool:
-        """Whether as many images survive as are claimed."""
-        return self.claim.robust_accuracy - self.robust_accuracy <= self.budget.claim_tolerance
-
-    @property
-    def lowest(self) -> float:
-        """The lower limit that the interval must reach for the claim to stand."""
-        claimed = self.claim.robust_accuracy
-        return claimed - min(self.budget.resolution, claimed / 2)
-
-    @property
-    def enough_images(self) -> bool:
-        """Whether the images are enough for a claim of this size."""
-        return self.interval[0] >= self.lowest
-
-    @property
-    def images_needed(self) -> int | None:
-        """The number of images at which the open question would be decided; None if it is, or no number does.
-
-        If fewer survive than are claimed, that at which the same share would contradict the claim; otherwise that at
-        which the claimed share is enough for the claim to stand.
-        """
-        claimed, confidence, count = self.claim.robust_accuracy, self.budget.confidence, len(self.images)
-        if not self.reached:
-            return None if self.contradicted else images_to_refute(claimed, self.robust_accuracy, confidence, count)
-        return None if self.enough_images else images_to_show(claimed, self.lowest, confidence, count)
+        return self.comparison.contradicted and bool(self.counterexamples.any())
 
 
 def _strengthened(attack: Attack) -> Attack:

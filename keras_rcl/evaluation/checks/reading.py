@@ -21,7 +21,7 @@ def read_as_trained(context: Context) -> Result:
             declared=Declared("0..1", "given", "as given"),
             name="the audited model",
         ).doubts
-    clean = context.measured.clean_accuracy
+    clean = context.clean_accuracy
     because = "; ".join(doubts) or f"clean accuracy is {clean:.1%}, and no other range of pixels gives clearly more"
     return result(bool(doubts), because, clean_accuracy=clean)
 
