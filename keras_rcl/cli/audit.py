@@ -41,6 +41,7 @@ from keras_rcl.vocabulary.claim import AuditBudget
 @shared.output_dir_option("audits/<model>")
 @shared.overwrite_option("Replace the folder, or an interrupted audit.")
 @shared.json_option("the audit")
+# One parameter per option that is not passed on as it is.
 def audit(model, share, record, norm, epsilon, check_images, verifier, confidence, as_json, **options):
     """Test a claim of robust accuracy, or a record, by checks and AutoAttack; the exit status is 1 if it falls.
 

@@ -502,7 +502,7 @@ def test_a_false_claim_falls_early_without_the_checks_that_attack():
 
 @pytest.mark.slow
 def test_a_true_claim_stands_early_with_all_checks():
-    context, result = early(0.4)
+    context, result = early(0.3)
     assert result.verdict == "stands" and 60 <= len(result.attacked) < 300
     assert {finding.status for finding in result.findings if CHECKS[finding.check].attacks} <= {"passed", "not run"}
     assert "the verdict was decided without it" not in {finding.because for finding in result.findings}
@@ -544,4 +544,4 @@ def test_early_verdicts_are_those_of_all_images(monkeypatch):
                     context = attack_until_decided(context, confidence)
                 verdicts.append(auditing._verdict(context, ())[0])
             assert verdicts[0] == verdicts[1], (share, away)
-            assert away not in (-0.1, 0.1, 0.3) or len(context.positions) <= 500, (share, away)
+            assert away not in (-0.1, 0.3) or len(context.positions) <= 500, (share, away)

@@ -157,7 +157,8 @@ def test_a_claim_is_decided_early(here, false):
     assert low <= whole["measured"][0]["robust_accuracy"] <= high
     assert "of all 50" in result.stdout and "of which 20 were attacked" in (here / "early/audit.html").read_text()
     with np.load(here / "early/counterexamples.npz") as kept:
-        predicted = np.argmax(tf.saved_model.load(str(here / "linear")).serve(kept["adversarial"])["logits"], axis=1)
+        model = tf.saved_model.load(str(here / "linear"))
+        predicted = np.argmax(model.serve(kept["adversarial"])["logits"], axis=1)
         assert len(predicted) and np.all(predicted != kept["labels"])
 
 
