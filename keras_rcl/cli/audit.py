@@ -15,6 +15,7 @@ from keras_rcl.vocabulary.attacks import parse_attack
 from keras_rcl.vocabulary.claim import AuditBudget
 
 
+# One parameter per option that is not passed on as it is.
 @click.command(short_help="Test a claim of robust accuracy.")
 @click.argument("model", type=shared.FOLDER)
 @click.option("--claim", "share", metavar="SHARE", help="The claimed robust accuracy, such as 60.4% or 0.604.")
@@ -41,7 +42,6 @@ from keras_rcl.vocabulary.claim import AuditBudget
 @shared.output_dir_option("audits/<model>")
 @shared.overwrite_option("Replace the folder, or an interrupted audit.")
 @shared.json_option("the audit")
-# One parameter per option that is not passed on as it is.
 def audit(model, share, record, norm, epsilon, check_images, verifier, confidence, as_json, **options):
     """Test a claim of robust accuracy, or a record, by checks and AutoAttack; the exit status is 1 if it falls.
 
