@@ -130,6 +130,27 @@ def _bounds_norms(results: Path) -> str:
     return f"{markdown_table(header, rows, right=(3, 5, 6, 7, 8))}\n\n{attacked}\n\n```\n{measured['command']}\n```"
 
 
+def _smoothing(results: Path) -> str:
+    """One row per smoothed network: certified accuracy by radius, and what AutoAttack broke of what was certified."""
+    measured, rows = read_json(results / "benchmarks/smoothing.json")["models"], []
+    for name, row in measured.items():
+        accuracy = [percent(share) for share in row["certified_accuracy"].values()]
+        before, after = (f"{share:.3f}" for share in row["median_probability"])
+        attacked = f"{row['attacked']} at {row['median_radius']:g}"
+        cells = [f"{row['average_radius']:.3f}", attacked, before, after, str(row["abstained_under_attack"])]
+        rows.append([f"`{name}`", str(row["images"]), *accuracy, *cells, f"**{row['broken']}**"])
+    radii = (f"at {radius}" for radius in next(iter(measured.values()))["certified_accuracy"])
+    header = ["network", "images", *radii, "mean radius", "attacked, median radius", "votes", "under attack"]
+    first = next(iter(measured.values()))
+    facts = (
+        f"sigma {first['sigma']:g}, n = {first['n']:,}, alpha = {first['alpha']:g}; {', '.join(first['attacks'])} on the "
+        f"mean softmax of {first['draws']} draws."
+    )
+    table = markdown_table([*header, "abstains", "broken"], rows, right=range(1, 11))
+    commands = "\n".join(dict.fromkeys(row["command"] for row in measured.values()))
+    return f"{facts}\n\n{table}\n\n```\n{commands}\n```"
+
+
 def _vnncomp(results: Path) -> str:
     """One row per category of VNN-COMP 2021: how many instances we and each tool decided, and contradictions."""
     measured, rows = read_json(results / "benchmarks/vnncomp.json"), []
@@ -218,6 +239,7 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         "bounds": partial(_bounds_cost, results),
         "bounds_reference": partial(_bounds_reference, results),
         "bounds_norms": partial(_bounds_norms, results),
+        "smoothing": partial(_smoothing, results),
         "vnncomp": partial(_vnncomp, results),
         "sound_models": partial(_sound_models, results),
     }

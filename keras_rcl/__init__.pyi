@@ -31,6 +31,8 @@ from keras_rcl.methods import (
     SCSupCon,
     SCSupConRetrained,
     SingleTraining,
+    SmoothAdv,
+    SmoothedTraining,
     SupConLinear,
 )
 from keras_rcl.model_io.classifier import Classifier, load_classifier
@@ -75,6 +77,7 @@ from keras_rcl.vocabulary.attacks import (
     Noise,
     RayS,
     Refreshed,
+    SmoothedAttack,
     Spatial,
     Square,
     Stored,
@@ -169,6 +172,9 @@ __all__ = [
     "SCSupCon",
     "SCSupConRetrained",
     "SingleTraining",
+    "SmoothAdv",
+    "SmoothedAttack",
+    "SmoothedTraining",
     "SmoothingReport",
     "Spatial",
     "Square",

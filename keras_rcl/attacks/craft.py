@@ -26,12 +26,13 @@ from keras_rcl.attacks.nearest import ddn, deepfool, fmn, within
 from keras_rcl.attacks.noise import noise
 from keras_rcl.attacks.norms import choose, project
 from keras_rcl.attacks.rays import rays
+from keras_rcl.attacks.smoothed import noise_draw, smoothed
 from keras_rcl.attacks.spatial import spatial
 from keras_rcl.attacks.square import square
 from keras_rcl.attacks.surrogates import SURROGATES, fools, surrogate_of
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime.gradients import operation_without_gradient, without_tapes
-from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Attack, Embedding, Transfer
+from keras_rcl.vocabulary.attacks import BIM, FGSM, MIFGSM, PGD, Attack, Embedding, SmoothedAttack, Transfer
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.pixels import check_pixel_range
 from keras_rcl.vocabulary.registry import find
@@ -224,6 +225,12 @@ def _transfer(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Tran
     return runner_of(attack.attack)(logits_fn, x, labels, attack.attack, round)
 
 
+def _smoothed(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: SmoothedAttack, round: Round) -> Crafted:
+    """One round of the attack that is run on the smoothed classifier; all of its steps see the same noise."""
+    noise = attack.sigma * tf.stack([noise_draw(x, round.seeds, number) for number in range(attack.num_draws)])
+    return runner_of(attack.attack)(smoothed(logits_fn, noise), x, labels, attack.attack, round)
+
+
 def sharing(attack: Attack) -> tuple[Attack, Numbers | None]:
     """An attack that stands for all that `craft_round` makes the same graph of, given their numbers.
 
@@ -270,6 +277,7 @@ RUNNERS: dict[str, Callable[..., Crafted]] = {
     "spatial": spatial,
     "corruptions": corrupted,
     "transfer": _transfer,
+    "smoothed": _smoothed,
 }
 """Attack name -> its function `(logits_fn, x, labels, attack, round) -> Crafted`."""
 

@@ -17,6 +17,7 @@ from keras_rcl.methods.mart import MART
 from keras_rcl.methods.rocl import RoCLAT
 from keras_rcl.methods.scl import SCL, MarginSCL, RefinedSCL
 from keras_rcl.methods.single_training import SingleTraining
+from keras_rcl.methods.smoothed import SmoothAdv, SmoothedTraining
 from keras_rcl.methods.supcon_linear import SupConLinear
 from keras_rcl.methods.trades import TRADES
 from keras_rcl.vocabulary.registry import OpenUnion, added, find, reserve
@@ -49,6 +50,8 @@ Method = Annotated[
         Certified,
         CertifiedContrastive,
         MTLIBP,
+        SmoothedTraining,
+        SmoothAdv,
     ],
     Field(discriminator="name"),
     OpenUnion("method"),

@@ -246,7 +246,7 @@ def phase_table(phases: Sequence[Phase], indent: str) -> str:
 
     def add(phase: Phase, depth: int):
         name = "  " * depth + phase.name + (" (before each epoch)" if depth else "")
-        views = ", ".join(map(_view, phase.views))
+        views = ", ".join(map(_view, phase.views)) + (f" with noise {phase.noise:g}" if phase.noise else "")
         terms = " + ".join(f"{term.weight:g} {term.term}" for term in phase.terms)
         lines.append([name, str(phase.epochs), " ".join(phase.trains), views, terms])
         for inner in phase.refresh:

@@ -1,4 +1,4 @@
-"""Craft the adversarial views of a batch, and stack all views."""
+"""Craft the adversarial views of a batch, add noise, and stack all views."""
 
 import functools
 from collections.abc import Callable
@@ -7,12 +7,16 @@ import keras
 import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
+from keras_rcl.attacks.craft import example_seeds
+from keras_rcl.attacks.smoothed import noise_draw
 from keras_rcl.folding import at_inference
 from keras_rcl.training.micro_batches import in_parts
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.compute import DEFAULT_COMPUTE, ComputeSettings
 from keras_rcl.vocabulary.phase import Adversarial, Phase
+
+_fold_in = tf.random.experimental.stateless_fold_in
 
 
 def stack_views(
@@ -26,7 +30,7 @@ def stack_views(
     warm_starts: dict[int, WarmStarts] | None = None,
     compute: ComputeSettings = DEFAULT_COMPUTE,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Craft the adversarial views of a batch, and stack all views.
+    """Craft the adversarial views of a batch, add the noise of the phase, and stack all views.
 
     Args:
         network: The two-headed network; attacked in inference mode, so that BatchNorm statistics are read, not moved.
@@ -43,10 +47,13 @@ def stack_views(
         images [V * N, H, W, C], labels [V * N], and the share of zero gradients that the attacks met (0 without one).
     """
     micro_batch = compute.micro_batch
-    views, zeros = tf.unstack(images, len(phase.views)), []
+    starts, zeros = tf.unstack(images, len(phase.views)), []
+    views = list(starts)
     for index, view in enumerate(phase.views):
-        if isinstance(view, Adversarial) and view.crafted:
-            view_seed = tf.random.experimental.stateless_fold_in(seed, index)
+        if (first := phase.first_of_equals(index)) < index:
+            views[index] = views[first]
+        elif isinstance(view, Adversarial) and view.crafted:
+            view_seed = _fold_in(seed, index)
             rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
 
             def craft(attack, *of_images, view_seed=view_seed, rows=rows):
@@ -58,8 +65,23 @@ def stack_views(
             else:
                 views[index], shares = craft(view.attack, views[index], labels)
             zeros.append(tf.reduce_mean(shares))
+    if phase.noise:
+        views = _noisy(phase, views, starts, seed)
     share = tf.add_n(zeros) / len(zeros) if zeros else tf.zeros([])
     return tf.concat(views, axis=0), tf.tile(labels, [len(views)]), share
+
+
+def _noisy(phase: Phase, views: list[tf.Tensor], starts: list[tf.Tensor], seed: tf.Tensor) -> list[tf.Tensor]:
+    """Add the noise of a phase to its views. The k-th of several equal views has the k-th draw of the first one's seed.
+
+    The seeds are those that the attacks of the views had, so that a smoothed attack saw the same draws.
+    """
+    firsts = [phase.first_of_equals(index) for index in range(len(views))]
+    noisy = []
+    for index, (view, start, first) in enumerate(zip(views, starts, firsts, strict=True)):
+        seeds = example_seeds(start, _fold_in(seed, first))
+        noisy.append(view + phase.noise * noise_draw(view, seeds, firsts[:index].count(first)))
+    return noisy
 
 
 def attacked(

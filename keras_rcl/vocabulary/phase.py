@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Union
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from keras_rcl.vocabulary.attacks import Attack
+from keras_rcl.vocabulary.attacks import Attack, SmoothedAttack
 from keras_rcl.vocabulary.dataset import NoAugmentation, Policy
 from keras_rcl.vocabulary.network import Part
 from keras_rcl.vocabulary.registry import OpenUnion
@@ -320,6 +320,9 @@ class Phase:
         views: the V views of each image in a batch.
         terms: the weighted losses, summed.
         augmentation: varies each image once, before its views are made: they share the crop.
+        noise: standard deviation, in pixel units, of the Gaussian noise that is added to all views after their attacks;
+            it is not clipped to [0, 1] (Cohen et al. 2019). Equal views of the same images share their attack and
+            differ in their noise, which is that of the copies of a `SmoothedAttack`.
         refresh: phases run before each epoch of this one (CLAF's inner classifier epochs).
         reinitialize: parts that are initialised again before the phase starts; for a refresh, before each of its runs.
         interval_initialization: the kernels of the parts that train are initialised before the phase so that
@@ -348,6 +351,7 @@ class Phase:
     optimizer: Optimizer = Adam()
     batch_size: PositiveInt = 128
     augmentation: Policy = NoAugmentation()
+    noise: Annotated[float, Field(ge=0, le=100)] = 0.0
     refresh: tuple["Phase", ...] = ()
     reinitialize: tuple[Part, ...] = ()
     interval_initialization: bool = False
@@ -380,6 +384,13 @@ class Phase:
             raise ValueError(f"phase {self.name!r}: bounds reach through the classifier; leave detach_classifier out")
         if "worst_case" in kinds and self.awp.gamma:
             raise ValueError(f"phase {self.name!r}: bounds are of the weights as they are; leave awp out")
+        if "worst_case" in kinds and self.noise:
+            raise ValueError(f"phase {self.name!r}: bounds are of images without noise; leave noise out")
+        for attack in (view.attack for view in self.views if isinstance(view, Adversarial)):
+            if isinstance(attack, SmoothedAttack) and attack.sigma != self.noise:
+                raise ValueError(
+                    f"phase {self.name!r}: noise {self.noise:g}, and {attack.label} has sigma {attack.sigma:g}; use one"
+                )
         if self.separate_batchnorm:
             self._check_branches(kinds)
         for term in self.terms:
@@ -420,10 +431,20 @@ class Phase:
         """The positions of the views whose attacks start where the last ones ended."""
         return tuple(place for place, view in enumerate(self.views) if getattr(view, "warm_steps", 0))
 
+    def first_of_equals(self, place: int) -> int:
+        """The position of the first view that is equal to the one at `place` and of the same images.
+
+        With noise, equal views share their attack and differ in their draw of noise. Without noise, and for a view
+        that varies its images itself, it is `place`.
+        """
+        view = self.views[place]
+        source = view.of if isinstance(view, Adversarial) else view
+        return self.views.index(view) if self.noise and not isinstance(source, Augmented) else place
+
     @property
     def reads_fixed_features(self) -> bool:
         """Whether the phase reads only the features that a frozen encoder computes from constant images."""
-        frozen = self.trains == ("classifier",) and self.frozen_statistics and not self.awp.gamma
+        frozen = self.trains == ("classifier",) and self.frozen_statistics and not self.awp.gamma and not self.noise
         same = isinstance(self.augmentation, NoAugmentation) and all(isinstance(view, Clean) for view in self.views)
         return frozen and same and all(isinstance(term, (CrossEntropy, BoostedCrossEntropy)) for term in self.terms)
 
@@ -431,7 +452,9 @@ class Phase:
     def cost(self) -> float:
         """Forward passes per image and epoch, roughly: a backward pass counts as two, a step of an attack as two."""
         learned = (3 if "encoder" in self.trains else 1) * (2 if self.awp.gamma else 1)
-        attacked = sum(view.attack.cost for view in self.views if isinstance(view, Adversarial))
+        places = {self.first_of_equals(place) for place in range(len(self.views))}
+        views = (self.views[place] for place in sorted(places))
+        attacked = sum(view.attack.cost for view in views if isinstance(view, Adversarial))
         return len(self.views) * learned + attacked
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.spec import spec
@@ -73,6 +73,9 @@ else:
         PlainSerializer(format_pixels, return_type=str, when_used="json"),
     ]
 """A distance in pixel units, [0, 1]: accepts `8/255`, `"8/255"` and `0.031`, and prints as `8/255`."""
+
+Sigma = Annotated[float, Field(gt=0, le=100)]
+"""The standard deviation of Gaussian noise, in pixel units."""
 
 
 def format_epsilon(value: float, norm: Norm) -> str:

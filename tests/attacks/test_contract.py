@@ -28,6 +28,7 @@ from keras_rcl.vocabulary.attacks import (
     HopSkipJump,
     Noise,
     RayS,
+    SmoothedAttack,
     Spatial,
     Square,
     SupConAttack,
@@ -96,6 +97,7 @@ OTHERS = {
     "embedding l2": Embedding(epsilon="100/255", norm="l2", num_steps=6),
     "supcon": SupConAttack(epsilon="8/255", num_steps=6, temperature=0.5),
     "transfer": Transfer(source="another", attack=PGD(epsilon="8/255", num_steps=6)),
+    "smoothed": SmoothedAttack(attack=PGD(epsilon="8/255", num_steps=6), sigma=0.1),
 }
 """Climb something else, or by another way; what they look at is here the same function as for all others."""
 WITHOUT_BALL = {
@@ -278,7 +280,7 @@ def test_neighbours_hardly_matter_to_a_float32_network(logits, name):
 def test_the_seed_decides(attack):
     first, second = (compiled(attack)(IMAGES, aims(attack), 5).numpy() for _ in range(2))
     assert first.tobytes() == second.tobytes()
-    if attack in (ENSEMBLE | WITHOUT_BALL).values() or isinstance(attack, Transfer):
+    if attack in (ENSEMBLE | WITHOUT_BALL).values() or isinstance(attack, Transfer | SmoothedAttack):
         return
     # After many steps other starts may end in the same corner of the ball; after one step they do not.
     one_step = attack if isinstance(attack, FGSM | Noise) else dataclasses.replace(attack, num_steps=1)

@@ -335,6 +335,30 @@ SOUND_CERTIFIED_CONTRASTIVE = """
         optimizer adam 0.001 constant
 """
 
+# Cohen et al. 2019, section 4 and appendix: base classifiers "trained with Gaussian data augmentation" for 90 epochs,
+# batch 256, SGD 0.1, momentum 0.9, weight decay 1e-4.
+SMOOTHED = """
+    training on noise: 90 epochs, batch 256
+        adds      noise 0.25 to all views
+        of        crop_flip, drawn once for all views
+        trains    encoder, classifier
+        views     clean
+        terms     1 cross_entropy
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0001
+"""
+
+# Salman et al. 2019, section 3 and pseudocode 1: PGD on the mean softmax over m draws, then all m noisy copies of the
+# attacked image. The published code: from the image, steps of 2 epsilon / num_steps; 256 rows in m copies; 150 epochs.
+SMOOTH_ADV = """
+    SmoothAdv: 150 epochs, batch 128
+        adds      noise 0.25 to all views
+        of        crop_flip, drawn once for all views
+        trains    encoder, classifier
+        views     ATTACKED | ATTACKED
+        terms     1 cross_entropy
+        optimizer sgd 0.1 cosine momentum 0.9 weight decay 0.0001
+""".replace("ATTACKED", "PGD-4 through 2 draws of noise 0.25 l2 0.5 step 0.25 of clean")
+
 # Each switch of `clafs`, and the lines by which it differs: the paper's ablations, then its published code, then ours.
 SWITCHES = {
     "inner_classifier=natural": """
@@ -471,6 +495,8 @@ def phase_text(phase) -> list[str]:
     if phase.schedule_epochs:
         after, total = phase.schedule_after, phase.schedule_epochs
         lines.append(f"    epochs {after} to {after + phase.epochs} of {total} of its schedule")
+    if phase.noise:
+        lines.append(f"    adds      noise {phase.noise:g} to all views")
     if not isinstance(phase.augmentation, NoAugmentation):
         lines.append(f"    of        {policy_text(phase.augmentation)}, drawn once for all views")
     lines += [
@@ -530,6 +556,8 @@ TEXTS = {
     "certified": CERTIFIED,
     "certified_contrastive": CERTIFIED_CONTRASTIVE,
     "mtl_ibp": MTL_IBP,
+    "smoothed": SMOOTHED,
+    "smooth_adv": SMOOTH_ADV,
 }
 
 
@@ -592,6 +620,19 @@ def test_what_has_no_two_branches_is_refused(changes):
 def test_what_at_scl_contrasts_and_attacks_are_settings(setting, before, after):
     assert before in AT_SCL
     assert text_of(VARIANTS["at_scl"](**setting)) == lines_of(AT_SCL.replace(before, after))
+
+
+@pytest.mark.parametrize("name", ["smooth_adv", "smoothed"])
+def test_the_contrast_of_noisy_copies_is_one_setting(name):
+    method = VARIANTS[name](contrast=dict(term="supcon", weight=0.5), num_draws=2)
+    views, terms = ("clean | clean", "1 cross_entropy")
+    if name == "smooth_adv":
+        attacked = "PGD-4 through 2 draws of noise 0.25 l2 0.5 step 0.25 of clean"
+        views, terms = f"clean | {attacked} | {attacked}", "1 cross_entropy on adversarial"
+    lines = [" ".join(line.split()) for line in text_of(method)]
+    assert {f"views {views}", f"terms {terms} + {CONTRAST}", "trains encoder, projector, classifier"} <= {*lines}
+    (headless,) = VARIANTS[name](contrast=SupCon(reads="embedding")).phases()
+    assert headless.trains == ("encoder", "classifier")
 
 
 def test_without_a_projection_the_projector_does_not_train():

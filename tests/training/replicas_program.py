@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from tiny import BATCH, image_data, tiny_clafs, tiny_network, train
 
 from keras_rcl.networks import synchronize
@@ -102,6 +103,23 @@ def evaluated(folder: Path, workers: Workers):
     return {name: getattr(survival, name) for name in fields}
 
 
+def certified(folder: Path, workers: Workers):
+    """The certificates of a linear classifier; computed twice, so that the journal of the chief is also read."""
+    from keras_rcl.evaluation.smoothing import Smoother, Smoothing
+    from keras_rcl.storage.journal import Journal
+
+    data = image_data(7).test
+    images = data.images.astype(np.float32) / 255
+    weights = np.linspace(-1, 1, 64 * 3, dtype=np.float32).reshape(64, 3) ** 3
+    smoother = Smoother(lambda x: tf.reshape(x, [-1, 64]) @ weights, Smoothing(0.5, n=200), batch_size=100)
+    for _ in range(2):
+        journal = Journal(folder / "smoothing", smoother.fingerprint(images, data.labels)) if workers.chief else None
+        smoothed = smoother(images, data.labels, journal=journal, workers=workers)
+        if workers.chief:
+            journal.close()
+    return {name: getattr(smoothed, name) for name in ("predictions", "radii", "counts")}
+
+
 class Copies(Silent):
     """Copies the folder of the chief after some steps, as if the run had been killed there."""
 
@@ -144,7 +162,7 @@ def run(folder: Path, replicas: int | None) -> None:
     write(supcon=stepped(SUPCON, workers))
     messages = workers.all_gather(Message(workers.index, {"a": np.arange(workers.index * 5)}))
     gathered = {str(message.value): message.arrays["a"] for message in messages}
-    write(gathered=gathered, evaluated=evaluated(folder, workers))
+    write(gathered=gathered, evaluated=evaluated(folder, workers), certified=certified(folder, workers))
     if not workers.chief:
         os.kill(os.getpid(), 9)
     try:

@@ -108,6 +108,17 @@ def test_workers_attack_bit_for_bit_like_one_process(ended, tmp_path):
 
 
 @pytest.mark.slow
+def test_workers_certify_bit_for_bit_like_one_process(ended, tmp_path):
+    expected = program.certified(tmp_path, ALONE)
+    assert len(np.unique(expected["counts"])) > 1
+    for kind in KINDS[1:]:
+        found = result_of(ended, kind, "certified")
+        assert {key: value.tobytes() for key, value in found.items()} == {
+            key: np.asarray(value).tobytes() for key, value in expected.items()
+        }
+
+
+@pytest.mark.slow
 def test_workers_gather_messages(ended):
     for kind in KINDS[1:]:
         gathered = result_of(ended, kind, "gathered")

@@ -8,7 +8,7 @@ from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, D
 from keras_rcl.vocabulary.attacks.parsing import ALIASES, ATTACKS, Attack, describe, known_attacks, parse_attack, to_cli
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.attacks.transformations import CORRUPTION_KINDS, Corruptions, Spatial
-from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
+from keras_rcl.vocabulary.attacks.wrappers import Refreshed, SmoothedAscent, SmoothedAttack, Stored, Transfer
 
 __all__ = [
     "ALIASES",
@@ -35,6 +35,8 @@ __all__ = [
     "Noise",
     "RayS",
     "Refreshed",
+    "SmoothedAscent",
+    "SmoothedAttack",
     "Spatial",
     "Square",
     "Stored",

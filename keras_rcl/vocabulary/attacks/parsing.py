@@ -12,7 +12,7 @@ from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPG
 from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.attacks.transformations import Corruptions, Spatial
-from keras_rcl.vocabulary.attacks.wrappers import Refreshed, Stored, Transfer
+from keras_rcl.vocabulary.attacks.wrappers import Refreshed, SmoothedAttack, Stored, Transfer
 from keras_rcl.vocabulary.registry import OpenUnion, added, find, reserve
 from keras_rcl.vocabulary.threat import format_epsilon
 
@@ -40,6 +40,7 @@ Attack = Annotated[
         Transfer,
         Stored,
         Refreshed,
+        SmoothedAttack,
         AutoAttack,
     ],
     Field(discriminator="name"),

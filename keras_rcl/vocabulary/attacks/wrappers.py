@@ -1,4 +1,4 @@
-"""Adversarial examples of another attack: transferred from another model, read from disk, or kept for many steps."""
+"""Adversarial examples of another attack: transferred, read from disk, kept for many steps, or of a smoothed model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPG
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.registry import OpenUnion
 from keras_rcl.vocabulary.spec import PathText, spec
-from keras_rcl.vocabulary.threat import Norm, Pixels, Protocol
+from keras_rcl.vocabulary.threat import Norm, Pixels, Protocol, Sigma
 
 
 def _parse(value: object) -> object:
@@ -201,3 +201,69 @@ class Refreshed(Wrapping):
     @property
     def label(self) -> str:
         return f"{self.attack.label} every {self.every} steps"
+
+
+SmoothedAscent = Annotated[
+    Union[FGSM, BIM, MIFGSM, PGD],
+    Field(discriminator="name"),
+    OpenUnion("attack"),
+    BeforeValidator(_parse),
+]
+"""An attack that can be run on a smoothed classifier, or its text."""
+
+
+@spec
+class SmoothedAttack(Wrapping):
+    """Another attack, run on the smoothed classifier: the mean softmax over noisy copies of each image.
+
+    The copies of an image have the same noise in all steps. The noise is not clipped: it takes pixels out of [0, 1].
+    Available in training only; `keras_rcl.certify` measures a smoothed classifier.
+
+    Attributes:
+        attack: the attack, or its text as on the command line; one that is registered as well.
+        sigma: standard deviation of the noise, in pixel units.
+        num_draws: noisy copies per image.
+
+    Example:
+        >>> import keras_rcl
+        >>> keras_rcl.SmoothedAttack(attack="pgd-4:norm=l2,epsilon=0.5", sigma=0.25, num_draws=2).label
+        'PGD-4 through 2 draws of noise 0.25'
+
+    References:
+        Salman et al. 2019, "Provably robust deep learning via adversarially trained smoothed classifiers".
+    """
+
+    name: Literal["smoothed"] = "smoothed"
+    attack: SmoothedAscent = PGD(norm="l2", epsilon=0.5, num_steps=4)
+    sigma: Sigma = 0.25
+    num_draws: Annotated[int, Field(ge=1, le=1000)] = 2
+
+    steps_field = "num_draws"
+    training_only = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack.protocol != "pixel" or self.attack.targeted or self.attack.num_rounds > 1:
+            raise ValueError(
+                f"{self.attack.label} of a smoothed classifier runs once, in pixels and without a target; hint: leave "
+                "protocol, targeted and num_restarts out"
+            )
+
+    @property
+    def resolved_step_size(self) -> float:
+        """That of the inner attack."""
+        return self.attack.resolved_step_size
+
+    @property
+    def min_classes(self) -> int:
+        return self.attack.min_classes
+
+    @property
+    def num_passes(self) -> tuple[int, int]:
+        forward, backward = self.attack.num_passes
+        return self.num_draws * forward, self.num_draws * backward
+
+    @property
+    def label(self) -> str:
+        draws = "1 draw" if self.num_draws == 1 else f"{self.num_draws} draws"
+        return f"{self.attack.label} through {draws} of noise {self.sigma:g}"
