@@ -139,12 +139,12 @@ def _smoothing(results: Path) -> str:
         attacked = f"{row['attacked']} at {row['median_radius']:g}"
         cells = [f"{row['average_radius']:.3f}", attacked, before, after, str(row["abstained_under_attack"])]
         rows.append([f"`{name}`", str(row["images"]), *accuracy, *cells, f"**{row['broken']}**"])
-    radii = (f"at {radius}" for radius in next(iter(measured.values()))["certified_accuracy"])
-    header = ["network", "images", *radii, "mean radius", "attacked, median radius", "votes", "under attack"]
     first = next(iter(measured.values()))
+    radii = (f"at {radius}" for radius in first["certified_accuracy"])
+    header = ["network", "images", *radii, "mean radius", "attacked, median radius", "votes", "under attack"]
     facts = (
-        f"sigma {first['sigma']:g}, n = {first['n']:,}, alpha = {first['alpha']:g}; {', '.join(first['attacks'])} on the "
-        f"mean softmax of {first['draws']} draws."
+        f"sigma {first['sigma']:g}, n = {first['n']:,}, alpha = {first['alpha']:g}; {', '.join(first['attacks'])} on "
+        f"the mean softmax over {first['draws']} draws."
     )
     table = markdown_table([*header, "abstains", "broken"], rows, right=range(1, 11))
     commands = "\n".join(dict.fromkeys(row["command"] for row in measured.values()))

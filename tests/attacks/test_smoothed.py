@@ -1,6 +1,7 @@
 """Attacks on a smoothed classifier beside NumPy: the noise, the gradient of the mean softmax, and the limit of PGD."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ class Linear:
         return tf.linalg.matmul(tf.reshape(images - 0.5, [-1, 48]), WEIGHTS)
 
 
+@functools.cache
 def crafted(attack, seed=3):
     """The adversarial images, and the noisy copies [steps, draws, N, H, W, C] that the classifier was given."""
     classifier = Linear()
@@ -43,6 +45,7 @@ def smoothed(**changes):
     return SmoothedAttack(attack=dataclasses.replace(inner, **changes), sigma=SIGMA, num_draws=DRAWS)
 
 
+@pytest.mark.slow
 def test_the_noise_is_gaussian_unclipped_and_the_same_in_all_steps():
     _, copies = crafted(smoothed())
     assert len(copies) == 3
@@ -56,6 +59,7 @@ def test_the_noise_is_gaussian_unclipped_and_the_same_in_all_steps():
         assert np.linalg.norm(moved[0].reshape(6, 48), axis=1)[1:].min() > 0.1
 
 
+@pytest.mark.slow
 def test_the_noise_of_an_image_depends_on_the_seed_and_on_its_pixels_alone():
     attack, (_, copies) = smoothed(), crafted(smoothed())
     classifier = Linear()

@@ -29,6 +29,7 @@ def batch(count: int, views: int):
     return tf.repeat((train.images / np.float32(255))[None], views, axis=0), tf.constant(train.labels, tf.int32)
 
 
+@pytest.mark.slow
 def test_noise_is_gaussian_unclipped_and_of_each_image_and_view():
     phase = phase_of(Clean(), Clean(), Augmented(policy=CropFlip(padding=1)))
     images, labels = batch(32, 3)

@@ -18,6 +18,7 @@ from keras_rcl.vocabulary.attacks import (
     Noise,
     RayS,
     Refreshed,
+    SmoothedAttack,
     Spatial,
     Square,
     Stored,
@@ -102,7 +103,7 @@ def test_invalid_text_is_rejected_in_one_line(text, says):
 
 @pytest.mark.parametrize("cls", ATTACKS.values())
 def test_an_attack_is_frozen_hashable_and_rejects_unknown_fields(cls):
-    around = {Transfer: dict(source="saved_models/other"), Refreshed: dict(every=100)}
+    around = {Transfer: dict(source="saved_models/other"), Refreshed: dict(every=100), SmoothedAttack: {}}
     if cls in around:
         cls = functools.partial(cls, **around[cls])
         attack, same, other = (cls(attack=FGSM(epsilon=value)) for value in ("4/255", 4 / 255, "5/255"))
