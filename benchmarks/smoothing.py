@@ -3,8 +3,8 @@
     python cli.py fit --config configs/cifar10_cpu.yaml --variant smoothed --name cifar10-smoothed
     python -m benchmarks.smoothing saved_models/cifar10-smoothed --json results/benchmarks/smoothing.json
 
-Test images are certified by randomised smoothing. Each image that is classified correctly is then attacked in the L2
-ball of its certified radius, rounded down to a multiple of a fifth of sigma. The attacks are those of AutoAttack, with
+Test images are certified by randomised smoothing. Those that are right and certified are then attacked in L2, in groups
+of images with similar radii, at the smallest certified radius of the group. The attacks are those of AutoAttack, with
 all of their rounds, on the mean softmax over a few fixed draws of noise, which has a gradient. Of the images that the
 rounds find, the one with the lowest probability of its class on many fresh draws is judged by the vote: it is certified
 as the clean image was. It is broken if the vote gives another class, which a certificate excludes with probability 1 -
@@ -42,7 +42,7 @@ FRESH = 200
 
 
 class Attacker:
-    """AutoAttack on the mean softmax over fixed draws of noise, with any radius per group of images.
+    """AutoAttack on the mean softmax over fixed draws of noise.
 
     Args:
         logits_fn: Of the base classifier.
@@ -50,14 +50,13 @@ class Attacker:
         num_classes: K.
         sigma: Of the noise.
         draws: Of the mean softmax that is attacked.
-        at_once: Images attacked at once.
+        at_once: Images attacked at once, with one radius.
     """
 
     def __init__(self, logits_fn: Callable, shape: tuple, num_classes: int, sigma: float, draws: int, at_once: int):
         # Radii are given with each call; this one only has to be valid.
         self._members = AutoAttack(norm="l2", epsilon=sigma).for_classes(num_classes).members
         self._members = [member.for_classes(num_classes) for member in self._members]
-        self._at_once = at_once
         noise, fresh = (
             sigma * tf.random.stateless_normal([count, 1, *shape], [seed, 0], alg="philox")
             for seed, count in ((1, draws), (2, FRESH))
@@ -90,13 +89,7 @@ class Attacker:
         return [member.label for member in self._members]
 
     def __call__(self, images: np.ndarray, classes: np.ndarray, epsilon: float) -> np.ndarray:
-        """The images [N, H, W, C] within epsilon of `images` for which the class is the least probable."""
-        count = len(images)
-        padded = np.resize(np.arange(count), -(-count // self._at_once) * self._at_once)
-        found = [self._strongest(images[rows], classes[rows], epsilon) for rows in padded.reshape(-1, self._at_once)]
-        return np.concatenate(found)[:count]
-
-    def _strongest(self, images: np.ndarray, classes: np.ndarray, epsilon: float) -> np.ndarray:
+        """The images [N, H, W, C] within epsilon of `images` for which the class is the least probable; N = at_once."""
         x, labels = tf.constant(images), tf.constant(classes, tf.int32)
         best, lowest = images, self._probability(x, labels).numpy()
         for rounds, attack in self._rounds:
@@ -122,18 +115,17 @@ def measured(path: Path, arguments: argparse.Namespace) -> dict:
     seconds = time.perf_counter() - started
     print(f"{path.name}: certified in {seconds:.0f} s", file=sys.stderr, flush=True)
 
-    # Just below the multiple, so that rounding does not take an image out of its ball.
-    step = arguments.sigma / 5
-    steps = np.floor(certified.correct_radii / step).astype(int)
-    attacked = np.flatnonzero(steps > 0)[: arguments.attacked]
-    started, adversarial = time.perf_counter(), images.copy()
-    attacker = Attacker(
-        classifier.logits, images.shape[1:], data.num_classes, arguments.sigma, arguments.draws, arguments.at_once
-    )
-    for multiple in np.unique(steps[attacked]):
-        rows = attacked[steps[attacked] == multiple]
-        adversarial[rows] = attacker(images[rows], labels[rows], float(multiple * step * (1 - 1e-6)))
-        print(f"{path.name}: {len(rows)} images at {multiple * step:g}", file=sys.stderr, flush=True)
+    started, adversarial, epsilons = time.perf_counter(), images.copy(), np.zeros(len(images))
+    shape, at_once = images.shape[1:], arguments.at_once
+    attacker = Attacker(classifier.logits, shape, data.num_classes, arguments.sigma, arguments.draws, at_once)
+    attacked = np.flatnonzero(certified.correct_radii > 0)[: arguments.attacked]
+    ordered = attacked[np.argsort(certified.radii[attacked])]
+    for rows in (ordered[start : start + at_once] for start in range(0, len(ordered), at_once)):
+        # A little below the smallest radius, so that rounding does not take an image out of its ball.
+        epsilons[rows] = epsilon = float(certified.radii[rows].min() * (1 - 1e-6))
+        filled = np.resize(rows, at_once)
+        adversarial[rows] = attacker(images[filled], labels[filled], epsilon)[: len(rows)]
+        print(f"{path.name}: {len(rows)} images at {epsilon:.3f}", file=sys.stderr, flush=True)
     distances = np.linalg.norm((adversarial - images).reshape(len(images), -1)[attacked].astype(np.float64), axis=1)
     assert (distances <= certified.radii[attacked]).all(), "an image was attacked outside of its certified ball"
     judged = smoother(adversarial[attacked], labels[attacked])
@@ -152,7 +144,7 @@ def measured(path: Path, arguments: argparse.Namespace) -> dict:
         "attacks": attacker.labels,
         "draws": arguments.draws,
         "attacked": len(attacked),
-        "median_radius": float(np.median(steps[attacked] * step)),
+        "median_epsilon": float(np.median(epsilons[attacked])),
         "broken": int(np.sum((judged.predictions != labels[attacked]) & (judged.predictions != ABSTAINED))),
         "abstained_under_attack": int(np.sum(judged.predictions == ABSTAINED)),
         "median_probability": [

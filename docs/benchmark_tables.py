@@ -136,7 +136,7 @@ def _smoothing(results: Path) -> str:
     for name, row in measured.items():
         accuracy = [percent(share) for share in row["certified_accuracy"].values()]
         before, after = (f"{share:.3f}" for share in row["median_probability"])
-        attacked = f"{row['attacked']} at {row['median_radius']:g}"
+        attacked = f"{row['attacked']} at {row['median_epsilon']:.2f}"
         cells = [f"{row['average_radius']:.3f}", attacked, before, after, str(row["abstained_under_attack"])]
         rows.append([f"`{name}`", str(row["images"]), *accuracy, *cells, f"**{row['broken']}**"])
     first = next(iter(measured.values()))
