@@ -7,10 +7,14 @@
 `pgd` is PGD-40 with 5 random restarts, each tool with what it has for restarts: ART an argument, foolbox `repeat`,
 torchattacks `MultiAttack`, which continues with the survivors; cleverhans and the plain loop repeat the attack by hand.
 `autoattack` is the four standard attacks on survivors at the published budgets, torchattacks' called one by one, for
-its own AutoAttack takes 10 steps. Operations are reported only for ours, where they are counted: each tool chooses
-how much it does to which image. PyTorch runs PGD in both of its memory layouts, see `benchmarks.attack_throughput`.
+its own AutoAttack takes 10 steps; pyautoattack is the code of the authors. Operations are reported only for ours, where
+they are counted: each tool chooses how much it does to which image. `times_its_passes` is our time divided by what the
+counted passes forward and back cost by themselves, in batches of the same size. PyTorch runs PGD in both of its memory
+layouts, see `benchmarks.attack_throughput`.
 """
 
+import statistics
+import time
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +52,40 @@ class Ours:
         gradient_fn = classifier.gradient_fn(images[:32], dtype)
         size = min(BATCH, len(labels))
         self.evaluator = Evaluator(classifier.logits, [attack], batch_size=size, gradient_fn=gradient_fn)
-        self.images, self.labels, self.passes = images, labels, 0
+        self.gradient_fn, self.size = gradient_fn, size
+        self.images, self.labels, self.forwards, self.backwards = images, labels, 0, 0
+
+    @property
+    def passes(self) -> int:
+        return self.forwards + self.backwards
 
     def __call__(self) -> float:
         survival = self.evaluator(self.images, self.labels)
-        self.passes = int(survival.forwards.sum() + survival.backwards.sum())
+        self.forwards, self.backwards = int(survival.forwards.sum()), int(survival.backwards.sum())
         return float(survival.survived[0].mean())
+
+    def seconds_of_passes(self, repeats: int = 9) -> float:
+        """What the counted passes take by themselves: medians of single batches."""
+
+        @tf.function(autograph=False)
+        def gradient(x):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                total = tf.reduce_sum(self.gradient_fn(x)[:, 0])
+            return tape.gradient(total, x)
+
+        forward, x = tf.function(self.gradient_fn, autograph=False), tf.constant(self.images[: self.size])
+        medians = []
+        for call in (forward, gradient):
+            call(x)
+            runs = []
+            for _ in range(repeats):
+                started = time.perf_counter()
+                call(x).numpy()
+                runs.append(time.perf_counter() - started)
+            medians.append(statistics.median(runs) / self.size)
+        ahead, both = medians
+        return self.backwards * both + (self.forwards - self.backwards) * ahead
 
 
 def art(model, images, labels):
@@ -168,6 +200,23 @@ def torchattacks_ensemble(twin, images, labels):
     return accuracy
 
 
+def original(twin, images, labels):
+    """The code of AutoAttack's authors, as a package."""
+    import pyautoattack
+    import torch
+
+    from benchmarks.torch_twin import channels_first
+
+    x, y = channels_first(images), torch.tensor(labels)
+
+    def accuracy():
+        attack = pyautoattack.AutoAttack(twin, norm="Linf", eps=EPSILON, seed=0)
+        _, predicted = attack.run_standard_evaluation(x, y, batch_size=BATCH)
+        return float((predicted.numpy() == labels).mean())
+
+    return accuracy
+
+
 def main() -> None:
     parser = options(__doc__, images=1000, network=False)
     parser.add_argument("model", type=Path)
@@ -175,7 +224,7 @@ def main() -> None:
     arguments = parser.parse_args()
     classifier = load_classifier(arguments.model)
     network = classifier.model.layers
-    part = sources.load(dataset_of(classifier, {})).test.limited(arguments.images)
+    part = sources.load(dataset_of(classifier, {}), "test").test.limited(arguments.images)
     images, labels = pixels(part.images), part.labels
     task = images, labels
     if arguments.protocol == "pgd":
@@ -186,9 +235,9 @@ def main() -> None:
         contenders = {name: make(model, *task) for name, make in makes.items() if name in there}
         torch_makes = {"torchattacks": torchattacks, "plain torch": plain_torch}
     else:
-        there = installed("torch", "torchattacks")
+        there = installed("torch", "torchattacks", "pyautoattack")
         attack, contenders = AutoAttack(epsilon=EPSILON), {}
-        torch_makes = {"torchattacks": torchattacks_ensemble}
+        torch_makes = {"torchattacks": torchattacks_ensemble, "pyautoattack": original}
     ours = {name: Ours(classifier, *task, attack, dtype) for name, dtype in OURS.items()}
     contenders = {**ours, **contenders}
     if "torch" in there:
@@ -209,6 +258,9 @@ def main() -> None:
         rows[name]["robust_accuracy"] = accuracies[name]
     apart = 100 * (max(accuracies[n] for n in contenders) - min(accuracies[n] for n in contenders))
     facts = {"model_hash": classifier.model_hash, "images": len(labels), "protocol": arguments.protocol}
+    if "ours" in contenders:
+        facts["times_its_passes"] = rows["ours"]["seconds"] / ours["ours"].seconds_of_passes()
+        print(f"our time is {facts['times_its_passes']:.2f} times that of its passes")
     tell(arguments, rows, ["robust_accuracy"], **facts, robust_accuracies_apart=apart)
     print(f"\nrobust accuracies are {apart:.2f} points apart, {'' if apart <= 0.5 else 'NOT '}within 0.5")
 

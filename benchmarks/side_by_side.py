@@ -33,6 +33,7 @@ PEERS = {
     "cleverhans": "cleverhans",
     "torch": "torch",
     "torchattacks": "torchattacks",
+    "pyautoattack": "pyautoattack",
 }
 """Module -> package, of the extra `peers`."""
 

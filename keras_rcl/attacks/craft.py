@@ -96,7 +96,7 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
     Raises:
         InvalidInputError: as of `craft`.
     """
-    if attack.num_rounds == 1 and attack.members == (attack,) and attack.min_classes == 2:
+    if is_one_round(attack):
         return craft_round(attack, logits_fn, x, labels, seed=seed, support=support, start=start)
     if attack.target_output != "logits":
         raise InvalidInputError(
@@ -134,9 +134,14 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
     return Crafted(tf.stop_gradient(best), zeros / sum(member.num_rounds for member in members))
 
 
-# Nine parameters: what one round may be given, each with a default.
+def is_one_round(attack: Attack) -> bool:
+    """Whether `craft_round` is all of an attack: one restart of one member, toward one class."""
+    return attack.num_rounds == 1 and attack.members == (attack,) and attack.min_classes == 2
+
+
+# Ten parameters: what one round may be given, each with a default.
 def craft_round(
-    attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0, support=None, start=None, numbers=None
+    attack: Attack, logits_fn: Callable, x, labels, *, seed=0, round=0, support=None, start=None, numbers=None, width=0
 ) -> Crafted:
     """One round of one attack that is not an ensemble: one restart, toward one target class if it has several.
 
@@ -146,10 +151,12 @@ def craft_round(
         x: see `attack`.
         labels: see `attack`.
         seed: see `attack`.
-        round: int scalar below `attack.num_rounds`; a tensor lets all rounds share one graph.
+        round: int scalar below `attack.num_rounds`; a tensor lets all rounds share one graph. Where `mixes_rounds`, it
+            may be one per image, [N].
         support: see `attack`.
         start: see `attack`.
         numbers: what replaces the numbers of an attack that `sharing` names; tensors let attacks share one graph.
+        width: how many images the model may be given at once, if an attack can use more than N; 0 for N.
 
     Returns:
         As of `craft_and_count`.
@@ -162,13 +169,16 @@ def craft_round(
     if x.shape[0] == 0:
         return Crafted(x, tf.zeros([0]))
 
-    def attacked(x, labels, start=None):
-        return _craft_round(attack, logits_fn, x, labels, seed, Round(None, round, start, support, numbers))
-
-    given = (x, labels) if start is None else (x, labels, start)
-    if not _splits(attack, x.shape[0], support):
-        return attacked(*given)
     count = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+    split = _splits(attack, x.shape[0], support)
+
+    def attacked(x, labels, round, start=None):
+        given = Round(None, round, start, support, numbers, width // 2 if split else width)
+        return _craft_round(attack, logits_fn, x, labels, seed, given)
+
+    given = (x, labels, tf.broadcast_to(round, [count]), *(() if start is None else (start,)))
+    if not split:
+        return attacked(*given)
     # Of an odd number both halves hold the middle image, so that neither is empty: oneDNN's fused convolutions fail on
     # an empty batch.
     parts = slice((count + 1) // 2), slice(count // 2, None)
@@ -189,17 +199,31 @@ def _splits(attack: Attack, count: int | None, support) -> bool:
     It is not if images of the batch are contrasted with each other; nor in eager mode, where one half would wait for
     the other; nor on a GPU, which one batch fills. A batch of unknown size (`count` None) is assumed to be large.
     """
-    contrasts = isinstance(attack.target_output, tuple) or (attack.name == "supcon" and support is None)
-    if contrasts or tf.executing_eagerly() or (count is not None and count < 2 * SMALLEST_HALF):
+    small = count is not None and count < 2 * SMALLEST_HALF
+    if _contrasts(attack, support) or tf.executing_eagerly() or small:
         return False
     return not tf.config.list_logical_devices("GPU")
+
+
+def _contrasts(attack: Attack, support) -> bool:
+    """Whether images of a batch are contrasted with each other."""
+    return isinstance(attack.target_output, tuple) or (attack.name == "supcon" and support is None)
+
+
+def mixes_rounds(attack: Attack, support=None) -> bool:
+    """Whether the images of one batch can be in different rounds of an attack: arguments as of `craft_round`.
+
+    A registered attack is given one number for all of them.
+    """
+    inner = attack.attack if isinstance(attack, Transfer) else attack
+    return inner.name in RUNNERS and not _contrasts(attack, support)
 
 
 def _craft_round(attack: Attack, logits_fn: Callable, x, labels, seed, round: Round) -> Crafted:
     """`craft_round` of a batch as one; the seeds of `round` are made here."""
     restart = tf.cast(round.number // (attack.num_rounds // attack.num_restarts), tf.int64)
     # 2^32 apart, so that the restarts of one seed are not those of the next.
-    seeds = example_seeds(x, seed) + tf.stack([tf.zeros_like(restart), restart]) * 2**32
+    seeds = example_seeds(x, seed) + tf.stack([tf.zeros_like(restart), restart], axis=-1) * 2**32
 
     def logits_of(images):
         # A SavedModel forgets the size of the batch, forwards and backwards; a reshape's gradient knows it again.
@@ -296,7 +320,7 @@ def runner_of(attack: Attack) -> Callable[..., Crafted]:
     run = entry.run
 
     def registered(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack, round: Round) -> Crafted:
-        found = run(logits_fn, x, labels, attack, round)
+        found = run(logits_fn, x, labels, attack, round._replace(number=tf.reshape(round.number, [-1])[0]))
         images, zeros = found if isinstance(found, Crafted) else (found, tf.zeros_like(x[:, 0, 0, 0]))
         if attack.protocol == "pixel":
             images = project(tf.cast(images, x.dtype), x, attack.epsilon, attack.norm)

@@ -96,7 +96,7 @@ def minimal_perturbation(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, a
     else:
         linearise = _toward_nearest(logits_fn, labels, logits.shape[1], attack.norm)
     drawn = boundary_start(x, round.epsilon(attack) / 2, attack.norm, round.seeds)
-    start = tf.where(number // targets > 0, drawn, x)
+    start = tf.where(tf.reshape(number // targets > 0, [-1, 1, 1, 1]), drawn, x)
     pixels = list(range(1, x.shape.rank))
 
     def walk(state: _State) -> tuple[_State]:
@@ -201,7 +201,7 @@ def to_hyperplane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: Norm) 
     batch = tf.shape(x)[0]
     point, normal = tf.reshape(x, [batch, -1]), tf.reshape(normal, [batch, -1])
     upward = tf.sign(normal) * tf.sign(rise)[:, None]
-    room = tf.abs(tf.cast(upward > 0, point.dtype) - point)
+    room = tf.abs(tf.nn.relu(upward) - point)
     # Scaled by its largest entry, so that the squares of a tiny normal do not underflow.
     scale = tf.reduce_max(tf.abs(normal), axis=1)
     weight = tf.math.divide_no_nan(tf.abs(normal), scale[:, None])
@@ -209,12 +209,14 @@ def to_hyperplane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: Norm) 
     if norm == "l1":
         return tf.reshape(upward * fill(weight, room, weight, rise), tf.shape(x))
     speed = tf.sign(weight) if norm == "linf" else weight
-    full, gains = weight * room, weight * speed
+    full, gains = weight * room, weight if norm == "linf" else weight * weight
 
     def newton(multiplier, _):
-        stopped = tf.cast(multiplier[:, None] * speed >= room, full.dtype)
-        missing = rise - tf.reduce_sum(stopped * full, axis=1)
-        moving = tf.reduce_sum((1.0 - stopped) * gains, axis=1)
+        # Passes over memory are what this costs: for linf a pixel of speed 0 counts as stopped, which adds 0.
+        reached = multiplier[:, None] if norm == "linf" else multiplier[:, None] * speed
+        stopped = tf.cast(reached >= room, full.dtype)
+        missing = rise - tf.einsum("nd,nd->n", stopped, full)
+        moving = tf.einsum("nd,nd->n", 1.0 - stopped, gains)
         higher = tf.maximum(multiplier, tf.math.divide_no_nan(missing, moving))
         return higher, tf.reduce_any(higher > multiplier * (1.0 + CONVERGED))
 

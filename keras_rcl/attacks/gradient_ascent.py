@@ -76,10 +76,11 @@ class Round(NamedTuple):
 
     Attributes:
         seeds: int64 [N, 2], one stateless seed per example.
-        number: int32 scalar, below the attack's `num_rounds`; it tells target classes apart.
+        number: int32 [N], or a scalar for all examples, below the attack's `num_rounds`; it tells target classes apart.
         start: images [N, H, W, C] of ball and box where BIM and PGD start; None for the attack's own start.
         support: labels [M] and projections [M, D] that the SupCon attack contrasts with; None for those of the batch.
         numbers: what replaces those of the attack, if `craft.sharing` gives any for it; None for those of the attack.
+        width: how many images the model may be given at once, if an attack can use more than N; 0 for N.
     """
 
     seeds: Any = None
@@ -87,6 +88,7 @@ class Round(NamedTuple):
     start: tf.Tensor | None = None
     support: tuple[tf.Tensor, tf.Tensor] | None = None
     numbers: Numbers | None = None
+    width: int = 0
 
     def epsilon(self, attack: AttackBase) -> tf.Tensor | float:
         """The radius of the attack's ball."""

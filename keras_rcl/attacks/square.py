@@ -30,12 +30,16 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
     is; the loop ends once all do.
     Each example takes at most `num_queries` queries, of which x_1 is the first.
 
+    Most moves fail. So the model is asked for the next moves of an example from the same x_q at once, as many as
+    `round.width` has room for. The first of them that is accepted counts, and those after it are drawn again from
+    there: what is found is the same as one query at a time finds.
+
     Args:
         logits_fn: [N, H, W, C] -> [N, K] float32; it need not be differentiable.
         x: float32 images in [0, 1], [N, H, W, C].
         labels: [N], the true classes.
         attack: the hyper-parameters.
-        round: seeds of the start and of the windows.
+        round: seeds of the start and of the windows, and its `width`.
 
     Returns:
         The last image that was accepted, and 0 for the share of zero gradients, as none was taken.
@@ -48,37 +52,57 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
     sides = tf.constant(_sides(attack, height, width))
     shrinks_at = tf.constant(_shrinks_at(attack.num_queries))
     epsilon = round.epsilon(attack)
-    nearest = projection(x, epsilon, attack.norm)
+    ahead = _moves_at_once(round.width, x)
+    centers, of_rows = (tf.repeat(values, ahead, axis=0) for values in (x, labels))
+    nearest = projection(centers, epsilon, attack.norm)
     # The numbers of all queries are drawn at once. `start` uses the seeds themselves.
     numbers = uniform([attack.num_queries - 1, {"linf": 2, "l2": 5, "l1": 5}[attack.norm] + channels], round.seeds + 1)
 
     def moved(images, side, drawn):
         if attack.norm == "linf":
             return _repaint(images, nearest, side, drawn)
-        return nearest(x + _move_mass(images - x, epsilon, attack.norm, side, drawn))
+        return nearest(centers + _move_mass(images - centers, epsilon, attack.norm, side, drawn))
 
-    def loss_of(images):
+    def loss_of(images, labels):
         """The margin [N], and -inf where the image fools, so that nothing is lower."""
         logits = logits_fn(images)
         fooled = fools(logits, labels)
         return tf.where(fooled, -np.inf, -logit_margin(labels, logits))
 
     def ask(query, images, loss):
-        side = tf.gather(sides, tf.reduce_sum(tf.cast(query >= shrinks_at, tf.int32)))
-        candidate = moved(images, side, numbers[:, query - 1])
-        candidate_loss = loss_of(candidate)
-        better = candidate_loss < loss
-        return query + 1, choose(better, candidate, images), tf.where(better, candidate_loss, loss)
+        queries = query[:, None] + tf.range(ahead)
+        side = tf.gather(sides, tf.reduce_sum(tf.cast(queries[..., None] >= shrinks_at, tf.int32), axis=2))
+        drawn = tf.gather(numbers, tf.minimum(queries, attack.num_queries - 1) - 1, batch_dims=1)
+        drawn = tf.reshape(drawn, [-1, drawn.shape[2]])
+        candidates = moved(tf.repeat(images, ahead, axis=0), tf.reshape(side, [-1]), drawn)
+        losses = tf.reshape(loss_of(candidates, of_rows), tf.shape(queries))
+        better = (losses < loss[:, None]) & (queries < attack.num_queries)
+        first, accepted = tf.argmax(better, axis=1, output_type=tf.int32), tf.reduce_any(better, axis=1)
+        found = tf.gather(candidates, first + ahead * tf.range(tf.shape(first)[0]))
+        loss = tf.where(accepted, tf.gather(losses, first, batch_dims=1), loss)
+        return query + tf.where(accepted, first + 1, ahead), choose(accepted, found, images), loss
 
     start = _stripes(x, round.seeds) if attack.norm == "linf" else _tiles(x, attack.norm, round.seeds)
-    images = nearest(x + (start if attack.norm == "l1" else epsilon * start))
+    start = x + (start if attack.norm == "l1" else epsilon * start)
+    images = projection(x, epsilon, attack.norm)(start)
     _, images, _ = tf.while_loop(
-        lambda query, images, loss: (query < attack.num_queries) & tf.reduce_any(loss > -np.inf),
+        lambda query, images, loss: tf.reduce_any((query < attack.num_queries) & (loss > -np.inf)),
         ask,
-        (1, images, loss_of(images)),
+        (tf.ones_like(labels), images, loss_of(images, labels)),
         maximum_iterations=attack.num_queries - 1,
     )
     return Crafted(tf.stop_gradient(images), tf.zeros_like(x[:, 0, 0, 0]))
+
+
+MOST_AT_ONCE = 8
+"""The largest number of moves of one example at once: the more, the more of them are asked for in vain."""
+
+
+def _moves_at_once(width: int, x: tf.Tensor) -> tf.Tensor | int:
+    """How many moves of each of the examples x are images enough for a model that is given `width` at once."""
+    if x.shape[0] is not None:
+        return min(max(1, width // x.shape[0]), MOST_AT_ONCE)
+    return tf.clip_by_value(width // tf.shape(x)[0], 1, MOST_AT_ONCE)
 
 
 def _shrinks_at(num_queries: int) -> list[int]:
@@ -107,10 +131,11 @@ def _repaint(images: tf.Tensor, nearest: Callable, side: tf.Tensor, numbers: tf.
     Args:
         images: [N, H, W, C], each within ball and box.
         nearest: `projection` to ball and box.
-        side: the window's, a scalar.
+        side: the window's, [N] or a scalar.
         numbers: [N, 2 + C] in [0, 1): the window's place, and an end per channel.
     """
     _, _, width, channels = images.shape
+    side = tf.reshape(side, [-1, 1])
     rows, columns = (tf.cast(_inside(offsets, side), tf.float32) for offsets in _offsets(images, side, numbers[:, :2]))
     ends = 2.0 * columns[:, :, None] * _signs(numbers[:, None, 2:])
     change = rows[:, :, None] * tf.reshape(ends, [-1, 1, width * channels])
@@ -152,16 +177,17 @@ def _move_mass(delta: tf.Tensor, epsilon: Radius, norm: Norm, side: tf.Tensor, n
         delta: [N, H, W, C], each within the ball.
         epsilon: radius in pixels.
         norm: `l2` or `l1`.
-        side: the windows', a scalar.
+        side: the windows', [N] or a scalar.
         numbers: [N, 5 + C] in [0, 1): the windows' places, upright or lying, and a sign per channel.
     """
 
     def window(place):
         """Rows [N, H, 1] and columns [N, 1, W] from its corner, and what is inside [N, H, W, 1]."""
-        rows, columns = _offsets(delta, side, place)
+        rows, columns = _offsets(delta, side[:, :, 0], place)
         rows, columns = rows[:, :, None], columns[:, None, :]
         return rows, columns, (_inside(rows, side) & _inside(columns, side))[..., None]
 
+    side = tf.reshape(side, [-1, 1, 1])
     rows, columns, first = window(numbers[:, :2])
     _, _, second = window(numbers[:, 2:4])
     upright = numbers[:, 4, None, None] < 0.5
@@ -188,7 +214,7 @@ def _hills(rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor, norm: Norm) -> 
     Args:
         rows: a pixel's row from the window's corner, from 0.
         columns: its column, of a shape that broadcasts with that of `rows`.
-        side: the window's, a scalar.
+        side: the window's, of a shape that broadcasts with those.
         norm: `l2` or `l1`.
     """
     half = side // 2
@@ -206,11 +232,11 @@ def _offsets(like: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tuple[tf.Ten
 
     Args:
         like: [N, H, W, C].
-        side: the window's, a scalar.
+        side: the window's, [N, 1] or [1, 1].
         place: [N, 2] in [0, 1), its corner as a share of the places that it can be at.
     """
     _, height, width, _ = like.shape
-    room = tf.stack([height - side + 1, width - side + 1])
+    room = tf.concat([height - side + 1, width - side + 1], axis=1)
     corner = tf.cast(place * tf.cast(room, tf.float32), tf.int32)
     return tf.range(height) - corner[:, :1], tf.range(width) - corner[:, 1:]
 

@@ -105,14 +105,14 @@ def top_wrong_class(labels: tf.Tensor, logits: tf.Tensor, rank: tf.Tensor) -> tf
     Args:
         labels: [N], the true classes.
         logits: [N, K].
-        rank: scalar; 0 is the wrong class of the largest logit.
+        rank: scalar, or one per row [N]; 0 is the wrong class of the largest logit.
 
     Returns:
         int32 [N].
     """
     label = tf.one_hot(labels, logits.shape[1], dtype=tf.bool, on_value=True, off_value=False)
     order = tf.argsort(tf.where(label, logits.dtype.min, logits), axis=1, direction="DESCENDING", stable=True)
-    return tf.gather(order, rank, axis=1)
+    return tf.gather(order, tf.broadcast_to(rank, tf.shape(labels)), batch_dims=1)
 
 
 SMALLEST_RANGE = 1e-12

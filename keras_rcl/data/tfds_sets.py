@@ -73,10 +73,10 @@ def builder_of(dataset: Dataset):
     """The TFDS builder of a name."""
     import tensorflow_datasets as tfds
 
-    known = tfds.list_builders(with_community_datasets=False)
     try:
         return tfds.builder(dataset.name, data_dir=_data_dir(dataset))
     except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(dataset.name, [*known, "digits", "folder", "arrays"], n=1)
         meant = f"did you mean {close[0]}?" if close else "give digits, folder, or a name from tensorflow.org/datasets"
         raise InvalidInputError(f"no data set is called {dataset.name!r}; {meant}") from None

@@ -11,7 +11,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks import NUMBERS, check_classes, check_images, craft_round, length, sharing
+from keras_rcl.attacks import (
+    NUMBERS,
+    Crafted,
+    check_classes,
+    check_images,
+    craft_round,
+    is_one_round,
+    length,
+    mixes_rounds,
+    sharing,
+)
 from keras_rcl.evaluation.sharding import Pieces
 from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
@@ -233,7 +243,7 @@ class Evaluator:
         self.attacks, self.batch_size = _each(attacks), batch_size
         self._seed, self._support = seed, support
         self._width = batch_size if jit else None
-        self._graphs = _Graphs(logits_fn, self._width, outputs, support, gradient_fn)
+        self._graphs = _Graphs(logits_fn, batch_size, jit, outputs, support, gradient_fn)
 
     def with_attacks(self, attacks: Sequence[Attack], seed: int) -> "Evaluator":
         """The same evaluator with other attacks and another seed; what both need is traced once.
@@ -328,48 +338,62 @@ class Evaluator:
         outcome.sampled = not attack.every_image  # 75 corruptions would keep as many times the memory
         num_classes = self._graphs.count_classes(images.shape[1:])
         members = [member.for_classes(num_classes) for member in attack.for_classes(num_classes).members]
-        attempts = 0
         for index, member in enumerate(members):
-            for round in range(member.num_rounds):
+            rounds = range(0)
+            while rounds.stop < member.num_rounds:
+                rounds = self._next_rounds(member, rounds.stop, len(survivors))
                 name = describe(attack) if len(members) == 1 else f"{describe(attack)}: {member.label}"
-                rounds = f", round {round + 1}/{member.num_rounds}" if member.num_rounds > 1 else ""
-                progress.start(name + rounds, len(survivors), work=sum(member.num_passes))
+                progress.start(
+                    name + _of_rounds(rounds, member.num_rounds),
+                    len(survivors) * len(rounds),
+                    work=sum(member.num_passes),
+                )
                 done, batches = 0, _batches(survivors, self.batch_size)
                 crafted: dict[bytes, np.ndarray] = {}
                 tasks = [
                     (
-                        f"{number} {index} {round} {describe(attack)} ".encode() + chosen.tobytes(),
-                        functools.partial(self._run, member, round, images, labels, chosen, keep_images, crafted),
+                        f"{number} {index} {rounds} {describe(attack)} ".encode() + chosen.tobytes(),
+                        functools.partial(self._run, member, rounds, images, labels, chosen, keep_images, crafted),
                     )
                     for chosen in batches
                 ]
                 for chosen, found in zip(batches, pieces(tasks), strict=True):
-                    outcome.add(chosen, found, labels, crafted.pop(chosen.tobytes(), None))
-                    done += len(chosen)
+                    outcome.add_rounds(len(rounds), chosen, found, labels, crafted.pop(chosen.tobytes(), None))
+                    done += len(chosen) * len(rounds)
                     progress.update(done)
-                attempts += done
                 outcome.forwards += done * (member.num_passes[0] + 1)
                 outcome.backwards += done * member.num_passes[1]
                 survivors = survivors[outcome.predictions[survivors] == labels[survivors]]
                 accuracy = "accuracy" if attack.every_image else "robust accuracy"
                 progress.finish(f"{accuracy} {len(survivors) / max(1, len(images)):.2%}")
             outcome.stages += ((member.label, len(survivors) / max(1, len(images))),)
-        outcome.zero_gradients /= max(1, attempts)
-        outcome.dead_gradients /= max(1, attempts)
+        outcome.zero_gradients /= max(1, outcome.attempts)
+        outcome.dead_gradients /= max(1, outcome.attempts)
         return outcome
 
+    def _next_rounds(self, member: Attack, first: int, count: int) -> range:
+        """The rounds that run next on `count` survivors: as many as one batch has room for, as a small one is slow."""
+        fitting = self.batch_size // max(1, count) if mixes_rounds(member, self._support) else 1
+        return range(first, min(member.num_rounds, first + max(1, fitting)))
+
     def _run(
-        self, member: Attack, round: int, images, labels, chosen, keep_images: bool, crafted: dict[bytes, np.ndarray]
+        self, member: Attack, rounds: range, images, labels, chosen, keep_images: bool, crafted: dict[bytes, np.ndarray]
     ) -> Result:
-        """Run one round on the chosen images; the adversarial images are put into `crafted`."""
+        """Run rounds on the chosen images, one after the other in the results.
+
+        The adversarial images are put into `crafted`.
+        """
         started = time.perf_counter()
-        filled = self._filled(chosen)
+        filled = self._filled(np.tile(chosen, len(rounds)))
+        numbers = np.repeat(np.array(rounds, np.int32), len(chosen))
+        numbers = np.concatenate([numbers, np.full(len(filled) - len(numbers), rounds.start, np.int32)])
         step = self._graphs.step(member, images.shape[1:])
         seeds = np.array([0, self._seed], np.int64)
-        x_adv, predicted, distances, zeros = step(images[filled], labels[filled], tf.constant(round), seeds)
+        x_adv, predicted, distances, zeros = step(images[filled], labels[filled], numbers, seeds)
         tensors = {"predictions": predicted, "distances": distances, "zero_gradients": zeros}
-        arrays = {name: tensor.numpy()[: len(chosen)] for name, tensor in tensors.items()}
-        crafted[chosen.tobytes()] = adversarial = x_adv.numpy()[: len(chosen)]
+        rows = len(chosen) * len(rounds)
+        arrays = {name: tensor.numpy()[:rows] for name, tensor in tensors.items()}
+        crafted[chosen.tobytes()] = adversarial = x_adv.numpy()[:rows]
         if keep_images:
             arrays["images"] = adversarial
         return {**arrays, "seconds": np.array(time.perf_counter() - started)}
@@ -380,6 +404,28 @@ class Evaluator:
         outcome = self._attack(number, images, labels, self.predict(images), True, Silent(), Pieces(ALONE))
         assert outcome.adversarial is not None
         return outcome.adversarial
+
+    def one_round(self, number: int) -> Callable | None:
+        """Return an attack of one round as a function of images, all of which it attacks, by the graph of evaluations.
+
+        Args:
+            number: The number of the attack.
+
+        Returns:
+            images [N, H, W, C], labels int32 [N], seed -> what `craft_and_count` returns; None if the attack has
+            several rounds, is targeted or does not read the classifier's own logits, or with XLA.
+        """
+        attack = self.attacks[number]
+        own_logits = attack.target_output == "logits" and attack.proxy is None
+        if not (is_one_round(attack) and own_logits) or attack.targeted or self._width is not None:
+            return None
+
+        def run(images: tf.Tensor, labels: tf.Tensor, seed: int) -> Crafted:
+            step = self._graphs.step(attack, images.shape[1:])
+            crafted, _, _, zeros = step(images, labels, tf.zeros_like(labels), np.array([0, seed], np.int64))
+            return Crafted(crafted, zeros)
+
+        return run
 
     def adversarial_images(
         self, survival: Survival, number: int, positions: np.ndarray, images: np.ndarray
@@ -416,12 +462,13 @@ class Evaluator:
 class _Graphs:
     """The compiled functions of an evaluator, each traced when it is first needed; arguments as of `Evaluator`.
 
-    They take batches of any size, or of `width` images with XLA, which would compile again for each size. Attacks that
-    differ in numbers alone share a graph, except with XLA.
+    They take batches of any size, or of `batch_size` images with XLA, which would compile again for each size. Attacks
+    that differ in numbers alone share a graph, except with XLA.
     """
 
-    def __init__(self, logits_fn: Callable, width: int | None, outputs, support, gradient_fn):
-        self._logits_fn, self._width, self._support = logits_fn, width, support
+    def __init__(self, logits_fn: Callable, batch_size: int, jit: bool, outputs, support, gradient_fn):
+        self._logits_fn, self._batch_size, self._support = logits_fn, batch_size, support
+        self._width = batch_size if jit else None
         self._outputs, self._gradient_fn = outputs, gradient_fn
         self._compiled: dict[tuple, Callable] = {}
         self._num_classes: dict[tuple, int] = {}
@@ -437,21 +484,21 @@ class _Graphs:
         return self._function(("predict", image_shape), lambda: self._predict, image_shape)
 
     def step(self, member: Attack, image_shape: tuple[int, ...]) -> Callable:
-        """The function of images, labels, round and seeds that runs one round of an attack."""
+        """The function of images, labels, rounds [N] and seeds that runs one round of an attack on each image."""
         if isinstance(member, Corruptions):  # NumPy, and no graph per kind and severity
             return functools.partial(self._corrupt, member)
         # A loop whose number of steps is an input crashes XLA.
         shared, numbers = sharing(member) if self._width is None else (member, None)
         signature = (
             tf.TensorSpec([self._width], tf.int32),
-            tf.TensorSpec([], tf.int32),
+            tf.TensorSpec([self._width], tf.int32),
             tf.TensorSpec([2], tf.int64),
             NUMBERS if numbers else (),
         )
         function = self._function((shared, image_shape), lambda: self._step_of(member), image_shape, *signature)
         return functools.partial(function, numbers=numbers or ())
 
-    def _corrupt(self, member: Corruptions, x, labels, round, seeds) -> tuple:
+    def _corrupt(self, member: Corruptions, x, labels, rounds, seeds) -> tuple:
         """As of `step`, run eagerly."""
         images = craft_round(member, self._logits_fn, x, labels, seed=seeds).images
         return images, self.predict(x.shape[1:])(images), tf.fill([len(x)], np.nan), tf.zeros([len(x)])
@@ -476,10 +523,20 @@ class _Graphs:
         else:
             read = self._logits_fn if self._outputs is None else self._outputs(member)
 
-        def step(x, labels, round, seeds, numbers):
+        mixes = mixes_rounds(member, self._support)
+
+        def step(x, labels, rounds, seeds, numbers):
             targets = tf.argmin(self._logits_fn(x), axis=1, output_type=tf.int32) if member.targeted else labels
             crafted = craft_round(
-                member, read, x, targets, seed=seeds, round=round, support=self._support, numbers=numbers or None
+                member,
+                read,
+                x,
+                targets,
+                seed=seeds,
+                round=rounds if mixes else rounds[0],
+                support=self._support,
+                numbers=numbers or None,
+                width=self._batch_size,
             )
             unmeasured = tf.zeros_like(x[:, 0, 0, 0]) + np.nan
             distances = unmeasured if member.norm is None else length(crafted.images - x, member.norm)
@@ -500,17 +557,39 @@ class _Outcome:
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0
+    attempts: int = 0
     stages: tuple[tuple[str, float], ...] = ()
     samples: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     sampled: bool = True
 
+    def add_rounds(
+        self, count: int, chosen: np.ndarray, found: Result, labels: np.ndarray, crafted: np.ndarray | None
+    ) -> None:
+        """Add the results of rounds that ran side by side on a batch, each for the survivors of those before it.
+
+        Args:
+            count: The number of rounds.
+            chosen: The images [N] of the batch.
+            found: As of `Evaluator._run`.
+            labels: Of all images.
+            crafted: The adversarial images of all rounds; None if another process computed them.
+        """
+        self.seconds += float(found["seconds"])
+        for number in range(count):
+            left = np.arange(len(chosen))
+            if number:
+                left = np.flatnonzero(self.predictions[chosen] == labels[chosen])
+            rows = number * len(chosen) + left
+            results = {name: values[rows] for name, values in found.items() if name != "seconds"}
+            self.add(chosen[left], results, labels, None if crafted is None else crafted[rows])
+
     def add(self, chosen: np.ndarray, found: Result, labels: np.ndarray, crafted: np.ndarray | None) -> None:
-        """Add the results of a batch; `crafted` are its adversarial images, None if another process computed them."""
+        """Add the results of a round on a batch; `crafted` as of `add_rounds`."""
+        self.attempts += len(chosen)
         self.predictions[chosen] = found["predictions"]
         self.distances[chosen] = found["distances"]
         self.zero_gradients += float(np.sum(found["zero_gradients"]))
         self.dead_gradients += float(np.sum(found["zero_gradients"] > 0.999))
-        self.seconds += float(found["seconds"])
         if self.adversarial is not None:
             self.adversarial[chosen] = found["images"]
             return
@@ -524,6 +603,13 @@ class _Outcome:
         robust = {position: bool(self.predictions[position] == labels[position]) for position in self.samples}
         first = [[p for p in sorted(robust) if robust[p] is kind][:SAMPLES] for kind in (False, True)]
         self.samples = {position: self.samples[position].copy() for position in itertools.chain(*first)}
+
+
+def _of_rounds(rounds: range, count: int) -> str:
+    """Which of `count` rounds, for a progress bar."""
+    if count == 1:
+        return ""
+    return f", round {rounds.start + 1}{f'-{rounds.stop}' if len(rounds) > 1 else ''}/{count}"
 
 
 def _each(attacks: Sequence[Attack]) -> tuple[Attack, ...]:

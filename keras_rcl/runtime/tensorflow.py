@@ -1,5 +1,6 @@
 """Start TensorFlow with the settings that this package needs, before anything else imports it."""
 
+import atexit
 import contextlib
 import gc
 import logging
@@ -32,6 +33,10 @@ def start_tensorflow(*, deterministic: bool = False) -> None:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
+        # The half a million objects of the libraries stay. Each later collection would look at all of them, and those
+        # at Python's end at everything.
+        gc.freeze()
+        atexit.register(gc.freeze)
         # float32 means float32 on GPUs too, in losses and in evaluation; a mixed policy is the way to more speed.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         tf.get_logger().setLevel("ERROR")

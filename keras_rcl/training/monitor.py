@@ -16,6 +16,8 @@ from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.phase import Phase
 
 MONITORED_IMAGES = 32
+SEED = 0
+"""Of the monitored attack."""
 DEAD = 0.5
 """An attack is called dead if its share of zero pixel gradients is above this."""
 COLLAPSED = 0.999
@@ -90,9 +92,17 @@ class Monitor:
         data: The images are the first ones of its training split.
         attack: The monitored attack.
         outputs: What `inference_graph` returned for the network; None: it is called here.
+        attacked: What `Evaluator.one_round` returned for the attack on the network; None: the attack is traced here.
     """
 
-    def __init__(self, network: keras.Model, data: ImageData, attack: Attack, outputs: Callable | None = None):
+    def __init__(
+        self,
+        network: keras.Model,
+        data: ImageData,
+        attack: Attack,
+        outputs: Callable | None = None,
+        attacked: Callable | None = None,
+    ):
         held = data.train.held
         self.images = tf.constant(held.images[:MONITORED_IMAGES], tf.float32) / 255
         self.labels = tf.constant(held.labels[:MONITORED_IMAGES], tf.int32)
@@ -101,14 +111,10 @@ class Monitor:
         self._outputs = outputs or inference_graph(network)
 
         @tf.function(autograph=False)
-        def attacked():
-            def logits_fn(x):
-                return network(x, training=False)["logits"]
+        def traced_here(images, labels, seed):
+            return craft_and_count(attack, lambda x: network(x, training=False)["logits"], images, labels, seed=seed)
 
-            crafted = craft_and_count(attack, logits_fn, self.images, self.labels)
-            return crafted.images, tf.reduce_mean(crafted.zero_gradients)
-
-        self._attacked = attacked
+        self._attacked = attacked or traced_here
 
     def __call__(self) -> tuple[dict[str, float], float, np.ndarray]:
         """Measure the network as it is now.
@@ -117,12 +123,12 @@ class Monitor:
             The metrics, the mean cosine between projections, and a picture grid of clean images, adversarial images
             and perturbations.
         """
-        adversarial, zeros = self._attacked()
+        adversarial, zeros = self._attacked(self.images, self.labels, SEED)
         before, after = self._outputs(self.images), self._outputs(adversarial)
         metrics = {
             "monitor_clean_accuracy": self._accuracy(before["logits"]),
             "monitor_adversarial_accuracy": self._accuracy(after["logits"]),
-            "monitor_zero_gradients": float(zeros),
+            "monitor_zero_gradients": float(tf.reduce_mean(zeros)),
             **self._geometry(before, after),
         }
         similarity = float(mean_cosine(tf.cast(before["projection"], tf.float32)))

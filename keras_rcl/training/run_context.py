@@ -52,9 +52,11 @@ class Validation:
         patience: The last phase ends after this many consecutive epochs that were not better than the best epoch
             before them. None: it runs all its epochs.
         outputs: What `inference_graph` returned for the network. None: the network is traced again.
+        attacked: What `Evaluator.one_round` returned for the monitored attack on the network. None: it is traced again.
     """
 
     monitored_attack: Attack
     evaluate: Callable[[], dict[str, float]] | None = None
     patience: int | None = None
     outputs: Callable | None = None
+    attacked: Callable | None = None

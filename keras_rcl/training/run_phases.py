@@ -102,7 +102,7 @@ class _Training:
         self.context, self.validation = context, validation
         self.checkpoints = Checkpoints(context.folder / "checkpoints")
         self.recorder = Recorder(context.folder, context.writer)
-        self.monitor = Monitor(network, data, validation.monitored_attack, validation.outputs)
+        self.monitor = Monitor(network, data, validation.monitored_attack, validation.outputs, validation.attacked)
         self.epochs, self.position = list(schedule(phases)), TrainingPosition()
 
     def run(self) -> dict[str, float]:

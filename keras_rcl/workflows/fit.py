@@ -594,18 +594,12 @@ def train(
         if served is not network:
             served.set_weights(network.get_weights())
 
-    evaluation = experiment.evaluation
     validation = run_phases(
         network,
         experiment.method.phases(),
         data,
         context,
-        Validation(
-            monitored_attack=evaluation.validation_attack,
-            evaluate=_validator(served, graph, sync, data, experiment, context.workers),
-            patience=evaluation.patience,
-            outputs=graph if served is network else None,
-        ),
+        _validation(pair, graph, sync, data, experiment, context.workers),
         seed=experiment.seed,
         compute=experiment.compute,
         balanced=experiment.dataset.balanced_batches,
@@ -765,19 +759,25 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _validator(
-    served: keras.Model,
+def _validation(
+    pair: tuple[keras.Model, keras.Model],
     graph: Callable,
     sync: Callable[[], None],
     data: sources.ImageData,
     experiment: Experiment,
     workers: Workers,
-) -> Callable[[], dict[str, float]] | None:
-    """Return a function that measures clean and robust accuracy on held-out images; None if none are held out."""
-    evaluation = experiment.evaluation
+) -> Validation:
+    """Return how the training is measured: by clean and robust accuracy on held-out images, if any are held out."""
+    network, served = pair
+    evaluation, same = experiment.evaluation, served is network
+    measured = Validation(
+        monitored_attack=evaluation.validation_attack,
+        patience=evaluation.patience,
+        outputs=graph if same else None,
+    )
     held_out = data.validation.limited(evaluation.validation_limit)
     if not len(held_out.labels):
-        return None
+        return measured
     evaluator = Evaluator(
         lambda images: graph(images)["logits"],
         (evaluation.validation_attack,),
@@ -796,7 +796,7 @@ def _validator(
             "robust_accuracy": survival.rows()[0]["robust_accuracy"],
         }
 
-    return validate
+    return dataclasses.replace(measured, evaluate=validate, attacked=evaluator.one_round(0) if same else None)
 
 
 def output_of(network: keras.Model, name: str) -> Callable:

@@ -175,6 +175,22 @@ def test_neither_order_nor_neighbours_matter(norm):
 
 
 @norms
+def test_several_moves_at_once_find_what_one_at_a_time_finds(norm):
+    attack = Square(norm=norm, epsilon=EPSILON[norm] / 40, num_queries=100)
+    labels = np.argmax(linear(KERNEL, INNER), axis=1).astype("int32")
+    expected = run(lambda x: linear(KERNEL, x), INNER, labels, attack)
+    logits, calls = counted(lambda x: linear(KERNEL, x))
+    for width in (40, 1000):  # 3 and 8 moves of 12 images
+        graph = tf.function(
+            lambda x, y, s, w=width: square(logits, x, y, attack, Round(s, width=w)).images, autograph=False
+        )
+        calls.assign(0)
+        found = graph(INNER, labels, SEEDS).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        assert calls.numpy() < 80
+
+
+@norms
 def test_the_seed_decides(norm):
     attack = Square(norm=norm, epsilon=EPSILON[norm], num_queries=30)
     first = run(stubborn, INNER, LABELS, attack)

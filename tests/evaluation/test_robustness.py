@@ -193,21 +193,23 @@ ATTACKS = (
 
 @pytest.mark.slow
 def test_batch_size_does_not_matter_and_craft_makes_the_same_again():
-    first = Evaluator(linear, ATTACKS, batch_size=5, seed=3)(IMAGES, LABELS, keep_images=True)
+    """In large batches the rounds of an attack run side by side, and Square asks for several moves at once."""
+    attacks = (*ATTACKS, FAB(epsilon=0.2, num_steps=3, num_targets=2), Square(epsilon=0.1, num_queries=40))
+    first = Evaluator(linear, attacks, batch_size=5, seed=3)(IMAGES, LABELS, keep_images=True)
     wrong = np.setdiff1d(np.arange(23), RIGHT)
-    assert 0 < first.survived.sum() < len(ATTACKS) * len(RIGHT)
+    assert 0 < first.survived.sum() < len(attacks) * len(RIGHT)
     for batch_size in (1, 100):
-        evaluator = Evaluator(linear, ATTACKS, batch_size=batch_size, seed=3)
+        evaluator = Evaluator(linear, attacks, batch_size=batch_size, seed=3)
         survival = evaluator(IMAGES, LABELS, keep_images=True)
         np.testing.assert_array_equal(survival.predictions, first.predictions)
         np.testing.assert_allclose(survival.adversarial, first.adversarial, rtol=0, atol=1e-6)
         np.testing.assert_allclose(survival.zero_gradients, first.zero_gradients, atol=1e-6)
-        for number in range(len(ATTACKS)):
+        for number in range(len(attacks)):
             chosen = RIGHT[[7, 2, 11]]
             again = evaluator.craft(number, IMAGES[chosen], LABELS[chosen])
             np.testing.assert_allclose(again, first.adversarial[number, chosen], rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(first.adversarial[:, wrong], np.broadcast_to(IMAGES[wrong], (3, 6, 2, 2, 1)))
-    for number in range(len(ATTACKS)):
+    np.testing.assert_array_equal(first.adversarial[:, wrong], np.broadcast_to(IMAGES[wrong], (5, 6, 2, 2, 1)))
+    for number in range(len(attacks)):
         seen = first.adversarial[number].reshape(23, 4).astype("float64") @ KERNEL
         np.testing.assert_array_equal(seen.argmax(axis=1), first.predictions[number])
 
