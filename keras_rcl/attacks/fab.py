@@ -215,8 +215,8 @@ def to_hyperplane(x: tf.Tensor, normal: tf.Tensor, rise: tf.Tensor, norm: Norm) 
         # Passes over memory are what this costs: for linf a pixel of speed 0 counts as stopped, which adds 0.
         reached = multiplier[:, None] if norm == "linf" else multiplier[:, None] * speed
         stopped = tf.cast(reached >= room, full.dtype)
-        missing = rise - tf.einsum("nd,nd->n", stopped, full)
-        moving = tf.einsum("nd,nd->n", 1.0 - stopped, gains)
+        missing = rise - tf.reduce_sum(stopped * full, axis=1)
+        moving = tf.reduce_sum((1.0 - stopped) * gains, axis=1)
         higher = tf.maximum(multiplier, tf.math.divide_no_nan(missing, moving))
         return higher, tf.reduce_any(higher > multiplier * (1.0 + CONVERGED))
 

@@ -94,7 +94,7 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
     return Crafted(tf.stop_gradient(images), tf.zeros_like(x[:, 0, 0, 0]))
 
 
-MOST_AT_ONCE = 8
+MOST_AT_ONCE = 4
 """The largest number of moves of one example at once: the more, the more of them are asked for in vain."""
 
 

@@ -180,7 +180,7 @@ def test_several_moves_at_once_find_what_one_at_a_time_finds(norm):
     labels = np.argmax(linear(KERNEL, INNER), axis=1).astype("int32")
     expected = run(lambda x: linear(KERNEL, x), INNER, labels, attack)
     logits, calls = counted(lambda x: linear(KERNEL, x))
-    for width in (40, 1000):  # 3 and 8 moves of 12 images
+    for width in (40, 1000):  # 3 and 4 moves of 12 images
         graph = tf.function(
             lambda x, y, s, w=width: square(logits, x, y, attack, Round(s, width=w)).images, autograph=False
         )
