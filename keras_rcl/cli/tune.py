@@ -44,6 +44,11 @@ from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 @click.option(
     "--processes", type=shared.COUNT, default=1, show_default=True, help="The number of trials that run at once."
 )
+@click.option(
+    "--prune",
+    is_flag=True,
+    help="Stop a trial whose validation is below the median of at least 5 completed trials at the same point.",
+)
 @click.option("--seed", type=shared.SEED, help="Seed of the trainings and of the search.")
 @shared.training_data_options
 @shared.output_dir_option("tuned/<data set>-<variant>")

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from keras_rcl.methods.schedule import AveragedSchedule
-from keras_rcl.vocabulary.phase import CrossEntropy, Phase
+from keras_rcl.vocabulary.phase import CrossEntropy, Phase, Smoothing
 from keras_rcl.vocabulary.spec import spec
 
 
@@ -13,11 +13,13 @@ class AT(AveragedSchedule):
 
     Attributes:
         epochs: passes over the training images.
+        passes: a budget of passes through the network per training image, in place of `epochs`.
         batch_size: images per step.
         optimizer: `SGD` or `Adam` with their schedule.
         augmentation: how images vary before they are attacked, such as "crop_flip".
         attack: the attack that makes the examples.
         ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
+        label_smoothing: the share of each label that cross-entropy spreads over all classes.
         awp: adversarial weight perturbation; `gamma` such as 0.01, 0 for none.
 
     Example:
@@ -32,6 +34,7 @@ class AT(AveragedSchedule):
     """
 
     name: Literal["at"] = "at"
+    label_smoothing: Smoothing = 0.0
 
     def phases(self) -> tuple[Phase, ...]:
-        return (self._on_examples("adversarial training", CrossEntropy()),)
+        return (self._on_examples("adversarial training", CrossEntropy(label_smoothing=self.label_smoothing)),)

@@ -20,6 +20,7 @@ from keras_rcl.vocabulary.phase import (
     CrossEntropy,
     KLToClean,
     Phase,
+    Smoothing,
     SupCon,
     Term,
 )
@@ -32,6 +33,7 @@ class _WithContrast(PairedSchedule):
 
     contrast: Contrast = SupCon(weight=0.5)
     second_view: Policy = SimCLR()
+    label_smoothing: Smoothing = 0.0
 
     def _on_views(self, name: str, *terms: Term) -> Phase:
         varied = () if isinstance(self.second_view, NoAugmentation) else (Augmented(policy=self.second_view),)
@@ -54,13 +56,15 @@ class ATSCL(_WithContrast):
 
     Attributes:
         epochs: passes over the training images.
+        passes: a budget of passes through the network per training image, in place of `epochs`.
         batch_size: images per step, before their views are made.
-        contrast: `SupCon` or `MarginContrastive` (of `keras_rcl.vocabulary.phase`) with its weight.
+        contrast: `SupCon`, `MarginContrastive` or `PrototypeContrastive` of `keras_rcl.vocabulary.phase`.
         optimizer: `SGD` or `Adam` with their schedule.
         augmentation: how images vary before their views are made, such as "crop_flip".
         second_view: how the augmented view differs from the clean one; "none" leaves the view out.
         attack: the attack that makes the examples: on cross-entropy, KL, SupCon (`supcon`) or their sum (`joint`).
         ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
+        label_smoothing: the share of each label that cross-entropy spreads over all classes.
         awp: adversarial weight perturbation; `gamma` 0 for none.
         separate_batchnorm: give views that are not adversarial BatchNorm of their own.
 
@@ -73,7 +77,8 @@ class ATSCL(_WithContrast):
     name: Literal["at_scl"] = "at_scl"
 
     def phases(self) -> tuple[Phase, ...]:
-        return (self._on_views("contrastive adversarial training", CrossEntropy(on="adversarial")),)
+        attacked = CrossEntropy(on="adversarial", label_smoothing=self.label_smoothing)
+        return (self._on_views("contrastive adversarial training", attacked),)
 
 
 @spec
@@ -85,14 +90,16 @@ class TRADESSCL(_WithContrast):
 
     Attributes:
         epochs: passes over the training images.
+        passes: a budget of passes through the network per training image, in place of `epochs`.
         batch_size: images per step, before their views are made.
         beta: weight of the KL divergence.
-        contrast: `SupCon` or `MarginContrastive` (of `keras_rcl.vocabulary.phase`) with its weight.
+        contrast: `SupCon`, `MarginContrastive` or `PrototypeContrastive` of `keras_rcl.vocabulary.phase`.
         optimizer: `SGD` or `Adam` with their schedule.
         augmentation: how images vary before their views are made, such as "crop_flip".
         second_view: how the augmented view differs from the clean one; "none" leaves the view out.
         attack: the attack that makes the examples.
         ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
+        label_smoothing: the share of each label that cross-entropy spreads over all classes.
         awp: adversarial weight perturbation; `gamma` 0 for none.
         separate_batchnorm: give views that are not adversarial BatchNorm of their own.
 
@@ -107,4 +114,5 @@ class TRADESSCL(_WithContrast):
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10, loss="kl_to_clean")
 
     def phases(self) -> tuple[Phase, ...]:
-        return (self._on_views("contrastive TRADES", CrossEntropy(on="clean"), KLToClean(weight=self.beta)),)
+        clean = CrossEntropy(on="clean", label_smoothing=self.label_smoothing)
+        return (self._on_views("contrastive TRADES", clean, KLToClean(weight=self.beta)),)

@@ -20,6 +20,7 @@ class FastAT(AdversarialSchedule):
 
     Attributes:
         epochs: passes over the training images.
+        passes: a budget of passes through the network per training image, in place of `epochs`.
         batch_size: images per step.
         optimizer: `SGD` or `Adam` with their schedule.
         augmentation: how images vary before they are attacked, such as "crop_flip".

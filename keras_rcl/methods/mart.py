@@ -18,6 +18,7 @@ class MART(PairedSchedule):
 
     Attributes:
         epochs: passes over the training images.
+        passes: a budget of passes through the network per training image, in place of `epochs`.
         batch_size: images per step, before their adversarial examples are added.
         beta: weight of the KL divergence.
         optimizer: `SGD` or `Adam` with their schedule.

@@ -1,8 +1,10 @@
 """The fields that methods of adversarial training share, and the phases that they make of them."""
 
+import dataclasses
+import math
 from typing import Any
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from keras_rcl.vocabulary.attacks import PGD, Attack
 from keras_rcl.vocabulary.dataset import CropFlip, Policy
@@ -26,10 +28,16 @@ class AdversarialSchedule:
 
     The defaults are the usual ones for CIFAR-10 and ResNet-18 (Rice et al. 2020): PGD-10 at 8/255 with steps of 2/255,
     crop and flip, SGD 0.1 with momentum, batch 128.
+
+    Attributes:
+        passes: a budget in place of `epochs`: the phase has as many epochs as fit into this number of passes per
+            training image, and at least one. A forward pass counts 1, a backward pass to the weights 2, a step of an
+            attack 2.
     """
 
     name: str
     epochs: NonNegativeInt = 100
+    passes: PositiveFloat | None = None
     batch_size: PositiveInt = 128
     optimizer: Optimizer = SGD(learning_rate=0.1, momentum=0.9, schedule="cosine", weight_decay=5e-4)
     augmentation: Policy = CropFlip()
@@ -42,7 +50,10 @@ class AdversarialSchedule:
             optimizer=self.optimizer,
             batch_size=self.batch_size,
         )
-        return Phase(name=name, terms=terms, **(common | fields))
+        phase = Phase(name=name, terms=terms, **(common | fields))
+        if self.passes is None:
+            return phase
+        return dataclasses.replace(phase, epochs=max(1, math.floor(self.passes / phase.cost)))
 
     def _on_examples(self, name: str, *terms: Term) -> Phase:
         """A phase on adversarial examples only."""

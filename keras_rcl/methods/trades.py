@@ -6,7 +6,7 @@ from pydantic import NonNegativeFloat
 
 from keras_rcl.methods.schedule import PairedSchedule
 from keras_rcl.vocabulary.attacks import PGD, Attack
-from keras_rcl.vocabulary.phase import CrossEntropy, KLToClean, Phase
+from keras_rcl.vocabulary.phase import CrossEntropy, KLToClean, Phase, Smoothing
 from keras_rcl.vocabulary.spec import spec
 
 
@@ -20,12 +20,14 @@ class TRADES(PairedSchedule):
 
     Attributes:
         epochs: passes over the training images.
+        passes: a budget of passes through the network per training image, in place of `epochs`.
         batch_size: images per step, before their adversarial examples are added.
         beta: weight of the KL divergence.
         optimizer: `SGD` or `Adam` with their schedule.
         augmentation: how images vary before they are attacked, such as "crop_flip".
         attack: the attack that makes the examples.
         ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
+        label_smoothing: the share of each label that cross-entropy spreads over all classes.
         awp: adversarial weight perturbation; the authors' `gamma` is 0.005, 0 for none.
         separate_batchnorm: give clean images BatchNorm of their own.
 
@@ -40,7 +42,9 @@ class TRADES(PairedSchedule):
 
     name: Literal["trades"] = "trades"
     beta: NonNegativeFloat = 6.0
+    label_smoothing: Smoothing = 0.0
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10, loss="kl_to_clean")
 
     def phases(self) -> tuple[Phase, ...]:
-        return (self._on_pairs("TRADES", CrossEntropy(on="clean"), KLToClean(weight=self.beta)),)
+        clean = CrossEntropy(on="clean", label_smoothing=self.label_smoothing)
+        return (self._on_pairs("TRADES", clean, KLToClean(weight=self.beta)),)

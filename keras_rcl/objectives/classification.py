@@ -10,16 +10,17 @@ from keras_rcl.objectives.labels import LabelLoss, label_vector
 from keras_rcl.objectives.tensors import Tensor
 
 
-def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
+def cross_entropy(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Compute the cross-entropy of each image.
 
-    Formula:
+    Formula, with s for `label_smoothing`:
 
-        -log softmax(logits_i)[label_i]
+        -(1 - s) log softmax(logits_i)[label_i] - s / K * sum_k log softmax(logits_i)[k]
 
     Args:
         labels: Integers below K, [N].
         logits: [N, K].
+        label_smoothing: The share of each label that is spread evenly over all classes.
 
     Returns:
         float32 [N].
@@ -29,8 +30,16 @@ def cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:
         >>> values = cross_entropy(np.array([0, 1]), np.array([[2.0, 0.0], [2.0, 0.0]]))
         >>> [round(float(value), 3) for value in values]
         [0.127, 2.127]
+
+    References:
+        Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision", for the smoothing.
     """
-    return ops.sparse_categorical_crossentropy(labels, ops.cast(logits, "float32"), from_logits=True)
+    logits = ops.cast(logits, "float32")
+    values = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    if not label_smoothing:
+        return values
+    spread = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)
+    return (1 - label_smoothing) * values + label_smoothing * spread
 
 
 def boosted_cross_entropy(labels: Tensor, logits: Tensor) -> Tensor:

@@ -80,6 +80,122 @@ def _tiled_supcon(labels: Tensor, projection: Tensor, temperature: float) -> Ten
     return ops.where(positives > 0, others - to_positives, 0.0)
 
 
+def contrast_of_pairs(projection: Tensor, positives: Tensor, others: Tensor, *, temperature: float) -> Tensor:
+    """Compute SupCon over chosen pairs: the positives P(i) and the others O(i) of each anchor are given.
+
+    Formula:
+
+        1 / |P(i)| * sum_{p in P(i)} ( log sum_{a in P(i) + O(i)} exp(z_i . z_a / tau) - z_i . z_p / tau )
+
+    An anchor without positives has the value 0 and no gradient. The memory grows with M x M.
+
+    Args:
+        projection: [M, D], of unit length.
+        positives: bool [M, M]; row i is P(i).
+        others: bool [M, M]; row i is O(i).
+        temperature: tau, positive.
+
+    Returns:
+        float32 [M].
+
+    Example:
+        >>> import numpy as np
+        >>> projection = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> positives = np.array([[False, True, False], [True, False, False], [False, False, False]])
+        >>> others = np.array([[False, False, True], [False, False, False], [True, True, False]])
+        >>> values = contrast_of_pairs(projection, positives, others, temperature=0.5)
+        >>> [round(float(value), 3) for value in values]
+        [0.127, 0.0, 0.0]
+    """
+    _check_temperature(temperature)
+    similarity = _similarity(ops.cast(projection, "float32")) / temperature
+    positives = ops.convert_to_tensor(positives)
+    some = ops.any(positives, axis=1, keepdims=True)
+    # An anchor without positives is compared with all rows: it has finite numbers, of which none is used.
+    compared = positives | ops.convert_to_tensor(others) | ~some
+    among = ops.logsumexp(ops.where(compared, similarity, MASKED), axis=1)
+    return ops.where(some[:, 0], among - _mean_where(positives, similarity), 0.0)
+
+
+def hard_pairs(
+    labels: Tensor, predictions: Tensor, *, hard_positives: bool = True, hard_negatives: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Choose the pairs that the classifier now gets wrong, as local selection does.
+
+    A hard positive has the anchor's label and another prediction than the anchor. A hard negative has another label and
+    the anchor's prediction.
+
+    Args:
+        labels: Integers [M].
+        predictions: The predicted classes, integers [M].
+        hard_positives: False takes all rows of the anchor's label, except for the anchor.
+        hard_negatives: False takes all rows of another label.
+
+    Returns:
+        Positives and negatives, bool [M, M] each.
+
+    Example:
+        >>> import numpy as np
+        >>> positives, negatives = hard_pairs(np.array([0, 0, 1]), np.array([0, 1, 1]))
+        >>> positives.numpy().tolist()
+        [[False, True, False], [True, False, False], [False, False, False]]
+        >>> negatives.numpy().tolist()
+        [[False, False, False], [False, False, True], [False, True, False]]
+
+    References:
+        Bui et al. 2021, "Understanding and achieving efficient robustness with adversarial supervised contrastive
+        learning".
+    """
+    labels, predictions = ops.convert_to_tensor(labels), ops.convert_to_tensor(predictions)
+    positives, negatives = _positives(labels), ~_same_label(labels)
+    alike = _same_label(predictions)
+    return positives & ~alike if hard_positives else positives, negatives & alike if hard_negatives else negatives
+
+
+def prototype_contrastive(labels: Tensor, projection: Tensor, *, temperature: float, detached: bool = False) -> Tensor:
+    """Compute the cross-entropy of each anchor over its cosines to the mean directions of the classes of the batch.
+
+    Formula:
+
+        -log( exp(z_i . c_i / tau) / (exp(z_i . c_i / tau) + sum_{k != y_i} exp(z_i . c_k / tau)) )
+
+    c_k is the sum of the projections of class k at unit length; c_i is that of the anchor's class without the anchor.
+    An anchor whose class has no other row has the value 0 and no gradient.
+
+    Args:
+        labels: Integers [M].
+        projection: [M, D], of unit length.
+        temperature: tau, positive.
+        detached: True stops the gradient at the means.
+
+    Returns:
+        float32 [M].
+
+    Raises:
+        InvalidInputError: If the temperature is not positive, `projection` is not [M, D], or there is not one integer
+            label per row.
+
+    Example:
+        >>> import numpy as np
+        >>> projection = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> values = prototype_contrastive(np.array([0, 0, 1, 1]), projection, temperature=0.5)
+        >>> [round(float(value), 3) for value in values]
+        [0.127, 0.127, 0.127, 0.127]
+    """
+    _check_temperature(temperature)
+    labels = ops.convert_to_tensor(one_per_row(_anchor_labels(labels), projection))
+    projection = ops.cast(projection, "float32")
+    rows = ops.stop_gradient(projection) if detached else projection
+    groups = groups_of(labels)
+    sums = tiled.sum_over_group(rows, groups)
+    own = ops.sum(projection * _unit(sums - rows), axis=1) / temperature
+    # Column a stands for the class of row a, which has as many columns as rows: each counts for its share.
+    to_classes = ops.matmul(projection, ops.transpose(_unit(sums))) / temperature - ops.log(groups.sizes)
+    to_others = ops.where(_same_label(labels), MASKED, to_classes)
+    among = ops.logsumexp(ops.concatenate([own[:, None], to_others], axis=1), axis=1)
+    return ops.where(groups.sizes > 1, among - own, 0.0)
+
+
 def margin_contrastive(
     labels: Tensor, projection: Tensor, *, positive_margin: float = 0.5, negative_margin: float = 0.1
 ) -> Tensor:
@@ -403,6 +519,12 @@ def _anchor_labels(labels: Tensor) -> Tensor:
 def _same_label(labels: Tensor) -> Tensor:
     """bool [M, M]."""
     return ops.expand_dims(labels, 1) == ops.expand_dims(labels, 0)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows at unit length; a row of zeros stays one, with the gradient 0."""
+    squares = ops.sum(rows * rows, axis=1, keepdims=True)
+    return ops.where(squares > 0, rows * ops.rsqrt(ops.where(squares > 0, squares, 1.0)), 0.0)
 
 
 def _same_anchor(labels: Tensor) -> Tensor:

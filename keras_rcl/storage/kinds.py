@@ -184,15 +184,16 @@ SNAPSHOT = FileKind[SnapshotHeader]("the header of a snapshot", SnapshotHeader, 
 
 @with_config(STORED)
 class Trial(TypedDict):
-    """One trial of a search; an ended one has its results, or the reason why it failed."""
+    """One trial of a search; an ended one has its results, or the reason why it failed or was stopped."""
 
     number: Count
     settings: dict[str, str]
-    state: Literal["running", "done", "failed"]
+    state: Literal["running", "done", "failed", "pruned"]
     objective: NotRequired[float]
     clean_accuracy: NotRequired[Share]
     robust_accuracy: NotRequired[Share]
     reason: NotRequired[str]
+    curve: NotRequired[list[tuple[Share, float]]]
 
 
 @with_config(STORED)

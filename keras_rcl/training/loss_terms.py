@@ -12,10 +12,13 @@ from keras_rcl.networks.two_headed import unit_norm
 from keras_rcl.objectives.classification import boosted_cross_entropy, cross_entropy, kl_to_clean, misclassified_kl
 from keras_rcl.objectives.contrastive import (
     collapse_value,
+    contrast_of_pairs,
     euclidean_supcon,
+    hard_pairs,
     has_positive,
     margin_contrastive,
     mean_over_anchors,
+    prototype_contrastive,
     supervised_contrastive,
 )
 from keras_rcl.training.ramps import value_at
@@ -28,6 +31,7 @@ from keras_rcl.vocabulary.phase import (
     MarginContrastive,
     MisclassifiedKL,
     Phase,
+    PrototypeContrastive,
     ReLUBalance,
     SupCon,
 )
@@ -79,15 +83,29 @@ class Batch(NamedTuple):
         count = sum(k == kind if kind else k != "worst_case" for k in self.kinds)
         return per_image[: count * (ops.shape(per_image)[0] // len(self.kinds))]
 
+    def is_of(self, kind: str | None):
+        """Whether each row, of all views except for the worst case, is of a view of one kind: bool [rows, 1].
+
+        None: of any kind.
+        """
+        kinds = [k for k in self.kinds if k != "worst_case"]
+        count = ops.shape(self.labels)[0] // len(self.kinds)
+        return ops.repeat(ops.convert_to_tensor([[kind in (None, k)] for k in kinds]), count, axis=0)
+
     def images(self, kind: str | None):
         """The number of the image, below N, of which each row of `view` is a view."""
         count = ops.shape(self.labels)[0] // len(self.kinds)
         return ops.arange(ops.shape(self.view("labels", kind))[0]) % count
 
 
-def _cross_entropy(term: CrossEntropy | BoostedCrossEntropy, batch: Batch):
-    values = cross_entropy if isinstance(term, CrossEntropy) else boosted_cross_entropy
-    return ops.mean(batch.weighted(values(batch.view("labels", term.on), batch.view("logits", term.on)), term.on))
+def _cross_entropy(term: CrossEntropy, batch: Batch):
+    labels, logits = batch.view("labels", term.on), batch.view("logits", term.on)
+    return ops.mean(batch.weighted(cross_entropy(labels, logits, label_smoothing=term.label_smoothing), term.on))
+
+
+def _boosted_cross_entropy(term: BoostedCrossEntropy, batch: Batch):
+    values = boosted_cross_entropy(batch.view("labels", term.on), batch.view("logits", term.on))
+    return ops.mean(batch.weighted(values, term.on))
 
 
 def _contrasted_output(term: SupCon) -> str:
@@ -98,8 +116,10 @@ def _contrasted_output(term: SupCon) -> str:
 
 def _supcon(term: SupCon, batch: Batch):
     labels = batch.view("labels", term.on) if term.positives == "class" else batch.images(term.on)
-    values = supervised_contrastive(labels, _contrasted(term, batch), temperature=term.temperature)
-    values = batch.weighted(values, term.on)
+    rows = _contrasted(term, batch)
+    if term.selects_pairs:
+        return _supcon_of_chosen(term, batch, labels, rows)
+    values = batch.weighted(supervised_contrastive(labels, rows, temperature=term.temperature), term.on)
     if term.reduction == "sum":
         return ops.sum(values)
     return ops.mean(values) if term.anchors == "all" else mean_over_anchors(values, labels)
@@ -108,7 +128,32 @@ def _supcon(term: SupCon, batch: Batch):
 def _contrasted(term: SupCon, batch: Batch):
     """The row that the term compares of each anchor: [number of views * N, D]."""
     rows = batch.view(_contrasted_output(term), term.on)
-    return unit_norm(rows) if term.reads == "embedding" and term.normalized else rows
+    rows = unit_norm(rows) if term.reads == "embedding" and term.normalized else rows
+    return rows if term.detached is None else ops.where(batch.is_of(term.detached), ops.stop_gradient(rows), rows)
+
+
+def _supcon_of_chosen(term: SupCon, batch: Batch, labels, rows):
+    """SupCon of a term that leaves out pairs: over all anchors, or over those that have positives."""
+    predictions = ops.argmax(batch.view("logits", term.on), axis=-1)
+    positives, negatives = hard_pairs(
+        labels, predictions, hard_positives=term.hard_positives, hard_negatives=term.hard_negatives
+    )
+    if term.anchors_on:
+        anchors = batch.is_of(term.anchors_on)
+        positives, negatives = positives & anchors, negatives & anchors
+    values = batch.weighted(contrast_of_pairs(rows, positives, negatives, temperature=term.temperature), term.on)
+    if term.reduction == "sum":
+        return ops.sum(values)
+    counted = ops.any(positives, axis=1) if term.anchors == "with_positives" else batch.is_of(term.anchors_on)[:, 0]
+    return ops.divide_no_nan(ops.sum(values), ops.sum(ops.cast(counted, "float32")))
+
+
+def _prototype_contrastive(term: PrototypeContrastive, batch: Batch):
+    labels = batch.view("labels", None)
+    values = prototype_contrastive(
+        labels, batch.outputs["projection"], temperature=term.temperature, detached=term.detached
+    )
+    return mean_over_anchors(batch.weighted(values, None), labels)
 
 
 def _margin_contrastive(term: MarginContrastive, batch: Batch):
@@ -160,8 +205,9 @@ class TermRule(NamedTuple):
 
 TERMS: dict[str, TermRule] = {
     "cross_entropy": TermRule(_cross_entropy),
-    "boosted_cross_entropy": TermRule(_cross_entropy),
+    "boosted_cross_entropy": TermRule(_boosted_cross_entropy),
     "supcon": TermRule(_supcon, output=_contrasted_output, contrastive=True),
+    "prototype_contrastive": TermRule(_prototype_contrastive, output=lambda term: "projection", contrastive=True),
     "margin_contrastive": TermRule(_margin_contrastive, output=lambda term: "projection", contrastive=True),
     "euclidean_supcon": TermRule(_euclidean_supcon, output=lambda term: "embedding", contrastive=True),
     "kl_to_clean": TermRule(_kl_to_clean),
@@ -227,9 +273,12 @@ def share_without_positives(labels):
 
 
 def phase_collapse_value(phase: Phase, batch_size: int) -> float:
-    """The value of SupCon for collapsed embeddings: ln(V * N - 1), V * N times that for the sum; NaN without SupCon."""
+    """The value of SupCon for collapsed embeddings: ln(V * N - 1), V * N times that for the sum.
+
+    NaN without SupCon, and if it leaves pairs out.
+    """
     for term in phase.terms:
-        if isinstance(term, SupCon):
+        if isinstance(term, SupCon) and not term.selects_pairs:
             kinds = [view.kind for view in phase.views]
             views = sum(kind == term.on if term.on else kind != "worst_case" for kind in kinds)
             anchors = max(2, views * batch_size)

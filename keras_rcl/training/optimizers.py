@@ -4,6 +4,9 @@ import keras
 
 from keras_rcl.vocabulary.phase import Optimizer
 
+WARMUP_START = 1 / 25
+"""The share of the learning rate at which a warm-up begins."""
+
 
 class Later(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule of which some steps are over.
@@ -23,6 +26,14 @@ class Later(keras.optimizers.schedules.LearningRateSchedule):
         raise NotImplementedError("a schedule of a training is not stored; its phase is")
 
 
+def _cosine(spec: Optimizer, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """A cosine from the learning rate to its `final_share`, after a linear warm-up if the spec has one."""
+    warmup = round(spec.warmup_share * steps)
+    rising = {"warmup_target": spec.learning_rate, "warmup_steps": warmup} if warmup else {}
+    start = spec.learning_rate * (WARMUP_START if warmup else 1)
+    return keras.optimizers.schedules.CosineDecay(start, max(1, steps - warmup), alpha=spec.final_share, **rising)
+
+
 def make_optimizer(spec: Optimizer, decay_steps: int, steps_before: int = 0) -> keras.optimizers.Optimizer:
     """Make the Keras optimizer that a spec describes.
 
@@ -33,7 +44,7 @@ def make_optimizer(spec: Optimizer, decay_steps: int, steps_before: int = 0) -> 
     """
     rate = spec.learning_rate
     if spec.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, max(1, decay_steps), alpha=spec.final_share)
+        rate = _cosine(spec, decay_steps)
     if spec.schedule == "steps":
         ends = [decay_steps * sevenths // 7 for sevenths in (5, 6)]
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(ends, [rate, rate / 5, rate / 25])

@@ -27,6 +27,8 @@ class RunContext:
         save_every: Seconds between two snapshots. A snapshot is also stored at the end, after an epoch that was the
             best so far, and when SIGINT or SIGTERM arrives.
         progress: Shows progress.
+        after_validation: Called after each validation, once its metrics are in `metrics.jsonl`. What it raises ends the
+            training.
         workers: The processes that train together; all of them call `run_phases` with the same arguments, except for
             `folder`, `snapshots` and `resumed`.
     """
@@ -38,6 +40,7 @@ class RunContext:
     reused: tuple[Path, int] | None = None
     save_every: float = 60.0
     progress: Progress = dataclasses.field(default_factory=Silent)
+    after_validation: Callable[[], None] = lambda: None
     workers: Workers = ALONE
 
 

@@ -178,6 +178,8 @@ class _Training:
         better = self.validate(epoch, metrics)
         self.recorder.epoch(phase.name, epoch.epoch, metrics)
         self.recorder.pictures(phase.name, grid)
+        if "validation_robust_accuracy" in metrics:
+            self.context.after_validation()
         ends_early = self.ends_early(epoch)
         if ends_early:
             self.context.progress.say(

@@ -38,6 +38,8 @@ class Ramp:
 Weight = NonNegativeFloat | Ramp
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """The decay of a moving average: the share of the average that remains after a step."""
+Smoothing = Annotated[float, Field(ge=0, lt=1)]
+"""The share of a label that is spread over all classes."""
 Kind = Literal["clean", "augmented", "adversarial", "worst_case"]
 
 
@@ -133,11 +135,16 @@ def view_of(policy: Policy) -> Clean | Augmented:
 
 @spec
 class CrossEntropy:
-    """Cross-entropy of the logits, on the views of one kind or on all views."""
+    """Cross-entropy of the logits, on the views of one kind or on all views.
+
+    Attributes:
+        label_smoothing: the share of each label that is spread evenly over all classes (Szegedy et al. 2016).
+    """
 
     term: Literal["cross_entropy"] = "cross_entropy"
     weight: Weight = 1.0
     on: Kind | None = None
+    label_smoothing: Smoothing = 0.0
 
 
 @spec
@@ -161,6 +168,11 @@ class SupCon:
         positives: of an anchor: all rows of its `class`, or only the other views of its `image`, which needs no label
             (Chen et al. 2020).
         on: the views of one kind; all views except the worst case if not given.
+        anchors_on: the views whose rows are anchors, which are compared with the rows of all views; all views if not
+            given.
+        detached: the views whose rows the gradient does not reach.
+        hard_positives: only positives that the network now predicts as another class than it predicts the anchor.
+        hard_negatives: only negatives that the network now predicts as the class that it predicts for the anchor.
     """
 
     term: Literal["supcon"] = "supcon"
@@ -172,6 +184,38 @@ class SupCon:
     normalized: bool = True
     positives: Literal["class", "image"] = "class"
     on: Kind | None = None
+    anchors_on: Kind | None = None
+    detached: Kind | None = None
+    hard_positives: bool = False
+    hard_negatives: bool = False
+
+    def __post_init__(self):
+        if self.on and (self.anchors_on or self.detached):
+            raise ValueError(f"supcon on {self.on} views has no other views; leave out on, or anchors_on and detached")
+        if self.anchors_on and self.anchors_on == self.detached:
+            raise ValueError(f"supcon: anchors_on and detached are both {self.detached}; gradients come from anchors")
+
+    @property
+    def selects_pairs(self) -> bool:
+        """Whether some pairs of rows are left out."""
+        return bool(self.anchors_on or self.hard_positives or self.hard_negatives)
+
+
+@spec
+class PrototypeContrastive:
+    """Cross-entropy over the cosines between a row and the mean direction of each class of the batch.
+
+    The mean of a row's own class leaves the row out.
+
+    Attributes:
+        temperature: what the cosines are divided by.
+        detached: whether the gradient stops at the means.
+    """
+
+    term: Literal["prototype_contrastive"] = "prototype_contrastive"
+    weight: Weight = 1.0
+    temperature: PositiveFloat = 0.1
+    detached: bool = False
 
 
 @spec
@@ -236,6 +280,7 @@ Term = Annotated[
         CrossEntropy,
         BoostedCrossEntropy,
         SupCon,
+        PrototypeContrastive,
         MarginContrastive,
         EuclideanSupCon,
         KLToClean,
@@ -248,7 +293,7 @@ Term = Annotated[
 ]
 
 
-Contrast = Annotated[Union[SupCon, MarginContrastive], Field(discriminator="term")]
+Contrast = Annotated[Union[SupCon, MarginContrastive, PrototypeContrastive], Field(discriminator="term")]
 """A contrastive loss."""
 
 
@@ -260,6 +305,8 @@ class Adam:
         schedule: `cosine` decays the learning rate over the phase; `steps` divides it by 5 after 5/7 and again after
             6/7 of the phase (Shi et al. 2021, epochs 50 and 60 of 70).
         final_share: the share of the learning rate at which `cosine` ends.
+        warmup_share: the share of the phase's steps in which `cosine` first grows linearly from a 25th of the learning
+            rate; 0.3 is the one-cycle schedule (Smith and Topin 2018).
         weight_decay: the share of each weight that a step of learning rate 1 takes away (Loshchilov and Hutter 2019).
         clip_norm: the gradient of all weights together is scaled to this length if it is longer.
         epsilon: added to the denominator; 1e-7 is Keras' default, 1e-8 PyTorch's.
@@ -269,9 +316,13 @@ class Adam:
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "cosine", "steps"] = "constant"
     final_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = None
     epsilon: PositiveFloat = 1e-7
+
+    def __post_init__(self):
+        _check_warmup(self)
 
 
 @spec
@@ -281,6 +332,8 @@ class SGD:
     Attributes:
         schedule: `cosine` decays the learning rate over the phase.
         final_share: the share of the learning rate at which `cosine` ends.
+        warmup_share: the share of the phase's steps in which `cosine` first grows linearly from a 25th of the learning
+            rate; 0.3 is the one-cycle schedule (Smith and Topin 2018).
         weight_decay: added to the gradient, times the weight, as in PyTorch.
     """
 
@@ -288,8 +341,17 @@ class SGD:
     learning_rate: PositiveFloat = 0.1
     schedule: Literal["constant", "cosine"] = "constant"
     final_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 0.0
+
+    def __post_init__(self):
+        _check_warmup(self)
+
+
+def _check_warmup(optimizer: Adam | SGD) -> None:
+    if optimizer.warmup_share and optimizer.schedule != "cosine":
+        raise ValueError(f"warmup_share {optimizer.warmup_share:g} needs schedule cosine, not {optimizer.schedule}")
 
 
 Optimizer = Annotated[Union[Adam, SGD], Field(discriminator="name")]
@@ -399,9 +461,9 @@ class Phase:
                 raise ValueError(f"phase {self.name!r}: {term.term} needs one clean and one adversarial view")
             if isinstance(term, (IntervalTightness, ReLUBalance)) and "worst_case" not in kinds:
                 raise ValueError(f"phase {self.name!r}: {term.term} needs a worst case; it has {kinds}")
-            on = getattr(term, "on", None)
-            if on is not None and on not in kinds:
-                raise ValueError(f"phase {self.name!r}: no {on} view for its {term.term}; it has {kinds}")
+            for on in (getattr(term, name, None) for name in ("on", "anchors_on", "detached")):
+                if isinstance(on, str) and on not in kinds:
+                    raise ValueError(f"phase {self.name!r}: no {on} view for its {term.term}; it has {kinds}")
 
     def _check_branches(self, kinds: list[Kind]) -> None:
         """Check that there are two branches to separate, of an encoder that trains without perturbed weights."""

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from keras_rcl import config
 from keras_rcl.config import Experiment
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.storage import kinds
-from keras_rcl.storage.atomic import check_writable, sweep, write_json
+from keras_rcl.storage.atomic import atomic_path, check_writable, sweep, write_json
 from keras_rcl.storage.fingerprint import Fingerprint
 from keras_rcl.storage.lock import Lock
 from keras_rcl.vocabulary.attacks import Attack, describe
@@ -23,6 +24,8 @@ from keras_rcl.vocabulary.search import Choice, Range
 FORMAT = 1
 STUDY, BEST = "study.json", "best.yaml"
 """What the folder holds: the fingerprint with the table of trials, and the experiment of the best of them."""
+HISTORY, IMPORTANCE = "history.png", "importance.png"
+"""The pictures: the objective of each trial, and the importance of each setting."""
 
 
 def lock_folder(folder: Path, *, wait: bool = False) -> Lock:
@@ -81,7 +84,7 @@ class Study:
             return
         if not self._overwrite:
             self.fingerprint.check_equal(stored, f"{self.folder} holds a study", "--output-dir")
-        for inner in ("trials", BEST, STUDY):
+        for inner in ("trials", BEST, STUDY, HISTORY, IMPORTANCE):
             target = self.folder / inner
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
@@ -89,8 +92,9 @@ class Study:
         """Optuna's study with the trials of the table."""
         optuna = self._optuna
         study = optuna.create_study(direction="maximize")
-        states = {name: getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "FAIL", "RUNNING")}
-        known = {"done": states["COMPLETE"], "failed": states["FAIL"], "running": states["RUNNING"]}
+        state_of = optuna.trial.TrialState
+        known = {"done": state_of.COMPLETE, "failed": state_of.FAIL, "running": state_of.RUNNING}
+        known["pruned"] = state_of.PRUNED
         for _, trial in sorted(self.table.items()):
             state = known[trial["state"]]
             study.add_trial(
@@ -98,7 +102,8 @@ class Study:
                     params={setting: self._value(setting, text) for setting, text in trial["settings"].items()},
                     distributions=self._distributions,
                     state=state,
-                    value=trial["objective"] if state is states["COMPLETE"] else None,
+                    value=trial["objective"] if state is state_of.COMPLETE else None,
+                    intermediate_values=_reports(trial) if state is state_of.PRUNED else None,
                 )
             )
         return study
@@ -151,6 +156,11 @@ class Study:
         state = self._optuna.trial.TrialState
         if trial["state"] == "done" and math.isfinite(trial["objective"]):
             self._study.tell(number, trial["objective"])
+        elif trial["state"] == "pruned":
+            stopped = self._optuna.trial.Trial(self._study, number)
+            for step, value in _reports(trial).items():
+                stopped.report(value, step)
+            self._study.tell(number, state=state.PRUNED)
         else:
             self._study.tell(number, state=state.FAIL)
         self._write()
@@ -162,6 +172,26 @@ class Study:
         """The trial with the highest objective, the first of several; None if none was measured."""
         done = [trial for _, trial in sorted(self.table.items()) if trial["state"] == "done"]
         return max(done, key=lambda trial: trial["objective"], default=None)
+
+    def draw(self) -> None:
+        """Write the pictures of the search: the objective of each trial, and the importance of each setting.
+
+        The importance needs at least two objectives that differ.
+        """
+        from optuna.visualization import matplotlib as plots
+
+        objective = self.fingerprint.settings["objective"]
+        done = [trial["objective"] for trial in self.table.values() if trial["state"] == "done"]
+        drawn = {HISTORY: plots.plot_optimization_history} if done else {}
+        if len(set(done)) > 1:
+            drawn[IMPORTANCE] = plots.plot_param_importances
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+            for name, plot in drawn.items():
+                figure = plot(self._study, target=lambda trial: trial.value, target_name=objective).figure
+                with atomic_path(self.folder / name) as temporary:
+                    figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
+                figure.clear()
 
     def to_json(self) -> dict[str, Any]:
         """The study as it is stored."""
@@ -178,6 +208,11 @@ class Study:
 
     def _write(self) -> None:
         write_json(self.folder / STUDY, self.to_json())
+
+
+def _reports(trial: Mapping[str, Any]) -> dict[int, float]:
+    """What Optuna learns of a trial that was stopped early: its objectives by the thousandths of the last phase."""
+    return {round(1000 * share): value for share, value in trial["curve"]}
 
 
 def _at(fields: Any, setting: str) -> Any:

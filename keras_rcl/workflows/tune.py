@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from keras_rcl.training.run_context import RunContext
 from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.dataset import Dataset
+from keras_rcl.vocabulary.phase import Phase
 from keras_rcl.vocabulary.search import Range
 from keras_rcl.workflows.fit import fingerprint_of, hash_data, networks, output_of, train
 from keras_rcl.workflows.inputs import pixels
@@ -53,6 +55,8 @@ class Job(NamedTuple):
         objective: One of `OBJECTIVES`.
         folder: The folder of the trial.
         save_every: Seconds of training between two snapshots.
+        curves: The validation curves that the trial is compared with, each a list of pairs of the share of the last
+            phase and the objective; see `Pruning`. Empty: the trial is not stopped early.
     """
 
     number: int
@@ -61,6 +65,7 @@ class Job(NamedTuple):
     objective: str
     folder: str
     save_every: float
+    curves: list[list[tuple[float, float]]] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +81,7 @@ class TuneOptions:
             TensorBoard. None: `tuned/<data set>-<variant>`.
         overwrite: Replace the folder of another search.
         save_every: Seconds of training between two snapshots.
+        prune: Stop trials early that are below the median of the others; see `Pruning`.
     """
 
     objective: str = "robust_accuracy"
@@ -85,6 +91,7 @@ class TuneOptions:
     output_dir: str | Path | None = None
     overwrite: bool = False
     save_every: float = 60.0
+    prune: bool = False
 
 
 def tune(
@@ -131,6 +138,7 @@ def tune(
         search.progress.finish()
         if best := study.best():
             search.write_best(best)
+            study.draw()
         return study.to_json(), search.folder
 
 
@@ -175,7 +183,7 @@ class _Search:
             "search": {setting: str(values) for setting, values in self.space.items()},
             "objective": self.options.objective,
             "attack": TypeAdapter(Attack).dump_python(self.attack, mode="json"),
-        }
+        } | ({"prune": True} if self.options.prune else {})
         return dataclasses.replace(training, settings={**training.settings, **search})
 
     def run(self, study: Study) -> None:
@@ -201,7 +209,8 @@ class _Search:
                 continue
             folder = str(self._trial_folder(number))
             experiment = config.to_dict(varied)
-            yield Job(number, experiment, attack, self.options.objective, folder, self.options.save_every)
+            curves = Pruning.curves(study) if self.options.prune else []
+            yield Job(number, experiment, attack, self.options.objective, folder, self.options.save_every, curves)
 
     def report(self, study: Study, number: int, share: float | None, outcome: dict[str, Any] | None) -> None:
         """Show the completed share of a trial, or store its outcome."""
@@ -235,6 +244,62 @@ class _Search:
 
     def _trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04}"
+
+
+class _Hopeless(Exception):
+    """A trial is below the median of the others; its text says so."""
+
+
+class Pruning:
+    """Stops a trial whose best objective so far is below the median of other trials at the same share of training.
+
+    The share is that of the epochs of the last phase, of which a quarter always runs. The others are the trials that
+    were completed when the trial began, at least `FEWEST`. Objectives are those of the validation after each epoch.
+
+    Args:
+        job: The trial.
+        last: Its last phase.
+    """
+
+    FEWEST, ALWAYS = 5, 0.25
+
+    def __init__(self, job: Job, last: Phase):
+        self._job, self._last = job, last
+
+    @classmethod
+    def curves(cls, study: Study) -> list[list[tuple[float, float]]]:
+        """The curves of the completed trials; none if they are too few."""
+        found = [trial["curve"] for trial in study.ended() if trial["state"] == "done" and trial.get("curve")]
+        return found if len(found) >= cls.FEWEST else []
+
+    def curve(self) -> list[tuple[float, float]]:
+        """The share of the last phase and the objective after each validation of the trial."""
+        found = []
+        for line in METRICS.read_lines(Path(self._job.folder) / "metrics.jsonl"):
+            reached = [line.get(f"validation_{name}_accuracy") for name in ("clean", "robust")]
+            if line["phase"] == self._last.name and None not in reached:
+                value = objective_value(self._job.objective, *reached)
+                found.append((round(line["epoch"] / self._last.epochs, 4), round(value, 6)))
+        return found
+
+    def __call__(self) -> None:
+        """Look at the last validation; raises `_Hopeless` if the trial is to be stopped."""
+        curve = self.curve()
+        share = curve[-1][0]
+        if not self._job.curves or share < self.ALWAYS or share >= 1:
+            return
+        best = _best_until(curve, share)
+        median = statistics.median(_best_until(other, share) for other in self._job.curves)
+        if best < median:
+            raise _Hopeless(
+                f"pruned after {share:.0%} of the last phase: {best:.2%}, and the median of {len(self._job.curves)} "
+                f"trials was {median:.2%}"
+            )
+
+
+def _best_until(curve: Sequence[Sequence[float]], share: float) -> float:
+    """The best objective of a curve up to a share; 0 before the first validation."""
+    return max((value for at, value in curve if at <= share), default=0.0)
 
 
 def _failed(reason: str) -> dict[str, Any]:
@@ -303,11 +368,12 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
         tell: Called with the completed share of the training, in [0, 1].
 
     Returns:
-        The trial's `state`, `done`, `failed` or `STOPPED`, with its results or the `reason`.
+        The trial's `state`, `done`, `pruned`, `failed` or `STOPPED`, with its results or the `reason`.
     """
     folder = Path(job.folder)
     experiment = config.parse(job.experiment, f"trial {job.number}")
     attack = TypeAdapter(Attack).validate_python(job.attack)
+    pruning = Pruning(job, experiment.method.phases()[-1])
     folder.mkdir(parents=True, exist_ok=True)
     keras.backend.clear_session()
     with lock_folder(folder, wait=True):
@@ -326,10 +392,12 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
                         resumed=resumed,
                         save_every=job.save_every,
                         progress=_Share(tell),
+                        after_validation=pruning,
                     )
                     chosen = train(experiment, data, pair, context)
                     outcome = _measured(experiment, data, pair[1], attack, job.objective)
                     outcome |= {"epoch": chosen.get("epoch"), "seconds": round(states.seconds, 1)}
+                    outcome["curve"] = pruning.curve()
                     reached = {name: outcome[name] for name in ("clean_accuracy", "robust_accuracy")}
                     name = f"{folder.parent.parent.name}, trial {job.number}"
                     writer.results(name, flatten(config.to_dict(experiment)), reached)
@@ -341,6 +409,9 @@ def run_trial(job: Job, tell: Callable[[float], None]) -> dict[str, Any]:
             if disk_error(error) is None:
                 raise
             return {"state": STOPPED, "reason": str(refusal(folder, error))}
+        except _Hopeless as reason:
+            outcome = {"state": "pruned", "reason": str(reason), "curve": pruning.curve()}
+            outcome["seconds"] = round(states.seconds, 1)
         except (InvalidInputError, tf.errors.OpError) as error:
             outcome = {"state": "failed", "reason": " ".join(str(error).split())[:600]}
     return outcome

@@ -21,6 +21,7 @@ from keras_rcl.vocabulary.phase import (
     MarginContrastive,
     MisclassifiedKL,
     Phase,
+    PrototypeContrastive,
     Ramp,
     ReLUBalance,
     SupCon,
@@ -444,20 +445,27 @@ def term_text(term) -> str:
     if isinstance(term, SupCon):
         fields = f"temperature {term.temperature:g}, {term.reduction}" + (not term.normalized) * ", un-normalized"
         fields += (term.positives == "image") * ", positives by image"
+        fields += f", anchors on {term.anchors_on}" if term.anchors_on else ""
+        fields += f", {term.detached} detached" if term.detached else ""
+        fields += term.hard_positives * ", hard positives" + term.hard_negatives * ", hard negatives"
         on = f" on {term.on}" if term.on else ""
         return f"{said}{(term.reads == 'embedding') * ' of embedding'}({fields}){on}"
     if isinstance(term, MarginContrastive):
         return f"{said}({term.positive_margin:g}, {term.negative_margin:g})"
     if isinstance(term, (KLToClean, MisclassifiedKL, IntervalTightness, ReLUBalance)):
         return said
+    if isinstance(term, PrototypeContrastive):
+        return f"{said}(temperature {term.temperature:g}{term.detached * ', detached'})"
     assert isinstance(term, (CrossEntropy, BoostedCrossEntropy))
-    return said + (f" on {term.on}" if term.on else "")
+    smoothing = getattr(term, "label_smoothing", 0.0)
+    return said + (f" on {term.on}" if term.on else "") + (f" smoothed by {smoothing:g}" if smoothing else "")
 
 
 def optimizer_text(word) -> str:
     momentum = f" momentum {word.momentum:g}" if word.name == "sgd" else ""
     decay = f" weight decay {word.weight_decay:g}" if word.weight_decay else ""
     decay += f" to {word.final_share:g}" if word.final_share else ""
+    decay += f" after a warm-up of {word.warmup_share:g}" if word.warmup_share else ""
     decay += f" epsilon {word.epsilon:g}" if word.name == "adam" and word.epsilon != 1e-7 else ""
     clip = f" clipped at {word.clip_norm:g}" if word.name == "adam" and word.clip_norm else ""
     return f"{word.name} {word.learning_rate:g} {word.schedule}{momentum}{decay}{clip}"
@@ -613,6 +621,17 @@ def test_what_has_no_two_branches_is_refused(changes):
         (dict(second_view="none"), "| simclr |", "|"),
         (dict(second_view="crop_flip"), "| simclr |", "| crop_flip |"),
         (dict(contrast=dict(term="margin_contrastive", weight=0.3)), CONTRAST, "0.3 margin_contrastive(0.5, 0.1)"),
+        (
+            dict(contrast=dict(term="prototype_contrastive", detached=True)),
+            CONTRAST,
+            "1 prototype_contrastive(temperature 0.1, detached)",
+        ),
+        (
+            dict(contrast=SupCon(weight=0.5, anchors_on="adversarial", detached="clean", hard_negatives=True)),
+            "(temperature 0.07, mean)",
+            "(temperature 0.07, mean, anchors on adversarial, clean detached, hard negatives)",
+        ),
+        (dict(label_smoothing=0.1), "cross_entropy on adversarial", "cross_entropy on adversarial smoothed by 0.1"),
         (dict(attack=dict(name="supcon")), "PGD-10", "SupCon-10"),
         (dict(attack=dict(name="joint", weight=0.5)), "PGD-10", "joint-10 + 0.5 SupCon"),
     ],
@@ -648,6 +667,24 @@ def test_the_passes_that_the_recipes_say_an_image_costs(name, passes):
     assert attacked.attack.cost + 3 * len(phase.views) == passes
     if name.endswith("scl"):
         assert f"costs {passes} passes" in inspect.cleandoc(VARIANTS[name].__doc__)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "epochs"),
+    [
+        ("at", {}, 8),
+        ("at_scl", {}, 6),
+        ("trades_scl", {}, 6),
+        ("at", dict(awp=dict(gamma=0.01)), 7),
+        ("fast_at", {}, 36),
+    ],
+)
+def test_a_budget_of_passes_gives_the_epochs(name, settings, epochs):
+    """184 passes: of 23 (AT), 29 (with contrast), 30, 26 (AWP passes each view twice: 6 in place of 3), 5 (FGSM)."""
+    (phase,) = VARIANTS[name](passes=184, **settings).phases()
+    assert phase.epochs == epochs
+    (phase,) = VARIANTS[name](passes=1, **settings).phases()
+    assert phase.epochs == 1
 
 
 def test_cusins_double_training_is_a_setting_of_supcon_linear():

@@ -50,6 +50,38 @@ def supcon_mean_of_all(labels, projection, temperature: float) -> float:
     return total / len(labels)
 
 
+def contrast_of_pairs(projection, positives, others, temperature: float) -> np.ndarray:
+    """SupCon over chosen pairs: `positives[i]` and `others[i]` are the numbers of the rows of anchor i."""
+    values = np.zeros(len(projection))
+    for i in range(len(projection)):
+        total = 0.0
+        for p in positives[i]:
+            among = 0.0
+            for a in [*positives[i], *others[i]]:
+                among += math.exp(_dot(projection[i], projection[a]) / temperature)
+            total += math.log(among) - _dot(projection[i], projection[p]) / temperature
+        values[i] = total / len(positives[i]) if positives[i] else 0.0
+    return values
+
+
+def prototype_contrastive(labels, projection, temperature: float) -> np.ndarray:
+    """Cross-entropy over the cosines to the mean direction of each class; its own class without the anchor."""
+    projection = np.float64(projection)
+    values = np.zeros(len(labels))
+    for i in range(len(labels)):
+        scores = {}
+        for k in set(labels):
+            total = np.zeros(projection.shape[1])
+            for j in range(len(labels)):
+                if labels[j] == k and j != i:
+                    total += projection[j]
+            if k != labels[i] or np.any(total):
+                scores[k] = _dot(projection[i], total / math.sqrt(_dot(total, total))) / temperature
+        if labels[i] in scores:
+            values[i] = math.log(math.fsum(math.exp(score) for score in scores.values())) - scores[labels[i]]
+    return values
+
+
 def margin(labels, projection, positive_margin: float, negative_margin: float) -> np.ndarray:
     """Wang eq. 4: the summand of each anchor [M]; a mean over an empty set is 0."""
     num_anchors = len(labels)
@@ -94,6 +126,16 @@ def softmax(row) -> list[float]:
 def cross_entropy(labels, logits) -> np.ndarray:
     """-log softmax(logits)[label] of each image [N]."""
     return np.array([-math.log(softmax(row)[label]) for label, row in zip(labels, np.float64(logits), strict=True)])
+
+
+def smoothed_cross_entropy(labels, logits, smoothing: float) -> np.ndarray:
+    """Cross-entropy of the targets (1 - s) one_hot(label) + s / K of each image [N]."""
+    values = []
+    for label, row in zip(labels, np.float64(logits), strict=True):
+        shares = softmax(row)
+        targets = [smoothing / len(row) + (1 - smoothing) * (k == label) for k in range(len(row))]
+        values.append(-math.fsum(target * math.log(share) for target, share in zip(targets, shares, strict=True)))
+    return np.array(values)
 
 
 def kl(clean_logits, adversarial_logits) -> np.ndarray:

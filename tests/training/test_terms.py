@@ -1,10 +1,12 @@
 """Each term on stacked views against the papers' equations as loops."""
 
+import dataclasses
 import math
 from typing import get_args
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from reference import objectives as loops
 
 from keras_rcl.training.loss_terms import (
@@ -30,6 +32,7 @@ from keras_rcl.vocabulary.phase import (
     MarginContrastive,
     MisclassifiedKL,
     Phase,
+    PrototypeContrastive,
     Ramp,
     SupCon,
     Term,
@@ -103,6 +106,60 @@ def test_supcon_over_all_anchors_is_wangs_equation_1():
     assert value == pytest.approx(value_of(SupCon(temperature=0.5), (CLEAN,))[0] * 4 / 5, rel=1e-5)
 
 
+@pytest.mark.parametrize("hard_negatives", [True, False])
+@pytest.mark.parametrize("hard_positives", [True, False])
+@pytest.mark.parametrize("anchors_on", ["adversarial", None])
+def test_supcon_of_chosen_pairs(anchors_on, hard_positives, hard_negatives):
+    """Bui et al. 2021: which rows count is decided by label and prediction, in a loop over all pairs."""
+    term = SupCon(temperature=0.5, anchors_on=anchors_on, hard_positives=hard_positives, hard_negatives=hard_negatives)
+    value, batch = value_of(term)
+    labels, predicted = batch.labels, np.argmax(batch.outputs["logits"], axis=1)
+    rows = range(len(labels))
+    anchors = [i for i in rows if anchors_on is None or i >= 2 * N]
+    positives, others = [[] for _ in rows], [[] for _ in rows]
+    for i in anchors:
+        for j in set(rows) - {i}:
+            if labels[j] == labels[i] and not (hard_positives and predicted[j] == predicted[i]):
+                positives[i].append(j)
+            if labels[j] != labels[i] and not (hard_negatives and predicted[j] != predicted[i]):
+                others[i].append(j)
+    values = loops.contrast_of_pairs(batch.outputs["projection"], positives, others, 0.5)
+    with_positives = sum(bool(chosen) for chosen in positives)
+    assert 0 < with_positives <= len(anchors)
+    assert value == pytest.approx(values.sum() / with_positives, rel=1e-5)
+    total, _ = value_of(dataclasses.replace(term, reduction="sum"))
+    assert total == pytest.approx(values.sum(), rel=1e-5)
+    if not term.selects_pairs:
+        assert value == pytest.approx(loops.supcon_mean(labels, batch.outputs["projection"], 0.5), rel=1e-5)
+
+
+def test_the_gradient_of_supcon_does_not_reach_detached_views():
+    batch = batch_of(phase_of(SupCon()))
+    projection = tf.constant(batch.outputs["projection"])
+
+    def gradient(**fields):
+        phase = phase_of(SupCon(temperature=0.5, **fields), views=(CLEAN, CROP, ATTACKED))
+        with tf.GradientTape() as tape:
+            tape.watch(projection)
+            outputs = {**batch.outputs, "projection": projection}
+            kinds = tuple(view.kind for view in phase.views)
+            (value,) = evaluate_terms(phase, batch._replace(outputs=outputs, kinds=kinds)).values()
+        return tape.gradient(value, projection).numpy()
+
+    everywhere, attacked = gradient(), gradient(anchors_on="adversarial", detached="clean")
+    assert np.abs(everywhere[:N]).max() > 1e-3 and not attacked[:N].any()
+    assert np.abs(attacked[2 * N :]).max() > 1e-3
+
+
+def test_prototype_contrastive():
+    value, batch = value_of(PrototypeContrastive(temperature=0.4))
+    loop = loops.prototype_contrastive(batch.labels, batch.outputs["projection"], 0.4)
+    assert value == pytest.approx(loop.mean(), rel=1e-5)
+    value, batch = value_of(PrototypeContrastive(temperature=0.4), (CLEAN,))  # one class has a single row
+    loop = loops.prototype_contrastive(batch.labels, batch.outputs["projection"], 0.4)
+    assert value == pytest.approx(loop.sum() / 4, rel=1e-5)
+
+
 @pytest.mark.parametrize("normalized", [True, False])
 def test_euclidean_supcon(normalized):
     value, batch = value_of(EuclideanSupCon(negatives="subtracted", normalized=normalized))
@@ -124,6 +181,12 @@ def test_cross_entropy_on_the_views_of_a_kind(on, rows):
     for word, loop in ((CrossEntropy, loops.cross_entropy), (BoostedCrossEntropy, loops.boosted_cross_entropy)):
         value, batch = value_of(word(on=on))
         assert value == pytest.approx(loop(batch.labels, batch.outputs["logits"])[rows].mean(), rel=1e-5)
+
+
+def test_cross_entropy_of_smoothed_labels():
+    value, batch = value_of(CrossEntropy(label_smoothing=0.2))
+    loop = loops.smoothed_cross_entropy(batch.labels, batch.outputs["logits"], 0.2)
+    assert value == pytest.approx(loop.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("views", [(CLEAN, ATTACKED), (ATTACKED, CLEAN)])
@@ -153,6 +216,20 @@ def test_a_kl_without_its_two_views_is_refused(term):
 def test_a_term_on_a_view_that_is_not_there_is_refused(term):
     with pytest.raises(ValueError, match=f"no clean view for its {term.term}"):
         phase_of(term)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"anchors_on": "clean"}, "no clean view for its supcon"),
+        ({"detached": "clean"}, "no clean view for its supcon"),
+        ({"on": "augmented", "detached": "augmented"}, "leave out on, or anchors_on and detached"),
+        ({"anchors_on": "augmented", "detached": "augmented"}, "anchors_on and detached are both augmented"),
+    ],
+)
+def test_supcon_of_views_that_do_not_fit_is_refused(fields, why):
+    with pytest.raises(ValueError, match=why):
+        phase_of(SupCon(**fields))
 
 
 def test_weigh_is_the_weighted_sum():
@@ -190,6 +267,7 @@ def test_every_term_has_a_rule():
         "cross_entropy",
         "boosted_cross_entropy",
         "supcon",
+        "prototype_contrastive",
         "margin_contrastive",
         "euclidean_supcon",
         "kl_to_clean",
@@ -245,6 +323,6 @@ def test_collapse_value_is_the_loss_of_equal_projections(views, reduction):
     assert phase_collapse_value(phase, N) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("term", [CrossEntropy(), MarginContrastive()])
+@pytest.mark.parametrize("term", [CrossEntropy(), MarginContrastive(), SupCon(hard_negatives=True)])
 def test_other_terms_have_no_collapse_value(term):
     assert math.isnan(phase_collapse_value(phase_of(term), N))

@@ -259,6 +259,19 @@ def test_a_cosine_ends_at_its_share_and_goes_on_in_the_next_phase():
     assert rates == pytest.approx(curve, rel=1e-5)
 
 
+def test_a_cosine_with_a_warmup():
+    """Ten of 40 steps rise linearly from 1/25 of the rate, a cosine over the other 30 follows."""
+    optimizer = make_optimizer(Adam(learning_rate=0.5, schedule="cosine", warmup_share=0.25), 40)
+    rates = []
+    for step in (0, 5, 10, 20, 40):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    curve = [0.5 * (1 + math.cos(math.pi * t)) / 2 for t in (0, 1 / 3, 1)]
+    assert rates == pytest.approx([0.02, 0.26, *curve], rel=1e-5, abs=1e-9)
+    with pytest.raises(ValueError, match="warmup_share 0.1 needs schedule cosine, not constant"):
+        SGD(warmup_share=0.1)
+
+
 def test_two_stages_share_one_schedule():
     first, second, _ = tiny_clafs(warmup_epochs=1, adversarial_epochs=3, schedule_over="both_stages").phases()
     runs = [runner(tiny_network(), dataclasses.replace(phase, refresh=())) for phase in (first, second)]

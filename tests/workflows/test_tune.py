@@ -98,6 +98,65 @@ def test_a_stopped_search_resumes_to_the_same_table(tmp_path, monkeypatch):
     assert other.exit_code == 2 and "with other objective" in other.stderr
 
 
+def test_a_trial_is_stopped_below_the_median(tmp_path):
+    """Of five curves the median of the best values so far is 0.3 after half of the phase, whatever comes later."""
+    curves = [[(0.25, 0.1), (0.5, value), (0.75, 0.9), (1.0, 0.2)] for value in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    (phase,) = config.load(None, "baseline", ["method.epochs=8"]).method.phases()
+
+    def after(*validated, curves=curves):
+        """Whether the trial runs on after validations (clean, robust) of its first epochs."""
+        lines = []
+        for epoch, (clean, robust) in enumerate(validated, start=1):
+            reached = {"validation_clean_accuracy": clean, "validation_robust_accuracy": robust}
+            lines.append({"step": epoch, "phase": phase.name, "epoch": epoch, **reached})
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        pruning = tuning.Pruning(tuning.Job(7, {}, {}, "robust_accuracy", str(tmp_path), 60.0, curves), phase)
+        assert pruning.curve() == [((1 + index) / 8, robust) for index, (_, robust) in enumerate(validated)]
+        pruning()
+        return True
+
+    assert after((0.9, 0.0))  # an eighth of the phase
+    assert after((0.9, 0.1), (0.9, 0.05))  # the best so far counts, and it is the median
+    assert after((0.9, 0.0), (0.9, 0.1), (0.9, 0.1), (0.9, 0.3))
+    assert after((0.9, 0.0), (0.9, 0.1), (0.9, 0.1), (0.9, 0.2), curves=[])
+    with pytest.raises(
+        tuning._Hopeless, match="after 50% of the last phase: 29.00%, and the median of 5 trials was 30"
+    ):
+        after((0.9, 0.0), (0.9, 0.1), (0.9, 0.1), (0.9, 0.29))
+    assert after(*[(0.9, 0.1)] * 8)  # it has ended anyway
+
+
+def test_a_stopped_search_with_pruned_trials_resumes_to_the_same_table(tmp_path, monkeypatch):
+    """With trials of known outcomes in place of trainings: the next settings do not depend on an interruption."""
+    monkeypatch.chdir(tmp_path)
+    others = []
+
+    def outcome(job, tell):
+        rate = job.experiment["method"]["optimizer"]["learning_rate"]
+        others.append(len(job.curves))
+        if job.number in interrupted:
+            interrupted.remove(job.number)
+            raise KeyboardInterrupt
+        if job.curves and rate > 0.004:
+            return {"state": "pruned", "reason": "pruned", "curve": [(0.5, rate)]}
+        return {"state": "done", "objective": 10 * rate, "curve": [(0.5, rate), (1.0, 10 * rate)]}
+
+    monkeypatch.setattr(tuning, "run_trial", outcome)
+    arguments = (*SMALL, "--trials", "12", "--search", RATES, "--prune")
+    interrupted = []
+    assert run(*arguments, "--output-dir", "whole").exit_code == 0
+    assert others == [0] * 5 + sorted(others[5:]) and others[5] == 5
+    interrupted = [7, 9]
+    assert [run(*arguments, "--output-dir", "stopped").exit_code for _ in range(3)] == [130, 130, 0]
+    whole = study_of(tmp_path / "whole")
+    assert whole["trials"] == study_of(tmp_path / "stopped")["trials"]
+    states = [trial["state"] for trial in whole["trials"]]
+    assert {"pruned", "done"} == set(states) and states[:5] == ["done"] * 5
+    assert sorted(path.name for path in (tmp_path / "whole").glob("*.png")) == ["history.png", "importance.png"]
+    other = run(*arguments[:-1], "--output-dir", "whole")
+    assert other.exit_code == 2 and "with other prune" in other.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("unoptimized")
 def test_a_trial_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatch):
