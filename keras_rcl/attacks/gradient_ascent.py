@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks.norms import PIXEL_BOX, ascent, choose, random_start
+from keras_rcl.attacks.norms import PIXEL_BOX, ascent, choose, normal, project, random_start
 from keras_rcl.attacks.surrogates import (
     contrast_within,
     embedding_distance,
@@ -237,7 +237,7 @@ def numbers_of(attack: Ascent) -> Numbers:
 def ascend(loss_fn: Callable, x: tf.Tensor, attack: Ascent, round: Round) -> Crafted:
     """Maximise `loss_fn` from x within the ball.
 
-        u_0 = u(x), or uniform in the ball;   u_{t+1} = project(u_t + step_size * steepest_step(d_t)), for l1 `ascent`
+        u_0 = u(x), or random in the ball;   u_{t+1} = project(u_t + step_size * steepest_step(d_t)), for l1 `ascent`
         d_t = grad loss(u_t), or with momentum   d_t = momentum * d_{t-1} + grad / ||grad||_1
 
     in the coordinates u of the attack's protocol, which for `pixel` are x themselves.
@@ -264,6 +264,9 @@ def ascend(loss_fn: Callable, x: tf.Tensor, attack: Ascent, round: Round) -> Cra
     epsilon, step_size, num_steps = round.numbers or numbers_of(attack)
     if round.start is not None:
         start = to_units(round.start)
+    elif attack.start_deviation is not None:
+        start = origin + attack.start_deviation * normal(x.shape[1:], round.seeds)
+        start = project(start, origin, epsilon, attack.norm, box)
     elif attack.random_start:
         start = random_start(origin, epsilon, attack.norm, round.seeds, box)
     step_up = ascent(origin, epsilon, attack.norm, box)

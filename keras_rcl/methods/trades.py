@@ -16,7 +16,8 @@ class TRADES(PairedSchedule):
 
     The attack maximises the same KL. Defaults are the paper's for CIFAR-10 (beta = 6, PGD-10 at 8/255 with steps of
     2/255) with the schedule of `AT`. Clean and adversarial images pass through the network together, so BatchNorm
-    uses both; the paper's code passes them one after the other.
+    uses both; the paper's code passes them one after the other. There the attack starts at normal noise of standard
+    deviation 0.001 around the image (`start_deviation` of `PGD`); here it starts anywhere in the ball.
 
     Attributes:
         epochs: passes over the training images.

@@ -194,6 +194,7 @@ ON_THE_COMMAND_LINE = [
     FGSM(epsilon=0.01, protocol="wang-meanstd"),
     PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=40, norm="l2", random_start=False),
     PGD(loss="logit_margin"),
+    PGD(start_deviation=0.001),
     AutoAttack(epsilon=4 / 255, version="rand"),
 ]
 

@@ -42,6 +42,10 @@ class GradientAscent(AttackBase):
         return False
 
     @property
+    def start_deviation(self) -> float | None:
+        return None
+
+    @property
     def momentum(self) -> float:
         return 0.0
 
@@ -212,6 +216,8 @@ class PGD(GradientAscent):
         num_steps: steps per restart.
         num_restarts: runs per image, each from another random start; an evaluation repeats only robust images.
         random_start: start at a random point of the ball; False starts at the image.
+        start_deviation: standard deviation, in pixel units, of a random start from a normal distribution around the
+            image; TRADES' code has 0.001. Not given: the start is uniform in the ball.
         targeted: whether labels are the classes to reach, not the true ones.
         loss: what the steps increase; with `targeted` the loss of the class to reach is decreased (`dlr` is then the
             targeted DLR, which needs four classes). `kl_to_clean` needs a random start and has no target.
@@ -236,10 +242,18 @@ class PGD(GradientAscent):
     num_steps: PositiveInt = 10
     num_restarts: PositiveInt = 1
     random_start: bool = True
+    start_deviation: Pixels | None = None
     targeted: bool = False
     loss: Surrogate = "cross_entropy"
     eot_iter: PositiveInt = 1
     protocol: Protocol = "pixel"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start_deviation is not None and not (self.random_start and self.start_deviation > 0):
+            raise ValueError(
+                f"start_deviation {self.start_deviation:g} needs a random start and a number above 0; leave it out"
+            )
 
     @property
     def label(self) -> str:
