@@ -10,7 +10,7 @@ from keras_rcl import config
 from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
-from keras_rcl.report.paper_tables import markdown_of, table_data
+from keras_rcl.report.paper_tables import how_to_read, markdown_of, table_data
 from keras_rcl.report.records import Results, config_path, experiments
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
 from keras_rcl.storage.atomic import read_json
@@ -93,7 +93,8 @@ def _contrast(results: Path) -> str:
     rows = experiments(paper, "cpu")
     (table,) = paper.tables
     setups = {row: found.setup(experiment) for row, experiment in rows.items()}
-    return markdown_of(table_data(table, found.lookup(rows), setups, "cpu"))
+    data = table_data(table, found.lookup(rows), setups, "cpu")
+    return "\n\n".join([*how_to_read([data]), markdown_of(data)])
 
 
 def _reference(results: Path) -> str:

@@ -7,13 +7,12 @@ from typing import Any
 from keras_rcl.evaluation.intervals import interval
 from keras_rcl.report.page import inline, render
 from keras_rcl.report.paper_tables import (
-    CLAIMS,
-    DIFFERENCES,
     INTERVALS,
     LEGEND,
     captions,
     claims_grid,
     differences_grid,
+    how_to_read,
     made_by,
     setups_grid,
     table_grid,
@@ -37,13 +36,12 @@ def paper_page(report: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], 
             "grid": table_grid(data, interval),
             "setups": setups_grid(data),
             "differences": differences_grid(data),
-            "differences_note": DIFFERENCES,
             "claims": claims_grid(data),
-            "claims_note": CLAIMS,
             "notes": captions(data),
         }
         for data in report["tables"]
     ]
     inlined = [(caption, inline(path)) for caption, path in pictures]
     legend = f"{LEGEND}{made_by(report)} {INTERVALS}"
-    return render("paper.html", report=report, legend=legend, sections=sections, pictures=inlined, skipped=skipped)
+    parts = {"sections": sections, "guide": how_to_read(report["tables"])}
+    return render("paper.html", report=report, legend=legend, pictures=inlined, skipped=skipped, **parts)

@@ -377,9 +377,9 @@ def captions(data: Mapping[str, Any]) -> list[str]:
 
 
 DIFFERENCES = (
-    "Differences in percentage points; with several seeds their mean and standard deviation (spread) over seeds. A "
-    "single seed has no spread. `within its sampling error`: the difference is within its own 95 % interval over test "
-    "images, which is paired over images where the outcome of each image is known."
+    "Differences (`A less B`) are in percentage points; with several seeds their mean and standard deviation (spread) "
+    "over seeds. A single seed has no spread. `within its sampling error`: the difference is within its own 95 % "
+    "interval over test images, which is paired over images where the outcome of each image is known."
 )
 
 CLAIMS = (
@@ -391,10 +391,17 @@ CLAIMS = (
 )
 
 
+def how_to_read(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What differences and conclusions mean, for tables that have them."""
+    read = ((differences_grid, DIFFERENCES), (claims_grid, CLAIMS))
+    return [note for grid, note in read if any(grid(data) for data in tables)]
+
+
 def markdown_report(report: Mapping[str, Any]) -> str:
     """The report that `paper_report` returned, in Markdown, without its figures."""
     parts = [f"## {report['title']}", f"{report['reference']}. Scale: {report['scale']}. {LEGEND}{made_by(report)}"]
     parts.append("\n".join(f"- {note}" for note in report["notes"]))
+    parts += how_to_read(report["tables"])
     for data in report["tables"]:
         parts += [f"### {data['name']}: {data['caption']}", markdown_of(data)]
     if report["missing"]:
@@ -407,9 +414,9 @@ def markdown_of(data: Mapping[str, Any]) -> str:
     """One table of a report in Markdown: values, differences, conclusions and notes."""
     parts = [_markdown_grid(table_grid(data))]
     if differences := differences_grid(data):
-        parts += [DIFFERENCES, _markdown_grid(differences)]
+        parts.append(_markdown_grid(differences))
     if claims := claims_grid(data):
-        parts += [CLAIMS, _markdown_grid(claims)]
+        parts.append(_markdown_grid(claims))
     if setups := setups_grid(data):
         parts.append(_markdown_grid(setups))
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in captions(data))])

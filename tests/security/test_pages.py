@@ -68,12 +68,12 @@ def grid(text):
 
 
 def paper(text):
-    section = {key: text for key in ("title", "differences_note", "claims_note")}
-    section |= {"grid": grid(text), "differences": grid(text), "claims": grid(text), "setups": grid(text)}
-    section |= {"notes": [text]}
+    section = {"title": text, "notes": [text]}
+    section |= {name: grid(text) for name in ("grid", "differences", "claims", "setups")}
     missing = [{"row": text, "command": text}]
     report = {"title": text, "reference": text, "scale": text, "notes": [text], "missing": missing}
-    return render("paper.html", report=report, legend=text, sections=[section], pictures=[(text, text)], skipped=[text])
+    parts = {"guide": [text], "sections": [section], "pictures": [(text, text)], "skipped": [text]}
+    return render("paper.html", report=report, legend=text, **parts)
 
 
 PAGES = {"audit": lambda text: audit_page(audit(text), [(text, text)]), "paper": paper}
