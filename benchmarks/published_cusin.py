@@ -30,6 +30,8 @@ common corruptions."""
 
 RADIUS = 1 / 255
 """The radius of the paper's Table 1 in pixels."""
+SELECTION = published_attack(4)
+"""The attack that chooses the images of Table 1: the first 20 that survive it are verified, at half of its radius."""
 
 
 def run(name: str, paths: list[Path], stage: str, images: int | None, timeout: int, progress: StderrProgress) -> None:
@@ -49,8 +51,12 @@ def run(name: str, paths: list[Path], stage: str, images: int | None, timeout: i
     if (written / "record.json").is_file():
         pass
     elif stage == "verify":
-        settings = {"count": 20, "timeout": float(timeout), "dataset": {"limit": images or 1000}}
-        verify_model(export, [RADIUS], output_dir=written, progress=progress, **settings)
+        dataset = {"limit": images or 1000}
+        chosen = Path("attacks") / f"{name}-selection"
+        if not (chosen / "record.json").is_file():
+            attack(export, [SELECTION], dataset=dataset, output_dir=chosen, progress=progress)
+        settings = {"count": 20, "timeout": float(timeout), "survivors_of": chosen / "record.json", "no_attack": True}
+        verify_model(export, [RADIUS], dataset=dataset, output_dir=written, progress=progress, **settings)
     else:
         attack(export, STAGES[stage], dataset=dataset, output_dir=written, progress=progress)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -65,10 +71,12 @@ def run(name: str, paths: list[Path], stage: str, images: int | None, timeout: i
 @click.option("--stage", type=click.Choice([*STAGES, "verify"]), default="attack", show_default=True)
 @click.option("--images", type=click.IntRange(min=1), help="Use at most N test images; all by default.")
 @click.option("--timeout", type=click.IntRange(min=1), default=180, show_default=True, help="Seconds per image.")
-def main(weights: Path, stage: str, images: int | None, timeout: int) -> None:
+@click.option("--network", "names", type=click.Choice([*PUBLISHED_FILES]), multiple=True, help="All by default.")
+def main(weights: Path, stage: str, images: int | None, timeout: int, names: tuple[str, ...]) -> None:
     start_tensorflow()
     sources.load = functools.cache(sources.load)  # twelve networks, one data set
-    for name, files in PUBLISHED_FILES.items():
+    for name in names or PUBLISHED_FILES:
+        files = PUBLISHED_FILES[name]
         with StderrProgress() as progress:
             progress.say(name)
             run(f"cusin-{name}", [weights / file for file in files], stage, images, timeout, progress)

@@ -48,6 +48,12 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
     type=shared.COUNT,
     help="Bound at most N images per radius: the first that survive the attack.",
 )
+@click.option(
+    "--survivors-of",
+    type=shared.FOLDER,
+    metavar="RECORD",
+    help="Verify only images that survived all attacks of this record.json of `attack`.",
+)
 @click.option("--float64", is_flag=True, help="Compute bounds in float64: slower, with far smaller rounding errors.")
 @shared.input_range_option
 @shared.skip_safety_check_option
@@ -125,9 +131,10 @@ def _verify_model(model, epsilons, norm, as_json, **options):
     if as_json:
         click.echo(json_text(record))
         return
+    chosen = f"only images that survived {', '.join(survived)}\n" if (survived := record.get("survivors_of")) else ""
     click.echo(
         f"{verification_table(record)}\n\n"
         f"{norm}, in % of {record['images']} images of {record['data']['name']} ({record['data']['part']}); the true "
-        f"robust accuracy lies between verified and attacked\nbounds hold up to {record['dtype']} rounding\n"
+        f"robust accuracy lies between verified and attacked\n{chosen}bounds hold up to {record['dtype']} rounding\n"
         f"written to {written}"
     )

@@ -46,7 +46,10 @@ class Split:
         """At most `limit` images, class balance kept, always the same ones; all where `limit` is None."""
         if limit is None or limit >= len(self.labels):
             return self
-        kept = stratified(self.labels, limit, np.random.default_rng(0))
+        return self.at(stratified(self.labels, limit, np.random.default_rng(0)))
+
+    def at(self, kept: np.ndarray) -> "Split":
+        """The images at some positions."""
         stored = {folder: examples[kept] for folder, examples in self.stored.items()}
         return Split(self.images[kept], self.labels[kept], self.indices[kept], stored)
 

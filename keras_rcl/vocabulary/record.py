@@ -164,6 +164,7 @@ class VerificationRecord(TypedDict):
     method: NotRequired[str]
     timeout: NotRequired[float]
     count: NotRequired[Count | None]
+    survivors_of: NotRequired[list[str]]
     dtype: NotRequired[str]
 
 

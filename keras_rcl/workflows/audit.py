@@ -22,7 +22,7 @@ from keras_rcl.storage.stored import read_arrays
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim
 from keras_rcl.vocabulary.threat import Norm, check_ball, format_epsilon
-from keras_rcl.workflows.inputs import data_for, logits_through, pixels, split_of
+from keras_rcl.workflows.inputs import data_for, logits_through, pixels, positions_of_record, split_of
 
 FORMAT = 1
 PICTURED_IMAGES, KEPT_IMAGES = 16, 500
@@ -94,7 +94,7 @@ def audit_model(
     chosen = split_of(data, part)
     kept, evidence = np.arange(len(chosen.labels)), None
     if record is not None and stored is not None:
-        kept = _positions(record, stored, data.name, chosen.indices)
+        kept = positions_of_record(record, stored, data.name, chosen.indices)
         claim, evidence = _of_record(record, stored, classifier.model_hash, norm, epsilon, data.image_shape)
     if claim is None:
         raise InvalidInputError("no claim to audit; give a claim or a record")
@@ -179,21 +179,6 @@ def _save_counterexamples(
         labels=labels[which],
         indices=indices[which],
     )
-
-
-def _positions(path: str | Path, stored: dict[str, Any], data_name: str, indices: np.ndarray) -> np.ndarray:
-    """The positions of the record's images in the split."""
-    if stored["data"]["name"] != data_name:
-        raise InvalidInputError(
-            f"{path} is of {stored['data']['name']}, not {data_name}; pass --dataset {stored['data']['name']}"
-        )
-    place = {int(index): position for position, index in enumerate(indices)}
-    missing = [int(index) for index in stored["data"]["indices"] if int(index) not in place]
-    if missing:
-        raise InvalidInputError(
-            f"{path} names image {missing[0]} of {data_name}, which is not in its {stored['data']['part']} split"
-        )
-    return np.array([place[int(index)] for index in stored["data"]["indices"]], int)
 
 
 def _of_record(

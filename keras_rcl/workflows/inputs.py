@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,31 @@ def data_for(classifier: Classifier, fields: dict[str, Any], part: str) -> sourc
     data = sources.load(dataset_of(classifier, fields), part)
     _check_fit(classifier, data)
     return data
+
+
+def positions_of_record(path: str | Path, stored: Mapping[str, Any], data_name: str, indices: np.ndarray) -> np.ndarray:
+    """The positions of a record's images in a split.
+
+    Args:
+        path: Of the record.
+        stored: What `read_record` returned for it.
+        data_name: The name of the data set.
+        indices: The indices of the images of the split.
+
+    Raises:
+        InvalidInputError: If the record is of another data set, or of images that are not in the split.
+    """
+    if stored["data"]["name"] != data_name:
+        raise InvalidInputError(
+            f"{path} is of {stored['data']['name']}, not {data_name}; pass --dataset {stored['data']['name']}"
+        )
+    place = {int(index): position for position, index in enumerate(indices)}
+    missing = [int(index) for index in stored["data"]["indices"] if int(index) not in place]
+    if missing:
+        raise InvalidInputError(
+            f"{path} names image {missing[0]} of {data_name}, which is not in its {stored['data']['part']} split"
+        )
+    return np.array([place[int(index)] for index in stored["data"]["indices"]], int)
 
 
 def model_values(classifier: Classifier, input_range: InputRange) -> dict[str, Any]:

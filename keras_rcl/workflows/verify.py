@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_rcl.data.splits import Split
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.certification import ATTACKS, Certification, Certifier, attack_within
-from keras_rcl.evaluation.record import make_verification, versions
+from keras_rcl.evaluation.record import make_verification, read_record, versions
 from keras_rcl.folding.fold import ROUNDING, fold, least_precise_dtype
 from keras_rcl.folding.numpy_forward import evaluate
 from keras_rcl.model_io.classifier import Classifier, load_classifier
@@ -21,7 +22,7 @@ from keras_rcl.storage.output_folder import output_and_journal
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.record import VerificationRecord
 from keras_rcl.vocabulary.threat import Norm
-from keras_rcl.workflows.inputs import data_for, pixels, split_of
+from keras_rcl.workflows.inputs import data_for, pixels, positions_of_record, split_of
 
 
 # One keyword per option of the command, so that a call in Python reads like the command line; they alone
@@ -36,6 +37,7 @@ def verify_model(
     timeout: float = 180.0,
     no_attack: bool = False,
     count: int | None = None,
+    survivors_of: str | Path | None = None,
     float64: bool = False,
     dataset: dict[str, Any] | None = None,
     part: str = "test",
@@ -59,6 +61,8 @@ def verify_model(
         timeout: Seconds of branch and bound per image.
         no_attack: Run no attack first.
         count: Bound at most this many images per radius, see `Certifier`.
+        survivors_of: The `record.json` of an `attack` on the same model: only images that were classified correctly
+            under all its attacks are verified.
         float64: Compute bounds in float64.
         dataset: Fields of `Dataset`, as for `attack`.
         part: The split, as for `attack`.
@@ -90,7 +94,9 @@ def verify_model(
             f"{path} gives probabilities, and margins are of logits; save it without its last softmax"
         )
     data = data_for(classifier, dataset or {}, part)
-    chosen = split_of(data, part)
+    chosen, selection = split_of(data, part), dict[str, list[str]]()
+    if survivors_of is not None:
+        chosen, selection["survivors_of"] = _survivors(survivors_of, classifier, data.name, part, chosen)
     images, progress = pixels(chosen.images), progress or Silent()
     classifier, found_range = classifier.as_trained(images, chosen.labels)
     network = classifier.pixel_network(images.shape[1:], linear=True)  # linear: one output becomes two
@@ -129,6 +135,7 @@ def verify_model(
         seed=seed,
         attacks=[describe(attack_within(attack, norm, epsilon)) for attack in attacks for epsilon in epsilons],
         **settings,
+        **selection,
         dtype="float64" if float64 else "float32",
     )
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
@@ -137,6 +144,28 @@ def verify_model(
             _save_counterexamples(found, images, chosen.indices, folder / "counterexamples.npz")
     journal.discard()
     return record, output_dir
+
+
+def _survivors(
+    path: str | Path, classifier: Classifier, data_name: str, part: str, split: Split
+) -> tuple[Split, list[str]]:
+    """The images of a split that survived all attacks of a record, and the labels of these attacks.
+
+    Raises:
+        InvalidInputError: If the record is of another model or of other images, or no image survived.
+    """
+    stored = read_record(path)
+    if stored["model"]["hash"] != classifier.model_hash:
+        raise InvalidInputError(
+            f"{path} is a record of another model, {stored['model']['name']}; hint: attack {classifier.path} first"
+        )
+    if stored["data"]["part"] != part:
+        raise InvalidInputError(f"{path} is of the {stored['data']['part']} split, not {part}; hint: give --split")
+    robust = stored["survival"]["clean"] & stored["survival"]["attacks"].all(axis=0)
+    if not robust.any():
+        raise InvalidInputError(f"no image survived the attacks of {path}; hint: attack with a smaller epsilon")
+    positions = positions_of_record(path, stored, data_name, split.indices)
+    return split.at(positions[robust]), [describe(attack) for attack in stored["attacks"]]
 
 
 def _check_layers(path: str | Path, network: keras.Model, classifier: Classifier, images: np.ndarray) -> None:

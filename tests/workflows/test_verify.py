@@ -131,6 +131,23 @@ def test_as_many_images_as_asked_for_are_bounded(here):
     assert near["safe"] + near["safe-incomplete"] + near["timeout"] == 2 < near["unknown"]
 
 
+def test_only_images_that_survived_a_record_are_verified(here):
+    attack = ("attack", "small.keras", "--dataset", "digits", "--limit", "20", "--attack", "pgd-3:epsilon=40/255")
+    record = json.loads(run(*attack, "--output-dir", "attacked", "--json").stdout)
+    survived = [digit == "1" for digit in record["survival"]["attacks"][0]]
+    assert 0 < sum(survived) < 20
+    options = (*HERE, "--survivors-of", "attacked/record.json", "--method", "ibp", "--no-attack")
+    found = json.loads(run("verify", "small.keras", *options[:6], *options[8:], "--json").stdout)
+    assert found["images"] == sum(survived) and found["survivors_of"] == ["PGD-3 linf 40/255"]
+    indices = [i for first, last in record["data"]["indices"] for i in range(first, last + 1)]
+    verified = [i for first, last in found["data"]["indices"] for i in range(first, last + 1)]
+    assert verified == [index for index, kept in zip(indices, survived, strict=True) if kept]
+    line = refused("verify", "export", *options[:6], *options[8:])
+    assert "attacked/record.json is a record of another model, small; hint: attack export first" in line
+    line = refused("verify", "small.keras", *options[:6], *options[8:], "--split", "train")
+    assert "is of the test split, not train" in line
+
+
 @pytest.mark.slow
 def test_the_balls_of_another_norm(here):
     radii = ("--dataset", "digits", "--limit", "20", "--norm", "l2", "--epsilon", "0.1,0.5", "--method", "crown-ibp")
