@@ -8,9 +8,11 @@ filled with the table of that name, see `TABLES`.
 import re
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import yaml
 from benchmark_tables import benchmark_tables
 from readme_tables import readme_tables
 
@@ -69,20 +71,35 @@ def filled(text: str, name: str) -> str:
 
 
 def papers_page() -> str:
-    """`docs/papers.md`: what `report --scale cpu` prints of each paper from the committed records."""
+    """`docs/papers.md`: what `report` prints of each paper from the committed records, at the scales that have some."""
     parts = [
-        "# The papers' tables at scale cpu",
+        "# The papers' tables",
         "Made by `python docs/generate.py` from the records in `results/`, as "
-        f"`{PROGRAM} report --paper NAME --scale cpu` prints them; that command draws the figures too, and with "
-        "`--train` measures what is missing.",
+        f"`{PROGRAM} report --paper NAME --scale SCALE` prints them; that command draws the figures too, and with "
+        "`--train` measures what is missing. Of other scales than cpu, the tables with a measured row are shown.",
     ]
     found = Results(RESULTS)
     for paper in PAPERS.values():
-        rows = experiments(paper, "cpu")
-        lacking = missing(paper, "cpu", found, None, program=PROGRAM)
-        setups = {row: found.setup(experiment) for row, experiment in rows.items()}
-        parts.append(markdown_report(paper_report(paper, "cpu", found.lookup(rows), lacking, setups)))
-    return "\n\n".join(parts) + "\n"
+        parts.append(markdown_report(_report(paper, "cpu", found, missing(paper, "cpu", found, None, program=PROGRAM))))
+        shared = yaml.safe_load(config_path(paper.name).read_text(encoding="utf-8"))
+        parts += [_other_scale(paper, scale, found) for scale in shared["scales"] if scale not in ("full", "cpu")]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _report(paper: Paper, scale: str, found: Results, lacking: Sequence[dict]) -> dict:
+    rows = experiments(paper, scale)
+    setups = {row: found.setup(experiment) for row, experiment in rows.items()}
+    return paper_report(paper, scale, found.lookup(rows), lacking, setups)
+
+
+def _other_scale(paper: Paper, scale: str, found: Results) -> str:
+    """The tables in which a row that is trained at this scale is measured; an empty text if there are none."""
+    report = _report(paper, scale, found, [])
+    tables = [data for data in report["tables"] if any(row["setup"] for row in data["rows"])]
+    if not tables:
+        return ""
+    titled = {**report, "title": f"{paper.title}: scale {scale}", "notes": [], "tables": tables}
+    return markdown_report(titled)
 
 
 def with_header(paper: Paper, row: str, at: dict[str, Experiment]) -> str:

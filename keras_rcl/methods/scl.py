@@ -21,12 +21,13 @@ from keras_rcl.vocabulary.spec import spec
 class SCL:
     """Supervised contrastive loss and cross-entropy from scratch, alpha * SupCon + beta * CE (Wang 2024, eq. 3).
 
-    One view of each image, and a projection head of two layers and 64 dimensions (`Network`). The paper gives no
-    temperature; this one is Khosla et al.'s.
+    The paper has a projection head of two layers and 64 dimensions (`Network`). It gives no temperature; this one is
+    Khosla et al.'s.
 
     Attributes:
         epochs: passes over the training images.
         batch_size: images per step.
+        num_views: views of each image, such as the two parallel streams of the paper's figure 1.
         alpha: weight of the contrastive loss.
         beta: weight of the cross-entropy.
         temperature: of the contrastive loss.
@@ -46,6 +47,7 @@ class SCL:
     name: Literal["scl"] = "scl"
     epochs: NonNegativeInt = 10
     batch_size: PositiveInt = 128
+    num_views: PositiveInt = 1
     alpha: NonNegativeFloat = 0.5
     beta: NonNegativeFloat = 0.5
     temperature: PositiveFloat = 0.07
@@ -65,6 +67,7 @@ class RefinedSCL:
         baseline_epochs: passes with cross-entropy only.
         epochs: passes with both losses.
         batch_size: images per step.
+        num_views: views of each image, such as the two parallel streams of the paper's figure 1.
         alpha: weight of the contrastive loss.
         beta: weight of the cross-entropy.
         temperature: of the contrastive loss.
@@ -85,6 +88,7 @@ class RefinedSCL:
     baseline_epochs: NonNegativeInt = 10
     epochs: NonNegativeInt = 10
     batch_size: PositiveInt = 128
+    num_views: PositiveInt = 1
     alpha: NonNegativeFloat = 0.5
     beta: NonNegativeFloat = 0.5
     temperature: PositiveFloat = 0.07
@@ -104,6 +108,7 @@ class MarginSCL:
         baseline_epochs: passes with cross-entropy only.
         epochs: passes with both losses.
         batch_size: images per step.
+        num_views: views of each image, such as the two parallel streams of the paper's figure 1.
         alpha: weight of the contrastive loss.
         beta: weight of the cross-entropy.
         positive_margin: cosine similarity above which a pair of one class has no loss.
@@ -124,6 +129,7 @@ class MarginSCL:
     baseline_epochs: NonNegativeInt = 10
     epochs: NonNegativeInt = 10
     batch_size: PositiveInt = 128
+    num_views: PositiveInt = 1
     alpha: NonNegativeFloat = 0.5
     beta: NonNegativeFloat = 0.5
     positive_margin: float = 0.5
@@ -143,7 +149,7 @@ def _baseline(method: RefinedSCL | MarginSCL) -> Phase:
         name="baseline",
         epochs=method.baseline_epochs,
         trains=("encoder", "classifier"),
-        views=(view_of(method.augmentation),),
+        views=(view_of(method.augmentation),) * method.num_views,
         terms=(CrossEntropy(),),
         optimizer=method.optimizer,
         batch_size=method.batch_size,
@@ -160,7 +166,7 @@ def _joint(method: SCL | RefinedSCL | MarginSCL, name: str, contrast: SupCon | M
         name=name,
         epochs=method.epochs,
         trains=("encoder", "projector", "classifier"),
-        views=(view_of(method.augmentation),),
+        views=(view_of(method.augmentation),) * method.num_views,
         terms=(contrast, CrossEntropy(weight=method.beta)),
         optimizer=method.optimizer,
         batch_size=method.batch_size,

@@ -1,6 +1,6 @@
 """Wang 2024."""
 
-from keras_rcl.vocabulary.attacks import FGSM, PGD, AutoAttack
+from keras_rcl.vocabulary.attacks import BIM, FGSM, PGD, AutoAttack
 from keras_rcl.vocabulary.paper import (
     Claim,
     Clean,
@@ -25,6 +25,24 @@ def _fgsm(epsilon: float) -> Column:
     return Column(title=f"FGSM {epsilon}", measures=measures)
 
 
+def _iterated(title: str, attack: BIM | PGD) -> Column:
+    """A column of an iterated attack at the smallest epsilon; at larger ones all rows are near 0."""
+    measures = tuple(Robust(attack=attack.with_protocol(protocol)) for protocol in ("wang-minus1to1", "pixel"))
+    return Column(title=f"{title} 0.01", measures=measures)
+
+
+_ITERATED = (
+    _iterated("BIM-10", BIM(epsilon=0.01)),
+    _iterated("PGD-10", PGD(epsilon=0.01)),
+    _iterated("CW-10", PGD(epsilon=0.01, loss="logit_margin")),
+)
+
+
+def _published(*fgsm: float | None) -> tuple[float | None, ...]:
+    """The published numbers: those of FGSM at the three epsilons."""
+    return (None, *fgsm, *(None for _ in _ITERATED), None)
+
+
 def _above(text: str, row: str, against: str) -> Claim:
     return Claim.above(text, tuple(_fgsm(epsilon).title for epsilon in _EPSILONS), row, against)
 
@@ -41,14 +59,15 @@ WANG = Paper(
             columns=(
                 Column(title="clean", measures=(Clean(),)),
                 *map(_fgsm, _EPSILONS),
+                *_ITERATED,
                 Column(title="AutoAttack 8/255", measures=(Robust(attack=AutoAttack(), limit=1000),)),
             ),
             rows=(
-                Row(label="Baseline (fig. 10)", config="baseline", published=(None, 19.7, None, None, None)),
-                Row(label="SCL (fig. 10)", config="scl", published=(None, 20.4, None, None, None)),
-                Row(label="Baseline (figs. 11, 12)", config="baseline", published=(None, 20.2, 12.0, 8.2, None)),
-                Row(label="Refined SCL (fig. 11)", config="refined_scl", published=(None, 19.8, None, 7.1, None)),
-                Row(label="Margin SCL (fig. 12)", config="margin_scl", published=(None, None, 12.6, None, None)),
+                Row(label="Baseline (fig. 10)", config="baseline", published=_published(19.7, None, None)),
+                Row(label="SCL (fig. 10)", config="scl", published=_published(20.4, None, None)),
+                Row(label="Baseline (figs. 11, 12)", config="baseline", published=_published(20.2, 12.0, 8.2)),
+                Row(label="Refined SCL (fig. 11)", config="refined_scl", published=_published(19.8, None, 7.1)),
+                Row(label="Margin SCL (fig. 12)", config="margin_scl", published=_published(None, 12.6, None)),
                 Row(label="Baseline, augmented", config="baseline_augmented"),
                 Row(label="SCL, augmented", config="scl_augmented"),
             ),
@@ -76,6 +95,29 @@ WANG = Paper(
                 "not say which baseline figures 11 and 12 show; its set-up has no augmentation, so the same is used.",
                 "The review of the paper speaks of up to 2.5 points; the largest gain that the paper states is 0.7.",
             ),
+        ),
+        Table(
+            name="Weights and margins",
+            caption="What alpha, beta and the margins change; the paper has one value of each",
+            columns=(
+                Column(title="clean", measures=(Clean(),)),
+                *map(_fgsm, _EPSILONS),
+                _ITERATED[1],
+            ),
+            rows=(
+                Row(label="SCL: alpha 0.5, beta 0.5", config="scl"),
+                Row(label="SCL: alpha 0.1, beta 0.9", config="scl_alpha_01"),
+                Row(label="SCL: alpha 0.9, beta 0.1", config="scl_alpha_09"),
+                Row(label="SCL: two crops of each image (fig. 1)", config="scl_two_views"),
+                Row(label="Margin SCL: alpha 0.5, beta 0.5, margins 0.5 and 0.1", config="margin_scl"),
+                Row(label="Margin SCL: alpha 0.1, beta 0.9", config="margin_scl_alpha_01"),
+                Row(label="Margin SCL: alpha 0.9, beta 0.1", config="margin_scl_alpha_09"),
+                Row(label="Margin SCL: positive margin 0.3", config="margin_scl_positive_03"),
+                Row(label="Margin SCL: positive margin 0.7", config="margin_scl_positive_07"),
+                Row(label="Margin SCL: negative margin 0", config="margin_scl_negative_00"),
+                Row(label="Margin SCL: negative margin 0.3", config="margin_scl_negative_03"),
+            ),
+            notes=("Of images without augmentation two views would be equal, so the row of two crops is augmented.",),
         ),
     ),
     figures=(
@@ -122,15 +164,18 @@ WANG = Paper(
         'deviation", '
         "which are two different things, and does not state the unit of epsilon. An epsilon of 0.01 is 0.005 of the "
         "pixel range in the first reading and about 0.0026 in the second.",
-        "The text trains for 10 epochs, and 10 more of refinement; the figures show 200. Full scale here is 200.",
+        "The text trains for 10 epochs, and 10 more of refinement; the figures show 200. Full scale here is 200, scale "
+        "text is the text's.",
         "Its text says that no augmentation is applied, its figures 2 and 6 that it is: two models each.",
         "Figures 4 and 5 are taken to be the first phase of the models of figures 9 and 8.",
-        "Scale cpu is Cusin's CNN on 20,000 training images of CIFAR-10 in place of ResNet-18 on CIFAR-100. Refined "
-        "and margin SCL have 10 + 10 epochs there, the baseline and SCL 15: a difference between them may be one of "
-        "epochs. The order of rows can be compared, the numbers cannot.",
+        "Scale cpu is Cusin's CNN on 20,000 training images of CIFAR-10 in place of ResNet-18 on CIFAR-100. All rows "
+        "have 20 epochs there, refined and margin SCL as 10 + 10. The order of rows can be compared, the numbers "
+        "cannot.",
         "Equation 1 is a mean over all anchors, and so is the loss at full scale. At scale cpu the mean is over the "
         "anchors that have positives. For batches of 128 images of 100 classes it would be 1.39 times as large; of 10 "
         "classes one anchor in 650,000 has none, and the two are the same.",
-        "Figure 1 has two parallel streams of images with shared weights. Here a batch has one view of each image.",
+        "Figure 1 has two parallel streams of images with shared weights. A batch has one view of each image, except "
+        "in the row of two crops.",
+        "CW is PGD on the difference of the two largest logits, the loss of Carlini and Wagner.",
     ),
 )
