@@ -780,6 +780,20 @@ def test_wangs_mean_over_all_anchors_is_one_setting(name):
     assert config.load(config.CONFIGS / f"papers/wang/{name}.yaml", scale="full").method.anchors == "all"
 
 
+@pytest.mark.parametrize(("name", "epochs"), [("baseline", [10]), ("scl", [10]), ("refined_scl", [10, 10])])
+def test_the_epochs_of_wangs_text_are_a_scale(name, epochs):
+    """Section IV: 10 epochs, and 10 more of refinement; its figures have 200."""
+    for scale, factor in (("text", 1), ("full", 20)):
+        experiment = config.load(config.CONFIGS / f"papers/wang/{name}.yaml", scale=scale)
+        assert [phase.epochs for phase in experiment.method.phases()] == [factor * count for count in epochs]
+        assert (experiment.dataset.name, experiment.network.encoder) == ("cifar100", "resnet18")
+
+
+@pytest.mark.parametrize("name", ["scl", "refined_scl", "margin_scl"])
+def test_wangs_parallel_streams_are_one_setting(name):
+    assert all(len(phase.views) == 2 for phase in VARIANTS[name](num_views=2).phases())
+
+
 # CLAF's published code at its last commit: stage 1 contrasts g(f / |f|) as it is; one SGD of 0.05 without momentum and
 # with weight decay 1e-4, by one cosine to a thousandth over 200 epochs; the positive starts from a resized crop without
 # jitter, on which c is trained too, in training mode, by a new Adam per epoch; the last c has a constant rate.
