@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,9 +25,20 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Slow tests run graphs as they were traced: to optimize them takes longer than their few steps.
+
+    The default tests and the processes that tests start run optimized graphs, as users do.
+    """
+    if (tf := sys.modules.get("tensorflow")) is not None:
+        traced = bool(item.get_closest_marker("slow")) and not item.get_closest_marker("optimized")
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": traced})
+
+
 @pytest.fixture
 def unoptimized():
-    """Graphs are run as they were traced: to optimize them takes longer than their few steps."""
+    """The same for a test of the default suite."""
     import tensorflow as tf
 
     usual = tf.config.optimizer.get_experimental_options()

@@ -422,7 +422,6 @@ def test_export_vnnlib_leaves_out_misclassified_and_broken_images(here, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unoptimized")
 def test_phases_of_another_run_are_reused(tmp_path, monkeypatch):
     """With another seed, other data or another network, no phase is reused."""
     monkeypatch.chdir(tmp_path)

@@ -152,7 +152,6 @@ def test_what_is_no_file_of_arrays_is_one_line(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unoptimized")
 def test_a_model_is_trained_and_attacked_on_arrays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("images.npz", x=RNG.integers(0, 256, (40, 8, 8, 1)).astype(np.uint8), y=np.arange(40) % 2)

@@ -318,7 +318,6 @@ def test_settings_that_do_not_go_together(fields, said):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unoptimized")
 def test_craft_fit_and_attack_on_it(prepared, tmp_path, monkeypatch):
     """Examples are crafted file by file through an untrained model, and trained on beside the images."""
     monkeypatch.chdir(tmp_path)

@@ -168,7 +168,6 @@ def test_a_preset_of_kerashub_reads_what_its_converter_gives_and_is_pooled(hub):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unoptimized")
 def test_a_run_with_layers_of_the_user_is_attacked_and_exported(here):
     run("fit", *SMALL, "--name", "mine", "--set", "network.encoder=user_networks:unbuilt")
     record = json.loads(Path("runs/mine/record.json").read_text())

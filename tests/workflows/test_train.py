@@ -55,7 +55,6 @@ class Interrupts(Silent):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unoptimized")
 def test_an_interrupted_training_resumes_and_ends_in_the_same_weights(tmp_path):
     images, labels = stripes(48, 0)
     # 0..255 as floats: the same images

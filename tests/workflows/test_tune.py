@@ -41,7 +41,6 @@ def without_times(study: dict) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unoptimized")
 def test_a_stopped_search_resumes_to_the_same_table(tmp_path, monkeypatch):
     """After a kill, Ctrl-C, and a full disk, which is not a failure of the trial."""
     monkeypatch.chdir(tmp_path)
@@ -158,7 +157,6 @@ def test_a_stopped_search_with_pruned_trials_resumes_to_the_same_table(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unoptimized")
 def test_a_trial_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*SMALL, "--trials", "2", "--search", "method.optimizer.learning_rate=choice(1e30, 2e30)", "--json")
