@@ -168,9 +168,9 @@ WANG = Paper(
         "text is the text's.",
         "Its text says that no augmentation is applied, its figures 2 and 6 that it is: two models each.",
         "Figures 4 and 5 are taken to be the first phase of the models of figures 9 and 8.",
-        "Scale cpu is Cusin's CNN on 20,000 training images of CIFAR-10 in place of ResNet-18 on CIFAR-100. All rows "
-        "have 20 epochs there, refined and margin SCL as 10 + 10. The order of rows can be compared, the numbers "
-        "cannot.",
+        "Scale cpu is Cusin's CNN on 20,000 training images of CIFAR-10 in place of ResNet-18 on CIFAR-100. Refined "
+        "and margin SCL have 10 + 10 epochs there, the baseline and SCL 15: a difference between them may be one of "
+        "epochs. The order of rows can be compared, the numbers cannot.",
         "Equation 1 is a mean over all anchors, and so is the loss at full scale. At scale cpu the mean is over the "
         "anchors that have positives. For batches of 128 images of 100 classes it would be 1.39 times as large; of 10 "
         "classes one anchor in 650,000 has none, and the two are the same.",
