@@ -193,7 +193,7 @@ class Trial(TypedDict):
     clean_accuracy: NotRequired[Share]
     robust_accuracy: NotRequired[Share]
     reason: NotRequired[str]
-    curve: NotRequired[list[tuple[Share, float]]]
+    curve: NotRequired[list[list[float]]]
 
 
 @with_config(STORED)

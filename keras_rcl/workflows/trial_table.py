@@ -188,7 +188,7 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
             for name, plot in drawn.items():
-                figure = plot(self._study, target=lambda trial: trial.value, target_name=objective).figure
+                figure = plot(self._study, target_name=objective).figure
                 with atomic_path(self.folder / name) as temporary:
                     figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
                 figure.clear()

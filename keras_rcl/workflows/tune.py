@@ -65,7 +65,7 @@ class Job(NamedTuple):
     objective: str
     folder: str
     save_every: float
-    curves: list[list[tuple[float, float]]] = []
+    curves: Sequence[Sequence[Sequence[float]]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +267,7 @@ class Pruning:
         self._job, self._last = job, last
 
     @classmethod
-    def curves(cls, study: Study) -> list[list[tuple[float, float]]]:
+    def curves(cls, study: Study) -> Sequence[Sequence[Sequence[float]]]:
         """The curves of the completed trials; none if they are too few."""
         found = [trial["curve"] for trial in study.ended() if trial["state"] == "done" and trial.get("curve")]
         return found if len(found) >= cls.FEWEST else []

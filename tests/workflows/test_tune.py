@@ -146,7 +146,8 @@ def test_a_stopped_search_with_pruned_trials_resumes_to_the_same_table(tmp_path,
     assert run(*arguments, "--output-dir", "whole").exit_code == 0
     assert others == [0] * 5 + sorted(others[5:]) and others[5] == 5
     interrupted = [7, 9]
-    assert [run(*arguments, "--output-dir", "stopped").exit_code for _ in range(3)] == [130, 130, 0]
+    results = [run(*arguments, "--output-dir", "stopped") for _ in range(3)]
+    assert [result.exit_code for result in results] == [130, 130, 0], [result.output for result in results]
     whole = study_of(tmp_path / "whole")
     assert whole["trials"] == study_of(tmp_path / "stopped")["trials"]
     states = [trial["state"] for trial in whole["trials"]]
