@@ -61,10 +61,12 @@ _MODULES = {
     "keras_rcl.objectives.contrastive": (
         "EuclideanSupCon",
         "MarginContrastive",
+        "PrototypeContrastive",
         "SupervisedContrastive",
         "collapse_value",
         "euclidean_supcon",
         "margin_contrastive",
+        "prototype_contrastive",
         "supervised_contrastive",
     ),
     "keras_rcl.vocabulary.attacks": (

@@ -51,10 +51,12 @@ from keras_rcl.objectives.classification import (
 from keras_rcl.objectives.contrastive import (
     EuclideanSupCon,
     MarginContrastive,
+    PrototypeContrastive,
     SupervisedContrastive,
     collapse_value,
     euclidean_supcon,
     margin_contrastive,
+    prototype_contrastive,
     supervised_contrastive,
 )
 from keras_rcl.vocabulary.attacks import (
@@ -159,6 +161,7 @@ __all__ = [
     "PGDCE",
     "PGDSupCon",
     "PropertyAnswer",
+    "PrototypeContrastive",
     "RayS",
     "RefinedSCL",
     "Refreshed",
@@ -212,6 +215,7 @@ __all__ = [
     "margin_contrastive",
     "misclassified_kl",
     "predict",
+    "prototype_contrastive",
     "register_attack",
     "register_encoder",
     "register_loss",

@@ -12,12 +12,14 @@ from keras_rcl.objectives.classification import (
 from keras_rcl.objectives.contrastive import (
     EuclideanSupCon,
     MarginContrastive,
+    PrototypeContrastive,
     SupervisedContrastive,
     collapse_value,
     euclidean_supcon,
     has_positive,
     margin_contrastive,
     mean_over_anchors,
+    prototype_contrastive,
     supervised_contrastive,
 )
 
@@ -27,6 +29,7 @@ __all__ = [
     "EuclideanSupCon",
     "KLToClean",
     "MarginContrastive",
+    "PrototypeContrastive",
     "SupervisedContrastive",
     "boosted_cross_entropy",
     "collapse_value",
@@ -37,5 +40,6 @@ __all__ = [
     "margin_contrastive",
     "mean_over_anchors",
     "misclassified_kl",
+    "prototype_contrastive",
     "supervised_contrastive",
 ]

@@ -490,6 +490,47 @@ class EuclideanSupCon(_Contrastive):
         return {**super().get_config(), "negatives": self.negatives}
 
 
+@keras.saving.register_keras_serializable(package="keras_rcl")
+class PrototypeContrastive(_Contrastive):
+    """`prototype_contrastive` as a loss for `compile`: the mean over all anchors, or the sum.
+
+    Labels are [N] or [N, 1], projections [N, D], or [N, V, D] for V views of each image.
+
+    Args:
+        temperature: tau, positive.
+        detached: True stops the gradient at the means.
+        reduction: `sum_over_batch_size` for the mean over anchors, `sum` for the sum.
+        name: Of the loss.
+
+    Raises:
+        InvalidInputError: If the temperature is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> projection = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> round(float(PrototypeContrastive(temperature=0.5)(np.array([0, 0, 1, 1]), projection)), 3)
+        0.127
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        detached: bool = False,
+        reduction: str = "sum_over_batch_size",
+        name: str = "prototype_contrastive",
+    ):
+        super().__init__(name=name, reduction=reduction, dtype="float32")
+        _check_temperature(temperature)
+        self.temperature = temperature
+        self.detached = detached
+
+    def anchor_values(self, labels: Tensor, projection: Tensor) -> Tensor:
+        return prototype_contrastive(labels, projection, temperature=self.temperature, detached=self.detached)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "temperature": self.temperature, "detached": self.detached}
+
+
 def _plain_or_tiled(plain: Callable, blocks: Callable, labels: Tensor, projection: Tensor, *settings: float) -> Tensor:
     """Check labels and projections, and compute an objective: few anchors by its plain form, more by blocks.
 

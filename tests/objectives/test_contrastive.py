@@ -16,6 +16,7 @@ from keras_rcl.objectives import (
     CrossEntropy,
     EuclideanSupCon,
     MarginContrastive,
+    PrototypeContrastive,
     SupervisedContrastive,
     collapse_value,
     euclidean_supcon,
@@ -190,6 +191,22 @@ def test_anchor_without_positive_leaves_supcon_and_stays_in_margin():
     close(margin_contrastive(labels, projection), [0.9, 0.9, 0.9])
 
 
+def test_prototype_contrastive_has_the_gradient_of_its_loop():
+    rng = np.random.default_rng(4)
+    labels, projection = np.array([0, 0, 1, 1, 1, 2]), unit(rng, 6, 3)
+    expected = np.zeros_like(projection, "float64")
+    for place in np.ndindex(projection.shape):
+        step = np.zeros_like(expected)
+        step[place] = 1e-6
+        up, down = (reference.prototype_contrastive(labels, projection + way * step, 0.3).sum() for way in (1, -1))
+        expected[place] = (up - down) / 2e-6
+    loss = PrototypeContrastive(0.3, reduction="sum")
+    np.testing.assert_allclose(gradient(lambda z: loss(labels, z), projection), expected, rtol=1e-3, atol=1e-4)
+    detached = gradient(lambda z: PrototypeContrastive(0.3, detached=True, reduction="sum")(labels, z), projection)
+    assert not detached[5].any()  # a class of one row: only the gradient through the means reaches it
+    assert np.abs(expected[5]).max() > 1e-3 and np.abs(detached[:5]).max() > 1e-3
+
+
 def test_half_precision_projection_is_computed_in_float32():
     rng = np.random.default_rng(2)
     labels, projection = rng.integers(0, 3, 12), unit(rng, 12, 8).astype("float16")
@@ -215,7 +232,14 @@ def test_loss_classes_take_views_and_equal_the_functions(labels, column, num_vie
     close(SupervisedContrastive(0.1, reduction=None)(y_true, projection), supcon.reshape(5, -1).mean(axis=1))
 
 
-@pytest.mark.parametrize("loss", [SupervisedContrastive(0.2, "sum", "one"), MarginContrastive(0.4, 0.2, "sum", "two")])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SupervisedContrastive(0.2, "sum", "one"),
+        MarginContrastive(0.4, 0.2, "sum", "two"),
+        PrototypeContrastive(0.2, True, "sum", "three"),
+    ],
+)
 def test_loss_classes_survive_serialisation(loss):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert type(again) is type(loss) and again.get_config() == loss.get_config()
