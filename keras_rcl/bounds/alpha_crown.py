@@ -19,6 +19,7 @@ def optimized_lower_bounds(
     iterations: int = 20,
     learning_rate: float = 0.5,
     decay: float = 0.98,
+    in_time: Callable = lambda: True,
 ):
     """`lower_bounds` with separate slopes per row, found by projected gradient ascent.
 
@@ -34,6 +35,7 @@ def optimized_lower_bounds(
         iterations: number of slopes that are tried; each costs about three times as much as `lower_bounds`.
         learning_rate: of Adam.
         decay: factor of the learning rate after each iteration.
+        in_time: a function that returns whether there is time for another iteration.
 
     Returns:
         [R], none below that of `lower_bounds`.
@@ -53,13 +55,29 @@ def optimized_lower_bounds(
         return lower_bounds(steps, rows, intervals, slopes=dict(zip(numbers, slopes, strict=True)))
 
     best, _ = ascend(
-        bound, best, start, [1.0] * len(start), iterations=iterations, learning_rate=learning_rate, decay=decay
+        bound,
+        best,
+        start,
+        [1.0] * len(start),
+        iterations=iterations,
+        learning_rate=learning_rate,
+        decay=decay,
+        in_time=in_time,
     )
     return best
 
 
+# Each of the keyword arguments is a number of the ascent.
 def ascend(
-    bound: Callable, best, variables: Sequence, limits: Sequence[float], *, iterations: int, learning_rate, decay: float
+    bound: Callable,
+    best,
+    variables: Sequence,
+    limits: Sequence[float],
+    *,
+    iterations: int,
+    learning_rate: float,
+    decay: float,
+    in_time: Callable = lambda: True,
 ):
     """Maximise a bound by Adam, each row separately.
 
@@ -71,6 +89,7 @@ def ascend(
         iterations: number of steps.
         learning_rate: of the first step.
         decay: factor of the learning rate after each step.
+        in_time: a function that returns whether there is time for another step.
 
     Returns:
         The largest value of each row that was found, [R], and the variables at the end.
@@ -96,7 +115,7 @@ def ascend(
 
     zeros = [tf.zeros_like(values) for values in variables]
     _, best, variables, *_ = tf.while_loop(
-        lambda iteration, *_: iteration < iterations,
+        lambda iteration, *_: tf.logical_and(iteration < iterations, in_time()),
         climb,
         (0, best, list(variables), zeros, zeros),
         maximum_iterations=iterations,

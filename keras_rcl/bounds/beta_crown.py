@@ -128,18 +128,17 @@ class BranchAndBound:
         ball = [] if norm == "linf" else [spec(1, *image), spec(*image)]
         input_set = [spec(1, *image), spec(1, *image), *ball]
         input_bounds = [input_set, *([spec(1, *self._steps[number].shape)] * 2 for number in self._read)]
-        state, functions = [spec(None, total)] * 3, spec(None, classes + 1)
-        inner = partial(optimized_lower_bounds, iterations=REFINEMENT_STEPS)
+        state, functions, until = [spec(None, total)] * 3, spec(None, classes + 1), spec(of="float64")
         self._root, self._refined_root = (
             tf.function(
-                partial(self._root_bounds, bound=bound),
+                partial(self._root_bounds, refined=refined),
                 autograph=False,
-                input_signature=[input_set, functions],
+                input_signature=[input_set, functions, until],
             )
-            for bound in (lower_bounds, inner)
+            for refined in (False, True)
         )
         self._split = tf.function(
-            self._split_bounds, autograph=False, input_signature=[input_bounds, functions, *state]
+            self._split_bounds, autograph=False, input_signature=[input_bounds, functions, *state, until]
         )
         self._descend = tf.function(
             self._descended,
@@ -208,7 +207,7 @@ class BranchAndBound:
             high: the same.
             functions: [F, K], each a function <a, outputs> + offset.
             offsets: [F]; 0 if not given.
-            deadline: when to stop, on the clock `time.monotonic`.
+            deadline: when to stop, on the clock `time.monotonic`; bounds stop after the step that they are in.
             check: an input at which a function seems to be below 0 -> a confirmed one, or None.
             refined: bound the inputs of ReLUs over the whole box by alpha-CROWN: tighter, at 30 times the cost.
             ball: if the norm is not `linf`, `middle` and `reach` of the `Ball` that the box is around.
@@ -217,11 +216,12 @@ class BranchAndBound:
             The outcome; `safe` is None if the deadline was reached, or no ReLU is left to be split.
         """
         started = time.monotonic()
+        until = np.float64(time.time() + deadline - started)  # on the clock of graphs
         offsets = np.zeros(len(functions)) if offsets is None else offsets
         functions = np.concatenate([functions, offsets[:, None]], axis=1).astype(self._dtype)
         which = np.arange(len(functions))
         box = [values[None] for values in outward(low, high, self._dtype)]
-        *state, worst, input_bounds = (self._refined_root if refined else self._root)([*box, *ball], functions)
+        *state, worst, input_bounds = (self._refined_root if refined else self._root)([*box, *ball], functions, until)
         low, high = (
             np.concatenate([np.zeros(0), *(np.ravel(end[side]) for end in self._relu_input_bounds(input_bounds))])
             for side in (0, 1)
@@ -254,7 +254,7 @@ class BranchAndBound:
             batch = [heapq.heappop(heap) for _ in range(min(self._batch_size, len(heap)))]
             parents, which = (np.repeat([getattr(d, of) for d in batch], 2) for of in ("lower", "function"))
             rows = (spread(np.stack([getattr(d, of) for d in batch])) for of in ("signs", "slopes", "multipliers"))
-            *state, worst, active = self._split(input_bounds, functions[which[::2]], *rows)
+            *state, worst, active = self._split(input_bounds, functions[which[::2]], *rows, until)
             active = np.asarray(active)
             parents, which, worst = parents[active], which[active], np.asarray(worst)[active]
             state = [np.asarray(values)[active] for values in state]
@@ -274,22 +274,25 @@ class BranchAndBound:
         """The box of two arrays [1, *shape], or the ball of four, as `decide` has them."""
         return Ball(*arrays, self._norm) if len(arrays) > 2 else Interval(*arrays)
 
-    def _root_bounds(self, inputs, functions, bound: Callable = lower_bounds):
+    def _root_bounds(self, inputs, functions, until=math.inf, refined: bool = False):
         """For all inputs of a set: bounds [B], signs, slopes, multipliers, worst images, and input bounds."""
         box = self._input_set(inputs)
         rest, scaled = past_scaling(self._steps, box)
-        intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled, bound)
+        in_time, bound = partial(_before, until), lower_bounds
+        if refined:
+            bound = partial(optimized_lower_bounds, iterations=REFINEMENT_STEPS, in_time=in_time)
+        intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled, bound, in_time)
         input_bounds = [inputs, *([intervals[number].lower, intervals[number].upper] for number in self._read)]
         lines = [relax(Interval(*end)).lower for end in self._relu_input_bounds(input_bounds)]
         slopes = tf.concat([tf.zeros((1, 0), self._dtype), *(tf.reshape(line, (1, -1)) for line in lines)], axis=1)
         slopes = tf.repeat(slopes, tf.shape(functions)[0], axis=0)
         signs = tf.zeros_like(slopes)
         bounds, slopes, multipliers, worst = self._ascended(
-            input_bounds, functions, signs, slopes, signs, self._root_iterations
+            input_bounds, functions, signs, slopes, signs, self._root_iterations, until
         )
         return bounds, signs, slopes, multipliers, worst, input_bounds
 
-    def _split_bounds(self, input_bounds, functions, signs, slopes, multipliers):
+    def _split_bounds(self, input_bounds, functions, signs, slopes, multipliers, until=math.inf):
         """Of both halves of each domain, one after the other: as `_root_bounds`, and which of them count [2 B].
 
         A domain in which all ReLUs are decided stays as it is, and is ascended further.
@@ -318,12 +321,12 @@ class BranchAndBound:
         functions, slopes, multipliers = (tf.repeat(values, 2, axis=0) for values in (functions, slopes, multipliers))
         signs = flat(signs)
         bounds, slopes, multipliers, worst = self._ascended(
-            input_bounds, functions, signs, slopes, multipliers, self._iterations
+            input_bounds, functions, signs, slopes, multipliers, self._iterations, until
         )
         active = tf.reshape(tf.concat([tf.ones_like(splits), splits], axis=1), (-1,))
         return bounds, signs, slopes, multipliers, worst, active
 
-    def _ascended(self, input_bounds, functions, signs, slopes, multipliers, iterations: int):
+    def _ascended(self, input_bounds, functions, signs, slopes, multipliers, iterations: int, until=math.inf):
         """Bounds [B], slopes and multipliers after the ascent, and the images that attain the last bounds."""
         arriving = {}
 
@@ -339,6 +342,7 @@ class BranchAndBound:
             iterations=iterations,
             learning_rate=self._learning_rate,
             decay=0.98,
+            in_time=partial(_before, until),
         )
         best = tf.maximum(best, self._lower(input_bounds, functions, signs, slopes, multipliers, arriving))
         return best, slopes, multipliers, worst_inputs(arriving[0], self._input_set(input_bounds[0]))
@@ -396,6 +400,11 @@ class BranchAndBound:
         """[B, T] -> [B, *shape] of each ReLU."""
         pieces = tf.split(values, self._sizes, axis=1) if self._sizes else []
         return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+
+def _before(until):
+    """Whether the clock of `tf.timestamp` has not reached a time; read whenever the graph gets here."""
+    return tf.timestamp() < until
 
 
 def _moved_down(images, gradients, inputs: Interval, step: int):

@@ -344,13 +344,17 @@ RULES: dict[type, Callable] = {
 """Kind of step -> its rule `(step, inputs, rows, intervals) -> (rows of each of its inputs, constants [R])`."""
 
 
-def crown_intervals(steps: Sequence[Step], box: Interval, bound: Callable = lower_bounds) -> list[Interval]:
+def crown_intervals(
+    steps: Sequence[Step], box: Interval, bound: Callable = lower_bounds, in_time: Callable = lambda: True
+) -> list[Interval]:
     """The bounds of every step; by CROWN for inputs of a ReLU or maximum that intervals leave undecided.
 
     Args:
         steps: a folded network.
         box: bounds of the image, or a `Ball`.
         bound: `lower_bounds`, or a tighter function of its first three arguments.
+        in_time: a function that returns whether there is time left; elements that are then missing keep their
+            intervals.
 
     Returns:
         One interval [N, *shape] per step.
@@ -361,7 +365,8 @@ def crown_intervals(steps: Sequence[Step], box: Interval, bound: Callable = lowe
         undecided = [_undecided(s, interval) for s in steps if number in s.inputs and type(s.operation) in (ReLU, Max)]
         # One step from a box, whose pixels vary independently, intervals are exact.
         if undecided and (step.inputs != (0,) or isinstance(box, Ball)):
-            interval = _tighten(steps[: number + 1], interval, found, reduce(ops.logical_or, undecided), bound)
+            where = reduce(ops.logical_or, undecided)
+            interval = _tighten(steps[: number + 1], interval, found, where, bound, in_time)
         found.append(interval)
     return found
 
@@ -374,7 +379,9 @@ def _undecided(step: Step, x: Interval):
     return ops.tile(ops.logical_not(decided), (1, 1, 1, step.operation.valid.shape[-1]))
 
 
-def _tighten(steps: Sequence[Step], interval: Interval, found: Sequence[Interval], where, bound: Callable) -> Interval:
+def _tighten(
+    steps: Sequence[Step], interval: Interval, found: Sequence[Interval], where, bound: Callable, in_time: Callable
+) -> Interval:
     """The bounds of the last of some steps, by rows for the elements in question, never wider than they were."""
     index = ops.stack(ops.nonzero(where), axis=1)
     count, chunk = ops.shape(index)[0], max(1, LARGEST_CHUNK // max(math.prod(step.shape) for step in steps))
@@ -390,8 +397,10 @@ def _tighten(steps: Sequence[Step], interval: Interval, found: Sequence[Interval
             ops.slice_update(upper, [start], -found_upper),
         )
 
-    zeros = ops.zeros((count,), interval.lower.dtype)
-    _, lower, upper = ops.while_loop(lambda start, *_: start < count, bounds_of, (0, zeros, zeros))
+    lower, upper = (ops.full((count,), end, interval.lower.dtype) for end in (LOWEST, -LOWEST))
+    _, lower, upper = ops.while_loop(
+        lambda start, *_: ops.logical_and(start < count, in_time()), bounds_of, (0, lower, upper)
+    )
     lower, upper = (
         ops.scatter_update(values, index, new) for values, new in ((interval.lower, lower), (interval.upper, upper))
     )

@@ -94,8 +94,8 @@ class PropertyVerifier:
         self._steps = {dtype: with_weights(steps, functools.partial(tf.Variable, dtype=dtype)) for dtype in DTYPES}
         self._float64 = list(steps)
         points = tf.TensorSpec([None, *steps[0].shape], "float32")
-        functions = tf.TensorSpec([None, None, steps[-1].shape[0] + 1], "float32")
-        self._ascend = tf.function(self._ascended, autograph=False, input_signature=[points] * 3 + [functions])
+        functions, until = tf.TensorSpec([None, None, steps[-1].shape[0] + 1], "float32"), tf.TensorSpec([], "float64")
+        self._ascend = tf.function(self._ascended, autograph=False, input_signature=[points] * 3 + [functions, until])
 
     def load(self, steps: Sequence[Step]) -> None:
         """Take the weights of another network of the same structure."""
@@ -116,7 +116,7 @@ class PropertyVerifier:
 
         Args:
             conditions: over the inputs and outputs of the steps.
-            seconds: time limit, tracing included; what is computed when it is reached is completed.
+            seconds: time limit, tracing included; the step that is computed when it is reached is completed.
             check: an input at which a condition seems to be satisfied -> a confirmed one, or None.
         """
         started = time.monotonic()
@@ -127,7 +127,7 @@ class PropertyVerifier:
 
         if not conditions:
             return found("unsat", "bounds")
-        if (witness := self._attack(conditions, started + ATTACK_SHARE * seconds, check)) is not None:
+        if (witness := self._attack(conditions, started + ATTACK_SHARE * seconds, deadline, check)) is not None:
             return found("sat", "attack", witness)
         answers, by = [], ""
         for group in _by_box(conditions):
@@ -156,12 +156,15 @@ class PropertyVerifier:
     def _of_branch_dtype(self, weight) -> np.ndarray:
         return np.asarray(weight, self._branch_dtype)
 
-    def _attack(self, conditions: Sequence[Condition], until: float, check: Check) -> np.ndarray | None:
+    def _attack(
+        self, conditions: Sequence[Condition], until: float, deadline: float, check: Check
+    ) -> np.ndarray | None:
         """A confirmed input that satisfies a condition, from the centers of the boxes and random points; or None."""
         rng, most = np.random.default_rng(self._seed), max(1, *(len(c.offsets) for c in conditions))
         boxes = [outward(c.lower, c.upper, "float32") for c in conditions]
         low, high = (np.stack([box[side] for box in boxes]) for side in (0, 1))
         functions = np.stack([_padded(condition, most) for condition in conditions])
+        stop = np.float64(time.time() + deadline - time.monotonic())  # on the clock of graphs
         for round_number in range(ATTACK_ROUNDS):
             if round_number and time.monotonic() > until:
                 return None
@@ -171,13 +174,13 @@ class PropertyVerifier:
                 some = chosen[start : start + ATTACK_POINTS]
                 share = rng.random((len(some), *low.shape[1:]), np.float32) if round_number else np.float32(0.5)
                 points = low[some] + share * (high[some] - low[some])
-                points, values = self._ascend(points, low[some], high[some], functions[some])
+                points, values = self._ascend(points, low[some], high[some], functions[some], stop)
                 for index in np.flatnonzero(values.numpy() <= 0):
                     if (witness := check(points[index].numpy())) is not None:
                         return witness
         return None
 
-    def _ascended(self, points, low, high, functions):
+    def _ascended(self, points, low, high, functions, stop):
         """Points [P, *shape] at which the largest constraint is lower, and its values [P]; functions [P, M, K + 1]."""
 
         def largest(points):
@@ -196,7 +199,7 @@ class PropertyVerifier:
 
         infinite = tf.fill(tf.shape(points)[:1], np.float32(np.inf))
         _, _, best, least = tf.while_loop(
-            lambda step, _, __, least: (step <= ATTACK_STEPS) & tf.reduce_all(least > 0),
+            lambda step, _, __, least: (step <= ATTACK_STEPS) & tf.reduce_all(least > 0) & (tf.timestamp() < stop),
             move,
             (0, points, points, infinite),
         )

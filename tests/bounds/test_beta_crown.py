@@ -12,6 +12,9 @@ from test_tightness import NETWORKS, SLACK, functions
 from tiny_networks import random_images, random_network
 
 from keras_rcl.bounds.beta_crown import BranchAndBound
+from keras_rcl.bounds.crown import LinearForms, lower_bounds
+from keras_rcl.bounds.input_sets import Interval
+from keras_rcl.bounds.interval import interval_bounds, past_scaling
 from keras_rcl.folding import fold
 from keras_rcl.folding.numpy_forward import evaluate
 
@@ -182,3 +185,22 @@ def test_a_linear_network_has_nothing_to_split():
     for epsilon, safe in ((0.15, True), (0.2, False)):
         found = decide(at, 0, epsilon, wrong=[1], seconds=LONG, check=checker(network, 0, [1]))
         assert found.safe is safe and found.lower == pytest.approx(0.75 - 4 * epsilon, abs=1e-6)
+
+
+def test_bounds_stop_when_time_is_up():
+    """Without time, the loops are left at once: what remains is CROWN from intervals, which is sound."""
+    network, search = searched("deep")
+    steps, rng = fold(network, dtype="float64"), np.random.default_rng(0)
+    low = rng.uniform(-1, 1, (2, 2, 1)).astype("float32")
+    high, row = low + np.float32(0.3), np.array([[1.0, -1.0, 0.0]])
+    asked = dict(check=lambda image: None)
+    late = search.decide(low, high, row, deadline=time.monotonic() - 1, **asked)
+    assert late.safe is None and late.domains == 1
+    folded = fold(network)
+    rest, box = past_scaling(folded, Interval(tf.constant(low[None]), tf.constant(high[None])))
+    rows = LinearForms(tf.constant(row, tf.float32))
+    expected = float(lower_bounds(rest, rows, interval_bounds(rest, box))[0])
+    assert late.lower == pytest.approx(expected, abs=1e-5)
+    images = rng.uniform(low, high, (2000, *low.shape))
+    in_time = search.decide(low, high, row, deadline=time.monotonic() + LONG, **asked)
+    assert late.lower < in_time.lower <= (evaluate(steps, images) @ row[0]).min() + SLACK
