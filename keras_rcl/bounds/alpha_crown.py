@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_rcl.bounds.crown import LinearForms, lower_bounds, relax
 from keras_rcl.bounds.input_sets import Interval
+from keras_rcl.bounds.rounding import Rounded
 from keras_rcl.folding.fold import Step
 
 _DECAYS, _SMALL = (0.9, 0.999), 1e-8
@@ -45,16 +46,16 @@ def optimized_lower_bounds(
         verifiers"; the hyper-parameters are those of their published code.
     """
     arriving = {}
-    best = lower_bounds(steps, rows, intervals, arriving=arriving)
+    first = best = lower_bounds(steps, rows, intervals, arriving=arriving)
     numbers = [number for number in arriving if number]
     if not numbers:
         return best
     start = [arriving[n].gather(relax(intervals[steps[n].inputs[0]]).lower) for n in numbers]
 
-    def bound(slopes):
+    def bound(slopes, intervals=tuple(x.plain for x in intervals)):
         return lower_bounds(steps, rows, intervals, slopes=dict(zip(numbers, slopes, strict=True)))
 
-    best, _ = ascend(
+    best, slopes = ascend(
         bound,
         best,
         start,
@@ -64,6 +65,8 @@ def optimized_lower_bounds(
         decay=decay,
         in_time=in_time,
     )
+    if isinstance(intervals[0], Rounded):  # the ascent is that of rounded bounds
+        return tf.maximum(first, bound(slopes, intervals))
     return best
 
 

@@ -19,7 +19,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import keras
@@ -29,7 +29,8 @@ import tensorflow as tf
 from keras_rcl.bounds.alpha_crown import ascend, optimized_lower_bounds
 from keras_rcl.bounds.crown import LinearForms, crown_intervals, lower_bounds, relax, worst_inputs
 from keras_rcl.bounds.input_sets import Ball, Interval, outward
-from keras_rcl.bounds.interval import forward, past_scaling
+from keras_rcl.bounds.interval import forward, interval_bounds, past_scaling
+from keras_rcl.bounds.rounding import UNIT, Rounded, error_of_input, rounded_steps
 from keras_rcl.folding.fold import Max, ReLU, Step, fold
 from keras_rcl.vocabulary.threat import Norm
 
@@ -85,6 +86,8 @@ class BranchAndBound:
             of any input with weights of the dtype, whose last step is a vector.
         norm: of the balls; `linf` for boxes.
         dtype: of the bounds.
+        sound: widen every bound by a proven bound of its rounding error, see `keras_rcl.bounds.rounding`; for a Keras
+            network and `linf`.
         batch_size: number of domains that are split at once.
         iterations: steps of the ascent of slopes and multipliers per domain.
         root_iterations: the same for the whole ball.
@@ -103,15 +106,17 @@ class BranchAndBound:
         *,
         norm: Norm = "linf",
         dtype: str = "float32",
+        sound: bool = False,
         batch_size: int = 32,
         iterations: int = 20,
         root_iterations: int = 40,
         learning_rate: float = 0.1,
     ):
-        self._norm, self._dtype, self._batch_size = norm, dtype, batch_size
+        self._norm, self._dtype, self._sound, self._batch_size = norm, dtype, sound, batch_size
         self._iterations, self._root_iterations, self._learning_rate = iterations, root_iterations, learning_rate
         if isinstance(network, keras.Model):
-            self._steps, self._outputs = fold(network, dtype=dtype), partial(_logits, network)
+            self._steps = rounded_steps(network, dtype) if sound else fold(network, dtype=dtype)
+            self._outputs = partial(_logits, network)
         else:
             self._steps = list(network)
             self._outputs = partial(forward, self._steps)
@@ -120,14 +125,17 @@ class BranchAndBound:
         self._sizes = [math.prod(shape) for shape in self._shapes]
         readers = [step for step in self._steps if isinstance(step.operation, ReLU | Max)]
         self._read = sorted({step.inputs[0] for step in readers})
+        if sound:  # the rounding error of every step is needed
+            self._read = list(range(len(self._steps)))
         image, total, classes = self._steps[0].shape, sum(self._sizes), self._steps[-1].shape[0]
 
         def spec(*shape, of=dtype):
             return tf.TensorSpec(shape, of)
 
         ball = [] if norm == "linf" else [spec(1, *image), spec(*image)]
-        input_set = [spec(1, *image), spec(1, *image), *ball]
-        input_bounds = [input_set, *([spec(1, *self._steps[number].shape)] * 2 for number in self._read)]
+        input_set = [spec(1, *image), spec(1, *image), *ball, *([spec(1, *image)] if sound else [])]
+        ends = 3 if sound else 2
+        input_bounds = [input_set, *([spec(1, *self._steps[number].shape)] * ends for number in self._read)]
         state, functions, until = [spec(None, total)] * 3, spec(None, classes + 1), spec(of="float64")
         self._root, self._refined_root = (
             tf.function(
@@ -169,7 +177,8 @@ class BranchAndBound:
         Returns:
             The outcome; `safe` is None if the time limit was reached.
         """
-        center, epsilon = np.asarray(image, self._dtype), np.asarray(epsilon, self._dtype)
+        epsilon = np.asarray(epsilon + (4 * UNIT[self._dtype] if self._sound else 0), self._dtype)
+        center = np.asarray(image, self._dtype)
         low, high = np.maximum(center - epsilon, 0), np.minimum(center + epsilon, 1)
         ball = [] if self._norm == "linf" else [center[None], np.full_like(center, epsilon)]
         unit = np.eye(self._steps[-1].shape[0], dtype=self._dtype)
@@ -221,6 +230,8 @@ class BranchAndBound:
         functions = np.concatenate([functions, offsets[:, None]], axis=1).astype(self._dtype)
         which = np.arange(len(functions))
         box = [values[None] for values in outward(low, high, self._dtype)]
+        if self._sound:
+            box.append(np.asarray(error_of_input(Interval(*box), self._dtype, low.size)))
         *state, worst, input_bounds = (self._refined_root if refined else self._root)([*box, *ball], functions, until)
         low, high = (
             np.concatenate([np.zeros(0), *(np.ravel(end[side]) for end in self._relu_input_bounds(input_bounds))])
@@ -272,18 +283,21 @@ class BranchAndBound:
 
     def _input_set(self, arrays: Sequence) -> Interval:
         """The box of two arrays [1, *shape], or the ball of four, as `decide` has them."""
-        return Ball(*arrays, self._norm) if len(arrays) > 2 else Interval(*arrays)
+        return Ball(*arrays, self._norm) if len(arrays) == 4 else Interval(*arrays[:2])
 
     def _root_bounds(self, inputs, functions, until=math.inf, refined: bool = False):
         """For all inputs of a set: bounds [B], signs, slopes, multipliers, worst images, and input bounds."""
-        box = self._input_set(inputs)
+        box = Rounded(*inputs) if self._sound else self._input_set(inputs)
         rest, scaled = past_scaling(self._steps, box)
         in_time, bound = partial(_before, until), lower_bounds
         if refined:
             bound = partial(optimized_lower_bounds, iterations=REFINEMENT_STEPS, in_time=in_time)
-        intervals = [box] * (len(self._steps) - len(rest)) + crown_intervals(rest, scaled, bound, in_time)
-        input_bounds = [inputs, *([intervals[number].lower, intervals[number].upper] for number in self._read)]
-        lines = [relax(Interval(*end)).lower for end in self._relu_input_bounds(input_bounds)]
+        scaling = len(self._steps) - len(rest)
+        before = interval_bounds(self._steps[: scaling + 1], box)[:scaling] if self._sound else [box] * scaling
+        intervals = before + crown_intervals(rest, scaled, bound, in_time)
+        read = [intervals[number] for number in self._read]
+        input_bounds = [inputs, *([x.lower, x.upper, *([x.error] if self._sound else [])] for x in read)]
+        lines = [relax(self._input_set(end)).lower for end in self._relu_input_bounds(input_bounds)]
         slopes = tf.concat([tf.zeros((1, 0), self._dtype), *(tf.reshape(line, (1, -1)) for line in lines)], axis=1)
         slopes = tf.repeat(slopes, tf.shape(functions)[0], axis=0)
         signs = tf.zeros_like(slopes)
@@ -344,12 +358,17 @@ class BranchAndBound:
             decay=0.98,
             in_time=partial(_before, until),
         )
-        best = tf.maximum(best, self._lower(input_bounds, functions, signs, slopes, multipliers, arriving))
+        last = self._lower(input_bounds, functions, signs, slopes, multipliers, arriving, rounded=self._sound)
+        best = last if self._sound else tf.maximum(best, last)  # the ascent is that of rounded bounds
         return best, slopes, multipliers, worst_inputs(arriving[0], self._input_set(input_bounds[0]))
 
-    def _lower(self, input_bounds, functions, signs, slopes, multipliers, arriving: dict | None = None):
-        """[B], the bound of each domain's function."""
-        intervals = dict(zip([0, *self._read], map(self._input_set, input_bounds), strict=True))
+    # One argument per array of the domains.
+    def _lower(
+        self, input_bounds, functions, signs, slopes, multipliers, arriving: dict | None = None, rounded: bool = False
+    ):
+        """[B], the bound of each domain's function; if `rounded`, one that holds in real arithmetic."""
+        sets = (Rounded(*arrays) if rounded else self._input_set(arrays) for arrays in input_bounds)
+        intervals = dict(zip([0, *self._read], sets, strict=True))
         # A ReLU finds its interval by its input's number, and two ReLUs may read one step: each takes its half in turn.
         for number, sign in zip(self._relus, self._split_by_relu(signs), strict=True):
             read = self._steps[number].inputs[0]
@@ -366,7 +385,7 @@ class BranchAndBound:
             self._relus, self._split_by_relu(signs), self._relu_input_bounds(input_bounds), strict=True
         ):
             cost = _NEXT_TO_NOTHING - tf.minimum(arriving[number].coefficients, 0.0)
-            gap = cost * relax(_half(Interval(*end), sign)).intercept
+            gap = cost * relax(_half(self._input_set(end), sign)).intercept
             gaps.append(tf.reshape(gap, (-1, math.prod(gap.shape[1:]))))
         return tf.concat(gaps, axis=1)
 
@@ -424,4 +443,4 @@ def _logits(network: keras.Model, images):
 def _half(x: Interval, signs) -> Interval:
     """The half of an interval on the side of 0 that the sign gives; the whole interval where the sign is 0."""
     lower = tf.where(signs > 0, tf.maximum(x.lower, 0.0), x.lower)
-    return Interval(lower, tf.where(signs < 0, tf.minimum(x.upper, 0.0), x.upper))
+    return replace(x, lower=lower, upper=tf.where(signs < 0, tf.minimum(x.upper, 0.0), x.upper))

@@ -23,11 +23,26 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from keras import ops
+from keras import backend, ops
 
 from keras_rcl.bounds.input_sets import Ball, Interval, largest_fall, largest_moves
 from keras_rcl.bounds.interval import LOWEST, competitors, step_interval
-from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
+from keras_rcl.bounds.rounding import RAISED, UNDERFLOW, Rounded, lowered
+from keras_rcl.folding.fold import (
+    Add,
+    Conv,
+    Dense,
+    Image,
+    Max,
+    Mean,
+    Pad,
+    PixelScale,
+    ReLU,
+    Reshape,
+    Scale,
+    Step,
+    weights_of,
+)
 
 LARGEST_CHUNK = 2**22
 """Number of coefficients that are held at a time while bounds of inner steps are computed."""
@@ -160,7 +175,8 @@ def lower_bounds(
     Args:
         steps: a folded network, up to the step that the rows are functions of.
         rows: functions of the last step's values.
-        intervals: of the image, the first, and of the inputs of every ReLU and maximum; the others are not used.
+        intervals: of the image, the first, and of the inputs of every ReLU and maximum; the others are not used. If
+            they are `Rounded`, those of all steps, and the bounds hold in real arithmetic.
         slopes: number of a ReLU step -> its lower lines' slopes in [0, 1] where its interval contains 0, shaped as the
             coefficients that arrive there; CROWN's for those that are missing.
         multipliers: number of a ReLU step -> coefficients [R, *shape] of what it reads, added to those that leave it.
@@ -173,12 +189,15 @@ def lower_bounds(
     References:
         Zhang et al. 2018 and 2020; Xu et al. 2020 (see the module).
     """
-    waiting, total = {len(steps) - 1: rows}, 0.0
+    waiting, total, error = {len(steps) - 1: rows}, 0.0, 0.0
+    rounded = isinstance(intervals[0], Rounded)
     for number in range(len(steps) - 1, 0, -1):
         if number not in waiting:
             continue
         step, rows = steps[number], waiting.pop(number)
         inputs = [steps[i] for i in step.inputs]
+        if rounded:
+            error = error + _error(rows, intervals[number])
         if isinstance(step.operation, ReLU):
             leaving, constant = _relu(rows, intervals[step.inputs[0]], (slopes or {}).get(number))
             if multipliers is not None:
@@ -187,16 +206,47 @@ def lower_bounds(
                 arriving[number] = rows
         else:
             leaving, constant = RULES[type(step.operation)](step, inputs, rows, intervals)
-        total = total + constant
+        total = total + (_precise_constant(step, rows, constant) if rounded else constant)
         for i, read in zip(step.inputs, inputs, strict=True):
-            waiting[i] = waiting[i].add(leaving, read.shape) if i in waiting else leaving
+            added = i in waiting
+            waiting[i] = waiting[i].add(leaving, read.shape) if added else leaving
+            if rounded and added:
+                error = error + _error(waiting[i], intervals[i])
     if arriving is not None:
         arriving[0] = waiting[0]
-    return total + least(waiting[0], intervals[0])
+    if not rounded:
+        return total + least(waiting[0], intervals[0])
+    return lowered(total + _precise_least(waiting[0], intervals[0]) - error, _dtype(rows))
+
+
+def _dtype(rows: LinearForms) -> str:
+    return backend.standardize_dtype(rows.coefficients.dtype)
+
+
+def _error(rows: LinearForms, x: Rounded):
+    """The largest rounding error of replacing functions of a step's values by functions of its inputs: [R], float64."""
+    return RAISED * ops.cast(rows.dot(ops.abs(rows.coefficients), x.error), "float64") + UNDERFLOW
+
+
+def _precise_constant(step: Step, rows: LinearForms, constant):
+    """The constant of a linear step, summed in float64 and not as its rule sums it; that of another step."""
+    offset = weights_of(step).get("bias", weights_of(step).get("offset"))
+    if offset is None:
+        return ops.cast(constant, "float64")
+    return _sum(ops.cast(rows.coefficients, "float64") * ops.cast(offset, "float64"))
+
+
+def _precise_least(rows: LinearForms, box: Rounded):
+    """`least` in float64, [R], minus the largest rounding error."""
+    wide = Interval(ops.cast(box.lower, "float64"), ops.cast(box.upper, "float64"))
+    a = replace(rows, coefficients=ops.cast(rows.coefficients, "float64"))
+    return a.dot(a.coefficients, wide.center) - a.dot(ops.abs(a.coefficients), wide.radius) - _error(rows, box)
 
 
 def least(rows: LinearForms, box: Interval):
     """min <a, x> over a box, [R]: <a, center> - <|a|, radius>. Over a `Ball`, a lower bound: see `largest_fall`."""
+    if isinstance(box, Rounded):
+        return lowered(_precise_least(rows, box), _dtype(rows))
     a = rows.coefficients
     if isinstance(box, Ball):
         return rows.dot(a, box.middle) - largest_fall(*_falls(rows, box), box.norm)
@@ -300,7 +350,10 @@ def _add(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
 def _relu(rows: LinearForms, x: Interval, slopes=None):
     a, lines = rows.coefficients, relax(x)
     negative = ops.minimum(a, 0.0)
-    constant = rows.dot(negative, lines.intercept)
+    if isinstance(x, Rounded):
+        constant = rows.dot(ops.cast(negative, "float64"), ops.cast(lines.intercept, "float64"))
+    else:
+        constant = rows.dot(negative, lines.intercept)
     if slopes is None:
         a = rows.times(a, lines.lower) + rows.times(negative, lines.rise)
     else:
@@ -389,7 +442,8 @@ def _tighten(
     def bounds_of(start, lower, upper):
         some = index[start : start + chunk]
         found_lower, found_upper = (
-            bound(steps, unit_rows(some, steps[-1].shape, sign, interval.lower.dtype), found) for sign in (1.0, -1.0)
+            bound(steps, unit_rows(some, steps[-1].shape, sign, interval.lower.dtype), [*found, interval])
+            for sign in (1.0, -1.0)
         )
         return (
             start + chunk,

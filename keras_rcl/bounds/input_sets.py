@@ -46,6 +46,11 @@ class Interval:
     def radius(self):
         return (self.upper - self.lower) / 2
 
+    @property
+    def plain(self) -> "Interval":
+        """The same set for bounds that hold up to rounding."""
+        return self
+
     def each(self, function: Callable) -> "Interval":
         """The bounds of a function that does not decrease in any of its arguments."""
         return Interval(function(self.lower), function(self.upper))

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from keras import ops
+from keras import backend, ops
 
 from keras_rcl.bounds.input_sets import Ball, Interval, conv_radius, dense_radius
+from keras_rcl.bounds.rounding import Rounded, widened
 from keras_rcl.folding import fast_forward
 from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
 
@@ -49,8 +50,11 @@ def interval_bounds(steps: Sequence[Step], box: Interval) -> list[Interval]:
 
 
 def step_interval(step: Step, inputs: Sequence[Interval]) -> Interval:
-    """One step's bounds from those of its inputs."""
-    return RULES[type(step.operation)](step, *inputs)
+    """One step's bounds from those of its inputs; they hold in real arithmetic if those of the inputs are `Rounded`."""
+    found = RULES[type(step.operation)](step, *inputs)
+    if not isinstance(inputs[0], Rounded):
+        return found
+    return widened(step, found, inputs, backend.standardize_dtype(found.lower.dtype))
 
 
 def forward(steps: Sequence[Step], images):

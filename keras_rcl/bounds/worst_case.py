@@ -12,6 +12,7 @@ from keras_rcl.bounds.alpha_crown import optimized_lower_bounds
 from keras_rcl.bounds.crown import LinearForms, crown_intervals, least, lower_bounds
 from keras_rcl.bounds.input_sets import Interval, pixel_ball
 from keras_rcl.bounds.interval import interval_bounds, past_scaling
+from keras_rcl.bounds.rounding import rounded_box, rounded_steps
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding.fold import Dense, Image, ReLU, Step, fold
 from keras_rcl.vocabulary.threat import Norm
@@ -26,6 +27,7 @@ Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown"]
 """
 
 
+# Each of the keyword arguments is an independent choice with a default.
 def worst_case_margins(
     network: keras.Model,
     images,
@@ -36,6 +38,7 @@ def worst_case_margins(
     norm: Norm = "linf",
     iterations: int = 20,
     inner_iterations: int = 0,
+    sound: bool = False,
 ):
     """Lower bounds of logit_y - logit_j over all images within epsilon, in a norm and in the pixel box.
 
@@ -56,13 +59,15 @@ def worst_case_margins(
         norm: `linf`, `l2` or `l1`.
         iterations: of `alpha-crown`, for the margins.
         inner_iterations: of `alpha-crown`, for each bound before a ReLU; with 0 they are those of `crown`.
+        sound: widen every bound by a proven bound of its rounding error, see `keras_rcl.bounds.rounding`; for `linf`.
 
     Returns:
-        [N, K], 0 at j = y. Where all others are positive, every image of the ball is classified as y, up to the
-        rounding of the floats, which is not bounded.
+        [N, K], 0 at j = y. Where all others are positive, every image of the ball is classified as y: up to the
+        rounding of the floats, which is not bounded; if `sound`, by the folded network in real arithmetic.
 
     Raises:
-        InvalidInputError: if the method or the norm is unknown, or a layer has no bounds.
+        InvalidInputError: if the method or the norm is unknown, a layer has no bounds, or `sound` is for another norm
+            than `linf`.
 
     References:
         Gowal et al. 2018 (`ibp`); Zhang et al. 2020 (`crown-ibp`); Zhang et al. 2018 (`crown`; dual norms); Xu et al.
@@ -80,9 +85,17 @@ def worst_case_margins(
         >>> keras.ops.convert_to_numpy(margins).tolist()
         [[0.25, 0.0]]
     """
-    images, steps = _images_and_steps(network, images, "logits")
+    if sound and norm != "linf":
+        raise InvalidInputError(f"sound bounds are not for {norm}; hint: use linf")
+    if sound:
+        images = ops.convert_to_tensor(images)
+        dtype = keras.backend.standardize_dtype(images.dtype)
+        steps, box = rounded_steps(network, dtype), rounded_box(images, epsilon, dtype)
+    else:
+        images, steps = _images_and_steps(network, images, "logits")
+        box = pixel_ball(images, epsilon, norm)
     differences = _differences(labels, steps, images.dtype)
-    steps, box = past_scaling(steps, pixel_ball(images, epsilon, norm))
+    steps, box = past_scaling(steps, box)
     return _with_label(_least(steps, box, differences, method, iterations, inner_iterations), labels)
 
 
@@ -362,4 +375,4 @@ def _least_of_intervals(steps: Sequence[Step], rows: LinearForms, intervals: Seq
         return least(rows, intervals[-1])
     read = last.inputs[0]
     alone = [Step(Image(), (), steps[read].shape, last.path), replace(last, inputs=(0,))]
-    return lower_bounds(alone, rows, [intervals[read]])
+    return lower_bounds(alone, rows, [intervals[read], intervals[-1]])

@@ -45,6 +45,9 @@ COMPLETE = "branch-and-bound"
 VERIFIED = ("safe-incomplete", "safe")
 BROKEN = ("misclassified", "unsafe")
 
+DEVICE = "CPU:0"
+"""Where sound bounds are computed: a GPU may round products to fewer bits, or convolve by Winograd's algorithm."""
+
 BOUND_BATCH = 20
 """The largest number of images that are bounded at once."""
 
@@ -58,7 +61,7 @@ class Certification:
         labels: [N].
         clean_predictions: [N].
         statuses: [E, N], each a `Status`.
-        decided_by: [E, N], `attack`, a method, or nothing.
+        decided_by: [E, N], `attack`, a method, `float64` if the image itself is misclassified in float64, or nothing.
         margins: [E, N], the best lower bound of the least margin; minus infinity if none was computed.
         seconds: [E, N], of attack, bounds and branching; the time of a batch is divided among its images.
         counterexamples: (number of the epsilon, number of the image) -> float32 [H, W, C].
@@ -130,10 +133,12 @@ class Certifier:
         count: Bound at most this many images per radius: the first that survive the attacks; the others stay `unknown`.
         seed: of the attacks.
         float64: bound in float64. Bounds hold up to the rounding of their arithmetic, which is not bounded itself.
+        sound: widen every bound by a proven bound of its rounding error, so that they hold for the folded network in
+            real arithmetic, see `keras_rcl.bounds.rounding`; for `linf`, on the CPU.
 
     Raises:
-        InvalidInputError: if a layer has no bounds, a radius cannot be one in the norm, or an attack does not have the
-            norm.
+        InvalidInputError: if a layer has no bounds, a radius cannot be one in the norm, an attack does not have the
+            norm, or `sound` is for another norm than `linf`.
 
     Example:
         >>> import keras
@@ -161,19 +166,24 @@ class Certifier:
         count: int | None = None,
         seed: int = 0,
         float64: bool = False,
+        sound: bool = False,
     ):
         self.epsilons, self._dtype = tuple(epsilons), "float64" if float64 else "float32"
         self._steps = fold(network, dtype="float64")
         self._norm, self._method, self._timeout, self._count = norm, method, timeout, count
+        self._sound = sound
+        if sound and norm != "linf":
+            raise InvalidInputError(f"sound bounds are not for {norm}; hint: use linf, or leave sound out")
         methods = (*get_args(Method), COMPLETE)
         if method not in methods:
             raise InvalidInputError(f"unknown method {method!r}; choose from {', '.join(methods)}")
         for epsilon in self.epsilons:
             check_ball(epsilon, norm, network.input_shape[1:])
         bounds = [name for name in methods[: methods.index(method) + 1] if name != COMPLETE]
-        self._bounds = {name: _compiled_bound(network, name, norm, self._dtype) for name in bounds}
-        complete = method == COMPLETE
-        self._branch_and_bound = BranchAndBound(network, norm=norm, dtype=self._dtype) if complete else None
+        self._bounds = {name: _compiled_bound(network, name, norm, self._dtype, sound) for name in bounds}
+        self._branch_and_bound = None
+        if method == COMPLETE:
+            self._branch_and_bound = BranchAndBound(network, norm=norm, dtype=self._dtype, sound=sound)
 
         def logits(images):
             outputs = network(images, training=False)
@@ -195,6 +205,7 @@ class Certifier:
             "count": self._count,
             "dtype": self._dtype,
             **({} if self._norm == "linf" else {"norm": self._norm}),  # journals of linf were written without it
+            **({"sound": True} if self._sound else {}),
         }
         return dataclasses.replace(attacked, settings={**attacked.settings, **settings})
 
@@ -242,6 +253,10 @@ class Certifier:
                 broken = self.counterexample(images[index], adversarial[index], labels[index], epsilon)
                 if broken is not None:
                     ball.decide(index, "unsafe", "attack", broken)
+        if self._sound:  # a class in float32 can be another one than in real arithmetic
+            for index in ball.undecided:
+                if (broken := self.counterexample(images[index], images[index], labels[index], epsilon)) is not None:
+                    ball.decide(index, "unsafe", "float64", broken)
         ball.select(self._count)
         for method, bound in self._bounds.items():
             undecided = ball.undecided
@@ -274,16 +289,18 @@ class Certifier:
     def _branch(self, image, label: int, epsilon: float, wrong: np.ndarray) -> Result:
         """Run branch and bound on an image."""
         check = functools.partial(self.counterexample, image, label=label, epsilon=epsilon)
-        outcome = self._branch_and_bound(image, label, epsilon, wrong=wrong, seconds=self._timeout, check=check)
+        with tf.device(DEVICE if self._sound else None):
+            outcome = self._branch_and_bound(image, label, epsilon, wrong=wrong, seconds=self._timeout, check=check)
         status = {True: "safe", False: "unsafe", None: "timeout"}[outcome.safe]
         found = {"status": np.array(status), "lower": np.array(outcome.lower), "seconds": np.array(outcome.seconds)}
         return found if outcome.counterexample is None else {**found, "counterexample": outcome.counterexample}
 
     def _run(self, bound: Callable, images, labels, epsilon: float) -> Result:
         """Margins of a batch, those of the labels infinite."""
-        bound.get_concrete_function()  # traced now, so that tracing does not count in the seconds
-        started = time.perf_counter()
-        margins = bound(images.astype(self._dtype), labels, np.asarray(epsilon, self._dtype)).numpy()
+        with tf.device(DEVICE if self._sound else None):
+            bound.get_concrete_function()  # traced now, so that tracing does not count in the seconds
+            started = time.perf_counter()
+            margins = bound(images.astype(self._dtype), labels, np.asarray(epsilon, self._dtype)).numpy()
         np.put_along_axis(margins, labels[:, None], np.inf, axis=1)
         return {"margins": margins, "seconds": np.array(time.perf_counter() - started)}
 
@@ -366,10 +383,10 @@ def _moved_inside(center: np.ndarray, supposed: np.ndarray, epsilon: float, norm
     return center.astype(np.float32)
 
 
-def _compiled_bound(network: keras.Model, method: Method, norm: Norm, dtype: str) -> Callable:
+def _compiled_bound(network: keras.Model, method: Method, norm: Norm, dtype: str, sound: bool) -> Callable:
     """images [N, H, W, C], labels [N], epsilon -> margins [N, K]."""
     return tf.function(
-        functools.partial(worst_case_margins, network, method=method, norm=norm),
+        functools.partial(worst_case_margins, network, method=method, norm=norm, sound=sound),
         autograph=False,
         input_signature=[
             tf.TensorSpec([None, *network.inputs[0].shape[1:]], dtype),

@@ -166,6 +166,7 @@ class VerificationRecord(TypedDict):
     count: NotRequired[Count | None]
     survivors_of: NotRequired[list[str]]
     dtype: NotRequired[str]
+    sound: NotRequired[bool]
 
 
 @with_config(STORED)

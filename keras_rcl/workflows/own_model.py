@@ -335,7 +335,7 @@ def verify(
         attacks: Run first, see `Certifier`.
         input_range: As for `keras_rcl.evaluate`.
         progress: Where progress is shown.
-        **others: `batch_size`, `count`, `seed` and `float64` of `Certifier`.
+        **others: `batch_size`, `count`, `seed`, `float64` and `sound` of `Certifier`.
 
     Returns:
         The outcome of each image at each radius; `verified_accuracy` is the share that is proved robust.

@@ -39,6 +39,7 @@ def verify_model(
     count: int | None = None,
     survivors_of: str | Path | None = None,
     float64: bool = False,
+    sound: bool = False,
     dataset: dict[str, Any] | None = None,
     part: str = "test",
     output_dir: str | Path | None = None,
@@ -64,6 +65,7 @@ def verify_model(
         survivors_of: The `record.json` of an `attack` on the same model: only images that were classified correctly
             under all its attacks are verified.
         float64: Compute bounds in float64.
+        sound: Widen every bound by a proven bound of its rounding error, see `Certifier`.
         dataset: Fields of `Dataset`, as for `attack`.
         part: The split, as for `attack`.
         output_dir: The folder for `record.json` and `counterexamples.npz`; `verifications/<model>`, numbered, if not
@@ -110,6 +112,7 @@ def verify_model(
         batch_size=min(batch_size, len(images)),
         seed=seed,
         float64=float64,
+        sound=sound,
         **settings,
     )
     fingerprint = dataclasses.replace(
@@ -137,6 +140,7 @@ def verify_model(
         **settings,
         **selection,
         dtype="float64" if float64 else "float32",
+        sound=sound,
     )
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_json(folder / "record.json", record)

@@ -97,6 +97,16 @@ def test_the_record_the_counterexamples_and_the_table(here):
     assert "float32 rounding" in table
 
 
+@pytest.mark.slow
+def test_sound_bounds_are_named_in_the_table_and_in_the_record(here):
+    sound = run("verify", "small.keras", *HERE[:-2], "--method", "ibp", "--no-attack", "--sound")
+    assert "float32 and hold for the folded network in real arithmetic" in sound.stdout, sound.output
+    assert json.loads((here / "verifications/small/record.json").read_text())["sound"] is True
+    assert "--sound is not for --norm l2" in refused(
+        "verify", "small.keras", "--sound", "--norm", "l2", "--epsilon", "1"
+    )
+
+
 def test_an_export_is_verified_by_its_layers(here):
     result = run("verify", "export", *HERE[:4], "--method", "crown-ibp", "--no-attack", "--float64", "--json")
     assert result.exit_code == 0, result.output
