@@ -2,10 +2,12 @@
 
     pip install torch pyautoattack
     python -m benchmarks.autoattack_l1 --epsilon 2 --json results/benchmarks/autoattack_l1-digits.json
+    python -m benchmarks.autoattack_l1 saved_models/cusin-augmentation-adversarial --epsilon 6 --json ...
 
-A small network is trained on the digits of scikit-learn and walked layer by layer into PyTorch; the outputs are
-compared before anything is attacked. Both run the standard version in L1: APGD with 5 restarts and targeted APGD with 5
-classes, which begin in larger balls, FAB-T and Square, each on the images that survived the attacks before.
+An exported network on its own data set, or a small one that is trained on the digits of scikit-learn, is walked layer
+by layer into PyTorch; the outputs are compared before anything is attacked. Both run the standard version in L1: APGD
+with 5 restarts and targeted APGD with 5 classes, which begin in larger balls, FAB-T and Square, each on the images that
+survived the attacks before.
 """
 
 import argparse
@@ -28,6 +30,7 @@ import torch  # noqa: E402
 from benchmarks.torch_twin import TorchNetwork, channels_first, check_twin  # noqa: E402
 from keras_rcl.data import sources  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
+from keras_rcl.model_io.classifier import load_classifier  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
 from keras_rcl.vocabulary.attacks import AutoAttack  # noqa: E402
 from keras_rcl.vocabulary.dataset import Dataset  # noqa: E402
@@ -48,23 +51,34 @@ def trained(images: np.ndarray, labels: np.ndarray) -> keras.Model:
     return model
 
 
+def subject(path: Path | None, limit: int) -> tuple:
+    """The Keras network, its logits, what attacks read, and test images [N, H, W, C] with their labels [N]."""
+    if path is None:
+        data = sources.load(Dataset(name="digits"))
+        network = trained(data.train.images.astype(np.float32) / 255, data.train.labels)
+        part = data.test.limited(limit)
+        return network, network, None, part.images.astype(np.float32) / 255, part.labels
+    classifier = load_classifier(path)
+    part = sources.load(Dataset(**classifier.contract["config"]["dataset"])).test.limited(limit)
+    images = part.images.astype(np.float32) / 255
+    return classifier.model.layers, classifier.logits, classifier.gradient_fn(images[:32]), images, part.labels
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", type=Path, help="an exported network; one trained on digits by default")
     parser.add_argument("--epsilon", type=float, default=2.0)
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--json", type=Path, help="the file to write")
     arguments = parser.parse_args()
 
-    data = sources.load(Dataset(name="digits"))
-    model = trained(data.train.images.astype(np.float32) / 255, data.train.labels)
-    part = data.test.limited(arguments.limit)
-    images, labels = part.images.astype(np.float32) / 255, part.labels
-    twin, theirs_in = TorchNetwork(model).eval(), channels_first(images)
-    check_twin(twin, images, model(images))
+    network, logits_fn, gradient_fn, images, labels = subject(arguments.model, arguments.limit)
+    twin, theirs_in = TorchNetwork(network).eval(), channels_first(images)
+    check_twin(twin, images, logits_fn(images))
 
     started = time.perf_counter()
     attack = AutoAttack(norm="l1", epsilon=arguments.epsilon)
-    survival = Evaluator(model, [attack], batch_size=len(labels))(images, labels)
+    survival = Evaluator(logits_fn, [attack], batch_size=len(labels), gradient_fn=gradient_fn)(images, labels)
     seconds = {"ours": round(time.perf_counter() - started, 1)}
     ours = survival.survived[0]
 
@@ -78,6 +92,7 @@ def main() -> None:
     record = {
         "command": f"python -m benchmarks.autoattack_l1 {shlex.join(sys.argv[1:])}",
         "protocol": "pixel",
+        "model": "digits" if arguments.model is None else arguments.model.name,
         "norm": "l1",
         "epsilon": arguments.epsilon,
         "images": len(labels),

@@ -34,6 +34,7 @@ PEERS = {
     "torch": "torch",
     "torchattacks": "torchattacks",
     "pyautoattack": "pyautoattack",
+    "adv_lib": "adv-lib",
 }
 """Module -> package, of the extra `peers`."""
 

@@ -227,6 +227,41 @@ def _sound_models(results: Path) -> str:
     return f"{markdown_table(header, rows)}\n\n```\n{commands}\n```"
 
 
+def _minimal_attacks(results: Path) -> str:
+    """One row per attack and contender: median distance and seconds, each also as a multiple of ours."""
+    files = [read_json(path) for path in sorted((results / "benchmarks").glob("minimal_attacks*.json"))]
+    measured = {name: row for file in files for name, row in file["rows"].items()}
+    ours = {name.partition(", ")[2]: row for name, row in measured.items() if name.startswith("ours, ")}
+    rows = []
+    for name, row in measured.items():
+        contender, _, attack = name.partition(", ")
+        first = ours[attack]
+        cells = [f"{row['median_distance']:.4g}", f"{row['median_distance'] / first['median_distance']:.3f}"]
+        cells += [f"{row['seconds']:.2f}", f"{row['seconds'] / first['seconds']:.2f}"]
+        cells += [f"{row['fastest'] / first['fastest']:.2f}"]
+        rows.append([attack, contender, f"{row['budget']:,}", f"{row['broken']} of {row['images']}", *cells])
+    header = ["attack", "contender", "steps or queries", "broken", "median distance", "of ours", "median s"]
+    header += ["medians' ratio", "fastest runs' ratio"]
+    commands = "\n".join(file["command"] for file in files)
+    return f"{markdown_table(header, rows, right=range(2, len(header)))}\n\n```\n{commands}\n```"
+
+
+def _autoattack_l1(results: Path) -> str:
+    """One row per network: robust accuracy under AutoAttack in L1, ours and its authors', and agreement."""
+    rows, commands = [], []
+    for path in sorted((results / "benchmarks").glob("autoattack_l1-*.json")):
+        measured = read_json(path)
+        commands.append(measured["command"])
+        shares = map(percent, (measured["clean"], *measured["summary"].values()))
+        seconds = (f"{value:.0f}" for value in measured["seconds"].values())
+        network = f"`{measured.get('model', 'digits')}`"
+        rows.append([network, str(measured["images"]), f"{measured['epsilon']:g}", *shares, *seconds])
+    header = ["network", "images", "epsilon", "clean", "robust, ours", "robust, pyautoattack", "outcomes equal"]
+    header += ["ours, s", "pyautoattack, s"]
+    listed = "\n".join(commands)
+    return f"{markdown_table(header, rows)}\n\n```\n{listed}\n```"
+
+
 def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
     """Name of a generated block -> the function that makes its text from the records in `results`."""
     return {
@@ -240,6 +275,8 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         "bounds_reference": partial(_bounds_reference, results),
         "bounds_norms": partial(_bounds_norms, results),
         "smoothing": partial(_smoothing, results),
+        "minimal_attacks": partial(_minimal_attacks, results),
+        "autoattack_l1": partial(_autoattack_l1, results),
         "vnncomp": partial(_vnncomp, results),
         "sound_models": partial(_sound_models, results),
     }

@@ -84,7 +84,7 @@ def carlini_wagner(
         x: float32 images in [0, 1], [N, H, W, C].
         labels: int32 [N], the true classes.
         attack: the hyper-parameters.
-        round: unused, as nothing is random.
+        round: only its radius is used, as nothing is random.
 
     Returns:
         The points that were seen to fool the classifier, neither rounded nor projected.
@@ -96,7 +96,7 @@ def carlini_wagner(
         Those of `minimal_perturbation`.
     """
     found = minimal_perturbation(logits_fn, x, labels, attack)
-    return found.within(attack.epsilon, x)
+    return found.within(round.epsilon(attack), x)
 
 
 def minimal_perturbation(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: CarliniWagner) -> Minimal:

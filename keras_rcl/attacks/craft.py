@@ -268,6 +268,8 @@ def sharing(attack: Attack) -> tuple[Attack, Numbers | None]:
     if isinstance(attack, Transfer):
         inner, numbers = sharing(attack.attack)
         return dataclasses.replace(attack, attack=inner), numbers  # type: ignore[arg-type]
+    if attack.minimal:
+        return attack.with_epsilon(1.0), Numbers(attack.epsilon)
     if attack.norm == "linf" and attack.name in ("apgd", "fab", "square"):
         return attack.with_epsilon(8 / 255), Numbers(attack.epsilon)
     # For l2, TensorFlow multiplies constants in another order than inputs, which changes the last bit.

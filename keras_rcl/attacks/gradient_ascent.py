@@ -91,8 +91,13 @@ class Round(NamedTuple):
     width: int = 0
 
     def epsilon(self, attack: AttackBase) -> tf.Tensor | float:
-        """The radius of the attack's ball."""
+        """The radius of the attack's ball; infinity if the nearest adversarial image is wanted, wherever it is."""
         return attack.epsilon if self.numbers is None else self.numbers.epsilon
+
+    def enough(self, attack: AttackBase) -> tf.Tensor | float:
+        """The distance at which a search for the nearest adversarial image may end: 0 where epsilon is infinite."""
+        epsilon = self.epsilon(attack)
+        return tf.where(tf.math.is_inf(epsilon), 0.0, epsilon)
 
 
 def gradient_attack(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Minimal, Round
-from keras_rcl.attacks.norms import choose, length, normal, per_example, steepest_step, uniform
+from keras_rcl.attacks.norms import Radius, choose, length, normal, per_example, steepest_step, uniform
 from keras_rcl.attacks.surrogates import fools
 from keras_rcl.vocabulary.attacks import HopSkipJump
 
@@ -57,12 +57,12 @@ def hop_skip_jump(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: 
     References:
         Those of `minimal_perturbation`.
     """
-    found = minimal_perturbation(logits_fn, x, labels, attack, round, enough=attack.epsilon)
-    return found.within(attack.epsilon, x)
+    found = minimal_perturbation(logits_fn, x, labels, attack, round, enough=round.enough(attack))
+    return found.within(round.epsilon(attack), x)
 
 
 def minimal_perturbation(
-    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: HopSkipJump, round: Round, *, enough: float = 0.0
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: HopSkipJump, round: Round, *, enough: Radius = 0.0
 ) -> Minimal:
     """The closest adversarial images that the whole budget finds, at any distance.
 
@@ -144,7 +144,7 @@ def minimal_perturbation(
     return Minimal(tf.stop_gradient(state.closest), tf.stop_gradient(state.least), tf.zeros_like(distance))
 
 
-def _active(state: _State, attack: HopSkipJump, halvings: int, enough: float) -> tuple[tf.Tensor, tf.Tensor]:
+def _active(state: _State, attack: HopSkipJump, halvings: int, enough) -> tuple[tf.Tensor, tf.Tensor]:
     """Which examples [N] have found an adversarial image and queries for another step, and its number of directions."""
     root = tf.sqrt(tf.cast(state.step + 1, tf.float32))
     directions = GROUP * tf.cast(tf.math.ceil(FIRST_DIRECTIONS * root / GROUP), tf.int32)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Minimal, Round
-from keras_rcl.attacks.norms import choose, length, per_example
+from keras_rcl.attacks.norms import Radius, choose, length, per_example
 from keras_rcl.vocabulary.attacks import RayS
 
 
@@ -47,7 +47,7 @@ def rays(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: RayS, rou
         x: float32 images in [0, 1], [N, H, W, C].
         labels: int32 [N], the true classes.
         attack: the hyper-parameters.
-        round: unused, as nothing is random.
+        round: only its radius is used, as nothing is random.
 
     Returns:
         The images, and 0 for the share of zero gradients, as none was taken.
@@ -55,12 +55,12 @@ def rays(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: RayS, rou
     References:
         Those of `minimal_perturbation`.
     """
-    found = minimal_perturbation(logits_fn, x, labels, attack, enough=attack.epsilon)
-    return found.within(attack.epsilon, x)
+    found = minimal_perturbation(logits_fn, x, labels, attack, enough=round.enough(attack))
+    return found.within(round.epsilon(attack), x)
 
 
 def minimal_perturbation(
-    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: RayS, *, enough: float = 0.0
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: RayS, *, enough: Radius = 0.0
 ) -> Minimal:
     """The images on the best ray that the whole budget finds, at any distance.
 

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -57,6 +57,8 @@ class Survival:
         stages: For each attack its members, each with the robust accuracy after it.
         adversarial: [A, N, H, W, C], or None if they were not kept.
         dead_gradients: [A], the share of images, counted once per round, of which every pixel gradient was zero.
+        nearest: [A, N], of attacks that look for the nearest adversarial image its distance, whatever epsilon is, or
+            infinity if none was found; NaN for other attacks and for images that were not attacked.
         samples: For each attack, position -> adversarial image [H, W, C] of the first `SAMPLES` broken and the first
             `SAMPLES` robust images, as far as this process computed them.
 
@@ -86,6 +88,7 @@ class Survival:
     adversarial: np.ndarray | None = None
     samples: tuple[dict[int, np.ndarray], ...] = ()
     dead_gradients: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    nearest: np.ndarray | None = None
 
     @property
     def clean(self) -> np.ndarray:
@@ -111,6 +114,7 @@ class Survival:
                 **_kind(attack),
                 **measures(self.clean, self.survived[index], self._correct(index)),
                 **_distances(self.distances[index], self.clean & ~self.survived[index]),
+                **({} if self.nearest is None else _median(self.nearest[index])),
                 "zero_gradients": float(self.zero_gradients[index]),
                 **({"not_finite": lost} if (lost := int(np.sum(self.predictions[index] < 0))) else {}),
                 "forwards": int(self.forwards[index]),
@@ -202,13 +206,23 @@ def _distances(distances: np.ndarray, broken: np.ndarray) -> dict[str, float | N
     }
 
 
+def _median(nearest: np.ndarray) -> dict[str, float | None]:
+    """The median distance to the nearest adversarial images; None if it is infinite."""
+    found = nearest[~np.isnan(nearest)]
+    if not len(found):
+        return {}
+    median = float(np.median(found))
+    return {"median_distance": median if math.isfinite(median) else None}
+
+
 class Evaluator:
     """Attacks a classifier on many images; compiled once, so that it can be called after every epoch.
 
     Args:
         logits_fn: Images [N, H, W, C] in [0, 1] -> logits [N, K], in inference mode. It decides all outcomes.
         attacks: Run one after another, each on the images that are classified correctly. Corruptions run on all
-            images, as one attack per kind and severity.
+            images, as one attack per kind and severity. Attacks that look for the nearest adversarial image and differ
+            in epsilon alone share one run; its costs are those of the first.
         batch_size: Images attacked at once; it changes the speed, and no result.
         seed: The seed of the attacks' random numbers.
         jit: Compile with XLA.
@@ -304,10 +318,11 @@ class Evaluator:
         progress, pieces = progress or Silent(), Pieces(workers, journal)
         (first,) = pieces([(b"clean", lambda: {"predictions": self.predict(images)})])
         clean = first["predictions"]
-        outcomes = [
-            self._attack(number, images, labels, clean, keep_images, progress, pieces)
-            for number in range(len(self.attacks))
-        ]
+        found: dict[int, _Outcome] = {}
+        for number in range(len(self.attacks)):
+            if number not in found:
+                found |= self._outcomes(number, images, labels, clean, keep_images, progress, pieces)
+        outcomes = [found[number] for number in range(len(self.attacks))]
 
         def column(name):
             return np.array([getattr(outcome, name) for outcome in outcomes])
@@ -326,7 +341,59 @@ class Evaluator:
             adversarial=column("adversarial").reshape(len(outcomes), *images.shape) if keep_images else None,
             samples=tuple(outcome.samples for outcome in outcomes),
             dead_gradients=column("dead_gradients"),
+            nearest=column("nearest").reshape(len(outcomes), len(images)),
         )
+
+    def _outcomes(self, number: int, *arguments) -> dict[int, "_Outcome"]:
+        """The outcomes, by number, of an attack and of those that share its run; arguments as of `_attack`."""
+        attack, sharing_run = self.attacks[number], [number]
+        if attack.minimal:
+            alike = attack.with_epsilon(0.0)
+            sharing_run = [n for n, a in enumerate(self.attacks) if a.minimal and a.with_epsilon(0.0) == alike]
+        if attack.minimal and (len(sharing_run) > 1 or not attack.stops_within):
+            return self._search(sharing_run, *arguments)
+        return {number: self._attack(number, *arguments)}
+
+    def _search(
+        self, numbers: list[int], images, labels, clean, keep_images: bool, progress: Progress, pieces: Pieces
+    ) -> dict[int, "_Outcome"]:
+        """Run a search for the nearest adversarial image once for attacks that differ in epsilon alone."""
+        outcomes = {number: _Outcome.before(clean, images if keep_images else None) for number in numbers}
+        (costs, *_), attack = outcomes.values(), self.attacks[numbers[0]]
+        name, right = f"{attack.label} {attack.norm}", np.flatnonzero(clean == labels)
+        member = attack.for_classes(self._graphs.count_classes(images.shape[1:]))
+        key = f"{numbers[0]} nearest {describe(attack)} "
+        progress.start(name, len(right), work=sum(member.num_passes))
+        run = functools.partial(self._run, member, range(1), images, labels, nearest=True)
+        for chosen, found, crafted in self._batch_by_batch(key, run, right, keep_images, progress, pieces):
+            for number, outcome in outcomes.items():
+                cut, left = _within(self.attacks[number].epsilon, found, images[chosen], labels[chosen], crafted)
+                outcome.add_rounds(1, chosen, cut, labels, left)
+        costs.forwards, costs.backwards = len(right) * (member.num_passes[0] + 1), len(right) * member.num_passes[1]
+        shares = []
+        for outcome in outcomes.values():
+            outcome.seconds *= outcome is costs
+            outcome.zero_gradients /= max(1, len(right))
+            outcome.dead_gradients /= max(1, len(right))
+            shares.append(float(np.sum(outcome.predictions[right] == labels[right]) / max(1, len(images))))
+            outcome.stages = ((member.label, shares[-1]),)
+        progress.finish(f"robust accuracy {', '.join(f'{share:.2%}' for share in shares)}")
+        return outcomes
+
+    def _batch_by_batch(
+        self, key: str, run: Callable, positions, keep: bool, progress: Progress, pieces: Pieces, count: int = 1
+    ) -> Iterator[tuple[np.ndarray, Result, np.ndarray | None]]:
+        """The positions of each batch, the results of `run`, and its images if this process computed them.
+
+        `run` runs `count` rounds.
+        The results of a batch are stored in the journal under `key` and its positions.
+        """
+        done, batches, crafted = 0, _batches(positions, self.batch_size), {}  # type: ignore[var-annotated]
+        tasks = [(key.encode() + each.tobytes(), functools.partial(run, each, keep, crafted)) for each in batches]
+        for chosen, found in zip(batches, pieces(tasks), strict=True):
+            yield chosen, found, crafted.pop(chosen.tobytes(), None)
+            done += len(chosen) * count
+            progress.update(done)
 
     def _attack(
         self, number: int, images, labels, clean, keep_images: bool, progress: Progress, pieces: Pieces
@@ -334,7 +401,7 @@ class Evaluator:
         """Run every round of an attack's members on the survivors; the results of a batch are stored in the journal."""
         attack = self.attacks[number]
         survivors = np.arange(len(images)) if attack.every_image else np.flatnonzero(clean == labels)
-        outcome = _Outcome(clean.copy(), np.full(len(images), np.nan), images.copy() if keep_images else None)
+        outcome = _Outcome.before(clean, images if keep_images else None)
         outcome.sampled = not attack.every_image  # 75 corruptions would keep as many times the memory
         num_classes = self._graphs.count_classes(images.shape[1:])
         members = [member.for_classes(num_classes) for member in attack.for_classes(num_classes).members]
@@ -348,19 +415,13 @@ class Evaluator:
                     len(survivors) * len(rounds),
                     work=sum(member.num_passes),
                 )
-                done, batches = 0, _batches(survivors, self.batch_size)
-                crafted: dict[bytes, np.ndarray] = {}
-                tasks = [
-                    (
-                        f"{number} {index} {rounds} {describe(attack)} ".encode() + chosen.tobytes(),
-                        functools.partial(self._run, member, rounds, images, labels, chosen, keep_images, crafted),
-                    )
-                    for chosen in batches
-                ]
-                for chosen, found in zip(batches, pieces(tasks), strict=True):
-                    outcome.add_rounds(len(rounds), chosen, found, labels, crafted.pop(chosen.tobytes(), None))
-                    done += len(chosen) * len(rounds)
-                    progress.update(done)
+                key = f"{number} {index} {rounds} {describe(attack)} "
+                run = functools.partial(self._run, member, rounds, images, labels)
+                for chosen, found, crafted in self._batch_by_batch(
+                    key, run, survivors, keep_images, progress, pieces, len(rounds)
+                ):
+                    outcome.add_rounds(len(rounds), chosen, found, labels, crafted)
+                done = len(survivors) * len(rounds)
                 outcome.forwards += done * (member.num_passes[0] + 1)
                 outcome.backwards += done * member.num_passes[1]
                 survivors = survivors[outcome.predictions[survivors] == labels[survivors]]
@@ -377,7 +438,7 @@ class Evaluator:
         return range(first, min(member.num_rounds, first + max(1, fitting)))
 
     def _run(
-        self, member: Attack, rounds: range, images, labels, chosen, keep_images: bool, crafted: dict[bytes, np.ndarray]
+        self, member: Attack, rounds: range, images, labels, chosen, keep_images: bool, crafted: dict, nearest=False
     ) -> Result:
         """Run rounds on the chosen images, one after the other in the results.
 
@@ -387,7 +448,7 @@ class Evaluator:
         filled = self._filled(np.tile(chosen, len(rounds)))
         numbers = np.repeat(np.array(rounds, np.int32), len(chosen))
         numbers = np.concatenate([numbers, np.full(len(filled) - len(numbers), rounds.start, np.int32)])
-        step = self._graphs.step(member, images.shape[1:])
+        step = self._graphs.step(member, images.shape[1:], nearest)
         seeds = np.array([0, self._seed], np.int64)
         x_adv, predicted, distances, zeros = step(images[filled], labels[filled], numbers, seeds)
         tensors = {"predictions": predicted, "distances": distances, "zero_gradients": zeros}
@@ -401,7 +462,8 @@ class Evaluator:
     def craft(self, number: int, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return what attack `number` makes of images [N, H, W, C]: per image the same as within an evaluation."""
         labels = np.asarray(labels, np.int32)
-        outcome = self._attack(number, images, labels, self.predict(images), True, Silent(), Pieces(ALONE))
+        outcomes = self._outcomes(number, images, labels, self.predict(images), True, Silent(), Pieces(ALONE))
+        outcome = outcomes[number]
         assert outcome.adversarial is not None
         return outcome.adversarial
 
@@ -483,12 +545,15 @@ class _Graphs:
         """The function of images that returns classes; -1 where a logit is not finite."""
         return self._function(("predict", image_shape), lambda: self._predict, image_shape)
 
-    def step(self, member: Attack, image_shape: tuple[int, ...]) -> Callable:
-        """The function of images, labels, rounds [N] and seeds that runs one round of an attack on each image."""
+    def step(self, member: Attack, image_shape: tuple[int, ...], nearest: bool = False) -> Callable:
+        """The function of images, labels, rounds [N] and seeds that runs one round of an attack on each image.
+
+        With `nearest` it returns the nearest adversarial images wherever they are, and not those within epsilon.
+        """
         if isinstance(member, Corruptions):  # NumPy, and no graph per kind and severity
             return functools.partial(self._corrupt, member)
         # A loop whose number of steps is an input crashes XLA.
-        shared, numbers = sharing(member) if self._width is None else (member, None)
+        shared, numbers = sharing(member) if self._width is None or nearest else (member, None)
         signature = (
             tf.TensorSpec([self._width], tf.int32),
             tf.TensorSpec([self._width], tf.int32),
@@ -496,6 +561,8 @@ class _Graphs:
             NUMBERS if numbers else (),
         )
         function = self._function((shared, image_shape), lambda: self._step_of(member), image_shape, *signature)
+        if nearest and numbers is not None:
+            numbers = numbers._replace(epsilon=math.inf)
         return functools.partial(function, numbers=numbers or ())
 
     def _corrupt(self, member: Corruptions, x, labels, rounds, seeds) -> tuple:
@@ -551,6 +618,7 @@ class _Outcome:
 
     predictions: np.ndarray
     distances: np.ndarray
+    nearest: np.ndarray
     adversarial: np.ndarray | None
     zero_gradients: float = 0.0
     dead_gradients: float = 0.0
@@ -561,6 +629,12 @@ class _Outcome:
     stages: tuple[tuple[str, float], ...] = ()
     samples: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     sampled: bool = True
+
+    @classmethod
+    def before(cls, clean: np.ndarray, kept: np.ndarray | None) -> "_Outcome":
+        """That of an attack which has not begun; `kept` are the images if adversarial images are to be kept."""
+        unknown = np.full((2, len(clean)), np.nan)
+        return cls(clean.copy(), *unknown, None if kept is None else kept.copy())
 
     def add_rounds(
         self, count: int, chosen: np.ndarray, found: Result, labels: np.ndarray, crafted: np.ndarray | None
@@ -588,6 +662,7 @@ class _Outcome:
         self.attempts += len(chosen)
         self.predictions[chosen] = found["predictions"]
         self.distances[chosen] = found["distances"]
+        self.nearest[chosen] = found.get("nearest", np.nan)
         self.zero_gradients += float(np.sum(found["zero_gradients"]))
         self.dead_gradients += float(np.sum(found["zero_gradients"] > 0.999))
         if self.adversarial is not None:
@@ -610,6 +685,22 @@ def _of_rounds(rounds: range, count: int) -> str:
     if count == 1:
         return ""
     return f", round {rounds.start + 1}{f'-{rounds.stop}' if len(rounds) > 1 else ''}/{count}"
+
+
+def _within(epsilon, found: Result, images, labels, crafted: np.ndarray | None) -> tuple[Result, np.ndarray | None]:
+    """The results of a search as those of an attack within epsilon: clean images where the nearest one is farther."""
+    far = found["distances"] > epsilon
+    broken = found["predictions"] != labels
+    cut = {
+        **found,
+        "predictions": np.where(far, labels, found["predictions"]),
+        "distances": np.where(far, np.float32(0), found["distances"]),
+        "nearest": np.where(broken, found["distances"], np.inf),
+    }
+    stay = far[:, None, None, None]
+    if "images" in found:
+        cut["images"] = np.where(stay, images, found["images"])
+    return cut, None if crafted is None else np.where(stay, images, crafted)
 
 
 def _each(attacks: Sequence[Attack]) -> tuple[Attack, ...]:

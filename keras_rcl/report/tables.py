@@ -45,15 +45,21 @@ def percent(value: float) -> str:
 
 
 def attack_table(record: Mapping) -> str:
-    """The table that `attack` prints: one row per attack and epsilon, in percent; corruptions are left out."""
-    rows = []
-    for row in record["rows"]:
-        if "kind" in row:
-            continue
+    """The table that `attack` prints: one row per attack and epsilon, in percent; corruptions are left out.
+
+    The median distance to the nearest adversarial images is a column if an attack looks for them.
+    """
+    rows, measured = [], [row for row in record["rows"] if "kind" not in row]
+    medians = any("median_distance" in row for row in measured)
+    for row in measured:
         name = row["attack"] if row["attack"] != "worst case" else _worst_case(row)
         limits = interval_text(row["robust_accuracy"], record["images"])
         rows.append([name, *(percent(row[key]) for key in list(ATTACK_COLUMNS.values())[1:]), limits])
-    return text_table([*ATTACK_COLUMNS, "95% interval"], rows)
+        if medians:
+            median = row.get("median_distance")
+            unknown = "infinite" if "median_distance" in row else ""
+            rows[-1].append(unknown if median is None else _distance(median, row["norm"]))
+    return text_table([*ATTACK_COLUMNS, "95% interval", *(["median distance"] if medians else [])], rows)
 
 
 def has_attacks(record: Mapping) -> bool:

@@ -62,6 +62,7 @@ class Row(TypedDict):
     robust_accuracy: Share
     largest_distance: NotRequired[Length | None]
     median_distance_fallen: NotRequired[Length | None]
+    median_distance: NotRequired[Length | None]
     zero_gradients: NotRequired[Share]
     not_finite: NotRequired[int]
     forwards: NotRequired[int]

@@ -15,7 +15,20 @@ from hypothesis.extra import numpy as hnp
 from keras_rcl.attacks import craft
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.robustness import Evaluator, Survival, _batches, measures
-from keras_rcl.vocabulary.attacks import BIM, FAB, FGSM, PGD, AutoPGD, Embedding, Square, Transfer
+from keras_rcl.report.tables import attack_table
+from keras_rcl.vocabulary.attacks import (
+    BIM,
+    DDN,
+    FAB,
+    FGSM,
+    FMN,
+    PGD,
+    AutoPGD,
+    Embedding,
+    RayS,
+    Square,
+    Transfer,
+)
 
 quick = settings(max_examples=100)
 THREE_AND_ONE = (FGSM(), BIM(), PGD(epsilon="4/255"), PGD())
@@ -274,6 +287,91 @@ def test_attacks_that_differ_in_numbers_share_a_graph(first, second):
     assert len(traced) == before > 0
     expected = craft(second, linear, images, labels, seed=3)
     np.testing.assert_allclose(survival.adversarial[0], expected, rtol=0, atol=1e-6)
+
+
+# Images of three classes in the middle of the box, the last of them misclassified. Logits are far apart, so that
+# cross-entropy leads to the border as well.
+MIDDLE = RNG.uniform(0.47, 0.53, (8, 2, 2, 1)).astype("float32")
+STEEP = 40 * np.array([[9, -7, -8], [6, 9, -9], [-7, 8, 9], [8, -6, 7]], "float64")
+BIAS = -STEEP.sum(axis=0) / 2
+MIDDLE_SCORES = MIDDLE.reshape(-1, 4).astype("float64") @ STEEP + BIAS
+MIDDLE_LABELS = np.where(np.arange(8) == 7, MIDDLE_SCORES.argmin(axis=1), MIDDLE_SCORES.argmax(axis=1))
+
+
+def steep(x):
+    return tf.reshape(x, [-1, 4]) @ tf.constant(STEEP, tf.float32) + tf.constant(BIAS, tf.float32)
+
+
+def distances_to_the_border(norm):
+    """[7], the closed form: the smallest (z_y - z_k) / ||w_y - w_k||, in the dual norm, over the other classes k."""
+    found = []
+    for scores, label in zip(MIDDLE_SCORES[:7], MIDDLE_LABELS, strict=False):
+        others = [k for k in range(3) if k != label]
+        sizes = [
+            np.linalg.norm(STEEP[:, label] - STEEP[:, k], {"linf": 1, "l2": 2, "l1": np.inf}[norm]) for k in others
+        ]
+        found.append(min((scores[label] - scores[k]) / size for k, size in zip(others, sizes, strict=True)))
+    return np.array(found)
+
+
+def between(distances):
+    """Epsilons of which each is beyond the distances of some images and short of those of others."""
+    ranked = np.sort(distances)
+    return [float(ranked[number : number + 2].mean()) for number in (2, 3, 5)]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FMN(norm="l2", num_steps=200),
+        FMN(norm="l1", num_steps=200),
+        DDN(num_steps=200, initial_epsilon=0.02),
+    ],
+    ids=lambda attack: f"{attack.name} {attack.norm}",
+)
+def test_one_run_gives_the_median_distance_and_the_robust_accuracy_at_every_epsilon(attack):
+    """Of a linear classifier both are closed forms."""
+    expected = distances_to_the_border(attack.norm)
+    attacks = [attack.with_epsilon(epsilon) for epsilon in between(expected)]
+    survival = Evaluator(steep, [FGSM(), *attacks], batch_size=4)(MIDDLE, MIDDLE_LABELS, keep_images=True)
+    rows = survival.rows()[1:]
+    for number, (row, each) in enumerate(zip(rows, attacks, strict=True), 1):
+        np.testing.assert_allclose(survival.nearest[number][:7], expected, rtol=0.02)
+        np.testing.assert_array_equal(survival.survived[number][:7], expected > each.epsilon)
+        assert row["robust_accuracy"] == np.sum(expected > each.epsilon) / 8
+        assert row["median_distance"] == pytest.approx(np.median(expected), rel=0.02)
+        assert row["largest_distance"] <= each.epsilon
+        moved = np.abs(survival.adversarial[number] - MIDDLE).max(axis=(1, 2, 3)) > 0
+        np.testing.assert_array_equal(moved[:7], expected <= each.epsilon)
+    assert np.isnan(survival.nearest[:, 7]).all() and np.isnan(survival.nearest[0]).all()
+    assert "median_distance" not in survival.rows()[0]
+    forwards, backwards = attack.for_classes(3).num_passes
+    assert (rows[0]["forwards"], rows[0]["backwards"]) == (7 * (forwards + 1), 7 * backwards)
+    assert rows[0]["seconds"] > 0
+    assert {(row["forwards"], row["backwards"], row["seconds"]) for row in rows[1:]} == {(0, 0, 0)}
+
+
+def test_a_model_that_is_never_fooled_has_an_infinite_median():
+    attack = FMN(norm="l2", num_steps=1)
+    survival = Evaluator(lambda x: 1e-5 * steep(x) + [1.0, 0, 0], [attack], batch_size=8)(MIDDLE, np.zeros(8, int))
+    rows = survival.rows()
+    assert np.isinf(survival.nearest).all() and rows[0]["median_distance"] is None
+    table = attack_table({"rows": [*rows, {**rows[0], "median_distance": 0.25}], "images": 8}).splitlines()
+    assert table[0].endswith("median distance") and table[2].endswith("  infinite") and table[3].endswith("  0.250")
+
+
+@pytest.mark.slow
+def test_an_attack_that_ends_within_epsilon_runs_once_for_several_epsilons():
+    """The outcomes are those of a run per epsilon, which ends at the first adversarial image within epsilon."""
+    attack = RayS(num_queries=200)
+    attacks = [attack.with_epsilon(epsilon) for epsilon in between(distances_to_the_border(attack.norm))]
+    evaluator = Evaluator(steep, attacks, batch_size=8)
+    survival = evaluator(MIDDLE, MIDDLE_LABELS)
+    for number, each in enumerate(attacks):
+        alone = evaluator.with_attacks([each], 0)(MIDDLE, MIDDLE_LABELS)
+        np.testing.assert_array_equal(alone.survived[0], survival.survived[number])
+        assert np.isnan(alone.nearest).all()
+    assert survival.rows()[0]["median_distance"] == survival.rows()[1]["median_distance"] > 0
 
 
 def test_zero_gradients_of_the_images_attacked():

@@ -22,6 +22,8 @@ class AttackBase(DataclassInstance):
         steps_field: The field that a number after the attack's name sets on the command line.
         training_only: Whether the attack is defined in training only.
         every_image: Whether an evaluation attacks misclassified images as well.
+        minimal: Whether one run finds the nearest adversarial image, whatever epsilon is.
+        stops_within: Whether a run of such an attack ends at the first adversarial image within epsilon.
 
     Example:
         A subclass is a `spec` with the fields `name`, `norm` and `epsilon`, and the properties `label` and
@@ -38,6 +40,10 @@ class AttackBase(DataclassInstance):
     """Whether the attack is defined in training only."""
     every_image: ClassVar[bool] = False
     """Whether an evaluation attacks misclassified images as well."""
+    minimal: ClassVar[bool] = False
+    """Whether one run finds the nearest adversarial image, whatever epsilon is."""
+    stops_within: ClassVar[bool] = False
+    """Whether a run of such an attack ends at the first adversarial image within epsilon."""
 
     def __post_init__(self) -> None:
         if self.norm is None or self.epsilon is None:

@@ -74,6 +74,7 @@ class RayS(AttackBase):
     num_queries: PositiveInt = 10_000
     tolerance: PositiveFloat = 1e-3
 
+    minimal = stops_within = True
     steps_field = "num_queries"
 
     @property
@@ -110,6 +111,7 @@ class HopSkipJump(AttackBase):
     epsilon: Pixels = 128 / 255
     num_queries: Annotated[int, Field(ge=100)] = 10_000
 
+    minimal = stops_within = True
     steps_field = "num_queries"
 
     @property

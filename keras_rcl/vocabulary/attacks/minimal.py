@@ -103,6 +103,8 @@ class CarliniWagner(AttackBase):
     learning_rate: PositiveFloat = 1e-2
     confidence: Annotated[float, Field(ge=0)] = 0.0
 
+    minimal = True
+
     @property
     def num_passes(self) -> tuple[int, int]:
         steps = self.binary_search_steps * self.num_steps
@@ -144,6 +146,8 @@ class DeepFool(AttackBase):
     num_targets: PositiveInt = 9
     overshoot: Annotated[float, Field(ge=0)] = 0.02
 
+    minimal = True
+
     @property
     def num_passes(self) -> tuple[int, int]:
         return 2 * self.num_steps + 2, self.num_steps * self.num_targets
@@ -183,6 +187,8 @@ class DDN(AttackBase):
     initial_epsilon: PositiveFloat = 1.0
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
+    minimal = True
+
     @property
     def num_passes(self) -> tuple[int, int]:
         return self.num_steps + 2, self.num_steps
@@ -218,6 +224,8 @@ class FMN(AttackBase):
     epsilon: Pixels = 8 / 255
     num_steps: PositiveInt = 100
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+    minimal = True
 
     @property
     def num_passes(self) -> tuple[int, int]:
