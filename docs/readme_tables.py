@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -133,9 +133,19 @@ FAMILIES = {
 
 
 def _corruptions(results: Path) -> str:
-    """One row per published network: mean accuracy on corrupted images, of all kinds and of each group."""
+    """One row per published network."""
+    return _corruption_table((results / "published").glob("*-corruptions.json"))
+
+
+def _corruptions_of_methods(results: Path) -> str:
+    """One row per network that was trained here."""
+    return _corruption_table((results / "attacks").glob("*-corruptions.json"))
+
+
+def _corruption_table(paths: Iterable[Path]) -> str:
+    """One row per record: mean accuracy on corrupted images, of all kinds and of each group."""
     rows, commands, images = [], [], 0
-    for path in sorted((results / "published").glob("*-corruptions.json")):
+    for path in sorted(paths):
         record = RECORD.read(path)
         summary, images = record["corruptions"], record["images"]
         groups = [statistics.fmean(summary["kinds"][kind] for kind in kinds) for kinds in FAMILIES.values()]
@@ -228,7 +238,7 @@ def _speed(results: Path) -> str:
 
 TABLES = (
     *(_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols),
-    *(_corruptions, _verifications, _audits, _audited_models, _speed),
+    *(_corruptions, _corruptions_of_methods, _verifications, _audits, _audited_models, _speed),
 )
 
 
