@@ -143,7 +143,7 @@ def fmn(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FMN) -> Mi
         epsilon_t = min((1 - gamma_t) epsilon_t, closest distance)    if x + delta is adversarial
                   = (1 + gamma_t) epsilon_t                           if it is not, but an earlier one was
                   = (1 + gamma_t) (||delta||_p + |margin| / ||g||_q)  otherwise, q the dual norm of p
-        delta <- projection of delta + alpha_t g / ||g||_2 to the ball of radius epsilon_t, then clipped to the box
+        delta <- projection of delta + alpha_t g / ||g||_2 to the ball of radius epsilon_t and to the box
 
     Args:
         logits_fn: as of `deepfool`, like the arguments that are not described here.
@@ -173,9 +173,7 @@ def fmn(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: FMN) -> Mi
         outside = tf.where(tf.math.is_inf(state.distance), size + border, state.radius) * (1.0 + gamma)
         radius = tf.where(adversarial, tf.minimum(state.radius * (1.0 - gamma), state.distance), outside)
         delta = state.delta + _cosine(state.step, attack.num_steps, 1.0, 0.01) * steepest_step(gradient, "l2")
-        # To the ball alone: in L1 the box then makes the perturbation shorter than the radius, which follows it down.
-        delta = project(x + delta, x, per_example(radius, x), attack.norm, (-math.inf, math.inf))
-        delta = tf.clip_by_value(delta, 0.0, 1.0) - x
+        delta = project(x + delta, x, per_example(radius, x), attack.norm) - x
         return state._replace(delta=delta, radius=radius, zeros=state.zeros + zero)
 
     return _search(step, logits_fn, x, labels, attack, radius=float("inf"))
