@@ -262,11 +262,36 @@ def _autoattack_l1(results: Path) -> str:
     return f"{markdown_table(header, rows)}\n\n```\n{listed}\n```"
 
 
+def _early_audits(results: Path) -> str:
+    """One row per claim: the verdicts of an audit of all images and of an early one, and what the latter attacks."""
+    measured = read_json(results / "benchmarks/early_audits.json")
+    rows = [
+        [
+            row["model"],
+            percent(row["robust_accuracy"]),
+            f"{row['points']:+d}",
+            row["all"]["verdict"],
+            row["early"]["verdict"],
+            str(row["early"]["attacked"]),
+            *(percent(row[f"share_of_{of}"]) for of in ("seconds", "passes")),
+        ]
+        for row in measured["rows"]
+    ]
+    header = ["model", "robust", "claim, points", "of all images", "early", "attacked", "attacks' time", "passes"]
+    facts = (
+        f"The verdict is the same for {measured['same_verdicts']} of {len(rows)} claims. The median of the attacks' "
+        f"time is {percent(measured['median_share_of_seconds'])} % of that of {measured['images']:,} images, and the "
+        f"median of the passes of single images through the network {percent(measured['median_share_of_passes'])} %."
+    )
+    return f"{markdown_table(header, rows, right=(1, 2, 5, 6, 7))}\n\n{facts}\n\n```\n{measured['command']}\n```"
+
+
 def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
     """Name of a generated block -> the function that makes its text from the records in `results`."""
     return {
         **{name: partial(_benchmark, results, file) for name, file in BENCHMARKS.items()},
         "claf_options": partial(_claf_options, results),
+        "early_audits": partial(_early_audits, results),
         "contrast_by_blocks": partial(_contrast_by_blocks, results),
         "commands": partial(_commands, results),
         "robust_model": partial(_robust_model, results),
