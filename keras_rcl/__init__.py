@@ -132,7 +132,7 @@ def __getattr__(name: str) -> Any:
     if module.split(".")[1] not in _LIGHT:
         from keras_rcl.runtime.tensorflow import start_tensorflow
 
-        start_tensorflow()
+        start_tensorflow(program=False)
     value = getattr(importlib.import_module(module), name)
     globals()[name] = value  # The import may have set a submodule of the same name.
     return value

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -214,28 +213,15 @@ def _sized(image: np.ndarray, image_size: int | None) -> np.ndarray:
 
 def _digits(dataset: Dataset) -> tuple[list[str], SourceSplit, None]:
     """1797 digits of 8x8 pixels, 0..16, from scikit-learn (a test set of UCI's optical recognition of digits)."""
-    rows = _rows_of_digits()
-    images = np.round(rows[:, :-1].reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)[..., None]
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
 
     def read(indices: np.ndarray) -> np.ndarray:
         return gathered((_sized(image, dataset.image_size) for image in images[indices]), len(indices))
 
-    return [str(name) for name in range(10)], SourceSplit(rows[:, -1].astype(np.int64), read), None
-
-
-def _rows_of_digits() -> np.ndarray:
-    """What `sklearn.datasets.load_digits` reads, [1797, 65]: 64 pixels and the class.
-
-    Its file is read without importing scikit-learn, which takes 2.5 s, if it is where it has been so far.
-    """
-    package = importlib.util.find_spec("sklearn")
-    file = Path(package.origin).parent / "datasets/data/digits.csv.gz" if package and package.origin else None
-    if file is not None and file.is_file():
-        return np.loadtxt(file, delimiter=",")
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.column_stack([digits.data, digits.target])
+    return [str(name) for name in digits.target_names], SourceSplit(digits.target.astype(np.int64), read), None
 
 
 def _arrays(dataset: Dataset) -> SourceData:

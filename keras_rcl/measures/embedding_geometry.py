@@ -78,7 +78,11 @@ def silhouette(labels: np.ndarray, points: np.ndarray) -> float | None:
     References:
         Rousseeuw 1987, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis".
     """
-    return _silhouette(labels, _squared_distances(_cosines(points)))
+    from sklearn.metrics import silhouette_score
+
+    if not 2 <= len(np.unique(labels)) < len(labels):
+        return None
+    return float(silhouette_score(np.asarray(points, np.float64), labels))
 
 
 def clean_to_adversarial_distance(clean: np.ndarray, adversarial: np.ndarray) -> float:
@@ -115,7 +119,7 @@ def geometry(labels: np.ndarray, clean: np.ndarray, adversarial: np.ndarray | No
                 _alignment(positive, distances),
                 _uniformity(distances),
                 *_margin_violations(positive, negative, cosines),
-                _silhouette(labels, distances),
+                silhouette(labels, points),
                 None if adversarial is None else clean_to_adversarial_distance(clean, adversarial),
             ),
             strict=True,
@@ -140,21 +144,6 @@ def _margin_violations(
     negative_margin: float = 0.1,
 ) -> tuple[float | None, float | None]:
     return _mean(cosines[positive] < positive_margin), _mean(cosines[negative] > negative_margin)
-
-
-def _silhouette(labels: np.ndarray, distances: np.ndarray) -> float | None:
-    classes, own = np.unique(labels, return_inverse=True)
-    if not 2 <= len(classes) < len(labels):
-        return None
-    members = np.eye(len(classes))[own]
-    sizes, totals, rows = members.sum(axis=0), np.sqrt(distances) @ members, np.arange(len(own))
-    within = totals[rows, own] / np.maximum(sizes[own] - 1, 1)
-    means = totals / sizes
-    means[rows, own] = np.inf
-    nearest = means.min(axis=1)
-    larger = np.maximum(within, nearest)
-    values = (nearest - within) / np.where(larger > 0, larger, 1.0)
-    return float(np.mean(np.where(sizes[own] > 1, values, 0.0)))
 
 
 def _unit(points: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 from keras_rcl.errors import InvalidInputError
 
 
-def start_tensorflow(*, deterministic: bool = False) -> None:
+def start_tensorflow(*, deterministic: bool = False, program: bool = True) -> None:
     """Import TensorFlow and Keras with fast settings, and keep their start-up messages off the terminal.
 
     oneDNN doubles the speed of input gradients on CPUs where it is off by default, and must be chosen before the first
@@ -20,6 +20,8 @@ def start_tensorflow(*, deterministic: bool = False) -> None:
 
     Args:
         deterministic: Every operation gives the same bits each time, for the rest of the process.
+        program: Whether the process is one of this package's programs, which then keeps the objects of the libraries
+            from the garbage collector. False leaves the collector of a user's process as it is.
 
     Raises:
         InvalidInputError: If another backend of Keras runs or was chosen.
@@ -33,10 +35,11 @@ def start_tensorflow(*, deterministic: bool = False) -> None:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
-        # The half a million objects of the libraries stay. Each later collection would look at all of them, and those
-        # at Python's end at everything.
-        gc.freeze()
-        atexit.register(gc.freeze)
+        if program:
+            # Half a million objects: each later collection would look at all of them, and those at Python's end at
+            # everything.
+            gc.freeze()
+            atexit.register(gc.freeze)
         # float32 means float32 on GPUs too, in losses and in evaluation; a mixed policy is the way to more speed.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         tf.get_logger().setLevel("ERROR")
