@@ -30,8 +30,10 @@ from keras_rcl.storage.journal import Journal, Result
 from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, Attack, Corruptions, describe
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.record import CorruptionSummary, Row
-from keras_rcl.vocabulary.threat import ThreatModel
+from keras_rcl.vocabulary.threat import Norm, ThreatModel
 
+PAST_THE_BORDER = (1.001, 1.01)
+"""The factors by which a nearest perturbation is lengthened, in turn, as long as its image is not misclassified."""
 SAMPLES = 16
 """The number of broken and of robust images per attack whose adversarial images are kept for pictures."""
 
@@ -561,9 +563,26 @@ class _Graphs:
             NUMBERS if numbers else (),
         )
         function = self._function((shared, image_shape), lambda: self._step_of(member), image_shape, *signature)
-        if nearest and numbers is not None:
-            numbers = numbers._replace(epsilon=math.inf)
-        return functools.partial(function, numbers=numbers or ())
+        if not nearest:
+            return functools.partial(function, numbers=numbers or ())
+        everywhere = () if numbers is None else numbers._replace(epsilon=math.inf)
+        return functools.partial(self._past_the_border, functools.partial(function, numbers=everywhere), member.norm)
+
+    def _past_the_border(self, step: Callable, norm: Norm, x, labels, rounds, seeds) -> tuple:
+        """As of `step`; an image that stops just before the border of the served logits is moved a little further.
+
+        A search ends at the border of the logits that it reads, which differ from the served ones by rounding.
+        """
+        nearest, predicted, distances, zeros = step(x, labels, rounds, seeds)
+        images = nearest
+        for factor in PAST_THE_BORDER:
+            before = (predicted == labels) & (distances > 0)
+            if not tf.reduce_any(before):
+                break
+            further = tf.clip_by_value(x + factor * (nearest - x), 0.0, 1.0)
+            images = tf.where(before[:, None, None, None], further, images)
+            predicted = self.predict(x.shape[1:])(images)
+        return images, predicted, length(images - x, norm), zeros
 
     def _corrupt(self, member: Corruptions, x, labels, rounds, seeds) -> tuple:
         """As of `step`, run eagerly."""

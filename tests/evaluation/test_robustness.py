@@ -351,6 +351,21 @@ def test_one_run_gives_the_median_distance_and_the_robust_accuracy_at_every_epsi
     assert {(row["forwards"], row["backwards"], row["seconds"]) for row in rows[1:]} == {(0, 0, 0)}
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+def test_a_search_through_logits_that_differ_by_rounding_ends_past_the_border_of_the_served_ones(norm):
+    """The logits that are read favour other classes by 1e-4, so that their border is nearer by less than 0.1 %."""
+    expected = distances_to_the_border(norm)
+    right = tf.one_hot(MIDDLE_LABELS, 3)
+
+    def read(x):
+        return steep(x) - 1e-4 * tf.gather(right, tf.range(tf.shape(x)[0]))
+
+    attack = FMN(norm=norm, num_steps=200, epsilon=0.9 if norm == "linf" else 5)
+    survival = Evaluator(steep, [attack], batch_size=8, gradient_fn=read)(MIDDLE, MIDDLE_LABELS)
+    assert not survival.survived[0][:7].any()
+    np.testing.assert_allclose(survival.nearest[0][:7], expected, rtol=0.02)
+
+
 def test_a_model_that_is_never_fooled_has_an_infinite_median():
     attack = FMN(norm="l2", num_steps=1)
     survival = Evaluator(lambda x: 1e-5 * steep(x) + [1.0, 0, 0], [attack], batch_size=8)(MIDDLE, np.zeros(8, int))
