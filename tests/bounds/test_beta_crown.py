@@ -187,6 +187,7 @@ def test_a_linear_network_has_nothing_to_split():
         assert found.safe is safe and found.lower == pytest.approx(0.75 - 4 * epsilon, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_bounds_stop_when_time_is_up():
     """Without time, the loops are left at once: what remains is CROWN from intervals, which is sound."""
     network, search = searched("deep")

@@ -632,7 +632,10 @@ def test_report_prints_a_papers_tables(here, tmp_path):
     assert not Path("results").exists()
     printed = run("report", "--paper", "wang", "--scale", "cpu", "--output-dir", tmp_path / "out", "--json")
     assert "note: there is no folder results/, so no committed records were found; see --results" in printed.stderr
-    assert [table["name"] for table in json.loads(printed.stdout)["tables"]] == ["Figures 10 to 12"]
+    assert [table["name"] for table in json.loads(printed.stdout)["tables"]] == [
+        "Figures 10 to 12",
+        "Weights and margins",
+    ]
 
 
 @pytest.mark.parametrize(

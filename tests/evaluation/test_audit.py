@@ -486,6 +486,7 @@ def early(claimed):
     return context, auditing.conclude(context)
 
 
+@pytest.mark.slow
 def test_a_false_claim_falls_early_without_the_checks_that_attack():
     context, result = early(0.95)
     assert result.verdict == "falls" and len(result.attacked) == 60
