@@ -360,7 +360,7 @@ def test_a_search_through_logits_that_differ_by_rounding_ends_past_the_border_of
     def read(x):
         return steep(x) - 1e-4 * tf.gather(right, tf.range(tf.shape(x)[0]))
 
-    attack = FMN(norm=norm, num_steps=200, epsilon=0.9 if norm == "linf" else 5)
+    attack = FMN(norm=norm, num_steps=200, epsilon={"linf": 0.9, "l2": 1.9, "l1": 3.9}[norm])
     survival = Evaluator(steep, [attack], batch_size=8, gradient_fn=read)(MIDDLE, MIDDLE_LABELS)
     assert not survival.survived[0][:7].any()
     np.testing.assert_allclose(survival.nearest[0][:7], expected, rtol=0.02)
