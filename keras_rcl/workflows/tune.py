@@ -276,9 +276,9 @@ class Pruning:
         """The share of the last phase and the objective after each validation of the trial."""
         found = []
         for line in METRICS.read_lines(Path(self._job.folder) / "metrics.jsonl"):
-            reached = [line.get(f"validation_{name}_accuracy") for name in ("clean", "robust")]
-            if line["phase"] == self._last.name and None not in reached:
-                value = objective_value(self._job.objective, *reached)
+            clean, robust = (line.get(f"validation_{name}_accuracy") for name in ("clean", "robust"))
+            if line["phase"] == self._last.name and isinstance(clean, float) and isinstance(robust, float):
+                value = objective_value(self._job.objective, clean, robust)
                 found.append((round(line["epoch"] / self._last.epochs, 4), round(value, 6)))
         return found
 
