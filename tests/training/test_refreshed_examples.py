@@ -70,6 +70,11 @@ def test_batches_hold_the_examples_of_their_images():
 
 @pytest.mark.parametrize("name", [name for name, cls in VARIANTS.items() if "attack" in cls.__dataclass_fields__])
 def test_every_variant_with_an_attack_takes_refreshed_examples(name):
+    """Except for `smooth_adv`, whose attack is of the noise of the step."""
+    if name == "smooth_adv":
+        with pytest.raises(InvalidInputError, match="'refreshed' is not one of 'fgsm', 'bim', 'mifgsm', 'pgd'"):
+            VARIANTS[name](attack={"name": "refreshed", "every": 50, "attack": "pgd-5"})
+        return
     method = VARIANTS[name](attack={"name": "refreshed", "every": 50, "attack": "pgd-5"})
     views = [view for phase in method.phases() for one in (phase, *phase.refresh) for view in one.views]
     assert any(view.kind == "adversarial" and not view.crafted for view in views)
