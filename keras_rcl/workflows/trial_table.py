@@ -178,6 +178,7 @@ class Study:
 
         The importance needs at least two objectives that differ.
         """
+        from matplotlib import pyplot as plt
         from optuna.visualization import matplotlib as plots
 
         objective = self.fingerprint.settings["objective"]
@@ -191,7 +192,7 @@ class Study:
                 figure = plot(self._study, target_name=objective).figure
                 with atomic_path(self.folder / name) as temporary:
                     figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
-                figure.clear()
+                plt.close(figure)
 
     def to_json(self) -> dict[str, Any]:
         """The study as it is stored."""
