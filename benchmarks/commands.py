@@ -215,7 +215,7 @@ def main() -> None:
         print("; ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in summary(name, stages).items()))
     if arguments.json:
         command = f"python -m benchmarks.commands {shlex.join(sys.argv[1:])}"
-        machine = {"cores": os.cpu_count(), "processor": processor(), "repeats": arguments.repeats}
+        machine = {"cores": len(os.sched_getaffinity(0)), "processor": processor(), "repeats": arguments.repeats}
         written = {"command": command, **machine, "versions": versions(), "commands": found}
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")
 

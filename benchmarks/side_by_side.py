@@ -194,7 +194,7 @@ def tell(arguments: argparse.Namespace, rows: dict[str, dict], more: Sequence[st
         module = Path(sys.argv[0]).stem
         record = {
             "command": f"python -m benchmarks.{module} {shlex.join(sys.argv[1:])}",
-            "cores": os.cpu_count(),
+            "cores": len(os.sched_getaffinity(0)),
             "versions": {**versions(), **_peer_versions()},
             **facts,
             "rows": rows,

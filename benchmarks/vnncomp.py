@@ -112,7 +112,7 @@ def main() -> None:
             record["instances"].append(row)
             record |= {
                 "commands": list(dict.fromkeys([*record.get("commands", []), command])),
-                "cores": os.cpu_count(),
+                "cores": len(os.sched_getaffinity(0)),
                 "versions": versions(),
                 "categories": summary(record["instances"], tools),
             }
