@@ -126,6 +126,8 @@ def subjects(root: Path) -> dict[str, Subject]:
         found[variant] = Subject([*base, *beside], runs_finished)
     at, certified = str(models / "at"), str(models / "certified")
     attacks = ["--attack", "pgd-100:epsilon=16/255,num_restarts=2", "--attack", "square-100:epsilon=16/255"]
+    nearest = [f"--attack={name}:epsilon=16/255" for name in ("deepfool", "ddn", "fmn", "hopskipjump-500")]
+    nearest += [f"--attack={name}:norm=l1,epsilon=2" for name in ("fmn", "apgd-20", "fab-10", "square-100")]
     crafted = ["--attack", "pgd-200:epsilon=16/255", "--batch-size", "5", "--shard-size", "30"]
     claim = ["--claim", "60%", "--epsilon", "16/255", "--limit", "20", "--check-images", "10", "--batch-size", "10"]
     claim += ["--verifier", "pgd-40:num_restarts=2"]
@@ -148,6 +150,7 @@ def subjects(root: Path) -> dict[str, Subject]:
             ["attack", at, "--attack", "corruptions", "--attack", "spatial:num_rotations=9", "--save-images", *shared],
             ["out/record.json", "out/corruptions.png"],
         ),
+        "nearest": (["attack", at, *nearest, "--batch-size", "10", "--save-images", *shared], ["out/record.json"]),
         "craft-dataset": (["craft-dataset", at, *crafted, *shared], ["out/examples.json"]),
         "audit": (["audit", at, *claim, *shared], ["out/audit.json"]),
         "verify": (["verify", certified, *balls, *shared], ["out/record.json"]),
