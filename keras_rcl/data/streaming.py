@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_rcl.data.splits import ImageData, Piece, Records, SourceSplit, Split, StreamedSplit
 from keras_rcl.data.tfdata_options import PARALLEL
-from keras_rcl.data.tfds_sets import prepared, read_config
+from keras_rcl.data.tfds_sets import examples, prepared
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime import philox
 from keras_rcl.vocabulary.dataset import Dataset
@@ -36,13 +36,13 @@ def load_streamed(dataset: Dataset) -> ImageData:
         The three splits; `train` is a `StreamedSplit` if there is no limit.
 
     Raises:
-        InvalidInputError: as for `load`; or if the files are not shuffled TFRecords.
+        InvalidInputError: as for `load`; or if the examples are not shuffled.
     """
     builder, keys = prepared(dataset)
     info, feature = builder.info, builder.info.features[keys[0]]
-    if info.disable_shuffling or info.file_format is None or info.file_format.value != "tfrecord":
+    if info.disable_shuffling:
         raise InvalidInputError(
-            f"{dataset.name} is not prepared as shuffled TFRecords, which streaming reads; leave out dataset.streamed"
+            f"{dataset.name} is not shuffled on disk, as streaming needs it; leave out dataset.streamed"
         )
     total, channels = info.splits["train"].num_examples, feature.shape[-1]
     count = total - round(dataset.validation_fraction * total)
@@ -174,9 +174,10 @@ def _streamed(builder, split: str, count: int, held: Split, keys, image_of, buff
 def _examples(builder, split: str, keys: tuple[str, str]) -> Iterator[tuple[int, int, bytes]]:
     """(position in the split, label, encoded image), in the order of the files; read as it is asked for."""
     image_key, label_key = keys
-    examples = builder.as_dataset(split=split, decoders={image_key: _skip_decoding()}, read_config=read_config())
-    for position, example in enumerate(examples.as_numpy_iterator()):
-        yield position, int(example[label_key]), example[image_key]
+    batches = examples(builder, split, keys).as_numpy_iterator()
+    found = (pair for batch in batches for pair in zip(batch[label_key], batch[image_key], strict=True))
+    for position, (label, encoded) in enumerate(found):
+        yield position, int(label), encoded
 
 
 def _balanced(examples: Iterator, classes: int, size: int) -> Iterator:

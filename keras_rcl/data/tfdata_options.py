@@ -1,6 +1,7 @@
 """tf.data without autotuning, and fixed values in its place."""
 
 import os
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -20,3 +21,8 @@ def untuned() -> tf.data.Options:
     options = tf.data.Options()
     options.autotune.enabled = False
     return options
+
+
+def as_written(function: Callable) -> Callable:
+    """Return a function that a data set traces as it is: to look for Python's `if` and `for` takes longer than that."""
+    return tf.autograph.experimental.do_not_convert(function)

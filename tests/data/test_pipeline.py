@@ -7,7 +7,6 @@ import tensorflow as tf
 from keras_rcl.data.augmentations import augment
 from keras_rcl.data.pipeline import Batches
 from keras_rcl.data.sources import Split
-from keras_rcl.data.tfds_sets import read_config
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import PGD, Stored
 from keras_rcl.vocabulary.dataset import CropFlip, LayerAugmentation, SimCLR
@@ -167,10 +166,9 @@ def test_an_empty_part_is_refused():
 
 
 def test_no_iterator_waits_for_autotuning():
-    """Which its end may, for as long as the epoch took; data sets of TFDS are read in the same way."""
+    """Which its end may, for as long as the epoch took."""
     batches = Batches(part(), (Clean(),), 4, 0)
     assert batches.dataset.options().autotune.enabled is False
-    assert read_config().options.autotune.enabled is False
 
 
 def test_epochs_do_not_retrace():

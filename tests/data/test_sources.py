@@ -57,6 +57,23 @@ class TinyPictures(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": image, "label": i % 3 if labelled else -1}
 
 
+class ManyFiles(tfds.core.GeneratorBasedBuilder):
+    """700 grey images of one pixel, labels 0 to 699, whose pixel is the label modulo 251."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=(1, 1, 1)), "label": tfds.features.ClassLabel(num_classes=700)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for label in range(700):
+            yield label, {"image": np.full((1, 1, 1), label % 251, np.uint8), "label": label}
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A folder with the tiny data set prepared in it."""
@@ -175,6 +192,25 @@ def test_tfds_official_splits(prepared):
     for part in parts(data):  # TFDS stores in an order of its own, fixed: the image tells which example it was
         np.testing.assert_array_equal(part.images[:, 0, 0, 0] % 3, part.labels)
     assert sorted(np.concatenate([data.train.images, data.validation.images])[:, 0, 0, 0]) == list(range(12))
+
+
+def test_examples_of_many_files_are_read_in_the_order_of_tfds(tmp_path):
+    """Which reads 16 files in turn, and 16 records of each: 20 files of 35 records end at different times."""
+    builder = ManyFiles(data_dir=tmp_path)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=20))
+    found = load(Dataset(name="many_files", data_dir=str(tmp_path))).test
+    expected = list(builder.as_dataset(split="test").as_numpy_iterator())
+    np.testing.assert_array_equal(found.labels, [example["label"] for example in expected])
+    np.testing.assert_array_equal(found.images, [example["image"] for example in expected])
+    np.testing.assert_array_equal(found.indices, np.arange(700))
+    assert not np.array_equal(found.labels, np.sort(found.labels))
+
+
+def test_another_format_than_tfrecord_is_refused(prepared):
+    builder = tfds.builder("tiny_pictures/plain", data_dir=prepared)
+    builder.info.set_file_format("riegeli", override=True, override_if_initialized=True)
+    with pytest.raises(InvalidInputError, match="tiny_pictures is not prepared as TFRecords"):
+        tfds_sets.examples(builder, "test", ["label"])
 
 
 def test_tfds_limit_reads_the_same_images(prepared):
