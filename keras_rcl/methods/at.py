@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import NonNegativeFloat
+
 from keras_rcl.methods.schedule import AveragedSchedule
 from keras_rcl.vocabulary.phase import CrossEntropy, Phase, Smoothing
 from keras_rcl.vocabulary.spec import spec
@@ -20,6 +22,7 @@ class AT(AveragedSchedule):
         attack: the attack that makes the examples.
         ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
         label_smoothing: the share of each label that cross-entropy spreads over all classes.
+        margin: what cross-entropy subtracts from the logit of the label; for a cosine classifier, such as 3.
         awp: adversarial weight perturbation; `gamma` such as 0.01, 0 for none.
 
     Example:
@@ -35,6 +38,11 @@ class AT(AveragedSchedule):
 
     name: Literal["at"] = "at"
     label_smoothing: Smoothing = 0.0
+    margin: NonNegativeFloat = 0.0
 
     def phases(self) -> tuple[Phase, ...]:
-        return (self._on_examples("adversarial training", CrossEntropy(label_smoothing=self.label_smoothing)),)
+        return (
+            self._on_examples(
+                "adversarial training", CrossEntropy(label_smoothing=self.label_smoothing, margin=self.margin)
+            ),
+        )

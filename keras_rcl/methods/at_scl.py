@@ -34,6 +34,7 @@ class _WithContrast(PairedSchedule):
     contrast: Contrast = SupCon(weight=0.5)
     second_view: Policy = SimCLR()
     label_smoothing: Smoothing = 0.0
+    margin: NonNegativeFloat = 0.0
 
     def _on_views(self, name: str, *terms: Term) -> Phase:
         varied = () if isinstance(self.second_view, NoAugmentation) else (Augmented(policy=self.second_view),)
@@ -65,6 +66,7 @@ class ATSCL(_WithContrast):
         attack: the attack that makes the examples: on cross-entropy, KL, SupCon (`supcon`) or their sum (`joint`).
         ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
         label_smoothing: the share of each label that cross-entropy spreads over all classes.
+        margin: what cross-entropy subtracts from the logit of the label; for a cosine classifier, such as 3.
         awp: adversarial weight perturbation; `gamma` 0 for none.
         separate_batchnorm: give views that are not adversarial BatchNorm of their own.
 
@@ -77,7 +79,7 @@ class ATSCL(_WithContrast):
     name: Literal["at_scl"] = "at_scl"
 
     def phases(self) -> tuple[Phase, ...]:
-        attacked = CrossEntropy(on="adversarial", label_smoothing=self.label_smoothing)
+        attacked = CrossEntropy(on="adversarial", label_smoothing=self.label_smoothing, margin=self.margin)
         return (self._on_views("contrastive adversarial training", attacked),)
 
 
@@ -100,6 +102,7 @@ class TRADESSCL(_WithContrast):
         attack: the attack that makes the examples.
         ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
         label_smoothing: the share of each label that cross-entropy spreads over all classes.
+        margin: what cross-entropy subtracts from the logit of the label; for a cosine classifier, such as 3.
         awp: adversarial weight perturbation; `gamma` 0 for none.
         separate_batchnorm: give views that are not adversarial BatchNorm of their own.
 
@@ -114,5 +117,5 @@ class TRADESSCL(_WithContrast):
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10, loss="kl_to_clean")
 
     def phases(self) -> tuple[Phase, ...]:
-        clean = CrossEntropy(on="clean", label_smoothing=self.label_smoothing)
+        clean = CrossEntropy(on="clean", label_smoothing=self.label_smoothing, margin=self.margin)
         return (self._on_views("contrastive TRADES", clean, KLToClean(weight=self.beta)),)

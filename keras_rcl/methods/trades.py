@@ -29,6 +29,7 @@ class TRADES(PairedSchedule):
         attack: the attack that makes the examples.
         ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
         label_smoothing: the share of each label that cross-entropy spreads over all classes.
+        margin: what cross-entropy subtracts from the logit of the label; for a cosine classifier, such as 3.
         awp: adversarial weight perturbation; the authors' `gamma` is 0.005, 0 for none.
         separate_batchnorm: give clean images BatchNorm of their own.
 
@@ -44,8 +45,9 @@ class TRADES(PairedSchedule):
     name: Literal["trades"] = "trades"
     beta: NonNegativeFloat = 6.0
     label_smoothing: Smoothing = 0.0
+    margin: NonNegativeFloat = 0.0
     attack: Attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10, loss="kl_to_clean")
 
     def phases(self) -> tuple[Phase, ...]:
-        clean = CrossEntropy(on="clean", label_smoothing=self.label_smoothing)
+        clean = CrossEntropy(on="clean", label_smoothing=self.label_smoothing, margin=self.margin)
         return (self._on_pairs("TRADES", clean, KLToClean(weight=self.beta)),)

@@ -66,7 +66,7 @@ class Layers:
             strides=stride,
             padding=padding,
             use_bias=use_bias,
-            **self._initializers(x.shape[-1] * kernel**2, name),
+            **self.initializers(x.shape[-1] * kernel**2, name),
             dtype=self._policy(),
             name=name,
         )(x)
@@ -82,7 +82,7 @@ class Layers:
         """A fully connected layer."""
         return keras.layers.Dense(
             units,
-            **self._initializers(x.shape[-1], name),
+            **self.initializers(x.shape[-1], name),
             dtype=self._policy(),
             name=name,
         )(x)
@@ -101,7 +101,7 @@ class Layers:
     def flatten(self, x, name: str):
         return keras.layers.Flatten(dtype=self._policy(), name=name)(x)
 
-    def _initializers(self, read: int, name: str) -> dict[str, keras.Initializer]:
+    def initializers(self, read: int, name: str) -> dict[str, keras.Initializer]:
         """The initializers of a layer whose units read that many numbers each."""
         seed, bound = layer_seed(self.seed, name), 1 / math.sqrt(read)
         if self.initialization == "he_normal":

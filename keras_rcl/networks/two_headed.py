@@ -54,6 +54,54 @@ class UnitNorm(keras.layers.Layer):
         return input_shape
 
 
+@keras.saving.register_keras_serializable(package="keras_rcl")
+class CosineDense(keras.layers.Layer):
+    """A classifier by angle: vectors [N, E] -> `scale` times their cosine with the weights of each class, [N, K].
+
+    Formula, with w_k for column k of the kernel:
+
+        scale * <x, w_k> / (||x|| ||w_k||)
+
+    Args:
+        units: K.
+        scale: The largest output.
+        kernel_initializer: Of the kernel [E, K].
+        **kwargs: Of `keras.layers.Layer`.
+
+    Example:
+        >>> import numpy as np
+        >>> CosineDense(2, scale=10, kernel_initializer="identity")(np.array([[3.0, 4.0]])).numpy().tolist()
+        [[6.0, 8.0]]
+
+    References:
+        Pang et al. 2020, "Boosting adversarial training with hypersphere embedding".
+    """
+
+    def __init__(self, units: int, *, scale: float, kernel_initializer: Any = "he_normal", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.units, self.scale = units, scale
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the kernel."""
+        shape = (input_shape[-1], self.units)
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=self.kernel_initializer)
+
+    def call(self, x: Any) -> Any:
+        """The scaled cosines, [N, K]."""
+        return self.scale * ops.matmul(unit_norm(x), ops.transpose(unit_norm(ops.transpose(self.kernel))))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the cosines."""
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the layer."""
+        initializer = keras.initializers.serialize(self.kernel_initializer)
+        own = {"units": self.units, "scale": self.scale, "kernel_initializer": initializer}
+        return {**super().get_config(), **own}
+
+
 def build_network(
     network: Network,
     image_shape: Sequence[int],
@@ -249,10 +297,16 @@ def projector(network: Network, width: int, seed: int) -> keras.Model:
 
 
 def _classifier(network: Network, width: int, num_classes: int, seed: int) -> keras.Model:
-    """embedding [N, E] -> logits [N, K], linear."""
+    """embedding [N, E] -> logits [N, K], linear in the embedding or in its direction."""
     layers = Layers(seed=seed, initialization=network.initialization)
     embedding = keras.Input((width,), dtype="float32", name="embedding")
-    return keras.Model(embedding, layers.dense(embedding, num_classes, "logits"), name="classifier")
+    if network.classifier == "cosine":
+        initializer = layers.initializers(width, "logits")["kernel_initializer"]
+        options = dict(scale=network.logit_scale, kernel_initializer=initializer, dtype="float32", name="logits")
+        logits = CosineDense(num_classes, **options)(embedding)
+    else:
+        logits = layers.dense(embedding, num_classes, "logits")
+    return keras.Model(embedding, logits, name="classifier")
 
 
 def _channel_statistics(

@@ -10,17 +10,20 @@ from keras_rcl.objectives.labels import LabelLoss, label_vector
 from keras_rcl.objectives.tensors import Tensor
 
 
-def cross_entropy(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0, margin: float = 0.0) -> Tensor:
     """Compute the cross-entropy of each image.
 
-    Formula, with s for `label_smoothing`:
+    Formula, with s for `label_smoothing` and z_i for the logits of image i, of which the one of its label is reduced by
+    `margin`:
 
-        -(1 - s) log softmax(logits_i)[label_i] - s / K * sum_k log softmax(logits_i)[k]
+        -(1 - s) log softmax(z_i)[label_i] - s / K * sum_k log softmax(z_i)[k]
 
     Args:
         labels: Integers below K, [N].
         logits: [N, K].
         label_smoothing: The share of each label that is spread evenly over all classes.
+        margin: What is subtracted from the logit of the label. With logits of s times a cosine, as a cosine classifier
+            gives, s times the additive margin of Wang et al. 2018.
 
     Returns:
         float32 [N].
@@ -32,9 +35,12 @@ def cross_entropy(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.
         [0.127, 2.127]
 
     References:
-        Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision", for the smoothing.
+        Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision", for the smoothing;
+        Wang et al. 2018, "CosFace: large margin cosine loss for deep face recognition", for the margin.
     """
     logits = ops.cast(logits, "float32")
+    if margin:
+        logits = logits - margin * ops.one_hot(labels, logits.shape[-1], dtype="float32")
     values = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
     if not label_smoothing:
         return values

@@ -100,7 +100,8 @@ class Batch(NamedTuple):
 
 def _cross_entropy(term: CrossEntropy, batch: Batch):
     labels, logits = batch.view("labels", term.on), batch.view("logits", term.on)
-    return ops.mean(batch.weighted(cross_entropy(labels, logits, label_smoothing=term.label_smoothing), term.on))
+    values = cross_entropy(labels, logits, label_smoothing=term.label_smoothing, margin=term.margin)
+    return ops.mean(batch.weighted(values, term.on))
 
 
 def _boosted_cross_entropy(term: BoostedCrossEntropy, batch: Batch):

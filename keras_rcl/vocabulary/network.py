@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from keras_rcl.errors import did_you_mean
 from keras_rcl.vocabulary.registry import added, find, reserve
@@ -91,6 +91,7 @@ Part = Literal["encoder", "projector", "classifier"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 AttackDtype = Literal["float32", "bfloat16"]
 Initialization = Literal["he_normal", "pytorch"]
+Classifier = Literal["linear", "cosine"]
 
 
 @spec
@@ -116,6 +117,9 @@ class Network:
         initialization: of the layers that the package builds: `he_normal` with biases of 0 (He et al. 2015), or
             `pytorch`, the default of PyTorch's layers: kernels and biases uniform within 1 / sqrt(n), where each unit
             reads n numbers.
+        classifier: `linear`, or `cosine`: each logit is `logit_scale` times the cosine between the embedding and the
+            weights of the class (hypersphere embedding, Pang et al. 2020). A cosine classifier has no bounds.
+        logit_scale: the largest logit of a cosine classifier.
 
     Example:
         >>> import keras_rcl
@@ -129,6 +133,8 @@ class Network:
     pretrained: Annotated[str, Field(min_length=1)] | None = None
     normalization: Literal["mean_std", "minus1to1", "claf-repo", "none"] = "mean_std"
     initialization: Initialization = "he_normal"
+    classifier: Classifier = "linear"
+    logit_scale: PositiveFloat = 15.0
 
     def __post_init__(self):
         if self.pretrained and self.pretrained_export is None and self.encoder != "resnet50":

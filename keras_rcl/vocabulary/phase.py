@@ -139,12 +139,14 @@ class CrossEntropy:
 
     Attributes:
         label_smoothing: the share of each label that is spread evenly over all classes (Szegedy et al. 2016).
+        margin: what is subtracted from the logit of the label before the loss is computed (Wang et al. 2018).
     """
 
     term: Literal["cross_entropy"] = "cross_entropy"
     weight: Weight = 1.0
     on: Kind | None = None
     label_smoothing: Smoothing = 0.0
+    margin: NonNegativeFloat = 0.0
 
 
 @spec

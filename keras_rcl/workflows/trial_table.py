@@ -77,7 +77,7 @@ class Study:
         if not path.is_file():
             return
         found = kinds.STUDY.read(path)
-        stored = Fingerprint.from_json(found["question"])
+        stored = Fingerprint.from_json(self._completed(found["question"]))
         table: dict[int, dict[str, Any]] = {trial["number"]: dict(trial) for trial in found["trials"]}
         if stored == self.fingerprint:
             self.table = table
@@ -87,6 +87,15 @@ class Study:
         for inner in ("trials", BEST, STUDY, HISTORY, IMPORTANCE):
             target = self.folder / inner
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    def _completed(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """A stored fingerprint with the defaults of the settings that this version added."""
+        stored = {name: question[name] for name in self._start if name in question}
+        try:
+            full = config.to_dict(config.parse(stored, str(self.folder / STUDY)))
+        except InvalidInputError:  # settings that this version does not know differ in any case
+            return dict(question)
+        return {**question, **{name: full[name] for name in stored}}
 
     def _rebuilt(self):
         """Optuna's study with the trials of the table."""

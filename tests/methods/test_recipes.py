@@ -457,8 +457,9 @@ def term_text(term) -> str:
     if isinstance(term, PrototypeContrastive):
         return f"{said}(temperature {term.temperature:g}{term.detached * ', detached'})"
     assert isinstance(term, (CrossEntropy, BoostedCrossEntropy))
-    smoothing = getattr(term, "label_smoothing", 0.0)
-    return said + (f" on {term.on}" if term.on else "") + (f" smoothed by {smoothing:g}" if smoothing else "")
+    said += f" on {term.on}" if term.on else ""
+    smoothing, margin = getattr(term, "label_smoothing", 0.0), getattr(term, "margin", 0.0)
+    return said + (f" smoothed by {smoothing:g}" if smoothing else "") + (f" margin {margin:g}" if margin else "")
 
 
 def optimizer_text(word) -> str:
@@ -632,6 +633,7 @@ def test_what_has_no_two_branches_is_refused(changes):
             "(temperature 0.07, mean, anchors on adversarial, clean detached, hard negatives)",
         ),
         (dict(label_smoothing=0.1), "cross_entropy on adversarial", "cross_entropy on adversarial smoothed by 0.1"),
+        (dict(margin=3), "cross_entropy on adversarial", "cross_entropy on adversarial margin 3"),
         (dict(attack=dict(name="supcon")), "PGD-10", "SupCon-10"),
         (dict(attack=dict(name="joint", weight=0.5)), "PGD-10", "joint-10 + 0.5 SupCon"),
     ],

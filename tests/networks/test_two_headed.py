@@ -106,9 +106,11 @@ def test_normalization_is_inside_the_network():
     np.testing.assert_allclose(outputs(centred, x)["logits"], outputs(bare, 2 * x - 1)["logits"], atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS[:2])
-def test_saved_network_gives_equal_outputs(tmp_path, precision):
-    head = Network(projection_hidden=8, projection_dim=6)
+@pytest.mark.parametrize(
+    ("precision", "classifier"), [*((name, "linear") for name in PRECISIONS[:2]), ("float32", "cosine")]
+)
+def test_saved_network_gives_equal_outputs(tmp_path, precision, classifier):
+    head = Network(projection_hidden=8, projection_dim=6, classifier=classifier)
     network = build_network(head, (8, 8, 1), 3, mean=np.array([0.3]), std=np.array([0.2]), precision=precision)
     network.save(tmp_path / "network.keras")
     loaded = keras.saving.load_model(tmp_path / "network.keras", safe_mode=True)
@@ -142,10 +144,23 @@ def test_pytorchs_initialization_is_uniform_within_one_over_the_root_of_what_a_u
 
 
 PYTORCH = dataclasses.replace(SMALL, initialization="pytorch")
+COSINE = dataclasses.replace(SMALL, classifier="cosine", logit_scale=4.0)
+
+
+def test_logits_of_a_cosine_classifier_are_scaled_cosines():
+    network = build_network(COSINE, (8, 8, 1), 3)
+    (kernel,) = parts(network)["classifier"].get_weights()
+    found = outputs(network, images())
+    for row, embedding in zip(found["logits"], found["embedding"], strict=True):
+        for logit, weights in zip(row, kernel.T, strict=True):
+            cosine = np.dot(embedding, weights) / (np.linalg.norm(embedding) * np.linalg.norm(weights))
+            assert logit == pytest.approx(4 * cosine, abs=1e-5)
+    assert np.ptp(found["logits"]) > 0.1
 
 
 @pytest.mark.parametrize(
-    ("name", "spec"), [*((name, SMALL) for name in ("encoder", "projector", "classifier")), ("encoder", PYTORCH)]
+    ("name", "spec"),
+    [*((name, SMALL) for name in ("encoder", "projector", "classifier")), ("encoder", PYTORCH), ("classifier", COSINE)],
 )
 def test_reinitialize_draws_one_part_as_a_new_network_would(name, spec):
     network, fresh = (build_network(spec, (8, 8, 1), 3, seed=seed) for seed in (0, 7))

@@ -138,6 +138,16 @@ def smoothed_cross_entropy(labels, logits, smoothing: float) -> np.ndarray:
     return np.array(values)
 
 
+def cross_entropy_with_margin(labels, logits, margin: float) -> np.ndarray:
+    """-log(exp(z_y - m) / (exp(z_y - m) + sum_{k != y} exp(z_k))) of each image [N] (Wang et al. 2018)."""
+    values = []
+    for label, row in zip(labels, np.float64(logits), strict=True):
+        others = math.fsum(math.exp(value) for k, value in enumerate(row) if k != label)
+        own = math.exp(row[label] - margin)
+        values.append(-math.log(own / (own + others)))
+    return np.array(values)
+
+
 def kl(clean_logits, adversarial_logits) -> np.ndarray:
     """TRADES: KL(p(clean) || p(adversarial)) of each image [N]."""
     values = []

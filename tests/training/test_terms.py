@@ -189,6 +189,12 @@ def test_cross_entropy_of_smoothed_labels():
     assert value == pytest.approx(loop.mean(), rel=1e-5)
 
 
+def test_cross_entropy_with_a_margin():
+    value, batch = value_of(CrossEntropy(margin=0.7))
+    loop = loops.cross_entropy_with_margin(batch.labels, batch.outputs["logits"], 0.7)
+    assert value == pytest.approx(loop.mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize("views", [(CLEAN, ATTACKED), (ATTACKED, CLEAN)])
 def test_kl_to_clean_whatever_the_order_of_views(views):
     value, batch = value_of(KLToClean(), views)
