@@ -21,6 +21,7 @@ _MODULES = {
         "MART",
         "MTLIBP",
         "PGDCE",
+        "SABR",
         "SCCE",
         "SCL",
         "TRADES",

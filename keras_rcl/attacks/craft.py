@@ -75,7 +75,9 @@ def craft(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=Non
     return craft_and_count(attack, logits_fn, x, labels, seed=seed, support=support).images
 
 
-def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None, start=None) -> Crafted:
+def craft_and_count(
+    attack: Attack, logits_fn: Callable, x, labels, *, seed=0, support=None, start=None, numbers=None
+) -> Crafted:
     """`craft`, together with each example's share of zero gradients, averaged over rounds.
 
     Of several rounds and members, each example keeps the image that fools the classifier, and among equals the one of
@@ -89,6 +91,7 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
         seed: see `attack`.
         support: see `attack`.
         start: images [N, H, W, C] of ball and box where BIM, or PGD of one restart, starts instead of its own start.
+        numbers: as of `craft_round`, for an attack of one round.
 
     Returns:
         The images [N, H, W, C], and their shares of zero gradients [N].
@@ -97,7 +100,7 @@ def craft_and_count(attack: Attack, logits_fn: Callable, x, labels, *, seed=0, s
         InvalidInputError: as of `craft`.
     """
     if is_one_round(attack):
-        return craft_round(attack, logits_fn, x, labels, seed=seed, support=support, start=start)
+        return craft_round(attack, logits_fn, x, labels, seed=seed, support=support, start=start, numbers=numbers)
     if attack.target_output != "logits":
         raise InvalidInputError(
             f"{attack.label} reads the {attack.target_output}, which does not tell which restart fools; use one restart"

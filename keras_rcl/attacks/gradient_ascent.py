@@ -66,6 +66,10 @@ class Numbers(NamedTuple):
     step_size: tf.Tensor | float = 0.0
     num_steps: tf.Tensor | int = 0
 
+    def scaled(self, share: tf.Tensor | float) -> "Numbers":
+        """The same number of steps in a smaller ball, with steps of the same share of its radius."""
+        return self._replace(epsilon=share * self.epsilon, step_size=share * self.step_size)
+
 
 NUMBERS = Numbers(*(tf.TensorSpec([], dtype) for dtype in (tf.float32, tf.float32, tf.int32)))
 """The signature of `Numbers` as inputs of a graph."""

@@ -9,7 +9,7 @@ from keras_rcl.methods.adversarial_contrastive import AdversarialContrastive
 from keras_rcl.methods.at import AT
 from keras_rcl.methods.at_scl import ATSCL, TRADESSCL
 from keras_rcl.methods.baseline import Baseline
-from keras_rcl.methods.certified import MTLIBP, Certified, CertifiedContrastive
+from keras_rcl.methods.certified import MTLIBP, SABR, Certified, CertifiedContrastive
 from keras_rcl.methods.clafs import CLAFS
 from keras_rcl.methods.fast_at import FastAT
 from keras_rcl.methods.landsman import PGDCE, SCCE, PGDBoth, PGDSupCon, SCBoth, SCSupCon, SCSupConRetrained
@@ -50,6 +50,7 @@ Method = Annotated[
         Certified,
         CertifiedContrastive,
         MTLIBP,
+        SABR,
         SmoothedTraining,
         SmoothAdv,
     ],

@@ -268,7 +268,8 @@ def _view(view: View) -> str:
     """The kind of a view with its policy, its protocol if that is not `pixel`, or its bound and epsilon."""
     if view.kind == "worst_case":
         outputs = "" if view.outputs == "margins" else " " + view.outputs.replace("_", " ")
-        return f"worst case ({view.bound}{outputs}, epsilon {view.epsilon:g})"
+        share = f"{view.share:g} of " if view.share < 1 else ""
+        return f"worst case ({view.bound}{outputs}, {share}epsilon {view.epsilon:g})"
     if view.kind == "adversarial" and view.attack.protocol != "pixel":
         return f"{view.kind} ({view.attack.protocol})"
     return view.policy.name if view.kind == "augmented" else view.kind

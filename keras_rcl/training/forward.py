@@ -89,7 +89,7 @@ class WorstCaseForward:
 
     def __call__(self, batch: StepInput) -> Outputs:
         view, count = self._view, ops.shape(batch.labels)[0] // self._num_views
-        epsilon = value_at(view.epsilon, self._epochs())
+        epsilon = view.share * value_at(view.epsilon, self._epochs())
         outputs, statistics = training_pass(self._network, batch.images[:-count])
         images, labels = batch.images[-count:], batch.labels[-count:]
         if view.outputs == "margins":

@@ -136,6 +136,7 @@ class RobustTrainer(keras.Model):
             labels,
             seed,
             indices,
+            epochs=self.epochs,
             warm_starts=self.warm_starts,
             compute=self.compute,
         )

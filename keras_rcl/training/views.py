@@ -8,9 +8,11 @@ import tensorflow as tf
 
 from keras_rcl.attacks import craft_and_count
 from keras_rcl.attacks.craft import example_seeds
+from keras_rcl.attacks.gradient_ascent import numbers_of
 from keras_rcl.attacks.smoothed import noise_draw
 from keras_rcl.folding import at_inference
 from keras_rcl.training.micro_batches import in_parts
+from keras_rcl.training.ramps import value_at
 from keras_rcl.training.warm_starts import WarmStarts
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.compute import DEFAULT_COMPUTE, ComputeSettings
@@ -19,6 +21,7 @@ from keras_rcl.vocabulary.phase import Adversarial, Phase
 _fold_in = tf.random.experimental.stateless_fold_in
 
 
+# Nine parameters: the batch, and what its attacks depend on, each with a default.
 def stack_views(
     network: keras.Model,
     phase: Phase,
@@ -27,6 +30,7 @@ def stack_views(
     seed: tf.Tensor,
     indices: tf.Tensor | None = None,
     *,
+    epochs: tf.Tensor | float = 0.0,
     warm_starts: dict[int, WarmStarts] | None = None,
     compute: ComputeSettings = DEFAULT_COMPUTE,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -39,6 +43,7 @@ def stack_views(
         labels: [N].
         seed: [2], of the attacks of this step.
         indices: Indices [N] of the images in the training split; needed by `warm_starts`.
+        epochs: How many epochs of the phase are done, on which the radius of an attack that grows depends.
         warm_starts: By the place of a view, where its attacks start.
         compute: Its `micro_batch` is the number of images that are attacked at once; it divides N, and an attack that
             contrasts images contrasts those. Its `attack_dtype` is the dtype of the attacks.
@@ -56,8 +61,10 @@ def stack_views(
             view_seed = _fold_in(seed, index)
             rows = tf.TensorSpec(images.shape[2:], images.dtype), tf.TensorSpec([], tf.float32)
 
-            def craft(attack, *of_images, view_seed=view_seed, rows=rows):
-                once = functools.partial(attacked, network, attack, view_seed, dtype=compute.attack_dtype)
+            grown = value_at(view.growth, epochs) if view.growth else None
+
+            def craft(attack, *of_images, view_seed=view_seed, rows=rows, grown=grown):
+                once = functools.partial(attacked, network, attack, view_seed, dtype=compute.attack_dtype, share=grown)
                 return in_parts(once, micro_batch, *of_images, signature=rows) if micro_batch else once(*of_images)
 
             if warm_starts and index in warm_starts:
@@ -65,6 +72,9 @@ def stack_views(
             else:
                 views[index], shares = craft(view.attack, views[index], labels)
             zeros.append(tf.reduce_mean(shares))
+    if phase.worst_case and phase.worst_case.share < 1:
+        kinds = [view.kind for view in phase.views]
+        views[-1] = views[kinds.index("adversarial")]
     if phase.noise:
         views = _noisy(phase, views, starts, seed)
     share = tf.add_n(zeros) / len(zeros) if zeros else tf.zeros([])
@@ -93,6 +103,7 @@ def attacked(
     start: tf.Tensor | None = None,
     *,
     dtype: str,
+    share: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Attack a network in inference mode.
 
@@ -104,12 +115,15 @@ def attacked(
         labels: [N].
         start: Where the attack starts, [N, H, W, C], if not at its own start.
         dtype: The dtype of the attack.
+        share: The share of the attack's epsilon and step size that it has; None for all of them.
 
     Returns:
         The images under attack [N, H, W, C], and the share of zero gradients that each met [N].
     """
     gradients = gradient_fn(network, attack.target_output, dtype)
-    crafted = craft_and_count(attack.for_training(), gradients, images, labels, seed=seed, start=start)
+    attack = attack.for_training()
+    numbers = None if share is None else numbers_of(attack).scaled(share)
+    crafted = craft_and_count(attack, gradients, images, labels, seed=seed, start=start, numbers=numbers)
     return crafted.images, crafted.zero_gradients
 
 

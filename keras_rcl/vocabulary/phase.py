@@ -71,12 +71,15 @@ class Adversarial:
         warm_steps: from the second epoch of each run of the phase, an image's attack starts where its last attack
             ended and takes this number of steps (as in ATTA, Zheng et al. 2020, which keeps perturbations from epoch
             to epoch); with 0 each attack starts from its own start.
+        growth: the share of the attack's epsilon and step size that it has, over the epochs of the phase; None if it
+            has them from the first step.
     """
 
     kind: Literal["adversarial"] = "adversarial"
     attack: Attack
     of: Clean | Augmented = Clean()
     warm_steps: NonNegativeInt = 0
+    growth: Ramp | None = None
 
     def __post_init__(self):
         if self.attack.norm is None:
@@ -87,6 +90,12 @@ class Adversarial:
             raise ValueError(f"{self.attack.label} cannot start from its last image; use warm_steps with bim or pgd")
         if self.warm_steps and isinstance(self.of, Augmented):
             raise ValueError("warm_steps need images that stay the same from epoch to epoch, not crops of them")
+        one_ascent = self.attack.name in ("fgsm", "bim", "mifgsm", "pgd") and self.attack.num_restarts == 1
+        if self.growth and (self.warm_steps or not one_ascent):
+            raise ValueError(
+                f"{self.attack.label} cannot grow; use growth with fgsm, bim, mifgsm or pgd of one restart, without "
+                "warm_steps"
+            )
 
     @property
     def crafted(self) -> bool:
@@ -102,6 +111,9 @@ class WorstCase:
         bound: the bound; see `keras_rcl.bounds`. `crown-ibp-fused` bounds the cross-entropy itself instead of each
             margin (loss fusion, Xu et al. 2020): looser, at a fraction of the cost.
         epsilon: the radius; a `Ramp` in training.
+        share: the radius of the box that is bounded, as a share of epsilon. Below 1 it is a box around the image of the
+            phase's adversarial view instead of the clean one, and its outputs bound that part of the ball alone
+            (Mueller et al. 2023).
         outputs: `margins` gives worst-case logits, whose cross-entropy is not below that of any image in the ball.
             `lower_bounds` gives the lower bound of each logit and of each value of the embedding (Cusin's published
             code): there may be no image with such outputs, and a small loss on them certifies nothing.
@@ -112,6 +124,7 @@ class WorstCase:
     kind: Literal["worst_case"] = "worst_case"
     bound: Literal["ibp", "crown-ibp", "crown-ibp-fused"] = "ibp"
     epsilon: Pixels | Ramp
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
     outputs: Literal["margins", "lower_bounds", "embedding_lower_bounds"] = "margins"
 
     def __post_init__(self):
@@ -450,6 +463,8 @@ class Phase:
             raise ValueError(f"phase {self.name!r}: bounds are of the weights as they are; leave awp out")
         if "worst_case" in kinds and self.noise:
             raise ValueError(f"phase {self.name!r}: bounds are of images without noise; leave noise out")
+        if self.worst_case and self.worst_case.share < 1:
+            self._check_small_box(self.worst_case)
         for attack in (view.attack for view in self.views if isinstance(view, Adversarial)):
             if isinstance(attack, SmoothedAttack) and attack.sigma != self.noise:
                 raise ValueError(
@@ -466,6 +481,16 @@ class Phase:
             for on in (getattr(term, name, None) for name in ("on", "anchors_on", "detached")):
                 if isinstance(on, str) and on not in kinds:
                     raise ValueError(f"phase {self.name!r}: no {on} view for its {term.term}; it has {kinds}")
+
+    def _check_small_box(self, worst_case: WorstCase) -> None:
+        """Check that a small box has one adversarial image to lie around, and lies within the ball."""
+        where = f"phase {self.name!r}: a worst case of share {worst_case.share:g}"
+        views = [view for view in self.views if isinstance(view, Adversarial)]
+        if [(view.of, view.attack.norm, view.attack.protocol) for view in views] != [(Clean(), "linf", "pixel")]:
+            raise ValueError(f"{where} lies around one adversarial view, of clean images and in an linf ball of pixels")
+        room = (1 - worst_case.share) * worst_case.radius
+        if (radius := views[0].attack.epsilon or 0.0) > room * (1 + 1e-6):
+            raise ValueError(f"{where} leaves the ball from an attack of epsilon {radius:g}; give it at most {room:g}")
 
     def _check_branches(self, kinds: list[Kind]) -> None:
         """Check that there are two branches to separate, of an encoder that trains without perturbed weights."""

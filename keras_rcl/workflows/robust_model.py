@@ -387,7 +387,8 @@ def _check_embedding(model: keras.Model, phase: Phase, own: OwnModel) -> None:
 
 
 def _needs_epochs(phase: Phase) -> bool:
-    numbers = [term.weight for term in phase.terms]
+    numbers: list[Any] = [term.weight for term in phase.terms]
+    numbers += [view.growth for view in phase.views if isinstance(view, Adversarial)]
     if phase.worst_case:
         numbers.append(phase.worst_case.epsilon)
     return phase.awp.warmup_epochs > 0 or any(isinstance(number, Ramp) for number in numbers)

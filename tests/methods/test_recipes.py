@@ -313,6 +313,23 @@ MTL_IBP = """
         optimizer adam 0.0005 steps clipped at 8
 """
 
+# Mueller et al. 2023, eq. 5 to 7: intervals of a box of radius tau = lambda * epsilon around an image that PGD finds
+# within epsilon - tau. lambda = 0.1 at 2/255, 8 steps of half the radius, epsilon 0 in the first two epochs and growing
+# in the next 80 (the published code's settings for CIFAR-10).
+SABR = """
+    SABR: 160 epochs, batch 128
+        draws     its kernels for intervals
+        of        crop_flip, drawn once for all views
+        trains    encoder, classifier
+        views     PGD-8 linf 0.007058823529411765 step 0.0035294117647058825 of clean \
+(0 to 1 smooth over 80 epochs after 2) \
+| worst case ibp 0.1 of (0 to 2/255 smooth over 80 epochs after 2)
+        terms     1 cross_entropy on worst_case \
++ (0.5 to 0 smooth over 80 epochs after 2) interval_tightness \
++ (0.5 to 0 smooth over 80 epochs after 2) relu_balance
+        optimizer adam 0.0005 steps clipped at 8
+"""
+
 # Cusin 2026, section 4, CROWN-IBP at 2/255 without a ramp: SupCon on the lower bounds of the embedding, then
 # cross-entropy on the lower bounds of all logits (the authors' code).
 CERTIFIED_CONTRASTIVE = """
@@ -425,11 +442,13 @@ SWITCHES = {
 def view_text(view) -> str:
     if view.kind == "adversarial":
         step = format_pixels(view.attack.resolved_step_size)
-        return f"{describe(view.attack)} step {step} of {view_text(view.of)}"
+        growth = f" {number_text(view.growth)}" if view.growth else ""
+        return f"{describe(view.attack)} step {step} of {view_text(view.of)}{growth}"
     if view.kind == "worst_case":
         outputs = {"lower_bounds": " lower bounds", "embedding_lower_bounds": " lower bounds of embedding"}
         outputs = outputs.get(view.outputs, "")
-        return f"worst case {view.bound}{outputs} {number_text(view.epsilon, format_pixels)}"
+        share = f" {view.share:g} of" if view.share < 1 else ""
+        return f"worst case {view.bound}{outputs}{share} {number_text(view.epsilon, format_pixels)}"
     return policy_text(view.policy) if isinstance(view, Augmented) else view.kind
 
 
@@ -565,6 +584,7 @@ TEXTS = {
     "certified": CERTIFIED,
     "certified_contrastive": CERTIFIED_CONTRASTIVE,
     "mtl_ibp": MTL_IBP,
+    "sabr": SABR,
     "smoothed": SMOOTHED,
     "smooth_adv": SMOOTH_ADV,
 }

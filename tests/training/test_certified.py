@@ -16,8 +16,9 @@ from keras_rcl.methods import VARIANTS
 from keras_rcl.networks import build_network, initialize_for_intervals, parts
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.training.steps.step import StepInput
+from keras_rcl.vocabulary.attacks import PGD, AutoPGD
 from keras_rcl.vocabulary.network import Network
-from keras_rcl.vocabulary.phase import Adam, Clean, CrossEntropy, Phase, Ramp, WorstCase
+from keras_rcl.vocabulary.phase import Adam, Adversarial, Clean, CrossEntropy, Phase, Ramp, WorstCase
 
 EPSILON = 0.1
 
@@ -39,11 +40,11 @@ def plain_network():
     return network
 
 
-def loop_of_worst_case_cross_entropy(weights, image, label):
+def loop_of_worst_case_cross_entropy(weights, image, label, radius=EPSILON):
     """-log softmax of the upper bounds of logit_j - logit_y, neuron by neuron (Gowal et al. 2018, eq. 5 to 9)."""
     first, bias, second, shift = (np.float64(w) for w in weights)
     pixels = np.float64(image).ravel()
-    low, high = np.maximum(pixels - EPSILON, 0), np.minimum(pixels + EPSILON, 1)
+    low, high = np.maximum(pixels - radius, 0), np.minimum(pixels + radius, 1)
     least, most = [], []
     for j in range(len(bias)):
         bottom = top = bias[j]
@@ -66,11 +67,50 @@ def test_the_worst_cases_cross_entropy_is_the_papers():
     network, rng = plain_network(), np.random.default_rng(2)
     images, labels = rng.random((7, 2, 2, 1)).astype("float32"), np.arange(7) % CLASSES
     logits = worst_case_outputs(network, images, labels, EPSILON)["logits"]
-    found = keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    found = crossentropy(logits, labels)
     expected = [
         loop_of_worst_case_cross_entropy(network.get_weights(), *pair) for pair in zip(images, labels, strict=True)
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_loss_of_sabr_is_of_a_small_box_around_an_adversarial_image():
+    """A quarter of the way up the ramp the box and the attack have a quarter of their radii (Mueller et al. 2023)."""
+    image = keras.Input((8, 8, 1))
+    hidden = keras.layers.Dense(5, activation="relu")(keras.layers.Flatten()(image))
+    encoder = keras.Model(image, hidden, name="encoder")
+    word = Network(encoder="own", projection_hidden=None, projection_dim=None, normalization="none")
+    network = build_network(word, (8, 8, 1), CLASSES, encoder=encoder)
+    method = small("sabr", box_share=0.4, ramp_epochs=2, regularization=0.0)
+    (phase,) = method.phases()
+    run = runner(network, dataclasses.replace(phase, views=tuple(map(linearly, phase.views))))
+    run.optimizer.iterations.assign(run.batches.steps_per_epoch // 2)
+    images, labels = batch()
+    step = run.trainer.step_input(tf.constant(np.stack([images, images])), tf.constant(labels), tf.constant([3, 4]))
+    adversarial, boxed = np.split(step.images.numpy(), 2)
+    np.testing.assert_array_equal(boxed, adversarial)
+    moved = np.abs(adversarial - images)
+    assert moved.max() == pytest.approx(0.6 * EPSILON / 4, rel=1e-4) and np.median(moved) > 0.3 * EPSILON / 4
+    outputs = run.trainer(step, training=True)
+    _, values = run.trainer.loss_and_values(step.labels, outputs)
+    weights = [*encoder.get_weights(), *parts(network)["classifier"].get_weights()]
+    at, around = (
+        np.mean([loop_of_worst_case_cross_entropy(weights, *pair, r) for pair in zip(x, labels, strict=True)])
+        for x, r in ((images, 0.0), (adversarial, 0.4 * EPSILON / 4))
+    )
+    assert float(values["cross_entropy_worst_case"]) == pytest.approx(around, rel=1e-5)
+    assert around > np.mean(crossentropy(outputs["logits"], labels)) > at
+    assert float(values["epsilon"]) == pytest.approx(EPSILON / 4)
+
+
+def linearly(view):
+    """The view with a ramp whose values are plain."""
+    name = "growth" if view.kind == "adversarial" else "epsilon"
+    return dataclasses.replace(view, **{name: dataclasses.replace(getattr(view, name), shape="linear")})
+
+
+def crossentropy(logits, labels):
+    return keras.ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
 
 
 def random_intervals():
@@ -323,11 +363,23 @@ def test_a_layer_without_bounds_raises_before_training():
         (dict(views=(WorstCase(epsilon=0.1), Clean())), "one worst case comes last"),
         (dict(detach_classifier=True), "leave detach_classifier out"),
         (dict(views=(Clean(),)), "no worst_case view"),
+        (dict(views=(Clean(), WorstCase(epsilon=0.1, share=0.4))), "lies around one adversarial view"),
+        (
+            dict(views=(Adversarial(attack=PGD(epsilon=0.1)), WorstCase(epsilon=0.1, share=0.4))),
+            "leaves the ball from an attack of epsilon 0.1; give it at most 0.06",
+        ),
     ],
 )
 def test_phases_without_meaning_raise(changes, said):
     with pytest.raises(ValueError, match=said):
         phase_of(0.1, CrossEntropy(on="worst_case"), **changes)
+
+
+def test_an_attack_that_cannot_grow_raises():
+    growth = Ramp(start=0, stop=1, epochs=2)
+    for attack in (PGD(num_restarts=2), AutoPGD()):
+        with pytest.raises(ValueError, match="cannot grow; use growth with fgsm, bim, mifgsm or pgd of one restart"):
+            Adversarial(attack=attack, growth=growth)
 
 
 @pytest.mark.slow
