@@ -1,30 +1,16 @@
 """The program: its commands, and how errors and interrupts end it."""
 
+import importlib
 import io
 import signal
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import click
 
-from keras_rcl.cli.attack import attack
-from keras_rcl.cli.audit import audit
-from keras_rcl.cli.certify import certify
-from keras_rcl.cli.craft_dataset import craft_dataset
 from keras_rcl.cli.deprecated import current_name
-from keras_rcl.cli.export import export
-from keras_rcl.cli.export_vnnlib import export_vnnlib
-from keras_rcl.cli.fit import fit
-from keras_rcl.cli.import_weights import import_weights
-from keras_rcl.cli.init import init
-from keras_rcl.cli.predict import predict
-from keras_rcl.cli.read_verifier_results import read_verifier_results
-from keras_rcl.cli.report import report
-from keras_rcl.cli.show import show
-from keras_rcl.cli.tune import tune
-from keras_rcl.cli.variants import variants
-from keras_rcl.cli.verify import verify
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.runtime import launcher
 from keras_rcl.runtime.program import program_name
@@ -36,10 +22,28 @@ INTERRUPTED, TERMINATED = 130, 143
 CRASHED = 70
 """Exit status after an error that is not one of the input: 1 is the verdict `falls` of `audit`."""
 
-COMMANDS = (
-    *(init, fit, tune, attack, craft_dataset, audit, verify, certify, predict),
-    *(import_weights, export, export_vnnlib, read_verifier_results, report, variants, show),
-)
+MODULES = {
+    module.removesuffix("_weights").replace("_", "-"): module
+    for module in (
+        *("init", "fit", "tune", "attack", "craft_dataset", "audit", "verify", "certify", "predict"),
+        *("import_weights", "export", "export_vnnlib", "read_verifier_results", "report", "variants", "show"),
+    )
+}
+"""Name of a command -> its module in this package, which has a function of the same name as the module."""
+
+
+class Commands(Mapping[str, click.Command]):
+    """The commands by name. A module is imported when its command is asked for, so that no other one is waited for."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        module = MODULES[name]
+        return getattr(importlib.import_module(f"keras_rcl.cli.{module}"), module)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MODULES)
+
+    def __len__(self) -> int:
+        return len(MODULES)
 
 
 class OneLineErrors(click.Group):
@@ -100,7 +104,7 @@ SETTINGS = {
 }
 
 
-@click.group(cls=OneLineErrors, commands=COMMANDS, context_settings=SETTINGS)
+@click.group(cls=OneLineErrors, commands=Commands(), context_settings=SETTINGS)
 @click.version_option(package_name="keras_rcl", prog_name="keras_rcl")
 def cli():
     """Robust contrastive learning in Keras: train classifiers that are robust to attacks, and measure how robust."""

@@ -6,12 +6,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.methods import VARIANTS, known_variants
 from keras_rcl.vocabulary.attacks import ALIASES, ATTACKS, known_attacks
 
 
 def complete_variant(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The variants that begin with a text, each with what it is."""
+    from keras_rcl.methods import VARIANTS, known_variants
+
     return _beginning(incomplete, _or_built_in(known_variants, VARIANTS))
 
 

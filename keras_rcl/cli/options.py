@@ -4,15 +4,17 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
-from keras_rcl import config
 from keras_rcl.cli.completion import complete_variant
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.network import AttackDtype
 from keras_rcl.vocabulary.threat import Norm
+
+if TYPE_CHECKING:
+    from keras_rcl.config import Experiment
 
 Decorator = Callable[[Callable], Callable]
 
@@ -38,8 +40,10 @@ class ExperimentChoice:
     variant: str | None
     settings: tuple[str, ...]
 
-    def load(self, changes: Sequence[str] = ()) -> config.Experiment:
+    def load(self, changes: Sequence[str] = ()) -> "Experiment":
         """The experiment with further settings, which come last."""
+        from keras_rcl import config  # most commands need no recipe
+
         return config.load(self.path, self.variant, [*self.settings, *changes], self.scale)
 
 

@@ -7,18 +7,20 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from keras_rcl.evaluation.certification import Certification
 from keras_rcl.evaluation.robustness import Survival, corruption_summary
-from keras_rcl.evaluation.smoothing import Smoothed
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.kinds import RECORD, stored_attacks
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.record import Record, VerificationRecord
+
+if TYPE_CHECKING:  # which most records are not of
+    from keras_rcl.evaluation.certification import Certification
+    from keras_rcl.evaluation.smoothing import Smoothed
 
 FORMAT = 1
 PACKAGES = ("keras_rcl", "tensorflow", "keras", "numpy", "tensorflow-datasets", "keras-cv")
@@ -95,7 +97,7 @@ def make_record(
 
 
 def make_verification(
-    found: Certification, *, model: dict[str, Any], data: dict[str, Any], seed: int, **settings: Any
+    found: "Certification", *, model: dict[str, Any], data: dict[str, Any], seed: int, **settings: Any
 ) -> VerificationRecord:
     """A record of a verification; arguments as of `make_record`, and whatever settings it was made with.
 
@@ -128,7 +130,7 @@ def make_verification(
     }
 
 
-def make_smoothing(smoothed: Smoothed, *, model: dict[str, Any], data: dict[str, Any], seed: int) -> dict[str, Any]:
+def make_smoothing(smoothed: "Smoothed", *, model: dict[str, Any], data: dict[str, Any], seed: int) -> dict[str, Any]:
     """A record of certificates by smoothing; arguments as of `make_record`.
 
     Returns:

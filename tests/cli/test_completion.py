@@ -83,3 +83,10 @@ def test_bash_gets_them_without_tensorflow(tmp_path):
     program.write_text(code)
     done = subprocess.run([sys.executable, program], env=environment, cwd="/", capture_output=True, text=True)
     assert done.stdout.split() == ["plain,trades", "plain,trades_scl"] and not done.stderr
+
+
+def test_a_command_imports_no_other_command_and_no_recipes():
+    code = "import sys; from keras_rcl.cli.app import cli; cli.commands['attack']; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "keras_rcl.cli.attack" in found
+    assert {"keras_rcl.cli.fit", "keras_rcl.cli.report", "keras_rcl.methods", "keras_rcl.papers"}.isdisjoint(found)
