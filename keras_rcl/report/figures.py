@@ -202,7 +202,7 @@ def attack_pictures(
         for column, (label, before, after) in enumerate(predicted):
             lines = (("true", label, "black"), ("clean", before, None), ("adv.", after, None))
             for row, (head, value, colour) in enumerate(lines):
-                axes.annotate(
+                text = axes.annotate(
                     f"{head} {_short(class_names[value] if value >= 0 else 'not finite')}",
                     (tile_width * (column + 0.5), 0),
                     xytext=(0, 4 + 9 * (2 - row)),
@@ -212,6 +212,7 @@ def attack_pictures(
                     color=colour or (RIGHT if value == label else WRONG),
                     parse_math=False,
                 )
+                text.set_in_layout(column == 0)  # the others are beside it
     _save(figure, path)
 
 
