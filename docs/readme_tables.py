@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from keras_rcl.report.paper_tables import how_to_read, markdown_of, table_data
 from keras_rcl.report.records import Results, config_path, experiments
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
 from keras_rcl.storage.atomic import read_json
-from keras_rcl.storage.kinds import AUDIT, RECORD, VERIFICATION
+from keras_rcl.storage.kinds import AUDIT, RECORD, STUDY, VERIFICATION
 from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, AutoAttack
 from keras_rcl.vocabulary.threat import format_epsilon, format_pixels
 
@@ -208,6 +209,24 @@ def _audited_models(results: Path) -> str:
     return f"{text}\n\nIn % of {images} images. Command:\n\n```\n{found['command']}\n```"
 
 
+def _studies(results: Path) -> str:
+    """One row per search: its trials by how they ended, the first one, which nobody tuned, and the best one."""
+    rows, found = [], []
+    for path in sorted((results / "studies").glob("*/study.json")):
+        study = STUDY.read(path)
+        trials = {trial["number"]: trial for trial in study["trials"]}
+        ended = Counter(trial["state"] for trial in trials.values())
+        first, best = trials[0], trials[study["best"]]
+        method = study["question"]["method"]
+        counts = (str(ended[state]) for state in ("done", "pruned", "failed"))
+        measured = (percent(trial["objective"]) for trial in (first, best))
+        rows.append([f"`{method['name']}`", f"{method['passes']:g}", *counts, *measured, str(best["number"])])
+        chosen = ", ".join(f"{name} {value}" for name, value in best["settings"].items())
+        found.append(f"- `{method['name']}`, trial {best['number']}: {chosen}")
+    header = ["variant", "passes", "done", "pruned", "failed", "first trial", "best trial", "its number"]
+    return markdown_table(header, rows) + "\n\nThe settings of the best trials:\n\n" + "\n".join(found)
+
+
 def _commands(shown: dict[str, dict]) -> str:
     return "```\n" + "\n".join(record["command"] for record in shown.values()) + "\n```"
 
@@ -239,6 +258,7 @@ def _speed(results: Path) -> str:
 TABLES = (
     *(_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols),
     *(_corruptions, _corruptions_of_methods, _verifications, _audits, _audited_models, _speed),
+    _studies,
 )
 
 
