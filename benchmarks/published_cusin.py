@@ -28,6 +28,7 @@ STAGES = {
 """What each network is attacked by: by the authors' attack on all test images, by PGD in pixels, by AutoAttack, by
 common corruptions."""
 
+TIMEOUT = 180
 RADIUS = 1 / 255
 """The radius of the paper's Table 1 in pixels."""
 SELECTION = published_attack(4)
@@ -63,6 +64,8 @@ def run(name: str, paths: list[Path], stage: str, images: int | None, timeout: i
     command = f"python -m benchmarks.published_cusin WEIGHTS --stage {stage}" + (
         f" --images {images}" if images else ""
     )
+    if stage == "verify" and timeout != TIMEOUT:
+        command += f" --timeout {timeout}"
     write_json(record, {**read_json(written / "record.json"), "command": command})
 
 
@@ -70,7 +73,7 @@ def run(name: str, paths: list[Path], stage: str, images: int | None, timeout: i
 @click.argument("weights", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--stage", type=click.Choice([*STAGES, "verify"]), default="attack", show_default=True)
 @click.option("--images", type=click.IntRange(min=1), help="Use at most N test images; all by default.")
-@click.option("--timeout", type=click.IntRange(min=1), default=180, show_default=True, help="Seconds per image.")
+@click.option("--timeout", type=click.IntRange(min=1), default=TIMEOUT, show_default=True, help="Seconds per image.")
 @click.option("--network", "names", type=click.Choice([*PUBLISHED_FILES]), multiple=True, help="All by default.")
 def main(weights: Path, stage: str, images: int | None, timeout: int, names: tuple[str, ...]) -> None:
     start_tensorflow()
