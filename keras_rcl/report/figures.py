@@ -22,6 +22,7 @@ WORST_CASE = "worst case"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 RIGHT, WRONG = "#0072B2", "#D55E00"
 MARKERS = "os^Dv<>"
+DPI = 150
 COLUMNS = 8
 NAME_LENGTH = 14
 
@@ -29,8 +30,12 @@ NAME_LENGTH = 14
 def _save(figure: Figure, path: str | Path) -> None:
     for text in figure.findobj(Text):
         _make_drawable(text)
+    figure.set_dpi(DPI)
+    if (layout := figure.get_layout_engine()) is not None:  # which `savefig` would draw the figure once more for
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=DPI, format="png")
 
 
 def _make_drawable(text: Text) -> None:
