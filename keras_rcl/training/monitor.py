@@ -16,6 +16,8 @@ from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.phase import Phase
 
 MONITORED_IMAGES = 32
+BATCH = 128
+"""Number of images whose embeddings are computed at once."""
 SEED = 0
 """Of the monitored attack."""
 DEAD = 0.5
@@ -146,8 +148,8 @@ class Monitor:
             before: The outputs on the attacked images before the attack.
             after: The outputs on the adversarial images.
         """
-        starts = range(0, len(self.shown.labels), MONITORED_IMAGES)
-        batches = [self.shown.images[start : start + MONITORED_IMAGES] for start in starts]
+        starts = range(0, len(self.shown.labels), BATCH)
+        batches = [self.shown.images[start : start + BATCH] for start in starts]
         found = [self._outputs(tf.constant(images, tf.float32) / 255) for images in batches]
         metrics: dict[str, float] = {}
         for space in ("embedding", "projection"):
