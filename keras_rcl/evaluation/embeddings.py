@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.attacks import craft
+from keras_rcl.attacks import craft_and_count
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.measures.embedding_geometry import geometry
 from keras_rcl.vocabulary.attacks import PGD, Attack, describe
 
@@ -22,6 +23,7 @@ def embedding_geometry(
     attacks: Sequence[Attack] = (),
     *,
     seed: int = 0,
+    evaluator: Evaluator | None = None,
 ) -> dict[str, Any] | None:
     """Return `measures.embedding_geometry.geometry` of each space that a classifier exposes.
 
@@ -34,6 +36,7 @@ def embedding_geometry(
         labels: [N].
         attacks: of the evaluation.
         seed: of the attack.
+        evaluator: of attacks that read the same logits, whose graphs are used where they are those of PGD-10.
 
     Returns:
         The number of images, the attack (None where the model has no gradient), and the measures of each space; None
@@ -47,12 +50,17 @@ def embedding_geometry(
     embed = tf.function(lambda x: {space: call(x) for space, call in exposed.items()}, [batch], autograph=False)
     if (ball := next((attack.threat_model for attack in attacks if attack.threat_model), None)) is not None:
         attack = PGD(norm=ball.norm, epsilon=ball.epsilon, protocol=ball.protocol, num_steps=10)
-        logits = outputs("logits")
-        crafted = tf.function(
-            lambda x, y: {"images": craft(attack, logits, x, y, seed=seed)}, [batch, classes], autograph=False
-        )
+        crafted = evaluator and evaluator.with_attacks([attack], seed).one_round(0)
+        if crafted is None:
+            logits = outputs("logits")
+
+            @tf.function(input_signature=[batch, classes, tf.TensorSpec([], tf.int64)], autograph=False)
+            def crafted(x, y, seed):
+                return craft_and_count(attack, logits, x, y, seed=seed)
+
         try:
-            moved = _in_batches(embed, _in_batches(crafted, images, np.asarray(labels, np.int32))["images"])
+            attacked = _in_batches(lambda x, y: crafted(x, y, seed)._asdict(), images, np.asarray(labels, np.int32))
+            moved = _in_batches(embed, attacked["images"])
         except InvalidInputError:  # of a model without a gradient, which was attacked without one
             attack = None
     found: dict[str, Any] = {"images": len(images), "attack": attack and describe(attack)}

@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -275,7 +275,8 @@ class Run:
     def prepare(self, stack: contextlib.ExitStack) -> None:
         """Build the networks, and claim the folder, once nothing can be refused any more, until the stack is closed."""
         self.network, self._served = networks(self.experiment, self.data, self.workers, self.encoder)
-        self._output, self._graph = functools.partial(output_of, self._served), inference_graph(self._served)
+        self._output = functools.partial(output_of, self._served)
+        self._measuring = measuring(self.experiment, self.data, self._served)
         self._outputs, self._sources = outputs_of(self.experiment.evaluation.attacks, self._output, self.data)
         self.workers.assert_same_inputs(self.fingerprint.to_json())
         self.folder: Any = None  # A `RunFolder`, of the chief only.
@@ -320,7 +321,7 @@ class Run:
             progress=self.progress,
             workers=self.workers,
         )
-        validation = train(self.experiment, self.data, (self.network, self._served), context, self._graph)
+        validation = train(self.experiment, self.data, (self.network, self._served), context, self._measuring)
         if self.workers.count > 1:  # only the chief has the chosen weights
             weights = {str(number): weight for number, weight in enumerate(self._served.get_weights())}
             weights = self.workers.broadcast(Message(arrays=weights)).arrays
@@ -375,7 +376,9 @@ class Run:
         record["validation"] = validation
         outputs = {name: self._computed(name) for name in ("embedding", "projection")}
         outputs["logits"] = self._output("logits")  # which is attacked
-        record["geometry"] = geometry_of(outputs.get, test, experiment.evaluation.attacks, experiment.seed)
+        record["geometry"] = geometry_of(
+            outputs.get, test, experiment.evaluation.attacks, experiment.seed, self._measuring.evaluator
+        )
         record["losses"] = _losses(self.path / "metrics.jsonl", experiment.method.phases())
         return record
 
@@ -389,7 +392,7 @@ class Run:
 
     def _computed(self, name: str) -> Callable:
         """Images -> an output of the evaluated network, by the graph that is traced once; not for attacks."""
-        return lambda images: self._graph(images)[name]
+        return lambda images: self._measuring.outputs(images)[name]
 
     def _stored_record(self) -> Record | None:
         """The record of a run that was interrupted after it was written; the same on all workers."""
@@ -568,12 +571,39 @@ def networks(
     return network, build(experiment, data, precision="float32", encoder=encoder) if own_copy else network
 
 
+class Measuring(NamedTuple):
+    """What measures a network, traced once for all that measure it.
+
+    Attributes:
+        outputs: What `inference_graph` returned.
+        evaluator: Of the validation attack.
+    """
+
+    outputs: Callable
+    evaluator: Evaluator
+
+
+def measuring(experiment: Experiment, data: sources.ImageData, served: keras.Model) -> Measuring:
+    """Return what measures the network that is evaluated, which `networks` returned."""
+    evaluation, outputs = experiment.evaluation, inference_graph(served)
+    count = len(data.validation.limited(evaluation.validation_limit).labels)
+    evaluator = Evaluator(
+        lambda images: outputs(images)["logits"],
+        (evaluation.validation_attack,),
+        batch_size=min(evaluation.batch_size, count or evaluation.batch_size),
+        seed=experiment.seed,
+        jit=experiment.jit,
+        gradient_fn=output_of(served, "logits"),
+    )
+    return Measuring(outputs, evaluator)
+
+
 def train(
     experiment: Experiment,
     data: sources.ImageData,
     pair: tuple[keras.Model, keras.Model],
     context: RunContext,
-    graph: Callable | None = None,
+    measured_by: Measuring | None = None,
 ) -> dict[str, float]:
     """Train by all phases of the experiment's method; both networks end with the chosen weights.
 
@@ -582,13 +612,13 @@ def train(
         data: What it is trained on.
         pair: The two networks that `networks` returned.
         context: Where the training runs.
-        graph: What `inference_graph` returned for the second network; None: it is called here.
+        measured_by: What `measuring` returned for the second network; None: it is called here.
 
     Returns:
         The validation metrics of the chosen weights; empty if nothing is held out.
     """
     network, served = pair
-    graph = graph or inference_graph(served)
+    measured_by = measured_by or measuring(experiment, data, served)
 
     def sync() -> None:
         if served is not network:
@@ -599,7 +629,7 @@ def train(
         experiment.method.phases(),
         data,
         context,
-        _validation(pair, graph, sync, data, experiment, context.workers),
+        _validation(pair, measured_by, sync, data, experiment, context.workers),
         seed=experiment.seed,
         compute=experiment.compute,
         balanced=experiment.dataset.balanced_batches,
@@ -761,7 +791,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
 
 def _validation(
     pair: tuple[keras.Model, keras.Model],
-    graph: Callable,
+    measured_by: Measuring,
     sync: Callable[[], None],
     data: sources.ImageData,
     experiment: Experiment,
@@ -769,23 +799,16 @@ def _validation(
 ) -> Validation:
     """Return how the training is measured: by clean and robust accuracy on held-out images, if any are held out."""
     network, served = pair
-    evaluation, same = experiment.evaluation, served is network
+    evaluation, evaluator, same = experiment.evaluation, measured_by.evaluator, served is network
     measured = Validation(
         monitored_attack=evaluation.validation_attack,
         patience=evaluation.patience,
-        outputs=graph if same else None,
+        outputs=measured_by.outputs if same else None,
+        attacked=evaluator.one_round(0) if same else None,
     )
     held_out = data.validation.limited(evaluation.validation_limit)
     if not len(held_out.labels):
         return measured
-    evaluator = Evaluator(
-        lambda images: graph(images)["logits"],
-        (evaluation.validation_attack,),
-        batch_size=min(evaluation.batch_size, len(held_out.labels)),
-        seed=experiment.seed,
-        jit=experiment.jit,
-        gradient_fn=output_of(served, "logits"),
-    )
     images = pixels(held_out.images)
 
     def validate() -> dict[str, float]:
@@ -796,7 +819,7 @@ def _validation(
             "robust_accuracy": survival.rows()[0]["robust_accuracy"],
         }
 
-    return dataclasses.replace(measured, evaluate=validate, attacked=evaluator.one_round(0) if same else None)
+    return dataclasses.replace(measured, evaluate=validate)
 
 
 def output_of(network: keras.Model, name: str) -> Callable:

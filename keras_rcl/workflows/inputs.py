@@ -11,6 +11,7 @@ from keras_rcl.data import sources
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.embeddings import embedding_geometry
 from keras_rcl.evaluation.input_range import InputRange
+from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.measures.embedding_geometry import POINTS
 from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.model_io.encoder import load_encoder
@@ -196,7 +197,13 @@ def support_of(
     return shown.labels, np.concatenate([project(images[start : start + 64]) for start in range(0, len(images), 64)])
 
 
-def geometry_of(outputs: Callable, part: sources.Split, attacks: Sequence[Attack], seed: int) -> dict[str, Any] | None:
-    """Of the embeddings of a few of the part's images."""
+def geometry_of(
+    outputs: Callable,
+    part: sources.Split,
+    attacks: Sequence[Attack],
+    seed: int,
+    evaluator: Evaluator | None = None,
+) -> dict[str, Any] | None:
+    """Of the embeddings of a few of the part's images; arguments as of `embedding_geometry`."""
     shown = part.limited(POINTS)
-    return embedding_geometry(outputs, pixels(shown.images), shown.labels, attacks, seed=seed)
+    return embedding_geometry(outputs, pixels(shown.images), shown.labels, attacks, seed=seed, evaluator=evaluator)

@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.evaluation.embeddings import BATCH, embedding_geometry
-from keras_rcl.vocabulary.attacks import FGSM, Square
+from keras_rcl.evaluation.robustness import Evaluator
+from keras_rcl.vocabulary.attacks import FGSM, PGD, Square
 
 LABELS = np.arange(12) % 3
 IMAGES = np.random.default_rng(0).uniform(0.2, 0.8, (12, 2, 2, 1)).astype(np.float32)
@@ -23,6 +24,22 @@ def test_the_distance_is_that_of_pgd_at_the_first_attacks_radius():
     distances = [found["embedding"].pop("clean_to_adversarial_distance") for found in (near, far)]
     assert 0 < distances[0] < distances[1]
     assert near["embedding"] == far["embedding"]
+
+
+def test_an_evaluator_of_the_same_logits_shares_its_graph_of_pgd():
+    traced = []
+
+    def logits(x):
+        traced.append(x.shape)
+        return embedding(x)
+
+    evaluator = Evaluator(logits, [PGD(epsilon=0.1, num_steps=3)])
+    evaluator.one_round(0)(IMAGES, LABELS.astype(np.int32), 0)
+    before, outputs, attacks = len(traced), {"logits": logits, "embedding": embedding}.get, [FGSM(epsilon=0.2)]
+    shared = embedding_geometry(outputs, IMAGES, LABELS, attacks, seed=7, evaluator=evaluator)
+    assert len(traced) == before
+    assert shared == embedding_geometry(outputs, IMAGES, LABELS, attacks, seed=7)
+    assert shared["embedding"]["clean_to_adversarial_distance"] > 0
 
 
 def test_a_model_without_a_gradient_has_no_distance():
