@@ -139,9 +139,8 @@ class MTLIBP(_Scheduled):
     """MTL-IBP: alpha * CE(IBP worst case) + (1 - alpha) * CE(adversarial) (De Palma et al. 2024).
 
     A small alpha lowers what intervals alone certify and raises accuracy that tighter bounds and branching certify. It
-    is the published code's for CIFAR-10 at 2/255, and so is the attack, whose radius is 2.1 times that of the ball. In
-    that code it grows with the ball, and the kernels' L1 norm has weight 3e-6; here it has its whole radius from the
-    start, and there is no such term.
+    is the published code's for CIFAR-10 at 2/255, and so is the attack, whose radius is 2.1 times that of the ball and
+    grows with it. In that code the kernels' L1 norm has weight 3e-6; here there is no such term.
 
     Attributes:
         bound: `ibp`; the tighter and more expensive `crown-ibp`; or `crown-ibp-fused`, between the two.
@@ -156,6 +155,7 @@ class MTLIBP(_Scheduled):
         augmentation: how images vary, such as "crop_flip".
         alpha: weight of the worst case, in [0, 1].
         attack: the attack that makes the adversarial examples.
+        growing_attack: whether its radius and step grow with epsilon; for FGSM, BIM, MI-FGSM and PGD of one restart.
 
     Example:
         >>> import keras_rcl
@@ -169,13 +169,15 @@ class MTLIBP(_Scheduled):
     name: Literal["mtl_ibp"] = "mtl_ibp"
     alpha: Share = 4e-3
     attack: Attack = PGD(epsilon=4.2 / 255, num_steps=8)
+    growing_attack: bool = True
 
     def phases(self) -> tuple[Phase, ...]:
         terms = (
             CrossEntropy(on="adversarial", weight=1 - self.alpha),
             CrossEntropy(on="worst_case", weight=self.alpha),
         )
-        return (self._phase("MTL-IBP", Adversarial(attack=self.attack), terms),)
+        adversarial = Adversarial(attack=self.attack, growth=self._ramp(0, 1) if self.growing_attack else None)
+        return (self._phase("MTL-IBP", adversarial, terms),)
 
 
 @spec

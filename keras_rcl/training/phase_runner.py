@@ -160,8 +160,8 @@ class PhaseRunner:
         """
         for part in self.phase.reinitialize:
             reinitialize(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
-        for part in self.phase.trains if self.phase.interval_initialization else ():
-            initialize_for_intervals(parts(self.network)[part], seed=_entropy(*self.seed, self.epochs_run))
+        if self.phase.interval_initialization and "encoder" in self.phase.trains:
+            initialize_for_intervals(parts(self.network)["encoder"], seed=_entropy(*self.seed, self.epochs_run))
         for starts in self.warm_starts.values():
             starts.warm.assign(False)
         if self.features:

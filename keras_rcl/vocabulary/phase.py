@@ -402,8 +402,9 @@ class Phase:
             differ in their noise, which is that of the copies of a `SmoothedAttack`.
         refresh: phases run before each epoch of this one (CLAF's inner classifier epochs).
         reinitialize: parts that are initialised again before the phase starts; for a refresh, before each of its runs.
-        interval_initialization: the kernels of the parts that train are initialised before the phase so that
-            intervals keep their width from layer to layer (Shi et al. 2021, section 3.1).
+        interval_initialization: the kernels of an encoder that trains are initialised before the phase so that
+            intervals keep their width from layer to layer (Shi et al. 2021, section 3.1). Those of the classifier are
+            not, as in the authors' code.
         fresh_optimizer: for a refresh: reset its optimizer at each run, as CLAF's published code does.
         detach_classifier: the classifier trains, but its gradient stops at the embedding (an online head).
         ema: decay of an exponential moving average of the network over the phase's steps; 0 keeps none. The average is

@@ -121,8 +121,8 @@ class RobustModel(keras.Model):
         # Not a constant, by whose reciprocal TensorFlow would multiply: random starts depend on each bit of an image.
         self._scale = tf.Variable(self._pixels[0], trainable=False)
         self._seed = entropy((seed, 0, 0))  # that of the first phase of a run with this seed
-        for part in phase.trains if phase.interval_initialization else ():
-            initialize_for_intervals(parts(self.network)[part], seed=seed)
+        if phase.interval_initialization and "encoder" in phase.trains:
+            initialize_for_intervals(parts(self.network)["encoder"], seed=seed)
         self._steps_per_epoch = tf.Variable(UNKNOWN, trainable=False)
         self.trainer = RobustTrainer(
             self.network,

@@ -299,13 +299,14 @@ CERTIFIED = """
 """
 
 # De Palma et al. 2024, eq. 7: alpha L_IBP + (1 - alpha) L(x_adv), on the same schedule; the published code attacks,
-# for CIFAR-10 at 2/255, 2.1 times as far as the ball, in 8 steps of a quarter of that.
+# for CIFAR-10 at 2/255, 2.1 times as far as the ball at each step of the ramp, in 8 steps of a quarter of that.
 MTL_IBP = """
     MTL-IBP: 160 epochs, batch 128
         draws     its kernels for intervals
         of        crop_flip, drawn once for all views
         trains    encoder, classifier
         views     PGD-8 linf 0.01647058823529412 step 0.00411764705882353 of clean \
+(0 to 1 smooth over 80 epochs after 1) \
 | worst case ibp (0 to 2/255 smooth over 80 epochs after 1)
         terms     0.996 cross_entropy on adversarial + 0.004 cross_entropy on worst_case \
 + (0.5 to 0 smooth over 80 epochs after 1) interval_tightness \

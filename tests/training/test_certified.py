@@ -348,6 +348,16 @@ def test_kernels_are_drawn_so_that_intervals_keep_their_width():
     np.testing.assert_array_equal(encoder.get_layer("conv2").kernel, drawn)
 
 
+def test_the_classifier_keeps_its_initialization():
+    """As in the code of Shi et al., which leaves out the last layer."""
+    (phase,) = small("certified").phases()
+    network = tiny_network()
+    before = [np.array(part.trainable_weights[0]) for part in map(parts(network).get, ("encoder", "classifier"))]
+    runner(network, phase).begin()
+    after = [np.array(part.trainable_weights[0]) for part in map(parts(network).get, ("encoder", "classifier"))]
+    assert [np.array_equal(*pair) for pair in zip(before, after, strict=True)] == [False, True]
+
+
 def test_a_layer_without_bounds_raises_before_training():
     network = tiny_network()
     encoder = parts(network)["encoder"]
