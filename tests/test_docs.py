@@ -113,6 +113,10 @@ def test_links_of_the_documents_lead_somewhere():
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_readme_counts_the_methods():
+    assert re.search(r"(\d+) training methods", README)[1] == str(len(VARIANTS))
+
+
 def test_readme_is_short_and_its_pictures_are_small():
     assert len(README.encode()) <= 9 * 1024
     for picture in (ROOT / "docs/images").glob("*.png"):
