@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import struct
@@ -13,6 +14,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import api as hparams_api
+from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from keras_rcl.data.pictures import to_rgb
@@ -76,8 +78,12 @@ class TensorBoardWriter:
 
     def images(self, phase: str, name: str, grid: np.ndarray, step: int) -> None:
         """Write a picture of a phase: uint8 RGB [h, w, 3]."""
-        with self._writing(phase, step):
-            tf.summary.image(name, grid[None])
+        encoded, (height, width, _) = io.BytesIO(), grid.shape
+        Image.fromarray(grid).save(encoded, "png")
+        with self._writing(phase, step):  # `tf.summary.image` takes three times as long
+            written = tf.constant([f"{width}", f"{height}", encoded.getvalue()])
+            metadata = image_metadata.create_summary_metadata(display_name=None, description=None)
+            tf.summary.write(name, written, metadata=metadata)
 
     def text(self, name: str, markdown: str) -> None:
         """Write a page of the Text tab."""
