@@ -170,19 +170,21 @@ def _colour_jitter(policy: SimCLR | ColourJitter, images: tf.Tensor, seed: tf.Te
         (policy.jitter_probability, policy.greyscale_probability) if isinstance(policy, SimCLR) else (1.0, 0.0)
     )
     jittered = _uniform(rows, apply_seed, 1, 1) < varied
-    strengths = (policy.brightness, policy.contrast, policy.saturation, policy.hue)
-    brightness, contrast, saturation, hue = (
-        tf.where(jittered, _uniform(rows, draw_seed, 1, 1, low=1 - strength, high=1 + strength), 1.0)
-        for draw_seed, strength in zip(seeds, strengths, strict=True)
-    )
+    brightness_seed, contrast_seed, saturation_seed, hue_seed = seeds
+
+    def factor(draw_seed: tf.Tensor, strength: float) -> tf.Tensor:
+        return tf.where(jittered, _uniform(rows, draw_seed, 1, 1, low=1 - strength, high=1 + strength), 1.0)
+
     pixels = tf.reshape(images, [-1, height * width, channels])
-    pixels = tf.clip_by_value(brightness * pixels, 0.0, 1.0)
+    pixels = tf.clip_by_value(factor(brightness_seed, policy.brightness) * pixels, 0.0, 1.0)
     luma = LUMA if channels == 3 else np.full([channels], 1 / channels, np.float32)
     mean = tf.reduce_sum(tf.reduce_mean(pixels, axis=1, keepdims=True) * luma, axis=2, keepdims=True)
+    contrast = factor(contrast_seed, policy.contrast)
     pixels = tf.clip_by_value(contrast * pixels + (1 - contrast) * mean, 0.0, 1.0)
     if channels == 3:
         grey = _uniform(rows, grey_seed, 1, 1) < greyed
-        saturation, angle = tf.where(grey, 0.0, saturation), 2 * math.pi * (hue - 1)
+        saturation = tf.where(grey, 0.0, factor(saturation_seed, policy.saturation))
+        angle = 2 * math.pi * (factor(hue_seed, policy.hue) - 1)
         turn = tf.cos(angle) * (np.eye(3, dtype=np.float32) - TO_LUMA) + tf.sin(angle) * QUARTER_TURN
         pixels = tf.clip_by_value(tf.matmul(pixels, TO_LUMA + saturation * turn, transpose_b=True), 0.0, 1.0)
     return tf.reshape(pixels, [images.shape[0] or -1, height, width, channels])
