@@ -227,6 +227,16 @@ def _sound_models(results: Path) -> str:
     return f"{markdown_table(header, rows)}\n\n```\n{commands}\n```"
 
 
+def _sound_bounds(results: Path) -> str:
+    """One row per way to verify: images, verdicts, those that `--sound` changed, and seconds."""
+    measured, rows = read_json(results / "benchmarks/sound_bounds.json"), []
+    for name, row in measured["rows"].items():
+        counts = (str(row[key]) for key in ("images", "verified", "unsafe", "changed"))
+        rows.append([name, *counts, f"{row['seconds']:.2f}", f"{row['times_plain']:.2f}"])
+    header = ["bounds", "images", "verified", "unsafe", "changed verdicts", "median s", "times without"]
+    return f"{markdown_table(header, rows)}\n\n```\n{measured['command']}\n```"
+
+
 def _minimal_attacks(results: Path) -> str:
     """One row per attack and contender: median distance and seconds, each also as a multiple of ours."""
     files = [read_json(path) for path in sorted((results / "benchmarks").glob("minimal_attacks*.json"))]
@@ -300,6 +310,7 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         "bounds_reference": partial(_bounds_reference, results),
         "bounds_norms": partial(_bounds_norms, results),
         "smoothing": partial(_smoothing, results),
+        "sound_bounds": partial(_sound_bounds, results),
         "minimal_attacks": partial(_minimal_attacks, results),
         "autoattack_l1": partial(_autoattack_l1, results),
         "vnncomp": partial(_vnncomp, results),
