@@ -17,7 +17,7 @@ from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.storage.checkpoints import Checkpoints
 from keras_rcl.training.run_context import RunContext
 from keras_rcl.training.tensorboard import TensorBoardWriter
-from keras_rcl.vocabulary.attacks import FGSM, Noise
+from keras_rcl.vocabulary.attacks import FGSM, AttackBase, Noise
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.workflows import fit as experiment
@@ -47,7 +47,7 @@ def small(name: str):
         value = getattr(method, field.name)
         if field.name.endswith("epochs"):
             changes[field.name] = 1
-        elif field.name.endswith("attack"):
+        elif isinstance(value, AttackBase):
             changes[field.name] = dataclasses.replace(value, num_steps=min(2, value.num_steps))
     return dataclasses.replace(method, **changes)
 
