@@ -296,6 +296,39 @@ def _early_audits(results: Path) -> str:
     return f"{markdown_table(header, rows, right=(1, 2, 5, 6, 7))}\n\n{facts}\n\n```\n{measured['command']}\n```"
 
 
+def _certified_training(results: Path) -> str:
+    """One row per method and library: accuracies over the seeds, and seconds per epoch, also in units of CTRAIN's."""
+    measured, rows = read_json(results / "benchmarks/certified_training.json"), []
+
+    def seconds(runs, name: str) -> float:
+        """The median of all epochs but the first of each training, in which graphs are traced."""
+        return statistics.median(second for run in runs for second in run[name][1:])
+
+    def accuracy(runs, name: str) -> str:
+        found = [run[name] for run in runs]
+        return f"{percent(statistics.mean(found))} ({percent(min(found))} - {percent(max(found))})"
+
+    for method in dict.fromkeys(row["method"] for row in measured["rows"]):
+        of_method = [row for row in measured["rows"] if row["method"] == method]
+        by_library = {name: [row for row in of_method if row["library"] == name] for name in ("keras_rcl", "CTRAIN")}
+        for library, runs in by_library.items():
+            accuracies = [accuracy(runs, name) for name in ("natural", "verified_by_ibp", "verified_by_crown")]
+            times = []
+            for name in ("seconds", "cpu_seconds"):
+                own = seconds(runs, name)
+                times += [f"{own:.2f}", f"{own / seconds(by_library['CTRAIN'], name):.2f}"]
+            rows.append([method, library, *accuracies, *times])
+    header = ["method", "library", "natural", "verified by IBP", "by CROWN", "s per epoch", "ratio", "CPU s", "ratio"]
+    loads = [row["load"] for row in measured["rows"]]
+    peers = ", ".join(f"{name} {measured['versions'][name]}" for name in ("ctrain", "auto_LiRPA", "torch"))
+    facts = (
+        f"{measured['images']:,} training and {measured['test']:,} test images, epsilon {measured['epsilon']:g}, "
+        f"{measured['epochs']} epochs, of which {measured['ramp_epochs']} are the ramp; {peers}; load average of the "
+        f"machine's two cores {min(loads):.1f} to {max(loads):.1f}."
+    )
+    return f"{markdown_table(header, rows, right=range(2, 9))}\n\n{facts}\n\n```\n{measured['command']}\n```"
+
+
 def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
     """Name of a generated block -> the function that makes its text from the records in `results`."""
     return {
@@ -315,4 +348,5 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         "autoattack_l1": partial(_autoattack_l1, results),
         "vnncomp": partial(_vnncomp, results),
         "sound_models": partial(_sound_models, results),
+        "certified_training": partial(_certified_training, results),
     }
