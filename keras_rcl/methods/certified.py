@@ -20,6 +20,7 @@ from keras_rcl.vocabulary.phase import (
     SupCon,
     View,
     WorstCase,
+    can_grow,
 )
 from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Pixels
@@ -155,7 +156,8 @@ class MTLIBP(_Scheduled):
         augmentation: how images vary, such as "crop_flip".
         alpha: weight of the worst case, in [0, 1].
         attack: the attack that makes the adversarial examples.
-        growing_attack: whether its radius and step grow with epsilon; for FGSM, BIM, MI-FGSM and PGD of one restart.
+        growing_attack: whether its radius and step grow with epsilon, for FGSM, BIM, MI-FGSM and PGD of one restart;
+            those of other attacks do not grow.
 
     Example:
         >>> import keras_rcl
@@ -176,7 +178,8 @@ class MTLIBP(_Scheduled):
             CrossEntropy(on="adversarial", weight=1 - self.alpha),
             CrossEntropy(on="worst_case", weight=self.alpha),
         )
-        adversarial = Adversarial(attack=self.attack, growth=self._ramp(0, 1) if self.growing_attack else None)
+        grows = self.growing_attack and can_grow(self.attack)
+        adversarial = Adversarial(attack=self.attack, growth=self._ramp(0, 1) if grows else None)
         return (self._phase("MTL-IBP", adversarial, terms),)
 
 

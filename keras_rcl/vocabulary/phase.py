@@ -58,6 +58,11 @@ class Augmented:
     policy: Policy
 
 
+def can_grow(attack: Attack) -> bool:
+    """Whether the radius of an attack can change from step to step of a training."""
+    return attack.name in ("fgsm", "bim", "mifgsm", "pgd") and attack.num_restarts == 1
+
+
 @spec
 class Adversarial:
     """The images of another view, attacked through the classifier with the network in inference mode.
@@ -90,8 +95,7 @@ class Adversarial:
             raise ValueError(f"{self.attack.label} cannot start from its last image; use warm_steps with bim or pgd")
         if self.warm_steps and isinstance(self.of, Augmented):
             raise ValueError("warm_steps need images that stay the same from epoch to epoch, not crops of them")
-        one_ascent = self.attack.name in ("fgsm", "bim", "mifgsm", "pgd") and self.attack.num_restarts == 1
-        if self.growth and (self.warm_steps or not one_ascent):
+        if self.growth and (self.warm_steps or not can_grow(self.attack)):
             raise ValueError(
                 f"{self.attack.label} cannot grow; use growth with fgsm, bim, mifgsm or pgd of one restart, without "
                 "warm_steps"
