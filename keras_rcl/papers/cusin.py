@@ -420,7 +420,8 @@ CUSIN = Paper(
         "never counts. What the paper calls {1, 2, 4, 8, 16}/255 is {0.5, 1, 2, 4, 8}/255 of a pixel's range.",
         "Scale cpu has the paper's CNN with a projection head, normalized by mean and standard deviation in place of "
         "[-1, 1], and fewer epochs of adversarial contrastive (15 + 10) and of the certified models (24; 12 + 6, by "
-        "IBP). The order of rows can be compared with the paper, the numbers cannot.",
+        "IBP). The order of rows can be compared with the paper, the numbers cannot. The certified rows were trained "
+        "before interval initialization left out the classifier.",
         "Rows that are trained here at scales full and cpu differ from the authors' networks. They train on 50,000 "
         "images; the batch counters in the authors' weights are those of 40,000. The paper's 8/255 and 2/255 of "
         "training are taken in pixels; the authors' code has them in [-1, 1], which is half. The augmentation is "
