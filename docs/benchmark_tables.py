@@ -13,6 +13,7 @@ BENCHMARKS = {
     "pgd_strided_cnn": "attack_throughput-strided_cnn",
     "evaluation_pgd": "evaluation-pgd",
     "evaluation_autoattack": "evaluation-autoattack",
+    "autoattack_original": "autoattack-original",
     "step_resnet18": "train_step-resnet18",
     "step_strided_cnn": "train_step-strided_cnn",
     "claf_epoch": "train_step-claf-strided_cnn",

@@ -214,6 +214,8 @@ def _studies(results: Path) -> str:
     rows, found = [], []
     for path in sorted((results / "studies").glob("*/study.json")):
         study = STUDY.read(path)
+        if study["best"] is None:
+            continue
         trials = {trial["number"]: trial for trial in study["trials"]}
         ended = Counter(trial["state"] for trial in trials.values())
         first, best = trials[0], trials[study["best"]]
@@ -221,10 +223,17 @@ def _studies(results: Path) -> str:
         counts = (str(ended[state]) for state in ("done", "pruned", "failed"))
         measured = (percent(trial["objective"]) for trial in (first, best))
         rows.append([f"`{method['name']}`", f"{method['passes']:g}", *counts, *measured, str(best["number"])])
-        chosen = ", ".join(f"{name} {value}" for name, value in best["settings"].items())
+        chosen = ", ".join(
+            f"{name.removeprefix('method.')} {_short(value)}" for name, value in best["settings"].items()
+        )
         found.append(f"- `{method['name']}`, trial {best['number']}: {chosen}")
     header = ["variant", "passes", "done", "pruned", "failed", "first trial", "best trial", "its number"]
     return markdown_table(header, rows) + "\n\nThe settings of the best trials:\n\n" + "\n".join(found)
+
+
+def _short(text: str) -> str:
+    """The text of a setting, a number with at most three significant digits."""
+    return f"{float(text):.3g}" if re.fullmatch(r"[\d.e-]+", text) else text
 
 
 def _commands(shown: dict[str, dict]) -> str:

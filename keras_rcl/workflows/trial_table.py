@@ -1,6 +1,7 @@
 """A search for hyper-parameters on disk: its fingerprint, the table of its trials, and the next trial to run."""
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import warnings
@@ -37,14 +38,26 @@ class Study:
     """The table of trials on disk, written again whenever a trial begins or ends, and the sampler that continues it.
 
     As a context it holds the lock of the folder.
+
+    Args:
+        folder: Of the study.
+        fingerprint: What the table depends on.
+        space: The range of each setting.
+        first: Values of settings that the first trial has; the others are drawn.
+        overwrite: Replace another study.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: Fingerprint, space: Mapping[str, Range], experiment: Experiment, overwrite
+        self,
+        folder: Path,
+        fingerprint: Fingerprint,
+        space: Mapping[str, Range],
+        first: Mapping[str, Any],
+        overwrite: bool,
     ):
         self.folder, self.fingerprint, self.space = Path(folder), fingerprint, space
-        self._start, self._overwrite = config.to_dict(experiment), overwrite
-        self._seed, self._optuna = experiment.seed, _optuna()
+        self._first, self._overwrite = first, overwrite
+        self._optuna = _optuna()
         self._distributions = {setting: self._distribution(values) for setting, values in space.items()}
         self.table: dict[int, dict[str, Any]] = {}
 
@@ -90,7 +103,8 @@ class Study:
 
     def _completed(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """A stored fingerprint with the defaults of the settings that this version added."""
-        stored = {name: question[name] for name in self._start if name in question}
+        names = (field.name for field in dataclasses.fields(Experiment))
+        stored = {name: question[name] for name in names if name in question}
         try:
             full = config.to_dict(config.parse(stored, str(self.folder / STUDY)))
         except InvalidInputError:  # settings that this version does not know differ in any case
@@ -135,26 +149,15 @@ class Study:
         while len(self.table) < count:
             number = len(self.table)
             # One sampler per trial, so that a resumed search draws the same settings as an uninterrupted one.
-            entropy = np.random.SeedSequence((self._seed, number)).generate_state(1)
+            entropy = np.random.SeedSequence((self.fingerprint.seed or 0, number)).generate_state(1)
             self._study.sampler = self._optuna.samplers.TPESampler(seed=int(entropy[0]))
-            if number == 0 and (first := self._first()):
-                self._study.enqueue_trial(first)
+            if number == 0 and self._first:
+                self._study.enqueue_trial(self._first)
             asked = self._study.ask(self._distributions)
             settings = {name: self.space[name].text(value) for name, value in asked.params.items()}
             self.table[number] = {"number": number, "settings": settings, "state": "running"}
             self._write()
             yield number
-
-    def _first(self) -> dict[str, Any]:
-        """The experiment's own values of the settings, if they are in range."""
-        found: dict[str, Any] = {}
-        for setting, values in self.space.items():
-            value = _at(self._start, setting)
-            if isinstance(values, Choice):
-                found.update((setting, text) for text in values.values if config.parse_value(text) == value)
-            elif isinstance(value, (int, float)) and values.low <= value <= values.high:
-                found[setting] = value
-        return found
 
     def settings(self, number: int) -> dict[str, str]:
         return self.table[number]["settings"]
@@ -223,13 +226,6 @@ class Study:
 def _reports(trial: Mapping[str, Any]) -> dict[int, float]:
     """What Optuna learns of a trial that was stopped early: its objectives by the thousandths of the last phase."""
     return {round(1000 * share): value for share, value in trial["curve"]}
-
-
-def _at(fields: Any, setting: str) -> Any:
-    """The value at a dotted path of nested mappings; None if there is none."""
-    for key in setting.split("."):
-        fields = fields.get(key) if isinstance(fields, dict) else None
-    return fields
 
 
 def _optuna():

@@ -34,7 +34,7 @@ from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.phase import Phase
-from keras_rcl.vocabulary.search import Range
+from keras_rcl.vocabulary.search import Choice, Range
 from keras_rcl.workflows.fit import fingerprint_of, hash_data, networks, output_of, train
 from keras_rcl.workflows.inputs import pixels
 from keras_rcl.workflows.trial_table import BEST, Study, lock_folder
@@ -128,7 +128,7 @@ def tune(
     fingerprint = search.fingerprint()
     if options.processes > 1:
         _loaded.cache_clear()
-    with Study(search.folder, fingerprint, space, experiment, options.overwrite) as study:
+    with Study(search.folder, fingerprint, space, search.own, options.overwrite) as study:
         if done := len(study.ended()):
             search.progress.say(f"resuming {search.folder}: {done} trials done")
         try:
@@ -148,6 +148,7 @@ class _Search:
     Attributes:
         attack: Measures the robust accuracy.
         folder: Receives the results.
+        own: The experiment's own values of the settings, where the ranges hold them.
     """
 
     def __init__(
@@ -163,18 +164,24 @@ class _Search:
         self.attack = options.attack or experiment.evaluation.validation_attack
         default = Path("tuned") / f"{experiment.dataset.name}-{experiment.method.name}"
         self.folder = Path(options.output_dir or default)
+        self.own: dict[str, Any] = {}
         self._shares: dict[int, float] = {}
 
     def check(self) -> None:
-        """Refuse an attack that cannot measure, an empty space, and ranges with an invalid end."""
+        """Refuse an attack that cannot measure, an empty space, and ranges with an invalid end; find `own`."""
         _check_attack(self.attack)
         if not self.space:
             raise InvalidInputError(
                 f"{self.experiment.method.name} has no default search space; give --search SETTING=RANGE"
             )
+        start = config.to_dict(self.experiment)
         for setting, values in self.space.items():
-            for end in values.ends:
-                _varied(self.vary, setting, values, end)
+            ends = {end: _varied(self.vary, setting, values, end) for end in values.ends}
+            value = _at(start, setting)
+            if isinstance(values, Choice):
+                self.own.update((setting, end) for end, varied in ends.items() if varied == self.experiment)
+            elif isinstance(value, (int, float)) and values.low <= value <= values.high:
+                self.own[setting] = value
 
     def fingerprint(self) -> Fingerprint:
         """What the table of trials depends on."""
@@ -314,6 +321,13 @@ def _line(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
 
 def _as_settings(values: Mapping[str, str]) -> list[str]:
     return [f"{setting}={value}" for setting, value in values.items()]
+
+
+def _at(fields: Any, setting: str) -> Any:
+    """The value at a dotted path of nested mappings; None if there is none."""
+    for key in setting.split("."):
+        fields = fields.get(key) if isinstance(fields, dict) else None
+    return fields
 
 
 def _varied(vary: Callable, setting: str, values: Range, end: str) -> Experiment:

@@ -160,6 +160,19 @@ def test_a_stopped_search_with_pruned_trials_resumes_to_the_same_table(tmp_path,
     assert other.exit_code == 2 and "with other prune" in other.stderr
 
 
+def test_the_first_trial_has_the_settings_of_the_experiment(tmp_path, monkeypatch):
+    """Also those of which the name stands for more, such as an augmentation; a value out of range is drawn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuning, "run_trial", lambda job, tell: {"state": "done", "objective": 0.5, "curve": []})
+    spaces = ["augmentation=choice(none, simclr, crop_flip)", "batch_size=choice(8, 16)", "epochs=int(2, 3)"]
+    chosen = [part for space in spaces for part in ("--search", f"method.{space}")]
+    assert run(*SMALL, "--set", "method.augmentation=crop_flip", "--trials", "1", *chosen).exit_code == 0
+    (trial,) = study_of(_default())["trials"]
+    epochs = trial["settings"].pop("method.epochs")
+    assert trial["settings"] == {"method.augmentation": "crop_flip", "method.batch_size": "16"}
+    assert epochs in ("2", "3")
+
+
 @pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
