@@ -7,7 +7,8 @@
 `pgd` is PGD-40 with 5 random restarts, each tool with what it has for restarts: ART an argument, foolbox `repeat`,
 torchattacks `MultiAttack`, which continues with the survivors; cleverhans and the plain loop repeat the attack by hand.
 `autoattack` is the four standard attacks on survivors at the published budgets, torchattacks' called one by one, for
-its own AutoAttack takes 10 steps; pyautoattack is the code of the authors. Operations are reported only for ours, where
+its own AutoAttack takes 10 steps; pyautoattack is the code of the authors. `autoattack-l2` is the same in L2 at 0.5.
+Operations are reported only for ours, where
 they are counted: each tool chooses how much it does to which image. `times_its_passes` is our time divided by what the
 counted passes forward and back cost by themselves, in batches of the same size. PyTorch runs PGD in both of its memory
 layouts, see `benchmarks.attack_throughput`.
@@ -15,6 +16,7 @@ layouts, see `benchmarks.attack_throughput`.
 
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,9 @@ from keras_rcl.vocabulary.attacks import PGD, AutoAttack  # noqa: E402
 from keras_rcl.workflows.inputs import dataset_of, pixels  # noqa: E402
 
 EPSILON, STEP_SIZE, STEPS, RESTARTS, BATCH = 8 / 255, 2 / 255, 40, 5, 250
+
+BALLS = {"autoattack": ("linf", EPSILON), "autoattack-l2": ("l2", 0.5)}
+"""Protocol -> norm and epsilon of AutoAttack."""
 
 OURS = {"ours": "float32", "ours, bfloat16": "bfloat16"}
 """Contender -> what its attack is computed in; the second is `attack --attack-dtype bfloat16`."""
@@ -180,12 +185,12 @@ def plain_torch(twin, images, labels, layout=None):
     return lambda: accuracy_of(survives, images, labels)
 
 
-def torchattacks_ensemble(twin, images, labels):
+def torchattacks_ensemble(twin, images, labels, norm, epsilon):
     """The four members one after the other, on what survives."""
     from benchmarks.attack_reference import members, survivors_of_torch
     from benchmarks.torch_twin import channels_first
 
-    makes = [members("linf", EPSILON)[name][1] for name in ("APGD-CE", "APGD-T", "FAB-T", "Square")]
+    makes = [members(norm, epsilon)[name][1] for name in ("APGD-CE", "APGD-T", "FAB-T", "Square")]
     x = channels_first(images)
 
     def accuracy():
@@ -200,7 +205,7 @@ def torchattacks_ensemble(twin, images, labels):
     return accuracy
 
 
-def original(twin, images, labels):
+def original(twin, images, labels, norm, epsilon):
     """The code of AutoAttack's authors, as a package."""
     import pyautoattack
     import torch
@@ -210,7 +215,7 @@ def original(twin, images, labels):
     x, y = channels_first(images), torch.tensor(labels)
 
     def accuracy():
-        attack = pyautoattack.AutoAttack(twin, norm="Linf", eps=EPSILON, seed=0)
+        attack = pyautoattack.AutoAttack(twin, norm={"linf": "Linf", "l2": "L2"}[norm], eps=epsilon, seed=0)
         _, predicted = attack.run_standard_evaluation(x, y, batch_size=BATCH)
         return float((predicted.numpy() == labels).mean())
 
@@ -220,7 +225,7 @@ def original(twin, images, labels):
 def main() -> None:
     parser = options(__doc__, images=1000, network=False)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--protocol", choices=["pgd", "autoattack"], default="pgd")
+    parser.add_argument("--protocol", choices=["pgd", *BALLS], default="pgd")
     arguments = parser.parse_args()
     classifier = load_classifier(arguments.model)
     network = classifier.model.layers
@@ -236,8 +241,10 @@ def main() -> None:
         torch_makes = {"torchattacks": torchattacks, "plain torch": plain_torch}
     else:
         there = installed("torch", "torchattacks", "pyautoattack")
-        attack, contenders = AutoAttack(epsilon=EPSILON), {}
-        torch_makes = {"torchattacks": torchattacks_ensemble, "pyautoattack": original}
+        norm, epsilon = BALLS[arguments.protocol]
+        attack, contenders = AutoAttack(norm=norm, epsilon=epsilon), {}
+        makes = {"torchattacks": torchattacks_ensemble, "pyautoattack": original}
+        torch_makes = {name: partial(make, norm=norm, epsilon=epsilon) for name, make in makes.items()}
     ours = {name: Ours(classifier, *task, attack, dtype) for name, dtype in OURS.items()}
     contenders = {**ours, **contenders}
     if "torch" in there:
