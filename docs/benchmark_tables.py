@@ -14,6 +14,7 @@ BENCHMARKS = {
     "evaluation_pgd": "evaluation-pgd",
     "evaluation_autoattack": "evaluation-autoattack",
     "autoattack_original": "autoattack-original",
+    "autoattack_original_l2": "autoattack-original-l2",
     "step_resnet18": "train_step-resnet18",
     "step_strided_cnn": "train_step-strided_cnn",
     "claf_epoch": "train_step-claf-strided_cnn",
