@@ -228,6 +228,7 @@ def main() -> None:
         record = {
             "command": f"python -m benchmarks.certified_training {shlex.join(sys.argv[1:])}",
             "versions": versions() | peer_versions(arguments.ctrain),
+            "protocol": "pixel",
             **{name: getattr(arguments, name) for name in names},
             "settings": SHARED | {"attacks": ATTACKS},
             "rows": rows,

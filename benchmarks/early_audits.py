@@ -64,9 +64,7 @@ def network(seed: int, trained_epsilon: float, epochs: int = 8) -> keras.Model:
     attack = PGD(epsilon=trained_epsilon, num_steps=5)
     crafted = tf.function(lambda x, y: craft(attack, model, x, y), autograph=False)
     for _ in range(epochs):
-        batches = [
-            crafted(images[start : start + 1000], labels[start : start + 1000]) for start in range(0, TRAINED, 1000)
-        ]
+        batches = [crafted(*batch) for batch in zip(np.split(images, 5), np.split(labels, 5), strict=True)]
         model.fit(np.concatenate(batches), labels, batch_size=32, epochs=1, verbose=0)
     return model
 
@@ -155,6 +153,7 @@ def summary(rows: list[dict], path: Path | None) -> dict:
     """What the file holds."""
     return {
         "command": f"python -m benchmarks.early_audits --json {path}",
+        "protocol": "pixel",
         "images": TESTED,
         "confidence": CONFIDENCE,
         "epsilon": EPSILON,

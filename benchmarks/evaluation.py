@@ -8,10 +8,9 @@
 torchattacks `MultiAttack`, which continues with the survivors; cleverhans and the plain loop repeat the attack by hand.
 `autoattack` is the four standard attacks on survivors at the published budgets, torchattacks' called one by one, for
 its own AutoAttack takes 10 steps; pyautoattack is the code of the authors. `autoattack-l2` is the same in L2 at 0.5.
-Operations are reported only for ours, where
-they are counted: each tool chooses how much it does to which image. `times_its_passes` is our time divided by what the
-counted passes forward and back cost by themselves, in batches of the same size. PyTorch runs PGD in both of its memory
-layouts, see `benchmarks.attack_throughput`.
+Operations are reported only for ours, where they are counted: each tool chooses how much it does to which image.
+`times_its_passes` is our time divided by what the counted passes forward and back cost by themselves, in batches of the
+same size. PyTorch runs PGD in both of its memory layouts, see `benchmarks.attack_throughput`.
 """
 
 import statistics
@@ -264,7 +263,8 @@ def main() -> None:
     for name in contenders:
         rows[name]["robust_accuracy"] = accuracies[name]
     apart = 100 * (max(accuracies[n] for n in contenders) - min(accuracies[n] for n in contenders))
-    facts = {"model_hash": classifier.model_hash, "images": len(labels), "protocol": arguments.protocol}
+    facts = {"model_hash": classifier.model_hash, "images": len(labels), "protocol": "pixel"}
+    facts["attacks"] = arguments.protocol
     if "ours" in contenders:
         facts["times_its_passes"] = rows["ours"]["seconds"] / ours["ours"].seconds_of_passes()
         print(f"our time is {facts['times_its_passes']:.2f} times that of its passes")

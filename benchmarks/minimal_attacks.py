@@ -168,7 +168,7 @@ def main() -> None:
             "budget": queries.get(name.partition(", ")[2], arguments.steps),
         }
     del rows[MATRIX]
-    facts = {"model": arguments.model.name, "model_hash": task.classifier.model_hash}
+    facts = {"protocol": "pixel", "model": arguments.model.name, "model_hash": task.classifier.model_hash}
     tell(arguments, rows, ["median_distance", "images", "broken", "budget"], **facts)
 
 

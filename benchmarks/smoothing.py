@@ -134,6 +134,7 @@ def measured(path: Path, arguments: argparse.Namespace) -> dict:
         "command": f"python -m benchmarks.smoothing {shlex.join(sys.argv[1:])}",
         "variant": classifier.contract.get("variant"),
         "method": config.get("method"),
+        "protocol": "pixel",
         "sigma": smoothing.sigma,
         "n": smoothing.n,
         "alpha": smoothing.alpha,

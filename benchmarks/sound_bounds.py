@@ -61,8 +61,9 @@ def main() -> None:
             "changed": int((found.statuses[0] != plain.statuses[0]).sum()),
             "times_plain": rows[name]["seconds"] / rows[name.removesuffix(", sound")]["seconds"],
         }
-    facts = {"model": arguments.model.name, "model_hash": classifier.model_hash, "epsilon": arguments.epsilon}
-    tell(arguments, rows, ["images", "verified", "unsafe", "changed", "times_plain"], **facts)
+    facts = {"protocol": "pixel", "model": arguments.model.name, "model_hash": classifier.model_hash}
+    measures = ["images", "verified", "unsafe", "changed", "times_plain"]
+    tell(arguments, rows, measures, **facts, epsilon=arguments.epsilon)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def _benchmark(results: Path, name: str) -> str:
     facts = {
         key.replace("_", " "): value
         for key, value in measured.items()
-        if key not in ("command", "versions", "rows", "model_hash", "protocol", "network", "cores")
+        if key not in ("command", "versions", "rows", "model_hash", "protocol", "attacks", "network", "cores")
     }
     listed = "; ".join(f"{key} {value:.4g}" for key, value in facts.items())
     return f"{markdown_table(header, rows)}\n\n{listed}\n\n```\n{measured['command']}\n```"
