@@ -41,8 +41,5 @@ class AT(AveragedSchedule):
     margin: NonNegativeFloat = 0.0
 
     def phases(self) -> tuple[Phase, ...]:
-        return (
-            self._on_examples(
-                "adversarial training", CrossEntropy(label_smoothing=self.label_smoothing, margin=self.margin)
-            ),
-        )
+        attacked = CrossEntropy(label_smoothing=self.label_smoothing, margin=self.margin)
+        return (self._on_examples("adversarial training", attacked),)

@@ -141,7 +141,7 @@ class MTLIBP(_Scheduled):
 
     A small alpha lowers what intervals alone certify and raises accuracy that tighter bounds and branching certify. It
     is the published code's for CIFAR-10 at 2/255, and so is the attack, whose radius is 2.1 times that of the ball and
-    grows with it. In that code the kernels' L1 norm has weight 3e-6; here there is no such term.
+    grows with it. In that code the kernels' L1 norm has weight 3e-6; here it has none.
 
     Attributes:
         bound: `ibp`; the tighter and more expensive `crown-ibp`; or `crown-ibp-fused`, between the two.
