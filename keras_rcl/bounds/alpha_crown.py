@@ -1,10 +1,10 @@
-"""alpha-CROWN: the slopes of the lines below each ReLU, chosen to maximise the bound."""
+"""alpha-CROWN: the slopes of the lines below each ReLU, and the tangents of curves, chosen to maximise the bound."""
 
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from keras_rcl.bounds.crown import LinearForms, lower_bounds, relax
+from keras_rcl.bounds.crown import LinearForms, first_slopes, lower_bounds
 from keras_rcl.bounds.input_sets import Interval
 from keras_rcl.bounds.rounding import Rounded
 from keras_rcl.folding.fold import Step
@@ -26,8 +26,8 @@ def optimized_lower_bounds(
 
         max over slopes in [0, 1] of lower_bounds(slopes)
 
-    Any slopes in [0, 1] give a sound bound. So the best of all iterations is taken for each row; the first iteration
-    has CROWN's slopes.
+    Any slopes in [0, 1] give a sound bound; those of a sigmoid or tanh are the places of tangents. So the best of all
+    iterations is taken for each row; the first iteration has CROWN's slopes.
 
     Args:
         steps: a folded network, as for `lower_bounds`.
@@ -50,7 +50,7 @@ def optimized_lower_bounds(
     numbers = [number for number in arriving if number]
     if not numbers:
         return best
-    start = [arriving[n].gather(relax(intervals[steps[n].inputs[0]]).lower) for n in numbers]
+    start = [first_slopes(steps[n].operation, intervals[steps[n].inputs[0]], arriving[n].gather) for n in numbers]
 
     def bound(slopes, intervals=tuple(x.plain for x in intervals)):
         return lower_bounds(steps, rows, intervals, slopes=dict(zip(numbers, slopes, strict=True)))

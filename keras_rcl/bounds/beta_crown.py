@@ -27,11 +27,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.bounds.alpha_crown import ascend, optimized_lower_bounds
-from keras_rcl.bounds.crown import LinearForms, crown_intervals, lower_bounds, relax, worst_inputs
+from keras_rcl.bounds.crown import (
+    NOT_LINEAR,
+    LinearForms,
+    crown_intervals,
+    first_slopes,
+    lower_bounds,
+    relax,
+    worst_inputs,
+)
 from keras_rcl.bounds.input_sets import Ball, Interval, outward
 from keras_rcl.bounds.interval import forward, interval_bounds, past_scaling
 from keras_rcl.bounds.rounding import UNIT, Rounded, error_of_input, rounded_steps
-from keras_rcl.folding.fold import Max, ReLU, Step, fold
+from keras_rcl.folding.fold import ReLU, SShaped, Step, fold
 from keras_rcl.vocabulary.threat import Norm
 
 CANDIDATES = 3
@@ -68,7 +76,10 @@ class Outcome:
 
 @dataclass(order=True)
 class _Domain:
-    """A part of the box and a function; arrays are of the ReLUs [U] that the box leaves undecided."""
+    """A part of the box and a function; arrays are of the ReLUs [U] that the box leaves undecided.
+
+    Behind their slopes are the tangents of all curves.
+    """
 
     lower: float
     order: int
@@ -123,7 +134,9 @@ class BranchAndBound:
         self._relus = [number for number, step in enumerate(self._steps) if isinstance(step.operation, ReLU)]
         self._shapes = [self._steps[number].shape for number in self._relus]
         self._sizes = [math.prod(shape) for shape in self._shapes]
-        readers = [step for step in self._steps if isinstance(step.operation, ReLU | Max)]
+        self._curves = [number for number, step in enumerate(self._steps) if isinstance(step.operation, SShaped)]
+        self._tangents = [(*self._steps[number].shape, 2) for number in self._curves]
+        readers = [step for step in self._steps if isinstance(step.operation, NOT_LINEAR)]
         self._read = sorted({step.inputs[0] for step in readers})
         if sound:  # the rounding error of every step is needed
             self._read = list(range(len(self._steps)))
@@ -136,7 +149,10 @@ class BranchAndBound:
         input_set = [spec(1, *image), spec(1, *image), *ball, *([spec(1, *image)] if sound else [])]
         ends = 3 if sound else 2
         input_bounds = [input_set, *([spec(1, *self._steps[number].shape)] * ends for number in self._read)]
-        state, functions, until = [spec(None, total)] * 3, spec(None, classes + 1), spec(of="float64")
+        slopes = total + sum(map(math.prod, self._tangents))
+        self._widths = {"signs": total, "slopes": slopes, "multipliers": total}
+        state = [spec(None, width) for width in self._widths.values()]
+        functions, until = spec(None, classes + 1), spec(of="float64")
         self._root, self._refined_root = (
             tf.function(
                 partial(self._root_bounds, refined=refined),
@@ -187,9 +203,9 @@ class BranchAndBound:
         return self.decide(low, high, functions, ball=ball, deadline=time.monotonic() + seconds, check=check)
 
     @property
-    def num_relus(self) -> int:
-        """The number of ReLUs."""
-        return sum(self._sizes)
+    def num_activations(self) -> int:
+        """The number of ReLUs and of values of curves."""
+        return sum(math.prod(self._steps[number].shape) for number in (*self._relus, *self._curves))
 
     def trace(self) -> None:
         """Trace now, so that tracing does not count in an image's time."""
@@ -222,7 +238,7 @@ class BranchAndBound:
             ball: if the norm is not `linf`, `middle` and `reach` of the `Ball` that the box is around.
 
         Returns:
-            The outcome; `safe` is None if the deadline was reached, or no ReLU is left to be split.
+            The outcome; `safe` is None if the deadline was reached, or no ReLU is left to be split. Curves are not.
         """
         started = time.monotonic()
         until = np.float64(time.time() + deadline - started)  # on the clock of graphs
@@ -240,17 +256,21 @@ class BranchAndBound:
         undecided = np.flatnonzero((low < 0) & (high > 0))
         order, domains, proved_min, heap = itertools.count(), 0, math.inf, []
 
-        def spread(rows):
-            """[B, U] -> [B, T]."""
-            full = np.zeros((len(rows), len(low)), self._dtype)
-            full[:, undecided] = rows
+        kept = dict.fromkeys(self._widths, undecided)
+        kept["slopes"] = np.concatenate([undecided, np.arange(len(low), self._widths["slopes"])])
+
+        def spread(rows: list, of: str):
+            """B times [U] -> [B, T]."""
+            full = np.zeros((len(rows), self._widths[of]), self._dtype)
+            full[:, kept[of]] = rows
             return full
 
         parents = [-math.inf] * len(which)
         while True:
             bounds, *state = (np.asarray(values) for values in state)
             domains += len(bounds)
-            for parent, bound, j, *rows in zip(parents, bounds, which, *(s[:, undecided] for s in state), strict=True):
+            rows_of = (values[:, kept[of]] for of, values in zip(kept, state, strict=True))
+            for parent, bound, j, *rows in zip(parents, bounds, which, *rows_of, strict=True):
                 lower = max(parent, float(bound))
                 if lower > 0:
                     proved_min = min(proved_min, lower)
@@ -264,7 +284,7 @@ class BranchAndBound:
                 return Outcome(None, lower, None, domains, time.monotonic() - started)
             batch = [heapq.heappop(heap) for _ in range(min(self._batch_size, len(heap)))]
             parents, which = (np.repeat([getattr(d, of) for d in batch], 2) for of in ("lower", "function"))
-            rows = (spread(np.stack([getattr(d, of) for d in batch])) for of in ("signs", "slopes", "multipliers"))
+            rows = (spread([getattr(d, of) for d in batch], of) for of in kept)
             *state, worst, active = self._split(input_bounds, functions[which[::2]], *rows, until)
             active = np.asarray(active)
             parents, which, worst = parents[active], which[active], np.asarray(worst)[active]
@@ -297,10 +317,13 @@ class BranchAndBound:
         intervals = before + crown_intervals(rest, scaled, bound, in_time)
         read = [intervals[number] for number in self._read]
         input_bounds = [inputs, *([x.lower, x.upper, *([x.error] if self._sound else [])] for x in read)]
-        lines = [relax(self._input_set(end)).lower for end in self._relu_input_bounds(input_bounds)]
-        slopes = tf.concat([tf.zeros((1, 0), self._dtype), *(tf.reshape(line, (1, -1)) for line in lines)], axis=1)
+        slopes = [
+            first_slopes(self._steps[number].operation, self._input_set(self._bounds_read_by(number, input_bounds)))
+            for number in (*self._relus, *self._curves)
+        ]
+        slopes = tf.concat([tf.zeros((1, 0), self._dtype), *(tf.reshape(of, (1, -1)) for of in slopes)], axis=1)
         slopes = tf.repeat(slopes, tf.shape(functions)[0], axis=0)
-        signs = tf.zeros_like(slopes)
+        signs = tf.zeros_like(slopes[:, : self._widths["signs"]])
         bounds, slopes, multipliers, worst = self._ascended(
             input_bounds, functions, signs, slopes, signs, self._root_iterations, until
         )
@@ -373,8 +396,10 @@ class BranchAndBound:
         for number, sign in zip(self._relus, self._split_by_relu(signs), strict=True):
             read = self._steps[number].inputs[0]
             intervals[read] = _half(intervals[read], sign)
+        slopes, tangents = slopes[:, : self._widths["signs"]], slopes[:, self._widths["signs"] :]
         apart = (self._split_by_relu(values) for values in (slopes, -signs * multipliers))
         slopes, multipliers = (dict(zip(self._relus, values, strict=True)) for values in apart)
+        slopes |= dict(zip(self._curves, _split(tangents, self._tangents), strict=True))
         rows, offsets = LinearForms(functions[:, :-1]), functions[:, -1]
         return lower_bounds(self._steps, rows, intervals, slopes, multipliers, arriving) + offsets
 
@@ -413,12 +438,21 @@ class BranchAndBound:
 
     def _relu_input_bounds(self, input_bounds) -> list:
         """The bounds of each ReLU's input."""
-        return [input_bounds[1 + self._read.index(self._steps[number].inputs[0])] for number in self._relus]
+        return [self._bounds_read_by(number, input_bounds) for number in self._relus]
+
+    def _bounds_read_by(self, number: int, input_bounds) -> Sequence:
+        """The bounds of what a step reads."""
+        return input_bounds[1 + self._read.index(self._steps[number].inputs[0])]
 
     def _split_by_relu(self, values) -> list:
         """[B, T] -> [B, *shape] of each ReLU."""
-        pieces = tf.split(values, self._sizes, axis=1) if self._sizes else []
-        return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        return _split(values, self._shapes)
+
+
+def _split(values, shapes: Sequence[tuple]) -> list:
+    """Values side by side [B, T] -> [B, *shape] each."""
+    pieces = tf.split(values, [math.prod(shape) for shape in shapes], axis=1) if shapes else []
+    return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def _before(until):

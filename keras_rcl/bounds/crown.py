@@ -7,6 +7,8 @@ bounds are the negated lower bounds of -a.
 
     relu(x) >= slope x,  slope 1 where u > -l, else 0     relu(x) <= u (x - l) / (u - l)      for l < 0 < u
 
+The lines of a sigmoid or tanh are in `keras_rcl.bounds.s_shaped`.
+
 A row that starts at one pixel depends on a window of the step before. Its coefficients are kept for that window alone,
 which saves most of the work of convolutional layers. A bound before a ReLU is computed only where the interval contains
 0: elsewhere the ReLU is linear, and a tighter bound of its input changes nothing.
@@ -16,10 +18,11 @@ Sources: Zhang et al. 2018, "Efficient neural network robustness certification w
 Xu et al. 2020, "Automatic perturbation analysis" (general graphs; windows are its patches).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from keras import backend, ops
 from keras_rcl.bounds.input_sets import Ball, Interval, largest_fall, largest_moves
 from keras_rcl.bounds.interval import LOWEST, competitors, step_interval
 from keras_rcl.bounds.rounding import RAISED, UNDERFLOW, Rounded, lowered
+from keras_rcl.bounds.s_shaped import is_curved, line, lines, lines_below, shares
 from keras_rcl.folding.fold import (
     Add,
     Conv,
@@ -40,9 +44,16 @@ from keras_rcl.folding.fold import (
     ReLU,
     Reshape,
     Scale,
+    SShaped,
     Step,
     weights_of,
 )
+
+CURVED = (ReLU, SShaped)
+"""Operations of single values that are bounded by lines."""
+
+NOT_LINEAR = (*CURVED, Max)
+"""Operations whose bounds depend on the intervals of what they read."""
 
 LARGEST_CHUNK = 2**22
 """Number of coefficients that are held at a time while bounds of inner steps are computed."""
@@ -175,13 +186,14 @@ def lower_bounds(
     Args:
         steps: a folded network, up to the step that the rows are functions of.
         rows: functions of the last step's values.
-        intervals: of the image, the first, and of the inputs of every ReLU and maximum; the others are not used. If
-            they are `Rounded`, those of all steps, and the bounds hold in real arithmetic.
+        intervals: of the image, the first, and of the inputs of every step that is not linear; the others are not
+            used. If they are `Rounded`, those of all steps, and the bounds hold in real arithmetic.
         slopes: number of a ReLU step -> its lower lines' slopes in [0, 1] where its interval contains 0, shaped as the
-            coefficients that arrive there; CROWN's for those that are missing.
+            coefficients that arrive there; CROWN's for those that are missing. Of a sigmoid or tanh, the places of the
+            tangents below and above [..., 2], from 0 for the first to 1 for the last.
         multipliers: number of a ReLU step -> coefficients [R, *shape] of what it reads, added to those that leave it.
             Where m z <= 0 for all z in question, a bound of <a, relu(z)> + m z is one of <a, relu(z)>.
-        arriving: filled with the rows that arrive at each ReLU step and, by number 0, at the image.
+        arriving: filled with the rows that arrive at each ReLU, sigmoid or tanh and, by number 0, at the image.
 
     Returns:
         [R].
@@ -198,9 +210,10 @@ def lower_bounds(
         inputs = [steps[i] for i in step.inputs]
         if rounded:
             error = error + _error(rows, intervals[number])
-        if isinstance(step.operation, ReLU):
-            leaving, constant = _relu(rows, intervals[step.inputs[0]], (slopes or {}).get(number))
-            if multipliers is not None:
+        if isinstance(step.operation, CURVED):
+            rule = _relu if isinstance(step.operation, ReLU) else partial(_s_shaped, step.operation)
+            leaving, constant = rule(rows, intervals[step.inputs[0]], (slopes or {}).get(number))
+            if multipliers is not None and number in multipliers:
                 leaving = replace(leaving, coefficients=leaving.coefficients + multipliers[number])
             if arriving is not None:
                 arriving[number] = rows
@@ -362,6 +375,39 @@ def _relu(rows: LinearForms, x: Interval, slopes=None):
     return replace(rows, coefficients=a), constant
 
 
+def _s_shaped(operation: SShaped, rows: LinearForms, x: Interval, places=None):
+    if places is None:
+        below, above = _gathered(rows, lines(operation, x))
+    else:
+        below, mirrored = _gathered(rows, lines_below(operation, x))
+        below = line(operation, below, below.at(places[..., 0]))
+        above = line(operation, mirrored, mirrored.at(places[..., 1]), mirror=True)
+    a = rows.coefficients
+    positive, negative = ops.maximum(a, 0.0), ops.minimum(a, 0.0)
+    constant = _sum(positive * below.intercept + negative * above.intercept)
+    return replace(rows, coefficients=positive * below.slope + negative * above.slope), constant
+
+
+def _gathered(rows: LinearForms, pair: tuple) -> list:
+    """Two data classes of values [N, *shape], each gathered; all together, for a gather is several operations."""
+    values = [value for each in pair for value in vars(each).values()]
+    found = iter(ops.split(rows.gather(ops.concatenate(values, axis=-1)), len(values), axis=-1))
+    return [type(each)(*itertools.islice(found, len(vars(each)))) for each in pair]
+
+
+def first_slopes(operation: ReLU | SShaped, x: Interval, gather: Callable = lambda values: values):
+    """The `slopes` of `lower_bounds` that are CROWN's, for an operation that reads an interval.
+
+    Args:
+        operation: of the step.
+        x: what it reads.
+        gather: of the rows that arrive at the step; if not given, the slopes are those of all rows, one per example.
+    """
+    if isinstance(operation, ReLU):
+        return gather(relax(x).lower)
+    return ops.stack([gather(share) for share in shares(operation, x)], axis=-1)
+
+
 def _max(step: Step, inputs: Sequence[Step], rows: LinearForms, intervals):
     """max x >= x_i of the largest lower bound; <= the largest upper bound, or x_i where no other exceeds that bound."""
     x = intervals[step.inputs[0]].each(lambda values: competitors(step, values))
@@ -400,7 +446,7 @@ RULES: dict[type, Callable] = {
 def crown_intervals(
     steps: Sequence[Step], box: Interval, bound: Callable = lower_bounds, in_time: Callable = lambda: True
 ) -> list[Interval]:
-    """The bounds of every step; by CROWN for inputs of a ReLU or maximum that intervals leave undecided.
+    """The bounds of every step; by CROWN for inputs of a step that is not linear over its interval.
 
     Args:
         steps: a folded network.
@@ -415,7 +461,7 @@ def crown_intervals(
     found = [box]
     for number, step in enumerate(steps[1:], 1):
         interval = step_interval(step, [found[i] for i in step.inputs])
-        undecided = [_undecided(s, interval) for s in steps if number in s.inputs and type(s.operation) in (ReLU, Max)]
+        undecided = [_undecided(s, interval) for s in steps if number in s.inputs and type(s.operation) in NOT_LINEAR]
         # One step from a box, whose pixels vary independently, intervals are exact.
         if undecided and (step.inputs != (0,) or isinstance(box, Ball)):
             where = reduce(ops.logical_or, undecided)
@@ -425,7 +471,9 @@ def crown_intervals(
 
 
 def _undecided(step: Step, x: Interval):
-    """Bool [N, *shape]: where a ReLU or maximum is not linear over what it reads."""
+    """Bool [N, *shape]: where a step that is not linear is not linear over what it reads."""
+    if isinstance(step.operation, SShaped):
+        return is_curved(step.operation, x)
     if isinstance(step.operation, ReLU):
         return (x.lower < 0) & (x.upper > 0)
     _, decided = choice(x.each(lambda values: competitors(step, values)))

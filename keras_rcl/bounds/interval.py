@@ -8,7 +8,21 @@ from keras import backend, ops
 from keras_rcl.bounds.input_sets import Ball, Interval, conv_radius, dense_radius
 from keras_rcl.bounds.rounding import Rounded, widened
 from keras_rcl.folding import fast_forward
-from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
+from keras_rcl.folding.fold import (
+    Add,
+    Conv,
+    Dense,
+    Image,
+    Max,
+    Mean,
+    Pad,
+    PixelScale,
+    ReLU,
+    Reshape,
+    Scale,
+    SShaped,
+    Step,
+)
 
 
 def past_scaling(steps: Sequence[Step], box: Interval) -> tuple[list[Step], Interval]:
@@ -123,6 +137,10 @@ def _relu(step: Step, x: Interval) -> Interval:
     return x.each(ops.relu)
 
 
+def _s_shaped(step: Step, x: Interval) -> Interval:
+    return x.each(fast_forward.CURVES[step.operation.kind])
+
+
 def _max(step: Step, x: Interval) -> Interval:
     return x.each(lambda values: ops.max(competitors(step, values), axis=-2))
 
@@ -147,6 +165,7 @@ RULES: dict[type, Callable[..., Interval]] = {
     Mean: _mean,
     Add: _add,
     ReLU: _relu,
+    SShaped: _s_shaped,
     Max: _max,
 }
 """Kind of step -> its rule `(step, *inputs) -> Interval`."""

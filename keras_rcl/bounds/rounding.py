@@ -35,6 +35,7 @@ import numpy as np
 from keras import ops
 
 from keras_rcl.bounds.input_sets import Interval
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.folding.fold import (
     Add,
     Conv,
@@ -46,6 +47,7 @@ from keras_rcl.folding.fold import (
     ReLU,
     Reshape,
     Scale,
+    SShaped,
     Step,
     fold,
     with_weights,
@@ -92,8 +94,19 @@ class Rounded(Interval):
 
 
 def rounded_steps(network: keras.Model, dtype: str) -> list[Step]:
-    """The steps of a network that is folded in float64, each weight rounded to a dtype."""
-    return with_weights(fold(network, dtype="float64"), lambda weight: ops.cast(weight, dtype))
+    """The steps of a network that is folded in float64, each weight rounded to a dtype.
+
+    Raises:
+        InvalidInputError: if a layer has no bounds, or a sigmoid or tanh, whose rounding error is not known.
+    """
+    steps = fold(network, dtype="float64")
+    for step in steps:
+        if isinstance(step.operation, SShaped):
+            raise InvalidInputError(
+                f"layer {step.path} has activation {step.operation.kind}, which has no sound bounds; hint: leave sound "
+                "out"
+            )
+    return with_weights(steps, lambda weight: ops.cast(weight, dtype))
 
 
 def rounded_box(images, epsilon, dtype: str) -> Rounded:

@@ -204,7 +204,7 @@ def interval_tightness(width, read: Sequence[Interval]):
         Shi et al. 2021, "Fast certified robust training with short warmup", section 3.3.
     """
     ratios = [width / ops.maximum(ops.mean(x.radius), _SMALL) for x in read]
-    return sum(ops.relu(TOLERANCE - ratio) for ratio in ratios) / (TOLERANCE * len(read))
+    return sum(ops.relu(TOLERANCE - ratio) for ratio in ratios) / (TOLERANCE * max(1, len(read)))
 
 
 def relu_balance(read: Sequence[Interval]):
@@ -234,7 +234,7 @@ def relu_balance(read: Sequence[Interval]):
             # Where nothing is compared, 1 stands in for either side, so that no gradient is 0 times infinity.
             one, other = (ops.where(both, side, ops.ones_like(side)) for side in (one, other))
             total = total + ops.relu(TOLERANCE - ops.minimum(one, other) / ops.maximum(one, other))
-    return total / (TOLERANCE * len(read))
+    return total / (TOLERANCE * max(1, len(read)))
 
 
 # Each of the keyword arguments is an independent choice with a default.

@@ -29,9 +29,9 @@ ATTACK_ROUNDS, ATTACK_STEPS, ATTACK_POINTS = 10, 50, 256
 ATTACK_SHARE = 0.1
 """After this share of the time, no further round of the attack begins."""
 
-MAX_REFINED_RELUS, FIRST_SHARE = 2000, 0.25
-"""Up to this number of ReLUs, a search that did not end within this share of the time begins again from bounds of the
-ReLUs' inputs by alpha-CROWN."""
+MAX_REFINED, FIRST_SHARE = 2000, 0.25
+"""Up to this number of ReLUs and values of curves, a search that did not end within this share of the time begins again
+from bounds of their inputs by alpha-CROWN."""
 
 Check = Callable[[np.ndarray], np.ndarray | None]
 
@@ -211,7 +211,7 @@ DTYPES = ("float32", "float64")
 
 def _branched(branching: BranchAndBound, question: tuple, deadline: float, check: Check) -> Outcome:
     """Branch and bound from CROWN's bounds; then, for a network that is small enough, again from refined bounds."""
-    refines, now = branching.num_relus <= MAX_REFINED_RELUS, time.monotonic()
+    refines, now = branching.num_activations <= MAX_REFINED, time.monotonic()
     first = now + FIRST_SHARE * (deadline - now) if refines else deadline
     outcome = branching.decide(*question, deadline=first, check=check)
     if outcome.safe is not None or not refines or time.monotonic() > deadline:

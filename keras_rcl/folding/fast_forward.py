@@ -23,6 +23,7 @@ from keras_rcl.folding.fold import (
     ReLU,
     Reshape,
     Scale,
+    SShaped,
     Step,
     fold,
 )
@@ -151,18 +152,18 @@ def _call(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
             filtered = winograd.convolution(operation.kernel)
             return _Call(lambda x: filtered(x) + operation.bias, unpadded, PIXELS_FIRST)
         return _Call(functools.partial(_conv, step, padding=padding), unpadded)
-    either = isinstance(operation, (ReLU, Add, Scale)) and any(
+    either = isinstance(operation, (ReLU, SShaped, Add, Scale)) and any(
         before[read].form is PIXELS_FIRST for read in step.inputs
     )
     return _Call(functools.partial(RULES[type(operation)], step), step.inputs, PIXELS_FIRST if either else PLAIN)
 
 
 def _in_half(step: Step, steps: list[Step], before: list[_Call]) -> _Call:
-    """As `_call`; but in bfloat16 what follows a ReLU, except means, the last step, and what has no such gradient."""
+    """As `_call`; bfloat16 for what follows a ReLU, except means, curves, the last step, and what has no such rule."""
     operation = step.operation
     amounts, reads = _zeros_before(step, steps)
     follows = any(isinstance(steps[read].operation, ReLU) or before[read].form is HALF for read in reads)
-    if not follows or step is steps[-1] or isinstance(operation, (Mean, PixelScale)):
+    if not follows or step is steps[-1] or isinstance(operation, (Mean, PixelScale, SShaped)):
         return _call(step, steps, before)
     if isinstance(operation, Conv):
         (stride, other), size = operation.strides, operation.kernel.shape[:2]
@@ -231,6 +232,9 @@ def _scale(step: Step, x):
     return x * factor + offset
 
 
+CURVES: dict[str, Callable] = {"sigmoid": ops.sigmoid, "tanh": ops.tanh}
+"""By kind of `SShaped`."""
+
 RULES: dict[type, Callable] = {
     Conv: _conv,
     Dense: lambda step, x: ops.matmul(x, step.operation.kernel) + step.operation.bias,
@@ -241,5 +245,6 @@ RULES: dict[type, Callable] = {
     Mean: lambda step, x: ops.mean(x, axis=(1, 2)),
     Add: lambda step, *inputs: sum(inputs[1:], inputs[0]),
     ReLU: lambda step, x: ops.relu(x),
+    SShaped: lambda step, x: CURVES[step.operation.kind](x),
 }
 """Kind of step -> its rule `(step, *inputs) -> values`."""

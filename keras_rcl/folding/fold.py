@@ -27,6 +27,9 @@ Zeros = tuple[tuple[int, int], tuple[int, int]]
 
 NO_ZEROS: Zeros = ((0, 0), (0, 0))
 
+S_SHAPED = ("sigmoid", "tanh")
+"""The kinds of `SShaped`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Image:
@@ -90,6 +93,17 @@ class Add:
 @dataclass(frozen=True, eq=False)
 class ReLU:
     """max(x, 0)."""
+
+
+@dataclass(frozen=True, eq=False)
+class SShaped:
+    """A smooth monotone curve, convex below 0 and concave above.
+
+    Attributes:
+        kind: `sigmoid` or `tanh`.
+    """
+
+    kind: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,6 +265,9 @@ class StepBuilder:
     def relu(self, x: int, path: str) -> int:
         return self.add(ReLU(), [x], self.steps[x].shape, path)
 
+    def s_shaped(self, x: int, kind: str, path: str) -> int:
+        return self.add(SShaped(kind), [x], self.steps[x].shape, path)
+
     def convolve(self, x: int, kernel, bias, strides: tuple[int, int], zeros: Zeros, path: str) -> int:
         """A convolution with zeros around the image: kernel [kh, kw, C, F], bias [F]."""
         height, width, _, filters = kernel.shape
@@ -387,7 +404,9 @@ class _Builder(StepBuilder):
     def activate(self, layer, path: str, x: int) -> int:
         """The step of a layer's `activation`: none for the identity."""
         name = getattr(layer.activation, "__name__", str(layer.activation))
-        hint = ENDS_IN_LOGITS if name in PROBABILITIES else "use relu"
+        if name in S_SHAPED:
+            return self.s_shaped(x, name, path)
+        hint = ENDS_IN_LOGITS if name in PROBABILITIES else "use relu, sigmoid or tanh"
         _refuse(name not in ("linear", "relu"), path, f"has activation {name}", hint)
         return self.relu(x, path) if name == "relu" else x
 

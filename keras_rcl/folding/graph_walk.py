@@ -6,7 +6,7 @@ import keras
 
 from keras_rcl.errors import InvalidInputError
 
-PROBABILITIES = ("softmax", "log_softmax", "sigmoid")
+PROBABILITIES = ("softmax", "log_softmax")
 """Activations, and layers in lower case, that turn logits into probabilities; the order of the classes stays."""
 
 ENDS_IN_LOGITS = "if it is the last one, leave it out: bounds are of logits, and the classes stay the same"

@@ -3,8 +3,23 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.special import expit
 
-from keras_rcl.folding.fold import Add, Conv, Dense, Image, Max, Mean, Pad, PixelScale, ReLU, Reshape, Scale, Step
+from keras_rcl.folding.fold import (
+    Add,
+    Conv,
+    Dense,
+    Image,
+    Max,
+    Mean,
+    Pad,
+    PixelScale,
+    ReLU,
+    Reshape,
+    Scale,
+    SShaped,
+    Step,
+)
 
 
 def evaluate(steps: Sequence[Step], images: np.ndarray) -> np.ndarray:
@@ -27,6 +42,9 @@ def _max(step: Step, x: np.ndarray) -> np.ndarray:
     return np.where(valid, x.reshape(*x.shape[:3], valid.shape[-2], -1), -np.inf).max(axis=-2)
 
 
+CURVES: dict[str, Callable] = {"sigmoid": expit, "tanh": np.tanh}
+"""By kind of `SShaped`."""
+
 RULES: dict[type, Callable[..., np.ndarray]] = {
     Image: lambda step, x: x,
     Conv: _conv,
@@ -38,6 +56,7 @@ RULES: dict[type, Callable[..., np.ndarray]] = {
     Mean: lambda step, x: x.mean(axis=(1, 2)),
     Add: lambda step, *inputs: sum(inputs),
     ReLU: lambda step, x: np.maximum(x, 0),
+    SShaped: lambda step, x: CURVES[step.operation.kind](x),
     Max: _max,
 }
 """Kind of step -> its rule `(step, *inputs) -> values`."""

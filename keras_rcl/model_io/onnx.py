@@ -1,6 +1,7 @@
 """A network as ONNX, for verifiers from elsewhere.
 
-The network is folded, so that only convolutions, dense layers, ReLU, sums and poolings are left of it, channels first.
+The network is folded, so that only convolutions, dense layers, activations, sums and poolings are left of it,
+channels first.
 """
 
 import importlib.util
@@ -23,6 +24,7 @@ from keras_rcl.folding.fold import (
     ReLU,
     Reshape,
     Scale,
+    SShaped,
     Step,
     fold,
     least_precise_dtype,
@@ -38,8 +40,8 @@ _TOLERANCE = 1e-5
 def onnx_network(network: keras.Model):
     """The folded network as an `onnx.ModelProto`: `image` float32 [N, C, H, W] in [0, 1] -> `logits` [N, K].
 
-    Its operators are Conv, Gemm, Relu, Add, Flatten, GlobalAveragePool and MaxPool; Mul where an average pooling
-    reaches over the border; Reshape and Transpose where the network reshapes other than to flatten.
+    Its operators are Conv, Gemm, Relu, Sigmoid, Tanh, Add, Flatten, GlobalAveragePool and MaxPool; Mul where an average
+    pooling reaches over the border; Reshape and Transpose where the network reshapes other than to flatten.
 
     Where onnxruntime is installed, what it computes of random images is compared with what the network does.
 
@@ -249,6 +251,10 @@ def _relu(graph: _Graph, step: Step) -> str:
     return graph.add("Relu", step, graph.value(*step.inputs))
 
 
+def _s_shaped(graph: _Graph, step: Step) -> str:
+    return graph.add(step.operation.kind.capitalize(), step, graph.value(*step.inputs))
+
+
 def _max(graph: _Graph, step: Step) -> str:
     """The pooling that the steps took apart: the convolution that lays out the windows is passed over.
 
@@ -276,6 +282,7 @@ WRITERS: dict[type, Callable[[_Graph, Step], str]] = {
     Mean: _mean,
     Add: _add,
     ReLU: _relu,
+    SShaped: _s_shaped,
     Max: _max,
 }
 """Kind of step -> what writes its nodes and gives the name of its result."""

@@ -5,6 +5,7 @@ as a step and, in the tensor's shape, the position of each of its values in the 
 (Flatten, Reshape, Transpose) change the positions and add no step.
 """
 
+import functools
 import gzip
 import importlib.util
 import math
@@ -336,6 +337,11 @@ def _relu(reader: _Reader, node: _Node, x) -> _Value:
     return _Value(reader.relu(x.step, node.path), x.places)
 
 
+def _s_shaped(kind: str, reader: _Reader, node: _Node, x) -> _Value:
+    node.attributes()
+    return _Value(reader.s_shaped(x.step, kind, node.path), x.places)
+
+
 def _identity(reader: _Reader, node: _Node, x) -> _Value:
     node.attributes()
     return x
@@ -616,8 +622,10 @@ READERS: dict[str, Callable[..., _Value]] = {
     "Pad": _pad,
     "Relu": _relu,
     "Reshape": _reshape,
+    "Sigmoid": functools.partial(_s_shaped, "sigmoid"),
     "Squeeze": _squeeze,
     "Sub": _sub,
+    "Tanh": functools.partial(_s_shaped, "tanh"),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

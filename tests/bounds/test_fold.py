@@ -99,9 +99,8 @@ class Doubled(L.Dense):
     [
         (L.Softmax(name="odd"), r"\(Softmax\) has no bounds; if it is the last one, leave it out"),
         (L.Activation("softmax", name="odd"), "has activation softmax.*if it is the last one, leave it out"),
-        (L.Activation("sigmoid", name="odd"), "has activation sigmoid.*if it is the last one, leave it out"),
         (Doubled(2, name="odd"), r"\(Doubled\) has no bounds; replace it by one of: Activation, Add"),
-        (L.Activation("tanh", name="odd"), "has activation tanh.*use relu"),
+        (L.Activation("silu", name="odd"), "has activation silu.*use relu, sigmoid or tanh"),
         (L.Conv2D(2, 3, activation="gelu", name="odd"), "has activation gelu"),
         (L.Conv2D(2, 3, groups=2, name="odd"), "has 2 groups"),
         (L.ReLU(max_value=6, name="odd"), "not a plain ReLU"),

@@ -41,6 +41,7 @@ IMAGE_BLOCKS = {
     "batch_norm": lambda rng, x: L.BatchNormalization(scale=bool(rng.integers(2)), center=bool(rng.integers(2)))(x),
     "relu": lambda rng, x: L.ReLU()(x),
     "activation": lambda rng, x: L.Activation(str(rng.choice(["relu", "linear"])))(x),
+    "s_shaped": lambda rng, x: L.Conv2D(3, 2, activation="tanh", padding="same")(L.Activation("sigmoid")(x)),
     "add": residual,
     "padding": lambda rng, x: L.ZeroPadding2D(((1, 0), (0, 2)))(x),
     "average_pooling": pool(L.AveragePooling2D),

@@ -66,6 +66,7 @@ OPERATORS = {
     "conv_dilated": ([("Conv", ["x", "w"], dict(dilations=[2, 3])), FLAT], CONV),
     "conv_groups": ([("Conv", ["x", "w"], dict(group=2))], {"w": normal(4, 1, 2, 2)}),
     "relu": ([("Relu", None, {})], {}),
+    "curves": ([("Sigmoid", None, {}), ("Conv", ["t0", "w", "b"], {}), ("Tanh", None, {}), FLAT], CONV),
     "average": ([("AveragePool", None, dict(kernel_shape=[2, 3], pads=[1, 1, 0, 1], strides=[1, 2]))], {}),
     "average_counts_zeros": (
         [("AveragePool", None, dict(kernel_shape=[2, 2], pads=[1, 1, 1, 1], count_include_pad=1))],
@@ -169,7 +170,7 @@ def test_compressed_files(tmp_path):
 
 
 REFUSED = {
-    "Sigmoid": ([("Sigmoid", None, {})], {}, "node node0 (Sigmoid) is not supported"),
+    "Softplus": ([("Softplus", None, {})], {}, "node node0 (Softplus) is not supported"),
     "grown": ([("Add", ["x", "c"], {})], {"c": normal(3, 1, 1, 1)}, "makes shape [3, 2, 5, 6]"),
     "product": ([("Mul", ["x", "x"], {})], {}, "multiplies two tensors"),
     "divided": ([("Div", ["c", "x"], {})], {"c": np.float32(1)}, "divisor that is not a constant"),

@@ -30,8 +30,8 @@ def run(*arguments):
         signal.signal(signal.SIGTERM, before)
 
 
-def dense_network(layers, size):
-    """x -> layers of (kernel [F, G], bias [G]), a ReLU between two."""
+def dense_network(layers, size, activation="Relu"):
+    """x -> layers of (kernel [F, G], bias [G]), an activation between two."""
     nodes, tensors, last = [], [], "x"
     for number, (kernel, bias) in enumerate(layers):
         for name, value in ((f"w{number}", kernel), (f"b{number}", bias)):
@@ -39,7 +39,7 @@ def dense_network(layers, size):
         nodes.append(helper.make_node("Gemm", [last, f"w{number}", f"b{number}"], [f"z{number}"], name=f"gemm{number}"))
         last = f"z{number}"
         if number + 1 < len(layers):
-            nodes.append(helper.make_node("Relu", [last], [f"a{number}"], name=f"relu{number}"))
+            nodes.append(helper.make_node(activation, [last], [f"a{number}"], name=f"activation{number}"))
             last = f"a{number}"
     graph = helper.make_graph(
         nodes,
@@ -151,6 +151,20 @@ def test_a_time_limit_ends_the_search(networks, decide, tmp_path):
     started = time.monotonic()
     assert decide(networks / "few.onnx", path, 0.5).answer == "timeout"
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("size", [30, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_network_of_sigmoids_has_the_answers_of_its_closed_form(decide, tmp_path, size):
+    """Y_0 is the sum of sigmoid(2 x_i - 1), least where all inputs are."""
+    network, path = tmp_path / "curves.onnx", tmp_path / "a.vnnlib"
+    layers = [(2 * np.eye(size), -np.ones(size)), (np.ones((size, 2)), np.zeros(2))]
+    network.write_bytes(dense_network(layers, size, "Sigmoid"))
+    least = size / (1 + np.exp(1 - 2 * 0.2))
+    for bound, answer in ((least - 1e-3, "unsat"), (least + 1e-3, "sat")):
+        path.write_text(declared(size) + box(*[(0.2, 0.9)] * size) + f"(assert (<= Y_0 {bound:.6f}))")
+        found = decide(network, path, 60)
+        assert found.answer == answer
+    np.testing.assert_allclose(found.outputs, 2 * [(1 / (1 + np.exp(1 - 2 * found.inputs))).sum()])
 
 
 def random_layers(seed, size=4):
