@@ -72,7 +72,8 @@ def projection(x: tf.Tensor, epsilon: Radius, norm: Norm, box: tuple = PIXEL_BOX
     def nearest(x_adv):
         delta = x_adv - x
         size = per_example(length(delta, norm), delta)
-        x_adv = tf.where(size > epsilon, x + delta * tf.math.divide_no_nan(epsilon, size), x_adv)
+        outside = tf.reshape(size > epsilon, [-1])
+        x_adv = choose(outside, x + delta * tf.math.divide_no_nan(epsilon, size), x_adv)
         return tf.clip_by_value(x_adv, *box)
 
     return nearest

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Crafted, Round
-from keras_rcl.attacks.norms import Radius, choose, projection, steepest_step, uniform
+from keras_rcl.attacks.norms import PIXEL_BOX, Radius, choose, per_example, projection, steepest_step, uniform
 from keras_rcl.attacks.surrogates import fools, logit_margin
 from keras_rcl.vocabulary.attacks import Square
 from keras_rcl.vocabulary.threat import Norm
@@ -49,19 +49,22 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
         (arXiv:1912.00049), Algorithm 1; Croce and Hein 2021, "Mind the box" (l1).
     """
     height, width, channels = x.shape[1:].as_list()
-    sides = tf.constant(_sides(attack, height, width))
+    sides = _sides(attack, height, width)
     shrinks_at = tf.constant(_shrinks_at(attack.num_queries))
     epsilon = round.epsilon(attack)
     ahead = _moves_at_once(round.width, x)
-    centers, of_rows = (tf.repeat(values, ahead, axis=0) for values in (x, labels))
-    nearest = projection(centers, epsilon, attack.norm)
+    nearest = projection(tf.repeat(x, ahead, axis=0), epsilon, attack.norm)
+    of_rows = tf.repeat(labels, ahead)
     # The numbers of all queries are drawn at once. `start` uses the seeds themselves.
     numbers = uniform([attack.num_queries - 1, {"linf": 2, "l2": 5, "l1": 5}[attack.norm] + channels], round.seeds + 1)
+    move_mass = None if attack.norm == "linf" else _mass_mover(x, sides, epsilon, attack.norm)
 
-    def moved(images, side, drawn):
-        if attack.norm == "linf":
-            return _repaint(images, nearest, side, drawn)
-        return nearest(centers + _move_mass(images - centers, epsilon, attack.norm, side, drawn))
+    def moved(images, halvings, drawn):
+        if move_mass is None:
+            side = tf.reshape(tf.gather(sides, halvings), [-1])
+            return _repaint(tf.repeat(images, ahead, axis=0), nearest, side, tf.reshape(drawn, [-1, 2 + channels]))
+        candidates = move_mass(images, halvings, drawn)
+        return nearest(candidates) if attack.norm == "l1" else candidates
 
     def loss_of(images, labels):
         """The margin [N], and -inf where the image fools, so that nothing is lower."""
@@ -71,10 +74,9 @@ def square(logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, attack: Square,
 
     def ask(query, images, loss):
         queries = query[:, None] + tf.range(ahead)
-        side = tf.gather(sides, tf.reduce_sum(tf.cast(queries[..., None] >= shrinks_at, tf.int32), axis=2))
+        halvings = tf.reduce_sum(tf.cast(queries[..., None] >= shrinks_at, tf.int32), axis=2)
         drawn = tf.gather(numbers, tf.minimum(queries, attack.num_queries - 1) - 1, batch_dims=1)
-        drawn = tf.reshape(drawn, [-1, drawn.shape[2]])
-        candidates = moved(tf.repeat(images, ahead, axis=0), tf.reshape(side, [-1]), drawn)
+        candidates = moved(images, halvings, drawn)
         losses = tf.reshape(loss_of(candidates, of_rows), tf.shape(queries))
         better = (losses < loss[:, None]) & (queries < attack.num_queries)
         first, accepted = tf.argmax(better, axis=1, output_type=tf.int32), tf.reduce_any(better, axis=1)
@@ -161,48 +163,120 @@ def _tiles(x: tf.Tensor, norm: Norm, seeds: tf.Tensor) -> tf.Tensor:
     return tiles if norm == "l1" else steepest_step(tiles, "l2")
 
 
-def _move_mass(delta: tf.Tensor, epsilon: Radius, norm: Norm, side: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """Algorithm 3: the change in a second window moves into a first one, where it bulges. In each channel c
+def _mass_mover(x: tf.Tensor, sides: np.ndarray, epsilon: Radius, norm: Norm) -> Callable:
+    """The function that makes moves of Algorithm 3: the change in a second window moves into a first one.
+
+    There it bulges. With delta the change and eta the `_hills`, in each channel c
 
         b_c = +-eta / ||eta|| + delta_{1,c} / ||delta_{1,c}||
         delta_{1,c} = b_c / ||b_c|| sqrt(||delta_{1 or 2,c}||^2 + (epsilon^2 - ||delta||^2) / C),   delta_{2,c} = 0
 
-    so that the length is epsilon again; eta are `_hills`. For l1, with lengths in L1,
+    so that the length is epsilon again. For l1, with lengths in L1,
 
         delta_{1,c} = b_c / ||b_c|| (C ||delta_{1 or 2,c}|| + epsilon - ||delta||),   delta_{2,c} = 0
 
     which may be longer: the projection to the ball takes the smallest changes away.
 
     Args:
-        delta: [N, H, W, C], each within the ball.
+        x: the centers, [N, H, W, C].
+        sides: a window's side after each number of halvings, from 0.
         epsilon: radius in pixels.
         norm: `l2` or `l1`.
-        side: the windows', [N] or a scalar.
-        numbers: [N, 5 + C] in [0, 1): the windows' places, upright or lying, and a sign per channel.
+
+    Returns:
+        A function of images within ball and box [N, H, W, C], of the number of halvings for each of M moves of each
+        image [N, M], and of numbers [N, M, 5 + C] in [0, 1): the windows' places, upright or lying, and a sign per
+        channel. It returns [N * M, H, W, C], for l2 within ball and box up to rounding.
     """
+    _, height, width, channels = x.shape
+    hills, sides, largest = _unit_hills(sides, norm), tf.constant(sides), int(sides.max())
 
-    def window(place):
-        """Rows [N, H, 1] and columns [N, 1, W] from its corner, and what is inside [N, H, W, 1]."""
-        rows, columns = _offsets(delta, side[:, :, 0], place)
-        rows, columns = rows[:, :, None], columns[:, None, :]
-        return rows, columns, (_inside(rows, side) & _inside(columns, side))[..., None]
+    def moved(images, halvings, numbers):
+        ahead = tf.shape(halvings)[1]
+        halvings, numbers = tf.reshape(halvings, [-1]), tf.reshape(numbers, [-1, 5 + channels])
+        side = tf.gather(sides, halvings)
+        # As few pixels as possible; XLA has to know how many.
+        size = tf.reduce_max(side) if x.shape[0] is None else largest
+        pixels, counted = _two_windows(tf.reshape(numbers[:, :4], [-1, 2, 2]), side, size, height, width)
+        image = tf.range(tf.size(side))[:, None, None, None]
+        first, second = tf.unstack(pixels + image * (height * width), axis=1)
+        pixels += image // ahead * (height * width)
+        delta = images - x
+        centers, changes = (tf.gather(tf.reshape(values, [-1, channels]), pixels) for values in (x, delta))
 
-    side = tf.reshape(side, [-1, 1, 1])
-    rows, columns, first = window(numbers[:, :2])
-    _, _, second = window(numbers[:, 2:4])
-    upright = numbers[:, 4, None, None] < 0.5
-    eta = _hills(tf.where(upright, rows, columns), tf.where(upright, columns, rows), side, norm)
-    either = first | second
+        eta = tf.gather(hills[:, :, :size, :size], halvings)
+        eta = choose(numbers[:, 4] < 0.5, eta[:, 0], eta[:, 1]) * _signs(numbers[:, None, None, 5:])
+        unused = epsilon ** (2 if norm == "l2" else 1) - tf.reduce_sum(_power(delta, norm), axis=(1, 2, 3))
+        bulging = centers[:, 0] + _bulge(eta, changes, counted, per_example(tf.repeat(unused, ahead), eta), norm)
+        if norm == "l2":
+            bulging = tf.clip_by_value(bulging, *PIXEL_BOX)
+        # Where the windows overlap, the first one stays.
+        candidates = tf.reshape(tf.repeat(images, ahead, axis=0), [-1, channels])
+        candidates = tf.tensor_scatter_nd_update(candidates, second[..., None], centers[:, 1])
+        candidates = tf.tensor_scatter_nd_update(candidates, first[..., None], bulging)
+        return tf.reshape(candidates, [-1, height, width, channels])
 
-    bulge = _unit(tf.where(first, eta[..., None], 0.0), norm) * _signs(numbers[:, None, None, 5:])
-    bulge += _unit(tf.where(first, delta, 0.0), norm)
-    power = 2 if norm == "l2" else 1
-    masses = tf.abs(delta) ** power
-    mass = tf.reduce_sum(tf.where(either, masses, 0.0), axis=(1, 2), keepdims=True)
-    unused = tf.nn.relu(epsilon**power - tf.reduce_sum(masses, axis=(1, 2, 3), keepdims=True))
-    channels = delta.shape[3]
-    size = tf.sqrt(mass + unused / channels) if norm == "l2" else channels * mass + unused
-    return tf.where(either, _unit(bulge, norm) * size, delta)
+    return moved
+
+
+def _bulge(eta: tf.Tensor, changes: tf.Tensor, counted: tf.Tensor, unused: tf.Tensor, norm: Norm) -> tf.Tensor:
+    """delta_1 of `_mass_mover`, [N, S, S, C].
+
+    Args:
+        eta: of length 1 or -1 in each channel, [N, S, S, C].
+        changes: delta in both windows, [N, 2, S, S, C].
+        counted: as of `_two_windows`.
+        unused: what delta leaves of the ball, epsilon^2 - ||delta||^2 for l2, [N, 1, 1, 1].
+        norm: `l2` or `l1`.
+    """
+    channels = changes.shape[4]
+    masses = _mass(changes, counted, norm)
+    mass = tf.reduce_sum(masses, axis=1)
+    bulge = eta + tf.math.divide_no_nan(changes[:, 0], _length(masses[:, 0], norm))
+    size = tf.sqrt(tf.nn.relu(mass + unused / channels)) if norm == "l2" else channels * mass + tf.nn.relu(unused)
+    return bulge * tf.math.divide_no_nan(size, _length(_mass(bulge, counted[:, 0], norm), norm))
+
+
+def _two_windows(places: tf.Tensor, side: tf.Tensor, size: tf.Tensor | int, height: int, width: int) -> tuple:
+    """The pixels of two square windows of an image, as arrays of one size S for all images.
+
+    A window that is smaller than S repeats its last row and its last column.
+
+    Args:
+        places: [N, 2, 2] in [0, 1): the corner of each window, as a share of the rows and columns that it can be at.
+        side: the windows', [N].
+        size: S, the largest of the sides.
+        height: the image's.
+        width: the image's.
+
+    Returns:
+        Each pixel's place among the H W pixels of the image, [N, 2, S, S]; and what is counted, [N, 2, S, S, 1]: 0
+        where a pixel is repeated or is in the first window too, otherwise 1.
+    """
+    side = side[:, None, None]
+    corners = tf.cast(places * tf.cast([height + 1, width + 1] - side, tf.float32), tf.int32)
+    along = tf.range(size)
+    new = (along[:, None] < side) & (along < side)
+    along = tf.minimum(along, side - 1)
+    rows, columns = tf.unstack(corners[..., None] + along[:, None], axis=2)
+    from_first = (corners[:, 1] - corners[:, 0])[..., None] + along
+    shared = (from_first >= 0) & (from_first < side)
+    shared = shared[:, 0, :, None] & shared[:, 1, None, :]
+    counted = tf.cast(tf.stack([new, new & ~shared], axis=1), tf.float32)
+    return rows[..., None] * width + columns[:, :, None], counted[..., None]
+
+
+def _unit_hills(sides: np.ndarray, norm: Norm) -> tf.Tensor:
+    """`_hills` of length 1 for each of K sides, upright and lying: [K, 2, S, S, 1], where S is the largest side.
+
+    Those of a smaller side repeat the last row and the last column.
+    """
+    side = tf.constant(sides)[:, None, None]
+    along = tf.range(int(sides.max()))
+    new = tf.cast((along[:, None] < side) & (along < side), tf.float32)[..., None]
+    hills = _hills(tf.minimum(along[:, None], side - 1), tf.minimum(along, side - 1), side, norm)[..., None]
+    hills /= _length(_mass(hills, new, norm), norm)
+    return tf.stack([hills, tf.transpose(hills, [0, 2, 1, 3])], axis=1)
 
 
 def _hills(rows: tf.Tensor, columns: tf.Tensor, side: tf.Tensor, norm: Norm) -> tf.Tensor:
@@ -246,11 +320,22 @@ def _inside(offsets: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
     return (offsets >= 0) & (offsets < side)
 
 
-def _unit(values: tf.Tensor, norm: Norm) -> tf.Tensor:
-    """Each channel of each example scaled to length 1, or 0 where it is 0: [N, H, W, C]."""
-    if norm == "l1":
-        return tf.math.divide_no_nan(values, tf.reduce_sum(tf.abs(values), axis=(1, 2), keepdims=True))
-    return tf.math.divide_no_nan(values, tf.norm(values, axis=(1, 2), keepdims=True))
+def _power(values: tf.Tensor, norm: Norm) -> tf.Tensor:
+    """What a length adds up of each entry: its square for l2, its size for l1."""
+    return tf.square(values) if norm == "l2" else tf.abs(values)
+
+
+def _mass(values: tf.Tensor, counted: tf.Tensor, norm: Norm) -> tf.Tensor:
+    """The sum over a window of each channel: [..., S, S, C] -> [..., 1, 1, C].
+
+    In float64, so that it does not hang on S, and so on the other images.
+    """
+    terms = tf.cast(counted * _power(values, norm), tf.float64)
+    return tf.cast(tf.reduce_sum(terms, axis=(-3, -2), keepdims=True), tf.float32)
+
+
+def _length(mass: tf.Tensor, norm: Norm) -> tf.Tensor:
+    return tf.sqrt(mass) if norm == "l2" else mass
 
 
 def _signs(numbers: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_rcl.attacks import craft
 from keras_rcl.attacks.fab import to_hyperplane
 from keras_rcl.attacks.norms import project, random_start
-from keras_rcl.attacks.square import _move_mass, _tiles
+from keras_rcl.attacks.square import _mass_mover, _tiles
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.vocabulary.attacks import (
     BIM,
@@ -187,8 +187,9 @@ def test_square_moves_mass_in_l1():
     side, epsilon = 4, 3.0
     delta = np.random.default_rng(3).normal(size=(10, 10, 2))
     delta *= 2.5 / np.abs(delta).sum()
-    numbers = tf.constant([[1.5 / 7, 2.5 / 7, 3.5 / 7, 5.5 / 7, 0.1, 0.2, 0.9]])  # corners (1, 2) and (3, 5), upright
-    found = _move_mass(tf.constant(delta[None], tf.float32), epsilon, "l1", tf.constant(side), numbers)[0].numpy()
+    numbers = tf.constant([[[1.5 / 7, 2.5 / 7, 3.5 / 7, 5.5 / 7, 0.1, 0.2, 0.9]]])  # corners (1, 2), (3, 5), upright
+    moved = _mass_mover(tf.zeros([1, 10, 10, 2]), np.array([side], "int32"), epsilon, "l1")
+    found = moved(tf.constant(delta[None], tf.float32), tf.constant([[0]]), numbers)[0].numpy()
     # Half windows of 2 x 4 pixels: at distance d from the middle, which is row 2 and column 3 of each, the sum over
     # the rings j = d ... 2 of 1 / (j + 1)^4.
     rings = [1 + 1 / 16 + 1 / 81, 1 / 16 + 1 / 81, 1 / 81]

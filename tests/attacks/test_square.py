@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_rcl.attacks.gradient_ascent import Round, ascend
-from keras_rcl.attacks.square import _hills, _move_mass, _repaint, _shrinks_at, _sides, _stripes, _tiles, square
+from keras_rcl.attacks.square import _hills, _mass_mover, _repaint, _shrinks_at, _sides, _stripes, _tiles, square
 from keras_rcl.vocabulary.attacks import PGD, Square
 
 pytestmark = pytest.mark.slow
@@ -318,28 +318,59 @@ def test_tiles_have_length_epsilon_and_both_orientations():
     assert any(np.array_equal(kinds[0].T, kind) for kind in kinds[1:])
 
 
-def test_mass_moves_from_one_window_to_the_other():
-    """Algorithm 3 for one example, in NumPy."""
-    side, epsilon = 4, 0.7
-    delta = np.random.default_rng(3).normal(size=(10, 10, 2))
-    delta *= 0.5 / np.sqrt((delta**2).sum())
-    # Corners (1, 2) and (3, 5) of 7 x 7 places, upright, signs - and +.
-    numbers = tf.constant([[1.5 / 7, 2.5 / 7, 3.5 / 7, 5.5 / 7, 0.1, 0.2, 0.9]])
-    found = _move_mass(tf.constant(delta[None], tf.float32), epsilon, "l2", tf.constant(side), numbers)[0].numpy()
+def in_numpy(image, center, epsilon, norm, side, numbers):
+    """One move of Algorithm 3, window by window; for l1 before the projection."""
+    height, width, channels = image.shape
+    delta, power = image.astype("float64") - center, {"l2": 2, "l1": 1}[norm]
+
+    def size(values):
+        return (np.abs(values) ** power).sum() ** (1 / power)
+
+    def window(down, across):
+        row, column = (int(np.float32(p) * np.float32(n - side + 1)) for p, n in ((down, height), (across, width)))
+        return np.s_[row : row + side, column : column + side]
 
     along = tf.range(side)
-    eta = _hills(along[:, None], along[None], side, "l2").numpy()
-    eta /= np.sqrt((eta**2).sum())
-    first, second = np.s_[1:5, 2:6], np.s_[3:7, 5:9]
-    union = np.zeros((10, 10), bool)
+    eta = _hills(along[:, None], along[None], tf.constant(side), norm).numpy().astype("float64")
+    eta = eta if numbers[4] < 0.5 else eta.T
+    first, second = window(*numbers[:2]), window(*numbers[2:4])
+    union = np.zeros((height, width), bool)
     union[first] = union[second] = True
-    unused = epsilon**2 - (delta**2).sum()
-    expected = delta.copy()
-    for channel, sign in enumerate((-1, 1)):
-        old = delta[first][..., channel]
-        bulge = sign * eta + old / np.sqrt((old**2).sum())
-        available = np.sqrt((delta[union][:, channel] ** 2).sum() + unused / 2)
-        expected[second][..., channel] = 0
-        expected[first][..., channel] = bulge / np.sqrt((bulge**2).sum()) * available
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert np.sqrt((found**2).sum()) == pytest.approx(epsilon, abs=1e-6)
+    unused, moved = epsilon**power - (np.abs(delta) ** power).sum(), delta.copy()
+    for channel in range(channels):
+        old, sign = delta[first][..., channel], -1 if numbers[5 + channel] < 0.5 else 1
+        bulge = sign * eta / size(eta) + (old / size(old) if size(old) else 0)
+        mass = (np.abs(delta[union][:, channel]) ** power).sum()
+        available = np.sqrt(mass + unused / channels) if norm == "l2" else channels * mass + unused
+        moved[second][..., channel] = 0
+        moved[first][..., channel] = bulge / size(bulge) * available
+    return np.clip(center + moved, 0, 1) if norm == "l2" else center + moved
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize(("shape", "sides"), [((9, 12, 2), [7, 5, 3]), ((6, 5, 1), [5, 3]), ((4, 4, 3), [4])])
+def test_mass_moves_from_one_window_to_the_other(shape, sides, norm, known):
+    """Windows of several sizes in a batch, apart and one over the other, as large as the image, at a box that binds.
+
+    Where the number of images is unknown, arrays are as large as its largest window; an image alone moves alike.
+    """
+    rng, count, ahead, epsilon = np.random.default_rng(5), 40, 3, 0.7
+    x = np.clip(rng.uniform(-0.2, 1.2, (count, *shape)), 0, 1).astype("float32")
+    delta = rng.normal(size=x.shape) * (rng.uniform(size=x.shape) < 0.7)
+    delta[:4] = 0
+    delta *= 0.6 / np.maximum((np.abs(delta) ** {"l2": 2, "l1": 1}[norm]).sum(axis=(1, 2, 3), keepdims=True), 0.6)
+    images = np.clip(x + delta, 0, 1).astype("float32")
+    halvings = rng.integers(len(sides), size=(count, ahead)).astype("int32")
+    numbers = rng.uniform(size=(count, ahead, 5 + shape[2])).astype("float32")
+    batch = [count if known else None]
+    specs = [tf.TensorSpec([*batch, *values.shape[1:]], values.dtype) for values in (x, images, halvings, numbers)]
+    moved = tf.function(lambda x, *given: _mass_mover(x, np.array(sides, "int32"), epsilon, norm)(*given), specs)
+    found = moved(x, images, halvings, numbers).numpy().reshape(count, ahead, *shape)
+    for i, m in np.ndindex(count, ahead):
+        expected = in_numpy(images[i], x[i], epsilon, norm, sides[halvings[i, m]], numbers[i, m])
+        np.testing.assert_allclose(found[i, m], expected, rtol=0, atol=2e-6)
+    if not known:
+        for i in range(count):
+            alone = moved(*(values[i : i + 1] for values in (x, images, halvings, numbers))).numpy()
+            assert alone.tobytes() == found[i].tobytes()
