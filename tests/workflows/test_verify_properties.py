@@ -175,13 +175,15 @@ def random_layers(seed, size=4):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("splitting", "count", "thresholds"),
+    ("activation", "splitting", "count", "thresholds"),
     [
-        ("inputs", 3, ((0.0, -0.3), (0.0, -0.01), (0.001, 0.0), (0.05, 0.0))),
-        ("relus", 1, ((0.0, -0.3), (0.001, 0.0))),
+        ("Relu", "inputs", 3, ((0.0, -0.3), (0.0, -0.01), (0.001, 0.0), (0.05, 0.0))),
+        ("Relu", "relus", 1, ((0.0, -0.3), (0.001, 0.0))),
+        ("Tanh", "inputs", 3, ((0.0, -0.3), (0.0, -0.05), (0.001, 0.0), (0.05, 0.0))),
+        ("Tanh", "relus", 1, ((0.0, -3.0), (0.001, 0.0))),
     ],
 )
-def test_no_answer_is_wrong_on_random_networks(tmp_path, monkeypatch, splitting, count, thresholds):
+def test_no_answer_is_wrong_on_random_networks(tmp_path, monkeypatch, activation, splitting, count, thresholds):
     """Thresholds between the least value of many points and below: a witness is one, and `unsat` has no such point."""
     if splitting == "relus":
         monkeypatch.setattr(property_search, "MAX_SPLIT_INPUTS", 0)
@@ -189,12 +191,12 @@ def test_no_answer_is_wrong_on_random_networks(tmp_path, monkeypatch, splitting,
     for seed in range(count):
         layers, rng = random_layers(seed), np.random.default_rng(seed)
         network = tmp_path / f"{seed}.onnx"
-        network.write_bytes(dense_network(layers, 4))
+        network.write_bytes(dense_network(layers, 4, activation))
         points = rng.uniform(-1, 1, (20000, 4))
         values = points
         for number, (kernel, bias) in enumerate(layers):
             values = values @ kernel.astype(np.float32).astype(float) + bias.astype(np.float32).astype(float)
-            values = np.maximum(values, 0) if number < 2 else values
+            values = {"Relu": np.maximum(values, 0), "Tanh": np.tanh(values)}[activation] if number < 2 else values
         pair = values[:, 0] - values[:, 1], values[:, 2]
         for quantile, gap in thresholds:
             a, b = (np.quantile(v, quantile) + gap for v in pair)
