@@ -155,20 +155,42 @@ def _smoothing(results: Path) -> str:
 
 def _vnncomp(results: Path) -> str:
     """One row per category of VNN-COMP 2021: how many instances we and each tool decided, and contradictions."""
-    measured, rows = read_json(results / "benchmarks/vnncomp.json"), []
-    tools = list(next(iter(measured["categories"].values()))["tools"])
-    for category, row in measured["categories"].items():
+    files = sorted((results / "benchmarks").glob("vnncomp-*.json"))
+    measured, rows = [read_json(file) for file in files], []
+    (settings,) = {tuple(of["settings"].items()): of["settings"] for of in measured}.values()
+    categories = {category: row for of in measured for category, row in of["categories"].items()}
+    tools = list(next(iter(categories.values()))["tools"])
+    for category, row in categories.items():
         ours = [f"**{row['sat'] + row['unsat']}**", str(row["contradictions"]), f"{row['median_seconds']:.1f}"]
         rows.append([category, str(row["instances"]), *ours, *(str(row["tools"][tool]) for tool in tools)])
     header = ["category", "instances", "ours", "contradictions", "median s", *tools]
-    settings = measured["settings"]
     limit = "" if settings["timeout"] is None else f", and at most {settings['timeout']:g} s"
+    cores = max(of["cores"] for of in measured)
     text = (
-        f"Instances are drawn with seed {settings['seed']}. Time-outs are {settings['share']:g} of the "
-        f"competition's{limit}, on {measured['cores']} CPU cores. The tools had the whole time and larger machines."
+        f"Parts of categories are drawn with seed {settings['seed']}. Time-outs are {settings['share']:g} of the "
+        f"competition's{limit}, on {cores} CPU core{'s' if cores > 1 else ''}. The tools had the whole time and larger "
+        "machines."
     )
-    commands = "\n".join(measured["commands"])
+    commands = "\n".join(command for of in measured for command in of["commands"])
     return f"{text}\n\n{markdown_table(header, rows)}\n\n```\n{commands}\n```"
+
+
+def _beside_crown(results: Path) -> str:
+    """One row per category: instances that we and alpha-beta-CROWN decided, and the time that they took."""
+    measured, rows = read_json(results / "benchmarks/alpha_beta_crown.json"), []
+    for category, row in measured["categories"].items():
+        both = [row[tool] for tool in ("keras_rcl", "alpha-beta-CROWN")]
+        counts = [str(row["instances"]), *(str(tool["decided"]) for tool in both), str(row["both"])]
+        times = [f"{tool[key]:.0f}" for key in ("seconds_of_both", "seconds") for tool in both]
+        rows.append([category, *counts, *times, str(row["contradictions"])])
+    header = ["category", "instances", "ours", "a-b-CROWN", "both", "ours, s, of both", "a-b-CROWN, s, of both"]
+    header += ["ours, s", "a-b-CROWN, s", "contradictions"]
+    settings, cores = measured["settings"], measured["cores"]
+    text = (
+        f"{settings['timeout']:g} s per instance, on {cores} CPU core{'s' if cores > 1 else ''}. *Both* are the "
+        "instances that both decided. Undecided instances count with the whole time."
+    )
+    return f"{text}\n\n{markdown_table(header, rows, right=range(1, 10))}\n\n```\n{measured['command']}\n```"
 
 
 def _contrast_by_blocks(results: Path) -> str:
@@ -349,6 +371,7 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
         "minimal_attacks": partial(_minimal_attacks, results),
         "autoattack_l1": partial(_autoattack_l1, results),
         "vnncomp": partial(_vnncomp, results),
+        "beside-crown": partial(_beside_crown, results),
         "sound_models": partial(_sound_models, results),
         "certified_training": partial(_certified_training, results),
     }
