@@ -134,7 +134,9 @@ def summary(rows: list[dict]) -> dict[str, dict]:
         both = [row for row in own if decided(row, OURS) and decided(row, THEIRS)]
         found[category] = {"instances": len(own), "both": len(both)}
         for tool in (OURS, THEIRS):
-            spent = sum(min(row[tool]["seconds"], row["timeout"]) if decided(row, tool) else row["timeout"] for row in own)
+            spent = sum(
+                min(row[tool]["seconds"], row["timeout"]) if decided(row, tool) else row["timeout"] for row in own
+            )
             found[category][tool] = {
                 "decided": sum(decided(row, tool) for row in own),
                 "seconds_of_both": round(sum(row[tool]["seconds"] for row in both), 1),

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.bounds.alpha_crown import ascend, optimized_lower_bounds
+from keras_rcl.bounds.alpha_crown import ascend
 from keras_rcl.bounds.crown import (
     NOT_LINEAR,
     LinearForms,
@@ -44,9 +44,6 @@ from keras_rcl.vocabulary.threat import Norm
 
 CANDIDATES = 3
 """Number of ReLUs that are tried for a split."""
-
-REFINEMENT_STEPS = 10
-"""Number of slopes that are tried for each refined bound of a ReLU's input."""
 
 _NEXT_TO_NOTHING = 1e-6
 """The least gap of an undecided ReLU, so that every one is split in the end."""
@@ -153,14 +150,7 @@ class BranchAndBound:
         self._widths = {"signs": total, "slopes": slopes, "multipliers": total}
         state = [spec(None, width) for width in self._widths.values()]
         functions, until = spec(None, classes + 1), spec(of="float64")
-        self._root, self._refined_root = (
-            tf.function(
-                partial(self._root_bounds, refined=refined),
-                autograph=False,
-                input_signature=[input_set, functions, until],
-            )
-            for refined in (False, True)
-        )
+        self._root = tf.function(self._root_bounds, autograph=False, input_signature=[input_set, functions, until])
         self._split = tf.function(
             self._split_bounds, autograph=False, input_signature=[input_bounds, functions, *state, until]
         )
@@ -222,7 +212,6 @@ class BranchAndBound:
         *,
         deadline: float,
         check: Callable[[np.ndarray], np.ndarray | None],
-        refined: bool = False,
         ball: Sequence[np.ndarray] = (),
     ) -> Outcome:
         """Decide whether one of some linear functions of the outputs reaches 0 in a box or ball of inputs.
@@ -234,26 +223,35 @@ class BranchAndBound:
             offsets: [F]; 0 if not given.
             deadline: when to stop, on the clock `time.monotonic`; bounds stop after the step that they are in.
             check: an input at which a function seems to be below 0 -> a confirmed one, or None.
-            refined: bound the inputs of ReLUs over the whole box by alpha-CROWN: tighter, at 30 times the cost.
             ball: if the norm is not `linf`, `middle` and `reach` of the `Ball` that the box is around.
 
         Returns:
             The outcome; `safe` is None if the deadline was reached, or no ReLU is left to be split. Curves are not.
         """
         started = time.monotonic()
-        until = np.float64(time.time() + deadline - started)  # on the clock of graphs
+        box, functions = self._question(low, high, functions, offsets)
+        root = self._root([*box, *ball], functions, on_clock_of_graphs(deadline))
+        outcome = self._searched(root, functions, deadline, check)
+        return replace(outcome, seconds=time.monotonic() - started)
+
+    def _question(self, low, high, functions, offsets) -> tuple[list[np.ndarray], np.ndarray]:
+        """The arrays of the box, and functions with their offsets [F, K + 1]."""
         offsets = np.zeros(len(functions)) if offsets is None else offsets
-        functions = np.concatenate([functions, offsets[:, None]], axis=1).astype(self._dtype)
-        which = np.arange(len(functions))
         box = [values[None] for values in outward(low, high, self._dtype)]
         if self._sound:
             box.append(np.asarray(error_of_input(Interval(*box), self._dtype, low.size)))
-        *state, worst, input_bounds = (self._refined_root if refined else self._root)([*box, *ball], functions, until)
+        return box, np.concatenate([functions, offsets[:, None]], axis=1).astype(self._dtype)
+
+    def _searched(self, root: Sequence, functions: np.ndarray, deadline: float, check: Callable) -> Outcome:
+        """Branch and bound from what `_root_bounds` found."""
+        started, until = time.monotonic(), on_clock_of_graphs(deadline)
+        *state, worst, input_bounds = root
+        which = np.arange(len(functions))
         low, high = (
             np.concatenate([np.zeros(0), *(np.ravel(end[side]) for end in self._relu_input_bounds(input_bounds))])
             for side in (0, 1)
         )
-        undecided = np.flatnonzero((low < 0) & (high > 0))
+        undecided = np.flatnonzero((low < 0) & (high > 0) | np.any(np.asarray(state[1]) != 0, axis=0))
         order, domains, proved_min, heap = itertools.count(), 0, math.inf, []
 
         kept = dict.fromkeys(self._widths, undecided)
@@ -305,29 +303,30 @@ class BranchAndBound:
         """The box of two arrays [1, *shape], or the ball of four, as `decide` has them."""
         return Ball(*arrays, self._norm) if len(arrays) == 4 else Interval(*arrays[:2])
 
-    def _root_bounds(self, inputs, functions, until=math.inf, refined: bool = False):
+    def _root_bounds(self, inputs, functions, until=math.inf):
         """For all inputs of a set: bounds [B], signs, slopes, multipliers, worst images, and input bounds."""
         box = Rounded(*inputs) if self._sound else self._input_set(inputs)
         rest, scaled = past_scaling(self._steps, box)
-        in_time, bound = partial(_before, until), lower_bounds
-        if refined:
-            bound = partial(optimized_lower_bounds, iterations=REFINEMENT_STEPS, in_time=in_time)
         scaling = len(self._steps) - len(rest)
-        before = interval_bounds(self._steps[: scaling + 1], box)[:scaling] if self._sound else [box] * scaling
-        intervals = before + crown_intervals(rest, scaled, bound, in_time)
+        leading = interval_bounds(self._steps[: scaling + 1], box)[:scaling] if self._sound else [box] * scaling
+        intervals = leading + crown_intervals(rest, scaled, lower_bounds, partial(before, until))
         read = [intervals[number] for number in self._read]
         input_bounds = [inputs, *([x.lower, x.upper, *([x.error] if self._sound else [])] for x in read)]
+        signs = tf.zeros((1, self._widths["signs"]), self._dtype)
+        return *self._ascended_root(input_bounds, functions, signs, until), input_bounds
+
+    def _ascended_root(self, input_bounds, functions, signs, until):
+        """The result of an ascent that begins with CROWN's slopes, and its signs: as `_root_bounds`."""
         slopes = [
             first_slopes(self._steps[number].operation, self._input_set(self._bounds_read_by(number, input_bounds)))
             for number in (*self._relus, *self._curves)
         ]
         slopes = tf.concat([tf.zeros((1, 0), self._dtype), *(tf.reshape(of, (1, -1)) for of in slopes)], axis=1)
-        slopes = tf.repeat(slopes, tf.shape(functions)[0], axis=0)
-        signs = tf.zeros_like(slopes[:, : self._widths["signs"]])
+        slopes, signs = (tf.repeat(values, tf.shape(functions)[0], axis=0) for values in (slopes, signs))
         bounds, slopes, multipliers, worst = self._ascended(
-            input_bounds, functions, signs, slopes, signs, self._root_iterations, until
+            input_bounds, functions, signs, slopes, tf.zeros_like(signs), self._root_iterations, until
         )
-        return bounds, signs, slopes, multipliers, worst, input_bounds
+        return bounds, signs, slopes, multipliers, worst
 
     def _split_bounds(self, input_bounds, functions, signs, slopes, multipliers, until=math.inf):
         """Of both halves of each domain, one after the other: as `_root_bounds`, and which of them count [2 B].
@@ -379,7 +378,7 @@ class BranchAndBound:
             iterations=iterations,
             learning_rate=self._learning_rate,
             decay=0.98,
-            in_time=partial(_before, until),
+            in_time=partial(before, until),
         )
         last = self._lower(input_bounds, functions, signs, slopes, multipliers, arriving, rounded=self._sound)
         best = last if self._sound else tf.maximum(best, last)  # the ascent is that of rounded bounds
@@ -395,7 +394,7 @@ class BranchAndBound:
         # A ReLU finds its interval by its input's number, and two ReLUs may read one step: each takes its half in turn.
         for number, sign in zip(self._relus, self._split_by_relu(signs), strict=True):
             read = self._steps[number].inputs[0]
-            intervals[read] = _half(intervals[read], sign)
+            intervals[read] = halved(intervals[read], sign)
         slopes, tangents = slopes[:, : self._widths["signs"]], slopes[:, self._widths["signs"] :]
         apart = (self._split_by_relu(values) for values in (slopes, -signs * multipliers))
         slopes, multipliers = (dict(zip(self._relus, values, strict=True)) for values in apart)
@@ -410,7 +409,7 @@ class BranchAndBound:
             self._relus, self._split_by_relu(signs), self._relu_input_bounds(input_bounds), strict=True
         ):
             cost = _NEXT_TO_NOTHING - tf.minimum(arriving[number].coefficients, 0.0)
-            gap = cost * relax(_half(self._input_set(end), sign)).intercept
+            gap = cost * relax(halved(self._input_set(end), sign)).intercept
             gaps.append(tf.reshape(gap, (-1, math.prod(gap.shape[1:]))))
         return tf.concat(gaps, axis=1)
 
@@ -455,7 +454,12 @@ def _split(values, shapes: Sequence[tuple]) -> list:
     return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
-def _before(until):
+def on_clock_of_graphs(deadline: float) -> np.float64:
+    """A time on the clock `time.monotonic` as one on that of `tf.timestamp`."""
+    return np.float64(time.time() + deadline - time.monotonic())
+
+
+def before(until):
     """Whether the clock of `tf.timestamp` has not reached a time; read whenever the graph gets here."""
     return tf.timestamp() < until
 
@@ -474,7 +478,7 @@ def _logits(network: keras.Model, images):
     return outputs["logits"] if isinstance(outputs, dict) else outputs
 
 
-def _half(x: Interval, signs) -> Interval:
+def halved(x: Interval, signs) -> Interval:
     """The half of an interval on the side of 0 that the sign gives; the whole interval where the sign is 0."""
     lower = tf.where(signs > 0, tf.maximum(x.lower, 0.0), x.lower)
     return replace(x, lower=lower, upper=tf.where(signs < 0, tf.minimum(x.upper, 0.0), x.upper))

@@ -444,7 +444,12 @@ RULES: dict[type, Callable] = {
 
 
 def crown_intervals(
-    steps: Sequence[Step], box: Interval, bound: Callable = lower_bounds, in_time: Callable = lambda: True
+    steps: Sequence[Step],
+    box: Interval,
+    bound: Callable = lower_bounds,
+    in_time: Callable = lambda: True,
+    narrowed: Callable = lambda number, interval: interval,
+    since: Any = -1,
 ) -> list[Interval]:
     """The bounds of every step; by CROWN for inputs of a step that is not linear over its interval.
 
@@ -454,17 +459,20 @@ def crown_intervals(
         bound: `lower_bounds`, or a tighter function of its first three arguments.
         in_time: a function that returns whether there is time left; elements that are then missing keep their
             intervals.
+        narrowed: a function of a step's number and interval that returns what is left of the interval, where more is
+            known of the step's values than that the image is in the box.
+        since: the number of a step; only the bounds of steps after it are computed by `bound`.
 
     Returns:
         One interval [N, *shape] per step.
     """
     found = [box]
     for number, step in enumerate(steps[1:], 1):
-        interval = step_interval(step, [found[i] for i in step.inputs])
+        interval = narrowed(number, step_interval(step, [found[i] for i in step.inputs]))
         undecided = [_undecided(s, interval) for s in steps if number in s.inputs and type(s.operation) in NOT_LINEAR]
         # One step from a box, whose pixels vary independently, intervals are exact.
         if undecided and (step.inputs != (0,) or isinstance(box, Ball)):
-            where = reduce(ops.logical_or, undecided)
+            where = ops.logical_and(reduce(ops.logical_or, undecided), number > since)
             interval = _tighten(steps[: number + 1], interval, found, where, bound, in_time)
         found.append(interval)
     return found

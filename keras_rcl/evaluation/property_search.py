@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.bounds.beta_crown import BranchAndBound, Outcome
+from keras_rcl.bounds.beta_crown import Outcome
 from keras_rcl.bounds.input_sets import outward
 from keras_rcl.bounds.input_splitting import InputSplitting
 from keras_rcl.bounds.interval import forward
 from keras_rcl.bounds.properties import Condition, with_worst_constraint
+from keras_rcl.bounds.region_splitting import RegionSplitting
 from keras_rcl.folding.fold import Step, weights_of, with_weights
 
 Answer = Literal["sat", "unsat", "timeout"]
@@ -29,9 +30,9 @@ ATTACK_ROUNDS, ATTACK_STEPS, ATTACK_POINTS = 10, 50, 256
 ATTACK_SHARE = 0.1
 """After this share of the time, no further round of the attack begins."""
 
-MAX_REFINED, FIRST_SHARE = 2000, 0.25
+MAX_REFINED, FIRST_SHARE = 2000, 0.1
 """Up to this number of ReLUs and values of curves, a search that did not end within this share of the time begins again
-from bounds of their inputs by alpha-CROWN."""
+in regions."""
 
 Check = Callable[[np.ndarray], np.ndarray | None]
 
@@ -108,8 +109,8 @@ class PropertyVerifier:
         return InputSplitting(self._steps["float64"])
 
     @functools.cached_property
-    def _branching(self) -> BranchAndBound:
-        return BranchAndBound(self._steps[self._branch_dtype], dtype=self._branch_dtype)
+    def _branching(self) -> RegionSplitting:
+        return RegionSplitting(self._steps[self._branch_dtype], dtype=self._branch_dtype)
 
     def __call__(self, conditions: Sequence[Condition], *, seconds: float, check: Check) -> Found:
         """Decide whether one of the conditions can be satisfied.
@@ -150,7 +151,7 @@ class PropertyVerifier:
             rows, offsets = (np.concatenate([getattr(c, name) for c in group]) for name in ("rows", "offsets"))
             return "branch-and-bound", _branched(self._branching, (*box, rows, offsets), deadline, check)
         steps = with_weights(with_worst_constraint(self._float64, group), self._of_branch_dtype)
-        branching = BranchAndBound(steps, dtype=self._branch_dtype)
+        branching = RegionSplitting(steps, dtype=self._branch_dtype)
         return "branch-and-bound", _branched(branching, (*box, np.eye(len(group))), deadline, check)
 
     def _of_branch_dtype(self, weight) -> np.ndarray:
@@ -209,14 +210,14 @@ class PropertyVerifier:
 DTYPES = ("float32", "float64")
 
 
-def _branched(branching: BranchAndBound, question: tuple, deadline: float, check: Check) -> Outcome:
+def _branched(branching: RegionSplitting, question: tuple, deadline: float, check: Check) -> Outcome:
     """Branch and bound from CROWN's bounds; then, for a network that is small enough, again from refined bounds."""
     refines, now = branching.num_activations <= MAX_REFINED, time.monotonic()
     first = now + FIRST_SHARE * (deadline - now) if refines else deadline
     outcome = branching.decide(*question, deadline=first, check=check)
     if outcome.safe is not None or not refines or time.monotonic() > deadline:
         return outcome
-    again = branching.decide(*question, deadline=deadline, check=check, refined=True)
+    again = branching.decide_in_regions(*question, deadline=deadline, check=check)
     return dataclasses.replace(again, domains=outcome.domains + again.domains)
 
 
