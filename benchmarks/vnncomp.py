@@ -1,12 +1,12 @@
 """Decides instances of VNN-COMP 2021 and compares the answers with what the tools of that year published.
 
-    python -m benchmarks.vnncomp ../shared/data/vnncomp2021 acasxu mnistfc --most 20 --timeout 30 \\
-        --json results/benchmarks/vnncomp.json
+    taskset -c 0 python -m benchmarks.vnncomp ../shared/data/vnncomp2021 eran --most 24 \\
+        --json results/benchmarks/vnncomp-eran.json
 
 FOLDER holds one folder per category with its `*_instances.csv`, and in `results/` one file per tool. Of each category a
-seeded part is taken; a larger part holds a smaller one. An answer after the time limit counts as undecided. An answer
-contradicts a tool if one of the two is `sat` and the other `unsat`. Our `sat` has a witness, which float64 and
-onnxruntime confirm. The file is written after every instance; the same command resumes it.
+seeded part is taken; a larger part holds a smaller one. An answer after the time limit counts as undecided. A
+contradiction is a `sat` where at least half of the tools that decided say `unsat`, or the other way round. Our `sat` has
+a witness, which float64 and onnxruntime confirm. The file is written after every instance; the same command resumes it.
 """
 
 import argparse
@@ -56,6 +56,12 @@ def chosen(folder: Path, category: str, most: int | None, seed: int) -> list[tup
     return [instances[index] for index in sorted(order)]
 
 
+def contradicted(row: dict) -> bool:
+    """Whether at least half of the tools that decided an instance say otherwise."""
+    others = sum(answer != row["answer"] for answer in row["published"].values())
+    return others > 0 and 2 * others >= len(row["published"])
+
+
 def summary(rows: list[dict], tools: list[str]) -> dict[str, dict]:
     """By category: the number of instances, those that we and each tool decided, and contradictions."""
     found = {}
@@ -68,7 +74,7 @@ def summary(rows: list[dict], tools: list[str]) -> dict[str, dict]:
             "sat": sum(row["answer"] == "sat" for row in decided),
             "unsat": sum(row["answer"] == "unsat" for row in decided),
             "late": len(answered) - len(decided),
-            "contradictions": sum(bool(set(row["published"].values()) - {row["answer"]}) for row in answered),
+            "contradictions": sum(contradicted(row) for row in answered),
             "median_seconds": round(float(np.median([row["seconds"] for row in decided] or [0.0])), 2),
             "tools": {tool: sum(tool in row["published"] for row in own) for tool in tools},
         }

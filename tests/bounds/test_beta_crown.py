@@ -89,7 +89,7 @@ def test_decides_as_the_exact_minimum_does(kind):
 
 
 @pytest.mark.slow
-def test_refined_bounds_decide_as_the_exact_minimum_does():
+def test_functions_over_boxes_decide_as_the_exact_minimum_does():
     """Any linear function with an offset, over any box."""
     (network, search), rng, decided = searched("deep"), np.random.default_rng(0), []
     maps, steps = affine_maps(functions(network), 4), fold(network, dtype="float64")
@@ -104,7 +104,7 @@ def test_refined_bounds_decide_as_the_exact_minimum_does():
 
             box = [values.reshape(2, 2, 1) for values in (low, high)]
             asked = dict(deadline=time.monotonic() + LONG, check=check)
-            found = search.decide(*box, row[None], np.array([offset]), **asked, refined=True)
+            found = search.decide(*box, row[None], np.array([offset]), **asked)
             assert found.safe == (offset + exact > 0)
             assert found.lower <= exact + offset + SLACK
             decided.append(found.safe)
