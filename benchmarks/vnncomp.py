@@ -5,7 +5,7 @@
 
 FOLDER holds one folder per category with its `*_instances.csv`, and in `results/` one file per tool. Of each category a
 seeded part is taken; a larger part holds a smaller one. An answer after the time limit counts as undecided. A
-contradiction is a `sat` where at least half of the tools that decided say `unsat`, or the other way round. Our `sat` has
+contradiction is a `sat` where at least half of the tools that decided say `unsat`, or the reverse. Our `sat` has
 a witness, which float64 and onnxruntime confirm. The file is written after every instance; the same command resumes it.
 """
 
