@@ -4,7 +4,7 @@ beta-CROWN keeps the bounds that hold in the whole box. In a deep network they a
 ReLU changes much. A region is the part of the box where some ReLUs have given signs. There, alpha-CROWN bounds the
 inputs of all later ReLUs again, which costs as much as thousands of domains. So a region is searched by beta-CROWN
 first, for a fifth of the time that its bounds took, and is divided if that does not decide it. Where no ReLU is left
-that divides it, the search goes on.
+that divides it, the search continues.
 
 The ReLU that divides a region is the one that makes bounds looser than any other. In CROWN's bound of a row a, a ReLU
 costs max(-a, 0) u (-l) / (u - l), the height of its upper line at 0. Its share of the costs of all ReLUs is taken for
