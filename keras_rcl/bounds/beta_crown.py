@@ -18,7 +18,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -68,7 +68,7 @@ class Outcome:
     lower: float
     counterexample: np.ndarray | None
     domains: int
-    seconds: float
+    seconds: float = 0.0
 
 
 @dataclass(order=True)
@@ -230,8 +230,9 @@ class BranchAndBound:
         """
         started = time.monotonic()
         box, functions = self._question(low, high, functions, offsets)
-        root = self._root([*box, *ball], functions, on_clock_of_graphs(deadline))
-        outcome = self._searched(root, functions, deadline, check)
+        until = on_clock_of_graphs(deadline)
+        root = self._root([*box, *ball], functions, until)
+        outcome = searched(self._search(root, functions, check, until), deadline)
         return replace(outcome, seconds=time.monotonic() - started)
 
     def _question(self, low, high, functions, offsets) -> tuple[list[np.ndarray], np.ndarray]:
@@ -242,9 +243,8 @@ class BranchAndBound:
             box.append(np.asarray(error_of_input(Interval(*box), self._dtype, low.size)))
         return box, np.concatenate([functions, offsets[:, None]], axis=1).astype(self._dtype)
 
-    def _searched(self, root: Sequence, functions: np.ndarray, deadline: float, check: Callable) -> Outcome:
-        """Branch and bound from what `_root_bounds` found."""
-        started, until = time.monotonic(), on_clock_of_graphs(deadline)
+    def _search(self, root: Sequence, functions: np.ndarray, check: Callable, until: np.float64) -> Iterator[Outcome]:
+        """The outcome of branch and bound so far, after every step from what `_root_bounds` found; the last decides."""
         *state, worst, input_bounds = root
         which = np.arange(len(functions))
         low, high = (
@@ -277,9 +277,11 @@ class BranchAndBound:
             found = self._counterexample(np.asarray(worst), functions[which], input_bounds[0], check)
             lower = min(proved_min, heap[0].lower) if heap else proved_min
             if found is not None or not heap:
-                return Outcome(found is None, lower, found, domains, time.monotonic() - started)
-            if time.monotonic() > deadline or not len(undecided):
-                return Outcome(None, lower, None, domains, time.monotonic() - started)
+                yield Outcome(found is None, lower, found, domains)
+                return
+            yield Outcome(None, lower, None, domains)
+            if not len(undecided):
+                return
             batch = [heapq.heappop(heap) for _ in range(min(self._batch_size, len(heap)))]
             parents, which = (np.repeat([getattr(d, of) for d in batch], 2) for of in ("lower", "function"))
             rows = (spread([getattr(d, of) for d in batch], of) for of in kept)
@@ -452,6 +454,14 @@ def _split(values, shapes: Sequence[tuple]) -> list:
     """Values side by side [B, T] -> [B, *shape] each."""
     pieces = tf.split(values, [math.prod(shape) for shape in shapes], axis=1) if shapes else []
     return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def searched(search: Iterator[Outcome], deadline: float) -> Outcome:
+    """The outcome of a search when it ends, or after the step in which the time is over."""
+    for outcome in search:
+        if outcome.safe is not None or time.monotonic() > deadline:
+            break
+    return outcome
 
 
 def on_clock_of_graphs(deadline: float) -> np.float64:

@@ -4,7 +4,8 @@ beta-CROWN keeps the bounds that hold in the whole box. In a deep network they a
 ReLU changes much. A region is the part of the box where some ReLUs have given signs. There, alpha-CROWN bounds the
 inputs of all later ReLUs again, which costs as much as thousands of domains. So a region is searched by beta-CROWN
 first, for a fifth of the time that its bounds took, and is divided if that does not decide it. Where no ReLU is left
-that divides it, the search continues.
+that divides it, the search continues. In networks that are not deep, the bounds of the whole box are good enough, and
+regions cost more than they bring: so the whole box is searched beside its regions, in a third of the time.
 
 The ReLU that divides a region is the one that makes bounds looser than any other. In CROWN's bound of a row a, a ReLU
 costs max(-a, 0) u (-l) / (u - l), the height of its upper line at 0. Its share of the costs of all ReLUs is taken for
@@ -19,7 +20,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rcl.bounds.alpha_crown import optimized_lower_bounds
-from keras_rcl.bounds.beta_crown import BranchAndBound, Outcome, before, halved, on_clock_of_graphs
+from keras_rcl.bounds.beta_crown import BranchAndBound, Outcome, before, halved, on_clock_of_graphs, searched
 from keras_rcl.bounds.crown import crown_intervals, lower_bounds, relax, unit_rows
 from keras_rcl.bounds.input_sets import Interval
 from keras_rcl.bounds.interval import past_scaling
@@ -37,8 +38,8 @@ from keras_rcl.folding.fold import Step
 BOX_STEPS, REGION_STEPS = 20, 5
 """Number of slopes that are tried for each bound of a ReLU's input, in the whole box and in a region."""
 
-SEARCH_SHARE = 0.2
-"""For how long a region is searched, in times of what its bounds took."""
+REGION_SHARE, WHOLE_SHARE = 0.2, 0.5
+"""For how long a region is searched, in times of what its bounds took; and the whole box, in times of a division."""
 
 WIDEST = 64
 """Number of a layer's ReLUs whose input bounds are asked what makes them loose."""
@@ -53,6 +54,7 @@ class _Region:
     signs: np.ndarray = field(compare=False)
     functions: np.ndarray = field(compare=False)
     root: Sequence[Any] = field(compare=False)
+    search: Iterator[Outcome] = field(compare=False)
     seconds: float = field(compare=False)
 
 
@@ -127,13 +129,11 @@ class RegionSplitting(BranchAndBound):
         Returns:
             The outcome; `safe` is None if the deadline was reached, or no ReLU is left that divides a region.
         """
-        started, order, domains, proved_min, heap = time.monotonic(), itertools.count(), 0, math.inf, []
+        started, order, proved_min, heap = time.monotonic(), itertools.count(), math.inf, []
+        whole, domains = None, {"whole": 0, "regions": 0}
         until = on_clock_of_graphs(deadline)
         box, functions = self._question(low, high, functions, offsets)
         input_bounds = self._root(box, functions, until)[-1]
-
-        def outcome(safe: bool | None, lower: float, counterexample=None) -> Outcome:
-            return Outcome(safe, lower, counterexample, domains, time.monotonic() - started)
 
         def bound(which, signs, input_bounds, since: int, steps: int) -> None:
             """Bound a region, and put it on the heap with the functions that may reach 0 in it."""
@@ -144,24 +144,34 @@ class RegionSplitting(BranchAndBound):
             left = bounds <= 0
             proved_min = min([proved_min, *bounds[~left]])
             if left.any():
-                rows = [np.asarray(values)[left] for values in root[:-1]]
-                found = [which[left], [*rows, root[-1]], time.monotonic() - begun]
+                root = [*(np.asarray(values)[left] for values in root[:-1]), root[-1]]
+                search = self._search(root, functions[which[left]], check, until)
+                found = [which[left], root, search, time.monotonic() - begun]
                 heapq.heappush(heap, _Region(float(bounds.min()), next(order), signs, *found))
 
+        def decided(search: Iterator[Outcome], end: float) -> Outcome | None:
+            """Search for some time; the outcome if it is decided."""
+            outcome = searched(search, min(end, deadline))
+            if search is whole:
+                domains["whole"] = outcome.domains
+            else:
+                domains["regions"] += outcome.domains
+            return None if outcome.safe is None else outcome
+
+        def outcome(safe: bool | None, lower: float, counterexample=None) -> Outcome:
+            return Outcome(safe, lower, counterexample, sum(domains.values()), time.monotonic() - started)
+
         bound(np.arange(len(functions)), np.zeros((1, self._widths["signs"]), self._dtype), input_bounds, -1, BOX_STEPS)
+        whole = heap[0].search if heap else None
         while heap:
-            region = heapq.heappop(heap)
+            begun, region = time.monotonic(), heapq.heappop(heap)
             *state, _, input_bounds = region.root
-            asked = functions[region.functions]
-            shares = np.asarray(self._shares(input_bounds, asked, *state[1:]))
-            end = deadline
-            if divides := shares.max() > 0:
-                end = min(deadline, time.monotonic() + SEARCH_SHARE * region.seconds)
-            found = self._searched(region.root, asked, end, check)
-            domains += found.domains
-            if found.safe is False:
-                return outcome(False, found.lower, found.counterexample)
-            if found.safe:
+            shares = np.asarray(self._shares(input_bounds, functions[region.functions], *state[1:]))
+            divides = shares.max() > 0
+            found = decided(region.search, begun + REGION_SHARE * region.seconds if divides else deadline)
+            if found is not None and not (found.safe and region.search is not whole):
+                return outcome(found.safe, min(proved_min, found.lower), found.counterexample)
+            if found is not None:
                 proved_min = min(proved_min, found.lower)
                 continue
             if time.monotonic() > deadline or not divides:
@@ -171,6 +181,9 @@ class RegionSplitting(BranchAndBound):
                 signs = region.signs.copy()
                 signs[0, relu] = sign
                 bound(region.functions, signs, input_bounds, self._step_of(relu), REGION_STEPS)
+            now = time.monotonic()
+            if (found := decided(whole, now + WHOLE_SHARE * (now - begun))) is not None:
+                return outcome(found.safe, found.lower, found.counterexample)
         return outcome(True, proved_min)
 
     def _step_of(self, relu: int) -> int:

@@ -38,7 +38,8 @@ def boxes(count):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_regions_decide_as_the_exact_minimum_does(share, monkeypatch):
     """Any linear function with an offset, over any box; without time for a search, regions alone decide."""
-    monkeypatch.setattr(region_splitting, "SEARCH_SHARE", share)
+    for name in ("REGION_SHARE", "WHOLE_SHARE"):
+        monkeypatch.setattr(region_splitting, name, share)
     network, steps, search = searched()
     maps, decided, domains = affine_maps(functions(network), 4), [], []
     for low, high, row in boxes(6):
