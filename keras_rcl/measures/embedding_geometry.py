@@ -78,11 +78,7 @@ def silhouette(labels: np.ndarray, points: np.ndarray) -> float | None:
     References:
         Rousseeuw 1987, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis".
     """
-    from sklearn.metrics import silhouette_score
-
-    if not 2 <= len(np.unique(labels)) < len(labels):
-        return None
-    return float(silhouette_score(np.asarray(points, np.float64), labels))
+    return _silhouette(np.asarray(labels), _squared_distances(_cosines(points)))
 
 
 def clean_to_adversarial_distance(clean: np.ndarray, adversarial: np.ndarray) -> float:
@@ -119,7 +115,7 @@ def geometry(labels: np.ndarray, clean: np.ndarray, adversarial: np.ndarray | No
                 _alignment(positive, distances),
                 _uniformity(distances),
                 *_margin_violations(positive, negative, cosines),
-                silhouette(labels, points),
+                _silhouette(np.asarray(labels), distances),
                 None if adversarial is None else clean_to_adversarial_distance(clean, adversarial),
             ),
             strict=True,
@@ -146,6 +142,21 @@ def _margin_violations(
     return _mean(cosines[positive] < positive_margin), _mean(cosines[negative] > negative_margin)
 
 
+def _silhouette(labels: np.ndarray, distances: np.ndarray) -> float | None:
+    classes, own, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if not 2 <= len(classes) < len(labels):
+        return None
+    sums = np.sqrt(distances) @ np.eye(len(classes))[own]  # of the distances from each point to each class
+    points, others = np.arange(len(labels)), counts[own] - 1
+    within = sums[points, own] / np.maximum(others, 1)
+    means = sums / counts
+    means[points, own] = np.inf
+    apart = means.min(axis=1)
+    largest = np.maximum(within, apart)
+    values = (apart - within) / np.where(largest > 0, largest, 1.0)
+    return float(np.where(others > 0, values, 0.0).mean())
+
+
 def _unit(points: np.ndarray) -> np.ndarray:
     """Each row at unit length, in float64; a row of zeros stays as it is."""
     points = np.asarray(points, np.float64)
@@ -168,7 +179,9 @@ def _cosines(points: np.ndarray) -> np.ndarray:
 def _squared_distances(cosines: np.ndarray) -> np.ndarray:
     """||z_i - z_j||^2 = |z_i|^2 + |z_j|^2 - 2 z_i . z_j, at least 0 in spite of rounding."""
     squares = np.diag(cosines)
-    return np.maximum(squares[:, None] + squares[None, :] - 2 * cosines, 0.0)
+    distances = squares[:, None] + squares[None, :]
+    distances -= 2 * cosines
+    return np.maximum(distances, 0.0, out=distances)
 
 
 def _mean(values: np.ndarray) -> float | None:

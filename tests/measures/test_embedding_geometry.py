@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import silhouette_score
 
 from keras_rcl.measures.embedding_geometry import (
     alignment,
@@ -62,6 +63,16 @@ def test_silhouette_is_that_of_a_loop(seed):
         a, b = mean_to[label], min(mean for other, mean in mean_to.items() if other != label)
         values.append((b - a) / max(a, b))
     assert silhouette(labels, z) == pytest.approx(sum(values) / len(values))
+
+
+@pytest.mark.parametrize("classes", [2, 30])
+def test_silhouette_is_that_of_scikit_learn(classes):
+    """Of points of any length, some of them equal, and classes of one point."""
+    rng = np.random.default_rng(classes)
+    labels, z = np.concatenate([rng.integers(classes, size=60), [classes]]), rng.normal(size=(61, 5))
+    z[:4] = z[4]
+    assert silhouette(labels, z) == pytest.approx(silhouette_score(z, labels), abs=1e-8)
+    assert silhouette(np.zeros(61), z) is None and silhouette(np.arange(61), z) is None
 
 
 def test_a_simplex_of_collapsed_classes_has_its_closed_form():
