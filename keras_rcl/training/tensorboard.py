@@ -12,16 +12,19 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 from tensorboard.plugins import projector
 from tensorboard.plugins.hparams import api as hparams_api
 from tensorboard.plugins.image import metadata as image_metadata
-from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.scalar import metadata as scalar_metadata
 
 from keras_rcl.data.pictures import to_rgb
 from keras_rcl.storage.atomic import atomic_path, refusal
 
 Scalar = bool | int | float | str
 
+_SCALAR = scalar_metadata.create_summary_metadata(display_name=None, description=None)
 _LENGTH = struct.Struct("<Q")
 """The length of a record's content, which begins a record of an event file."""
 _RECORD_OVERHEAD = 16
@@ -72,9 +75,14 @@ class TensorBoardWriter:
 
     def scalars(self, phase: str, values: Mapping[str, float], step: int) -> None:
         """Add one value to each curve of a phase; the tag is the name of the measure, see `TAGS`."""
-        summaries = [scalar_pb(TAGS.get(name, name), float(value)) for name, value in values.items()]
+        summary = Summary()
+        for name, value in values.items():
+            added = summary.value.add(tag=TAGS.get(name, name), metadata=_SCALAR)
+            added.tensor.dtype = DT_FLOAT
+            added.tensor.tensor_shape.SetInParent()  # that of a number, which has no dimensions
+            added.tensor.float_val.append(float(value))
         with self._writing(phase, step):  # as one record: `tf.summary.scalar` takes a millisecond per value
-            tf.summary.experimental.write_raw_pb(b"".join(summary.SerializeToString() for summary in summaries))
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString())
 
     def images(self, phase: str, name: str, grid: np.ndarray, step: int) -> None:
         """Write a picture of a phase: uint8 RGB [h, w, 3]."""

@@ -348,7 +348,7 @@ class Run:
             journal = None
             if self.workers.chief:
                 fingerprint = dataclasses.replace(
-                    evaluator.fingerprint(images, test.labels), model=model_hash(self._served), sources=self._sources
+                    evaluator.fingerprint(images, test.labels), model=self._hash, sources=self._sources
                 )
                 journal = Journal(self.folder.evaluation, fingerprint, discard_existing=True)
                 stack.callback(journal.close)
@@ -366,7 +366,7 @@ class Run:
                 "variant": experiment.method.name,
                 "training_seconds": round(self._seconds, 1),
                 "training_images": train.count if isinstance(train, sources.StreamedSplit) else len(train.labels),
-                "hash": model_hash(self._served),
+                "hash": self._hash,
             },
             data={"name": self.data.name, "part": self.tested, "indices": test.indices},
             seed=experiment.seed,
@@ -381,6 +381,11 @@ class Run:
         )
         record["losses"] = _losses(self.path / "metrics.jsonl", experiment.method.phases())
         return record
+
+    @functools.cached_property
+    def _hash(self) -> str:
+        """Of the trained network; it is read once the training is over."""
+        return model_hash(self._served)
 
     def export(self, record: Record) -> None:
         """Export the network, unless an interrupted process of this run did."""

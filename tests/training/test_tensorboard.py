@@ -8,6 +8,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.projector import ProjectorConfig
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from keras_rcl import config
 from keras_rcl.data.pictures import GAP, picture_grid, to_rgb
@@ -100,6 +101,16 @@ def test_scalars_images_texts_and_hparams_are_read_back_from_one_event_file_per_
     assert started.hparams["method.name"].string_value == "clafs"
     assert started.hparams["method.fast"].bool_value is True
     assert started.hparams["seed"].number_value == 3
+
+
+def test_scalars_are_written_as_tensorboard_writes_them(tmp_path):
+    values = {"loss": 0.1, "zero": -0.0, "none": float("nan"), "large": 1e30}
+    with TensorBoardWriter(tmp_path) as writer:
+        writer.scalars("warm-up", values, step=3)
+    (path,) = (tmp_path / "tensorboard").rglob("*.v2")
+    events = [tf.compat.v1.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
+    expected = b"".join(scalar_pb(name, value).SerializeToString() for name, value in values.items())
+    assert [event.summary.SerializeToString() for event in events if event.step == 3] == [expected]
 
 
 @pytest.fixture
