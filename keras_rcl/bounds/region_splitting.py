@@ -166,7 +166,9 @@ class RegionSplitting(BranchAndBound):
         while heap:
             begun, region = time.monotonic(), heapq.heappop(heap)
             *state, _, input_bounds = region.root
-            shares = np.asarray(self._shares(input_bounds, functions[region.functions], *state[1:]))
+            shares = np.zeros(1)  # of a network without ReLUs
+            if self._relus:
+                shares = np.asarray(self._shares(input_bounds, functions[region.functions], *state[1:]))
             divides = shares.max() > 0
             found = decided(region.search, begun + REGION_SHARE * region.seconds if divides else deadline)
             if found is not None and not (found.safe and region.search is not whole):

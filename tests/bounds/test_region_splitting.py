@@ -12,7 +12,7 @@ from test_tightness import SLACK, functions
 from keras_rcl.bounds import region_splitting
 from keras_rcl.bounds.region_splitting import REGION_STEPS, RegionSplitting
 from keras_rcl.folding import fold
-from keras_rcl.folding.fold import Dense, Image, ReLU, Step
+from keras_rcl.folding.fold import Dense, Image, ReLU, SShaped, Step
 from keras_rcl.folding.numpy_forward import evaluate
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -104,3 +104,18 @@ def test_the_share_of_a_relu_is_its_part_of_the_gap_of_the_bound():
     costs = np.where((low < 0) & (high > 0), np.maximum(-a, 0) * high * -low / (high - low), 0)
     assert np.count_nonzero(costs) == 2  # the third has a > 0, the fourth is positive
     np.testing.assert_allclose(search._shares(known, asked, *state[1:]), costs / costs.sum(), rtol=1e-4)
+
+
+def test_a_network_without_relus_ends_at_once():
+    """sigmoid(x) - sigmoid(x) over [-1, 1] is 0: above -1 by any lines, above -0.001 only by splits of curves."""
+    steps = [
+        Step(Image(), (), (1,), "image"),
+        Step(Dense(np.ones((1, 2), "float32"), np.zeros(2, "float32")), (0,), (2,), "hidden"),
+        Step(SShaped("sigmoid"), (1,), (2,), "sigmoid"),
+        Step(Dense(np.array([[1.0], [-1.0]], "float32"), np.zeros(1, "float32")), (2,), (1,), "output"),
+    ]
+    search, begun = RegionSplitting(steps), time.monotonic()
+    asked = dict(deadline=begun + LONG, check=lambda image: None)
+    for offset, safe in ((1.0, True), (0.001, None)):
+        found = search.decide_in_regions(-np.ones(1), np.ones(1), np.ones((1, 1)), np.array([offset]), **asked)
+        assert found.safe is safe and found.lower <= offset
