@@ -143,18 +143,13 @@ def _margin_violations(
 
 
 def _silhouette(labels: np.ndarray, distances: np.ndarray) -> float | None:
-    classes, own, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    if not 2 <= len(classes) < len(labels):
+    from sklearn.metrics import silhouette_score
+
+    if not 2 <= len(np.unique(labels)) < len(labels):
         return None
-    sums = np.sqrt(distances) @ np.eye(len(classes))[own]  # of the distances from each point to each class
-    points, others = np.arange(len(labels)), counts[own] - 1
-    within = sums[points, own] / np.maximum(others, 1)
-    means = sums / counts
-    means[points, own] = np.inf
-    apart = means.min(axis=1)
-    largest = np.maximum(within, apart)
-    values = (apart - within) / np.where(largest > 0, largest, 1.0)
-    return float(np.where(others > 0, values, 0.0).mean())
+    distances = np.sqrt(distances)
+    np.fill_diagonal(distances, 0.0)  # in spite of rounding
+    return float(silhouette_score(distances, labels, metric="precomputed"))
 
 
 def _unit(points: np.ndarray) -> np.ndarray:

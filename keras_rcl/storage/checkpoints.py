@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import keras
-from keras.src.backend.common import global_state
-from keras.src.saving import saving_lib
 
 from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.storage.atomic import atomic_path
@@ -41,7 +39,6 @@ class Checkpoints:
             with temporary.open("wb") as file:
                 sizes = [weight.nbytes + _HEADER for weight in network.get_weights()]
                 _reserve(file, sum(sizes) + _PREAMBLE)
-            _find_skipped_attributes()
             network.save_weights(temporary)
 
     def names(self) -> list[str]:
@@ -69,15 +66,6 @@ class Checkpoints:
                 f"checkpoint {self.path(name)} cannot be read: {reason}; hint: choose another checkpoint, or repeat "
                 "the run"
             ) from None
-
-
-def _find_skipped_attributes() -> None:
-    """Let Keras find the attributes that hold no weights once per kind of object, and not for each layer of each save.
-
-    Keras 3.15 stores them under another name than the one under which it looks for them.
-    """
-    for kind in ("Operation", "Layer", "Functional", "Sequential"):
-        global_state.set_global_attribute(f"saving_attr_skiplist_{kind}", saving_lib.get_attr_skipset(kind))
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

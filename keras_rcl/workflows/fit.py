@@ -598,7 +598,7 @@ def measuring(experiment: Experiment, data: sources.ImageData, served: keras.Mod
         batch_size=min(evaluation.batch_size, count or evaluation.batch_size),
         seed=experiment.seed,
         jit=experiment.jit,
-        gradient_fn=output_of(served, "logits"),
+        gradient_fn=lambda images: at_inference(served)(images),  # folded in the graph, from the weights of the moment
     )
     return Measuring(outputs, evaluator)
 

@@ -1,6 +1,5 @@
 """Checkpoints: what is saved is what is loaded, whole or not at all."""
 
-import keras
 import numpy as np
 import pytest
 from tiny import tiny_network
@@ -38,20 +37,6 @@ def test_weights_and_statistics_come_back(tmp_path, network, other):
     checkpoints.load(loaded, "last")
     assert same(loaded, network)
     assert [path.name for path in checkpoints.folder.iterdir() if not path.name.endswith(".weights.h5")] == []
-
-
-def test_a_file_is_what_keras_writes_and_no_layer_is_made_for_it(tmp_path, network, monkeypatch):
-    """Keras makes a layer to see which of its attributes hold no weights, and forgets them."""
-    checkpoints, plain, made = Checkpoints(tmp_path), tmp_path / "plain.weights.h5", []
-    network.save_weights(plain)
-    checkpoints.save(network, "first")
-    make = keras.layers.Layer.__init__
-    monkeypatch.setattr(
-        keras.layers.Layer, "__init__", lambda self, **fields: made.append(self) or make(self, **fields)
-    )
-    checkpoints.save(network, "last")
-    assert not made
-    assert checkpoints.path("last").read_bytes() == plain.read_bytes()
 
 
 def test_a_save_that_fails_leaves_what_stood_there(tmp_path, network, monkeypatch):
