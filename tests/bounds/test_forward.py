@@ -102,6 +102,22 @@ def test_an_input_gradient_by_a_convolution_is_the_gradient(data):
     np.testing.assert_allclose(tape.gradient(found, images, upstream), gradient, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels", [3, 16])
+def test_the_gradient_of_a_folded_network_is_the_network_s(channels):
+    """With few channels and with many, whose gradient is a convolution; also of kernels with an even number of taps."""
+    image = keras.Input((7, 6, channels))
+    x = L.Conv2D(16, (3, 2), padding="same", activation="relu")(L.Rescaling(2.0)(image))
+    network = keras.Model(image, {"logits": L.Flatten()(L.Conv2D(4, 3, padding="same")(L.BatchNormalization()(x)))})
+    randomize(network, np.random.default_rng(0))
+    images, gradients = tf.constant(random_images(3, 0, shape=(7, 6, channels)), tf.float32), []
+    for call in (folded(network), lambda x: network(x, training=False)["logits"]):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            loss = tf.reduce_sum(tf.nn.log_softmax(call(images))[:, 0])
+        gradients.append(tape.gradient(loss, images))
+    np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("block", [block for block in IMAGE_BLOCKS if block != "max_pooling"])
 def test_in_bfloat16_it_is_the_network_to_8_bits(block):
     for seed, tail in enumerate(TAILS):
