@@ -1,8 +1,8 @@
 """Decides instances of VNN-COMP 2021 beside alpha-beta-CROWN: the same cores, time limits and instances, in turn.
 
     python -m venv crown && crown/bin/pip install ctrain onnxruntime   # and onnx2pytorch of alpha-beta-CROWN's authors
-    taskset -c 0 python -m benchmarks.alpha_beta_crown ../shared/data/vnncomp2021 acasxu:24 mnistfc:24 eran:12 \\
-        oval21:6 cifar10_resnet:6 --crown crown/bin/python --timeout 60 --json results/benchmarks/alpha_beta_crown.json
+    taskset -c 1 python -m benchmarks.alpha_beta_crown ../shared/data/vnncomp2021 acasxu:24 mnistfc:20 eran:10 \\
+        oval21:4 cifar10_resnet:4 --crown crown/bin/python --timeout 30 --json results/benchmarks/alpha_beta_crown.json
 
 CATEGORY:NUMBER takes a seeded part of a category, the same as `benchmarks.vnncomp`. alpha-beta-CROWN is the copy in the
 package `ctrain`, one process per instance, with its own configurations for this competition (`SETTINGS`). What differs:
@@ -44,7 +44,10 @@ SETTINGS = {
         "solver": {"batch_size": 512, "beta-crown": {"iteration": 20, "lr_beta": 0.03}},
         "bab": {"branching": {"candidates": 5, "reduceop": "max"}},
     },
-    "eran": {"solver": {"batch_size": 256, "beta-crown": {"iteration": 20}}},
+    "eran": {
+        "model": {"onnx_optimization_flags": "remove_ineffective_layers, remove_relu_in_last_layer"},
+        "solver": {"batch_size": 256, "beta-crown": {"iteration": 20}},
+    },
     "oval21": {
         "general": {"conv_mode": "matrix"},
         "solver": {"batch_size": 64, "beta-crown": {"lr_beta": 0.01}},
