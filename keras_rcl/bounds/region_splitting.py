@@ -2,7 +2,7 @@
 
 beta-CROWN keeps the bounds that hold in the whole box. In a deep network they are so loose that no single sign of a
 ReLU changes much. A region is the part of the box where some ReLUs have given signs. There, alpha-CROWN bounds the
-inputs of all later ReLUs again, which costs as much as thousands of domains. So a region is searched by beta-CROWN
+inputs of all later ReLUs again, which costs as much as hundreds of domains. So a region is searched by beta-CROWN
 first, for a fifth of the time that its bounds took, and is divided if that does not decide it. Where no ReLU is left
 that divides it, the search continues. In networks that are not deep, the bounds of the whole box are good enough, and
 regions cost more than they bring: so the whole box is searched beside its regions, in a third of the time.
