@@ -11,6 +11,9 @@ from keras_rcl.storage.atomic import read_json
 BENCHMARKS = {
     "pgd_resnet18": "attack_throughput-resnet18",
     "pgd_strided_cnn": "attack_throughput-strided_cnn",
+    "pgd_resnet18_amd": "attack_throughput-resnet18-amd",
+    "pgd_strided_cnn_amd": "attack_throughput-strided_cnn-amd",
+    "evaluation_pgd_amd": "evaluation-pgd-amd",
     "evaluation_pgd": "evaluation-pgd",
     "evaluation_autoattack": "evaluation-autoattack",
     "autoattack_original": "autoattack-original",
