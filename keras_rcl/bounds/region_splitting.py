@@ -166,12 +166,10 @@ class RegionSplitting(BranchAndBound):
         while heap:
             begun, region = time.monotonic(), heapq.heappop(heap)
             *state, _, input_bounds = region.root
-            shares = np.zeros(1)  # of a network without ReLUs
-            if self._relus:
-                shares = np.asarray(self._shares(input_bounds, functions[region.functions], *state[1:]))
-            divides = shares.max() > 0
+            shares = np.asarray(self._shares(input_bounds, functions[region.functions], *state[1:]))
+            divides = shares.max(initial=0) > 0
             found = decided(region.search, begun + REGION_SHARE * region.seconds if divides else deadline)
-            if found is not None and not (found.safe and region.search is not whole):
+            if found is not None and (region.search is whole or not found.safe):
                 return outcome(found.safe, min(proved_min, found.lower), found.counterexample)
             if found is not None:
                 proved_min = min(proved_min, found.lower)
@@ -237,11 +235,11 @@ class RegionSplitting(BranchAndBound):
 
     def _costs(self, intervals: dict, arriving: dict):
         """[R, T], what each ReLU costs a row's bound; 0 for those after the row."""
-        costs = []
+        rows = tf.shape(next(iter(arriving.values())).coefficients)[0]
+        costs = [tf.zeros((rows, 0), self._dtype)]
         for number, size in zip(self._relus, self._sizes, strict=True):
             if number not in arriving:
-                rows = next(iter(arriving.values())).coefficients
-                costs.append(tf.zeros((tf.shape(rows)[0], size), self._dtype))
+                costs.append(tf.zeros((rows, size), self._dtype))
                 continue
             negative = -tf.minimum(arriving[number].densify(self._steps[number].shape).coefficients, 0.0)
             costs.append(tf.reshape(negative * relax(intervals[self._steps[number].inputs[0]]).intercept, (-1, size)))

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.bounds.beta_crown import Outcome
+from keras_rcl.bounds.beta_crown import Outcome, on_clock_of_graphs
 from keras_rcl.bounds.input_sets import outward
 from keras_rcl.bounds.input_splitting import InputSplitting
 from keras_rcl.bounds.interval import forward
@@ -165,7 +165,7 @@ class PropertyVerifier:
         boxes = [outward(c.lower, c.upper, "float32") for c in conditions]
         low, high = (np.stack([box[side] for box in boxes]) for side in (0, 1))
         functions = np.stack([_padded(condition, most) for condition in conditions])
-        stop = np.float64(time.time() + deadline - time.monotonic())  # on the clock of graphs
+        stop = on_clock_of_graphs(deadline)
         for round_number in range(ATTACK_ROUNDS):
             if round_number and time.monotonic() > until:
                 return None
