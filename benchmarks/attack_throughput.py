@@ -6,6 +6,10 @@
 Every image is attacked to the end, from itself and not from a random start, so that all contenders have the same loss
 to reach; the loss is measured by the Keras network. The plain loops are what anybody would write. PyTorch runs in
 both of its memory layouts: NCHW is its default, NHWC (`channels_last`) what its tuning guide recommends on CPUs.
+
+`matrix products alone` is no attack: of each convolution and dense layer it multiplies matrices of the size that the
+layer has as one product, forward and back. Windows are not cut out, their gradients not added up, and there is no ReLU,
+loss or step. An attack that computes each layer by one product has at least this cost.
 """
 
 import numpy as np
@@ -29,10 +33,12 @@ from benchmarks.side_by_side import (  # noqa: E402
     tell,
 )
 from keras_rcl.attacks import craft  # noqa: E402
-from keras_rcl.folding import folded  # noqa: E402
+from keras_rcl.folding import fold, folded  # noqa: E402
+from keras_rcl.folding.fold import Conv, Dense  # noqa: E402
 from keras_rcl.vocabulary.attacks import PGD  # noqa: E402
 
 EPSILON, STEP_SIZE = 8 / 255, 2 / 255
+PRODUCTS = "matrix products alone"
 
 
 def ours(network, images, labels, steps, dtype="float32"):
@@ -58,6 +64,29 @@ def plain_tape(model, images, labels, steps):
         return x_adv
 
     return lambda: attack(images, labels).numpy()
+
+
+def products(network, count, steps):
+    """The matrix products of `PRODUCTS`."""
+    generator = tf.random.Generator.from_seed(0)
+    pairs = []
+    for step in fold(network):
+        if isinstance(step.operation, (Conv, Dense)):
+            *taps, filters = step.operation.kernel.shape
+            rows = count * int(np.prod(step.shape[:-1]))
+            read, written = generator.normal([rows, int(np.prod(taps))]), generator.normal([rows, filters])
+            pairs.append((read, written, tf.reshape(step.operation.kernel, [-1, filters])))
+
+    @tf.function(autograph=False)
+    def one_pass():
+        forward = [tf.matmul(read, kernel) for read, _, kernel in pairs]
+        return forward, [tf.matmul(written, kernel, transpose_b=True) for _, written, kernel in pairs]
+
+    def run():
+        for _ in range(steps):
+            one_pass()
+
+    return run
 
 
 def art(model, images, labels, steps):
@@ -153,16 +182,16 @@ def main() -> None:
         makes = {name: make for name, make in TORCH.items() if NEEDS.get(name, name) in there}
         contenders |= {name: make(twin, *task) for name, make in makes.items()}
         contenders |= {f"{name}, NHWC": make(twin, *task, "channels_last") for name, make in makes.items()}
+    contenders[PRODUCTS] = products(network, len(images), arguments.steps)
     seconds, given = alternate(contenders, arguments.repeats, arguments.only)
-    contenders = given
     each = 2 * arguments.steps * operations_per_image(network) * len(images)  # forward, and back to the image
-    rows = rows_of(seconds, dict.fromkeys(contenders, len(images)), dict.fromkeys(contenders, each))
-    for name in contenders:
-        adversarial = given[name]
+    rows = rows_of(seconds, dict.fromkeys(given, len(images)), dict.fromkeys(given, each))
+    given.pop(PRODUCTS, None)
+    for name, adversarial in given.items():
         entropy = keras.losses.sparse_categorical_crossentropy(labels, model(adversarial, training=False), True)
         rows[name]["adversarial_loss"] = float(np.mean(entropy))
         rows[name]["largest_distance_255"] = float(np.abs(adversarial - images).max() * 255)
-    losses = [rows[name]["adversarial_loss"] for name in contenders]
+    losses = [rows[name]["adversarial_loss"] for name in given]
     apart = (max(losses) - min(losses)) / max(losses)
     facts = {"network": arguments.network, "images": len(images), "steps": arguments.steps}
     tell(arguments, rows, ["adversarial_loss", "largest_distance_255"], **facts, adversarial_losses_apart=apart)
