@@ -431,6 +431,11 @@ def _set(raw: dict[str, Any], setting: str) -> None:
         last = RENAMED[last]
     if not equals or not all([*parents, last]):
         raise InvalidInputError(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
+    if (first := [*parents, last][0]) in FILE_KEYS:
+        raise InvalidInputError(
+            f"--set {setting!r}: {first!r} is a key of files; hint: method.<field>=<value> sets a field of the variant, "
+            "--variant and --scale choose variant and scale"
+        )
     try:
         value = parse_value(text)
     except ValueError:

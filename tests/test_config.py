@@ -290,6 +290,8 @@ def refusal(*arguments) -> str:
         ("seed=!!float ''", ["--set", "is not a YAML value"]),
         ("dataset.limit=2001-99-99", ["'2001-99-99' is not a YAML value"]),
         ("evaluation.attacks.0.epsilon=0", ["'attacks' has no fields"]),
+        ("methods.clafs.temperature=1", ["--set", "'methods' is a key of files", "hint: method.<field>=<value>"]),
+        ("variant=at", ["'variant' is a key of files", "--variant"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_a_hint(setting, said):

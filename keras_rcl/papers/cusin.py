@@ -287,9 +287,9 @@ CUSIN = Paper(
             notes=(
                 "This figure has its labels right: the authors' networks have these accuracies, see `Published "
                 "networks`. In Figure 4 one of the two factors has them swapped.",
-                "The paper's certified loss is cross-entropy on the lower bounds of all logits, which certifies "
-                "nothing. Here the variant certified trains on the worst case, with a ramp of epsilon; the variant "
-                "certified_contrastive has the paper's loss.",
+                "The paper's certified loss is cross-entropy on the lower bounds of all logits. A certificate needs "
+                "upper bounds of the logits of the other classes. The variant certified here trains on this worst "
+                "case, with a ramp of epsilon; the variant certified_contrastive has the paper's loss.",
             ),
         ),
         Table(

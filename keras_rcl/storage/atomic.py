@@ -160,6 +160,8 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
             temporary.rename(target)
             sync(target.parent)
             return
+        if not overwrite:  # another process was faster
+            raise InvalidInputError(f"{path} already exists; {_ELSEWHERE} or give --overwrite")
         aside = temporary.with_name(f"{temporary.name}.old")
         target.rename(aside)
         try:

@@ -37,17 +37,11 @@ class RunFolder:
         self.path, self.training = Path(path), Path(path) / "training"
         self._fingerprint = self.training / "question.json"
         self._lock: Lock | None = None
-        self.resumed = self._fingerprint.is_file()
         try:
-            if self.resumed:
-                self._claim()
-                self.resumed = self._is_of(fingerprint, overwrite)
-            if not self.resumed:
-                self.release()
-                with atomic_folder(self.path, overwrite=overwrite) as new:
-                    begin(new)
-                    write_json(new / "training/question.json", fingerprint.to_json())
-                self._claim()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self.path.with_name(f".{self.path.name}.lock")  # one process at a time begins or claims the folder
+            with Lock(beside, subject=self.path, option="--name", wait=True):
+                self.resumed = self._begin_or_claim(fingerprint, begin, overwrite)
         except OSError as error:
             self.release()
             raise refusal(self.path, error) from None
@@ -100,6 +94,19 @@ class RunFolder:
     @property
     def _lock_path(self) -> Path:
         return self.training / "lock"
+
+    def _begin_or_claim(self, fingerprint: Fingerprint, begin: Callable[[Path], None], overwrite: bool) -> bool:
+        """Lock the folder, a new one if need be; return whether another process began the run."""
+        if self._fingerprint.is_file():
+            self._claim()
+            if self._is_of(fingerprint, overwrite):
+                return True
+            self.release()
+        with atomic_folder(self.path, overwrite=overwrite) as new:
+            begin(new)
+            write_json(new / "training/question.json", fingerprint.to_json())
+        self._claim()
+        return False
 
     def _claim(self) -> None:
         """Take the lock; raises if another process has it."""

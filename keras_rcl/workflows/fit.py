@@ -515,7 +515,12 @@ def _run_folder(
             if numbered.fullmatch(candidate.name):
                 with contextlib.suppress(FolderInUse):
                     return RunFolder(candidate, fingerprint, begin)
-    name = name or free_name(default, (runs, saved_models), overwrite)
+        while True:  # until no other process has begun a run of this name meanwhile
+            candidate = runs / free_name(default, (runs, saved_models), overwrite)
+            sweep(runs, re.escape(candidate.name))
+            with contextlib.suppress(FolderInUse):
+                return RunFolder(candidate, fingerprint, begin)
+    name = name or default
     check_name(name)
     if not (runs / name / "training/question.json").is_file():
         check_replaceable(runs / name, "config.yaml", overwrite)

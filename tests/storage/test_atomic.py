@@ -119,6 +119,15 @@ def test_an_existing_folder_is_refused_and_kept(tmp_path):
     assert names(tmp_path) == ["file", "model"]
 
 
+def test_a_folder_that_another_process_wrote_meanwhile_is_kept(tmp_path):
+    target = tmp_path / "model"
+    with pytest.raises(InvalidInputError, match="model already exists"), atomic_folder(target) as temporary:
+        (temporary / "ours").touch()
+        target.mkdir()
+        (target / "theirs").touch()
+    assert names(target) == ["theirs"] and names(tmp_path) == ["model"]
+
+
 def test_overwriting_replaces_the_folder_only_on_success(tmp_path):
     target = tmp_path / "model"
     target.mkdir()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import threading
 
 import pytest
 
@@ -42,6 +43,30 @@ def test_one_process_at_a_time(tmp_path):
             with pytest.raises(FolderInUse, match="run is written by another run; wait for it or give another --name"):
                 claim(tmp_path / "run", **options)
     claim(tmp_path / "run").release()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_two_that_begin_at_once_one_is_refused(tmp_path, overwrite):
+    """The second one starts while the first one writes its folder, which does not exist yet."""
+    outcomes = []
+
+    def second():
+        try:
+            claim(tmp_path / "run", Fingerprint(seed=2), overwrite=overwrite)
+        except FolderInUse as error:
+            outcomes.append(error)
+
+    other = threading.Thread(target=second)
+
+    def slow(folder):
+        other.start()
+        other.join(0.3)
+        begin(folder)
+
+    with RunFolder(tmp_path / "run", FINGERPRINT, slow) as run:
+        other.join()
+        assert len(outcomes) == 1 and (run.path / "config.yaml").read_text() == "begun"
+    assert claim(tmp_path / "run").resumed and os.listdir(tmp_path) == ["run"]
 
 
 def test_another_fingerprint_is_refused_with_what_differs(tmp_path):
