@@ -433,7 +433,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
         raise InvalidInputError(f"--set {setting!r} is not key=value, such as method.temperature=0.1")
     if (first := [*parents, last][0]) in FILE_KEYS:
         raise InvalidInputError(
-            f"--set {setting!r}: {first!r} is a key of files; hint: method.<field>=<value> sets a field of the variant, "
+            f"--set {setting!r}: {first!r} is a key of files; hint: method.<field>=<value> sets a field of the method, "
             "--variant and --scale choose variant and scale"
         )
     try:
