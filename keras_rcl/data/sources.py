@@ -129,8 +129,8 @@ def _reading(dataset: Dataset):
 def divided(dataset: Dataset, source: SourceData) -> ImageData:
     """Hold out the validation split, and the test split if there is none, each stratified; then apply the limit.
 
-    Only the images that are kept are read. What is held out depends on `split_seed` alone, not on the limit. A source's
-    own validation split is taken whole, unless the fraction is 0.
+    Only the images that are kept are read. What is held out, and which labels are noisy, depends on `split_seed` alone,
+    not on the limit. A source's own validation split is taken whole, unless the fraction is 0.
     """
     return ImageData(dataset.name, tuple(source.class_names), **_Division(dataset, source).read(*SPLITS))
 
@@ -175,8 +175,18 @@ class _Division:
             kept = np.sort(np.concatenate([*of_split.values()]))
             images = split.read(kept)
             for name, indices in of_split.items():
-                found[name] = Split(images[np.searchsorted(kept, indices)], split.labels[indices], indices)
+                labels = self._noisy(split.labels) if name == "train" else split.labels
+                found[name] = Split(images[np.searchsorted(kept, indices)], labels[indices], indices)
         return found
+
+    def _noisy(self, labels: np.ndarray) -> np.ndarray:
+        """The labels of the source's train split; `label_noise` of those of training images are of another class."""
+        rng, classes = np.random.default_rng([self.dataset.split_seed, 1]), len(self.source.class_names)
+        training = self.indices("train")
+        wrong = rng.choice(training, round(self.dataset.label_noise * len(training)), replace=False)
+        labels = labels.copy()
+        labels[wrong] = (labels[wrong] + rng.integers(1, max(2, classes), len(wrong))) % classes
+        return labels
 
     def indices(self, name: str) -> np.ndarray:
         """The images of a split, without the limit."""

@@ -150,6 +150,8 @@ class Dataset:
         limit: at most this number of images in each split, with the class balance kept.
         split_seed: the seed of the splits, independent of the run's seed, so that runs with other seeds share them.
         balanced_batches: draw every class equally often in each training batch.
+        label_noise: the share of the training images that get the label of another class, chosen at random by
+            `split_seed`, for experiments on noisy labels. Validation and test labels stay as they are.
         streamed: for a data set that is larger than memory: training images are read from their files when they are
             needed. Images of TFDS are then resized so that the shorter side is 8/7 of `image_size`, and cropped to the
             centre, and the validation split is the end of the train split, whatever `split_seed` is. Images and splits
@@ -174,6 +176,7 @@ class Dataset:
     limit: PositiveInt | None = None
     split_seed: Seed = 0
     balanced_batches: bool = False
+    label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
     streamed: bool = False
     held_images: PositiveInt = 5000
     shuffle_buffer: PositiveInt = 4096
@@ -185,6 +188,8 @@ class Dataset:
             raise ValueError(f"streamed is for TFDS data sets and folders, not for {self.name}; leave it out")
         if self.streamed and (self.image_size is None or self.balanced_batches):
             raise ValueError("streamed needs image_size, such as 224, and no balanced_batches")
+        if self.streamed and self.label_noise:
+            raise ValueError("label_noise is for images in memory; leave out streamed or label_noise")
 
     @property
     def in_memory(self) -> bool:

@@ -144,6 +144,30 @@ def test_limit_keeps_the_balance_within_the_same_parts(limit, seed, fraction):
             assert np.abs(np.bincount(part.labels, minlength=10) - share).max() < 1
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_noisy_labels_are_a_share_of_the_training_labels_and_of_another_class(share):
+    clean, noisy = load(Dataset()), load(Dataset(label_noise=share))
+    for a, b in zip(parts(clean), parts(noisy), strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(clean.validation.labels, noisy.validation.labels)
+    np.testing.assert_array_equal(clean.test.labels, noisy.test.labels)
+    wrong = clean.train.labels != noisy.train.labels
+    assert wrong.sum() == round(share * len(wrong))
+    offsets = np.bincount((noisy.train.labels - clean.train.labels)[wrong] % 10, minlength=10)
+    # Chi-square with 8 degrees of freedom: 26.1 is exceeded once in 1,000 seeds.
+    assert offsets[0] == 0 and ((offsets[1:] - wrong.sum() / 9) ** 2).sum() / (wrong.sum() / 9) < 26.1
+
+
+def test_noise_does_not_depend_on_the_limit():
+    whole, limited = (load(Dataset(label_noise=0.3, limit=limit)).train for limit in (None, 200))
+    np.testing.assert_array_equal(limited.labels, whole.labels[np.searchsorted(whole.indices, limited.indices)])
+
+
+def test_noise_is_for_images_in_memory():
+    with pytest.raises(ValueError, match="label_noise is for images in memory; leave out streamed or label_noise"):
+        Dataset(name="cifar10", streamed=True, image_size=32, label_noise=0.1)
+
+
 def test_stratified_choice_by_hand():
     # 6 of 4 + 4 + 3: quotas 2.18, 2.18, 1.64; floors 2, 2, 1; the last goes to the remainder 0.64
     labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1])
