@@ -202,9 +202,9 @@ CLAF = Paper(
         "images and the last epoch. There the learning rate changes once per epoch, here with every step; the last, "
         "smaller batch of an epoch is left out here. The code trains no other method; those rows have the settings "
         "of scale full.",
-        "Scale cpu-long is scale cpu with all images, crop and flip in place of the augmentation of SimCLR, one cosine "
-        "over both contrastive stages of 1 + 24 epochs, an inner classifier with a learning rate of 0.02, at which it "
-        "learns, in place of 0.001, and about seven times as many steps of the second stage. SCL has batches of 128.",
+        "Scale cpu-long is scale cpu with crop and flip in place of the augmentation of SimCLR, batches of 128, one "
+        "cosine over both contrastive stages of 2 + 36 epochs, ten times as many steps of the second stage, and two "
+        "inner epochs at a learning rate of 0.02, at which the inner classifier keeps up with the encoder.",
         "Full scale holds 2 % of the training images out and keeps the epoch of the last phase that is most robust on "
         "them; the paper trains on all images and keeps the last epoch. One optimizer and one cosine belong to each "
         "stage; the paper has one of each for both contrastive stages.",
