@@ -229,11 +229,24 @@ class BranchAndBound:
             The outcome; `safe` is None if the deadline was reached, or no ReLU is left to be split. Curves are not.
         """
         started = time.monotonic()
+        search = self.search(low, high, functions, offsets, deadline=deadline, check=check, ball=ball)
+        return replace(searched(search, deadline), seconds=time.monotonic() - started)
+
+    def search(
+        self,
+        low: np.ndarray,
+        high: np.ndarray,
+        functions: np.ndarray,
+        offsets: np.ndarray | None = None,
+        *,
+        deadline: float,
+        check: Callable[[np.ndarray], np.ndarray | None],
+        ball: Sequence[np.ndarray] = (),
+    ) -> Iterator[Outcome]:
+        """Yield the outcome so far after the bounds of the whole box and after every step; see `decide`."""
         box, functions = self._question(low, high, functions, offsets)
         until = on_clock_of_graphs(deadline)
-        root = self._root([*box, *ball], functions, until)
-        outcome = searched(self._search(root, functions, check, until), deadline)
-        return replace(outcome, seconds=time.monotonic() - started)
+        yield from self._search(self._root([*box, *ball], functions, until), functions, check, until)
 
     def _question(self, low, high, functions, offsets) -> tuple[list[np.ndarray], np.ndarray]:
         """The arrays of the box, and functions with their offsets [F, K + 1]."""

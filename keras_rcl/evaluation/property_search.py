@@ -1,7 +1,8 @@
-"""Whether conditions on a network's inputs and outputs can be satisfied: an attack first, then branch and bound."""
+"""Whether conditions on a network's inputs and outputs can be satisfied: by attacks, and by branch and bound."""
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
-from keras_rcl.bounds.beta_crown import Outcome, on_clock_of_graphs
+from keras_rcl.bounds.beta_crown import Outcome, on_clock_of_graphs, searched
 from keras_rcl.bounds.input_sets import outward
 from keras_rcl.bounds.input_splitting import InputSplitting
 from keras_rcl.bounds.interval import forward
@@ -28,13 +29,14 @@ ATTACK_ROUNDS, ATTACK_STEPS, ATTACK_POINTS = 10, 50, 256
 """Number of rounds of the attack, its steps per round, and the largest number of points per round."""
 
 ATTACK_SHARE = 0.1
-"""After this share of the time, no further round of the attack begins."""
+"""After this share of the time in attacks, no further round begins."""
 
 MAX_REFINED, FIRST_SHARE = 2000, 0.1
 """Up to this number of ReLUs and values of curves, a search that did not end within this share of the time begins again
 in regions."""
 
 Check = Callable[[np.ndarray], np.ndarray | None]
+Attacked = Callable[[], np.ndarray | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,46 +130,60 @@ class PropertyVerifier:
 
         if not conditions:
             return found("unsat", "bounds")
-        if (witness := self._attack(conditions, started + ATTACK_SHARE * seconds, deadline, check)) is not None:
+        if (witness := self._attack(conditions, range(1), deadline, deadline, check)) is not None:
             return found("sat", "attack", witness)
+
+        @functools.cache
+        def attack() -> np.ndarray | None:
+            """The other rounds, which cost more than the first bounds do; they run once."""
+            until = time.monotonic() + ATTACK_SHARE * seconds
+            return self._attack(conditions, range(1, ATTACK_ROUNDS), until, deadline, check)
+
         answers, by = [], ""
         for group in _by_box(conditions):
             if not all(len(condition.offsets) for condition in group):
+                if (witness := attack()) is not None:
+                    return found("sat", "attack", witness)
                 answers.append(None)  # every point of the box satisfies it, and the check confirms none
                 continue
-            by, outcome = self._decide(group, deadline, check)
+            by, outcome = self._decide(group, deadline, check, attack)
             domains += outcome.domains
             answers.append(outcome.safe)
             if outcome.safe is False:
                 return found("sat", by, outcome.counterexample)
         return found("unsat", by) if all(answers) else found("timeout")
 
-    def _decide(self, group: Sequence[Condition], deadline: float, check: Check):
-        """The method and the outcome of conditions of one box."""
+    def _decide(self, group: Sequence[Condition], deadline: float, check: Check, attack: Attacked):
+        """The method and the outcome of conditions of one box; what few inputs vary are attacked before."""
         box = group[0].lower, group[0].upper
         if np.count_nonzero(box[0] < box[1]) <= MAX_SPLIT_INPUTS:
+            if (witness := attack()) is not None:
+                return "attack", Outcome(False, -np.inf, witness, 0)
             return "input-splitting", self._splitting.decide(group, deadline=deadline, check=check)
         if all(len(condition.offsets) == 1 for condition in group):
             rows, offsets = (np.concatenate([getattr(c, name) for c in group]) for name in ("rows", "offsets"))
-            return "branch-and-bound", _branched(self._branching, (*box, rows, offsets), deadline, check)
+            return _branched(self._branching, (*box, rows, offsets), deadline, check, attack)
         steps = with_weights(with_worst_constraint(self._float64, group), self._of_branch_dtype)
         branching = RegionSplitting(steps, dtype=self._branch_dtype)
-        return "branch-and-bound", _branched(branching, (*box, np.eye(len(group))), deadline, check)
+        return _branched(branching, (*box, np.eye(len(group))), deadline, check, attack)
 
     def _of_branch_dtype(self, weight) -> np.ndarray:
         return np.asarray(weight, self._branch_dtype)
 
     def _attack(
-        self, conditions: Sequence[Condition], until: float, deadline: float, check: Check
+        self, conditions: Sequence[Condition], rounds: range, until: float, deadline: float, check: Check
     ) -> np.ndarray | None:
-        """A confirmed input that satisfies a condition, from the centers of the boxes and random points; or None."""
+        """A confirmed input that satisfies a condition, or None; from the centers in round 0, then random points.
+
+        After `until` no round begins; at the deadline the one that is under way stops.
+        """
         rng, most = np.random.default_rng(self._seed), max(1, *(len(c.offsets) for c in conditions))
         boxes = [outward(c.lower, c.upper, "float32") for c in conditions]
         low, high = (np.stack([box[side] for box in boxes]) for side in (0, 1))
         functions = np.stack([_padded(condition, most) for condition in conditions])
         stop = on_clock_of_graphs(deadline)
-        for round_number in range(ATTACK_ROUNDS):
-            if round_number and time.monotonic() > until:
+        for round_number in rounds:
+            if time.monotonic() > until:
                 return None
             copies = 1 if round_number == 0 else max(1, ATTACK_POINTS // len(conditions))
             chosen = np.tile(np.arange(len(conditions)), copies)
@@ -210,15 +226,24 @@ class PropertyVerifier:
 DTYPES = ("float32", "float64")
 
 
-def _branched(branching: RegionSplitting, question: tuple, deadline: float, check: Check) -> Outcome:
-    """Branch and bound from CROWN's bounds; then, for a network that is small enough, again from refined bounds."""
+def _branched(
+    branching: RegionSplitting, question: tuple, deadline: float, check: Check, attack: Attacked
+) -> tuple[str, Outcome]:
+    """Branch and bound from CROWN's bounds; then, for a network that is small enough, again from refined bounds.
+
+    What the first bounds leave open is attacked before the search goes on.
+    """
+    search = branching.search(*question, deadline=deadline, check=check)
+    outcome = next(search)
+    if outcome.safe is None and (witness := attack()) is not None:
+        return "attack", Outcome(False, outcome.lower, witness, outcome.domains)
     refines, now = branching.num_activations <= MAX_REFINED, time.monotonic()
     first = now + FIRST_SHARE * (deadline - now) if refines else deadline
-    outcome = branching.decide(*question, deadline=first, check=check)
-    if outcome.safe is not None or not refines or time.monotonic() > deadline:
-        return outcome
-    again = branching.decide_in_regions(*question, deadline=deadline, check=check)
-    return dataclasses.replace(again, domains=outcome.domains + again.domains)
+    outcome = searched(itertools.chain([outcome], search), first)
+    if outcome.safe is None and refines and time.monotonic() <= deadline:
+        again = branching.decide_in_regions(*question, deadline=deadline, check=check)
+        outcome = dataclasses.replace(again, domains=outcome.domains + again.domains)
+    return "branch-and-bound", outcome
 
 
 def _by_box(conditions: Sequence[Condition]) -> list[list[Condition]]:
