@@ -493,18 +493,17 @@ def _tighten(
 ) -> Interval:
     """The bounds of the last of some steps, by rows for the elements in question, never wider than they were."""
     index = ops.stack(ops.nonzero(where), axis=1)
-    count, chunk = ops.shape(index)[0], max(1, LARGEST_CHUNK // max(math.prod(step.shape) for step in steps))
+    count, chunk = ops.shape(index)[0], max(1, LARGEST_CHUNK // (2 * max(math.prod(step.shape) for step in steps)))
 
     def bounds_of(start, lower, upper):
         some = index[start : start + chunk]
-        found_lower, found_upper = (
-            bound(steps, unit_rows(some, steps[-1].shape, sign, interval.lower.dtype), [*found, interval])
-            for sign in (1.0, -1.0)
-        )
+        number = ops.shape(some)[0]
+        both, sign = ops.concatenate([some, some]), ops.repeat(ops.array([1.0, -1.0], interval.lower.dtype), number)
+        bounds = bound(steps, unit_rows(both, steps[-1].shape, sign[:, None]), [*found, interval])
         return (
             start + chunk,
-            ops.slice_update(lower, [start], found_lower),
-            ops.slice_update(upper, [start], -found_upper),
+            ops.slice_update(lower, [start], bounds[:number]),
+            ops.slice_update(upper, [start], -bounds[number:]),
         )
 
     lower, upper = (ops.full((count,), end, interval.lower.dtype) for end in (LOWEST, -LOWEST))
@@ -517,10 +516,10 @@ def _tighten(
     return interval.intersect(Interval(lower, upper))
 
 
-def unit_rows(index, shape: Sequence[int], sign: float, dtype: str) -> LinearForms:
-    """sign z_i for single values of a step: index int [R, 1 + rank], an example and where in `shape`."""
+def unit_rows(index, shape: Sequence[int], sign) -> LinearForms:
+    """sign z_i for single values of a step: index int [R, 1 + rank], an example and where in `shape`; sign [R, 1]."""
     index = ops.cast(index, "int32")
-    unit = sign * ops.one_hot(index[:, -1], shape[-1], dtype=dtype)
+    unit = sign * ops.one_hot(index[:, -1], shape[-1], dtype=backend.standardize_dtype(sign.dtype))
     if len(shape) == 1:
         return LinearForms(unit, index[:, 0])
     return LinearForms(unit[:, None, None], index[:, 0], Window(index[:, 1:3]))

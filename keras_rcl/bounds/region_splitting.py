@@ -226,7 +226,7 @@ class RegionSplitting(BranchAndBound):
             index = tf.unravel_index(which, (1, *self._steps[number].shape))
             for sign in (1.0, -1.0):
                 arriving = {}
-                unit = unit_rows(tf.transpose(index), self._steps[number].shape, sign, self._dtype)
+                unit = unit_rows(tf.transpose(index), self._steps[number].shape, tf.constant([[sign]], self._dtype))
                 lower_bounds(self._steps[: number + 1], unit, intervals, arriving=arriving)
                 costs = self._costs(intervals, arriving)
                 rows.append(tf.where(most[:, None] > 0, costs, tf.zeros_like(costs)))
