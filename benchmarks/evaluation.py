@@ -54,9 +54,8 @@ class Ours:
 
     def __init__(self, classifier, images, labels, attack, dtype="float32"):
         gradient_fn = classifier.gradient_fn(images[:32], dtype)
-        size = min(BATCH, len(labels))
-        self.evaluator = Evaluator(classifier.logits, [attack], batch_size=size, gradient_fn=gradient_fn)
-        self.gradient_fn, self.size = gradient_fn, size
+        self.evaluator = Evaluator(classifier.logits, [attack], batch_size=BATCH, gradient_fn=gradient_fn)
+        self.gradient_fn = gradient_fn
         self.images, self.labels, self.forwards, self.backwards = images, labels, 0, 0
 
     @property
@@ -78,7 +77,7 @@ class Ours:
                 total = tf.reduce_sum(self.gradient_fn(x)[:, 0])
             return tape.gradient(total, x)
 
-        forward, x = tf.function(self.gradient_fn, autograph=False), tf.constant(self.images[: self.size])
+        forward, x = tf.function(self.gradient_fn, autograph=False), tf.constant(self.images[:BATCH])
         medians = []
         for call in (forward, gradient):
             call(x)
@@ -87,7 +86,7 @@ class Ours:
                 started = time.perf_counter()
                 call(x).numpy()
                 runs.append(time.perf_counter() - started)
-            medians.append(statistics.median(runs) / self.size)
+            medians.append(statistics.median(runs) / len(x))
         ahead, both = medians
         return self.backwards * both + (self.forwards - self.backwards) * ahead
 
