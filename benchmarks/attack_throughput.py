@@ -7,9 +7,9 @@ Every image is attacked to the end, from itself and not from a random start, so 
 to reach; the loss is measured by the Keras network. The plain loops are what anybody would write. PyTorch runs in
 both of its memory layouts: NCHW is its default, NHWC (`channels_last`) what its tuning guide recommends on CPUs.
 
-`matrix products alone` is no attack: of each convolution and dense layer it multiplies matrices of the size that the
-layer has as one product, forward and back. Windows are not cut out, their gradients not added up, and there is no ReLU,
-loss or step. An attack that computes each layer by one product has at least this cost.
+`matrix products alone` is not an attack: of each convolution and dense layer it multiplies matrices of the size that
+the layer has as one product, forward and back. Windows are not cut out, their gradients not added up, and there is no
+ReLU, loss or step. An attack that computes each layer by one product has at least this cost.
 """
 
 import numpy as np

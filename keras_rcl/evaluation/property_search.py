@@ -231,7 +231,7 @@ def _branched(
 ) -> tuple[str, Outcome]:
     """Branch and bound from CROWN's bounds; then, for a network that is small enough, again from refined bounds.
 
-    What the first bounds leave open is attacked before the search goes on.
+    What the first bounds leave open is attacked before the search continues.
     """
     search = branching.search(*question, deadline=deadline, check=check)
     outcome = next(search)
