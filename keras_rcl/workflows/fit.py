@@ -509,6 +509,7 @@ def _run_folder(
     default = f"{experiment.dataset.name}-{experiment.method.name}"
     check_writable(runs)
     check_writable(saved_models)
+    check_name(name or default)
     if name is None and not overwrite:
         numbered = re.compile(rf"{re.escape(default)}(-\d+)?")
         for candidate in sorted(path.parent.parent for path in runs.glob("*/training/question.json")):
@@ -521,7 +522,6 @@ def _run_folder(
             with contextlib.suppress(FolderInUse):
                 return RunFolder(candidate, fingerprint, begin)
     name = name or default
-    check_name(name)
     if not (runs / name / "training/question.json").is_file():
         check_replaceable(runs / name, "config.yaml", overwrite)
         check_replaceable(saved_models / name, "model.json", overwrite)
