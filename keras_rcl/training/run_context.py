@@ -24,8 +24,8 @@ class RunContext:
         resumed: The snapshot from which this run resumes.
         reused: The folder of another run and how many of its first phases this training shares with it, at the same
             seed and on the same data. Unless a snapshot is resumed, the training begins with the weights at their end.
-        save_every: Seconds between two snapshots. A snapshot is also stored at the end, after an epoch that was the
-            best so far, and when SIGINT or SIGTERM arrives.
+        save_every: Seconds between two snapshots. A snapshot is also stored at the end, and when SIGINT or SIGTERM
+            arrives. The best weights are written with a snapshot.
         progress: Shows progress.
         after_validation: Called after each validation, once its metrics are in `metrics.jsonl`. What it raises ends the
             training.

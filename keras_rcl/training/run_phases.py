@@ -104,6 +104,7 @@ class _Training:
         self.recorder = Recorder(context.folder, context.writer)
         self.monitor = Monitor(network, data, validation.monitored_attack, validation.outputs, validation.attacked)
         self.epochs, self.position = list(schedule(phases)), TrainingPosition()
+        self.unwritten_best: list[np.ndarray] | None = None
 
     def run(self) -> dict[str, float]:
         """Run the whole training or what is left of it; returns the validation metrics of the chosen weights."""
@@ -115,7 +116,10 @@ class _Training:
             self.reuse(*context.reused)
         context.progress.plan(sum(epoch.runner.cost_per_epoch for epoch in self.epochs[self.position.done :]))
         with held_signals() as interrupt:
-            self.run_epochs(context.workers.any_interrupted(interrupt))
+            try:
+                self.run_epochs(context.workers.any_interrupted(interrupt))
+            finally:
+                self.write_best()
         if self.position.best and context.workers.chief:
             self.checkpoints.load(self.network, "best")
         freeze(self.network, self.phases[-1].runner.phase)
@@ -133,6 +137,7 @@ class _Training:
             nonlocal saved_at
             stop = interrupt()
             if snapshots and (due or stop or time.monotonic() - saved_at >= self.context.save_every):
+                self.write_best()
                 snapshots.save(*self.snapshot())
                 saved_at = time.monotonic()
             if stop:
@@ -149,10 +154,10 @@ class _Training:
             if not resumed:
                 self.begin(epoch)
             metrics = epoch.runner.run_epoch(self.context.progress, epoch.label, resumed=resumed, after_step=after_step)
-            better = self.finish(epoch, metrics)
+            self.finish(epoch, metrics)
             ends = self.ends_early(epoch) or epoch is self.epochs[-1]
             self.position.done, self.position.step = len(self.epochs) if ends else self.position.done + 1, 0
-            between_steps(due=better or ends)
+            between_steps(due=ends)
             if ends:
                 break
         self.checkpoints.save(self.network, "last")
@@ -166,16 +171,16 @@ class _Training:
         if self.host(epoch) in epoch.begins:
             self.position.best_monitored, self.position.warned = 0.0, []
 
-    def finish(self, epoch: ScheduledEpoch, metrics: dict[str, float]) -> bool:
-        """Monitor, warn, validate and record after an epoch; returns whether it was the best so far."""
+    def finish(self, epoch: ScheduledEpoch, metrics: dict[str, float]) -> None:
+        """Monitor, warn, validate and record after an epoch."""
         phase = epoch.runner.phase
         if epoch.runner is not self.host(epoch):
             self.recorder.epoch(phase.name, epoch.runner.epochs_run, metrics)
-            return False
+            return
         monitored, similarity, grid = self.monitor()
         metrics.update(monitored)
         self.warn(epoch, metrics, similarity)
-        better = self.validate(epoch, metrics)
+        self.validate(epoch, metrics)
         self.recorder.epoch(phase.name, epoch.epoch, metrics)
         self.recorder.pictures(phase.name, grid)
         if "validation_robust_accuracy" in metrics:
@@ -188,7 +193,6 @@ class _Training:
             )
         if epoch.epoch == phase.epochs or ends_early:
             self.checkpoints.save(self.network, checkpoint_name(epoch.number, phase))
-        return better
 
     def warn(self, epoch: ScheduledEpoch, metrics: dict[str, float], similarity: float) -> None:
         """Report what went wrong in the phase, each kind of failure once."""
@@ -199,18 +203,29 @@ class _Training:
                 self.position.warned.append(name)
                 self.context.progress.say(f"{name} in epoch {epoch.epoch} of {epoch.runner.phase.name}: {text}")
 
-    def validate(self, epoch: ScheduledEpoch, metrics: dict[str, float]) -> bool:
-        """Evaluate an epoch of the last phase, keep its weights if it is the best; returns whether it is."""
+    def validate(self, epoch: ScheduledEpoch, metrics: dict[str, float]) -> None:
+        """Evaluate an epoch of the last phase, and keep its weights in memory if it is the best so far."""
         if not self.validation.evaluate or epoch.runner is not self.phases[-1].runner:
-            return False
+            return
         measured = self.validation.evaluate()
         metrics.update({f"validation_{name}": value for name, value in measured.items()})
         best = self.position.best
-        better = not best or measured["robust_accuracy"] > best["robust_accuracy"]
-        if better:
+        if not best or measured["robust_accuracy"] > best["robust_accuracy"]:
             self.position.best = {**measured, "epoch": epoch.epoch}
-            self.checkpoints.save(self.network, "best")
-        return better
+            self.unwritten_best = self.network.get_weights()
+
+    def write_best(self) -> None:
+        """Write the best weights if they are in memory only: before a snapshot, which refers to them, and at the end.
+
+        Writing them after each epoch that is better would take longer than such an epoch on a small data set.
+        """
+        if self.unwritten_best is None:
+            return
+        current = self.network.get_weights()
+        self.network.set_weights(self.unwritten_best)
+        self.checkpoints.save(self.network, "best")
+        self.network.set_weights(current)
+        self.unwritten_best = None
 
     def ends_early(self, epoch: ScheduledEpoch) -> bool:
         """Whether the validation of this epoch and of those just before ends the training before its last epoch."""

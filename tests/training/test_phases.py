@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny import BATCH, eager_epoch, image_data, moved, runner, snapshot, tiny_clafs, tiny_network, train
 
+from keras_rcl.errors import InvalidInputError
 from keras_rcl.measures.embedding_geometry import MEASURES
 from keras_rcl.methods.baseline import Baseline
 from keras_rcl.runtime.progress import Silent
@@ -324,6 +325,24 @@ def test_the_best_weights_by_robust_accuracy_are_kept(scripted):
     assert [same(best.get_weights(), weights) for weights in seen] == [False, True, False, False]
     assert [same(last.get_weights(), weights) for weights in seen] == [False, False, False, True]
     assert same(scripted["network"].get_weights(), seen[1])
+
+
+@pytest.mark.slow
+def test_an_error_leaves_the_best_weights_so_far_on_the_disk(tmp_path):
+    network, seen = tiny_network(), []
+
+    def validate():
+        if seen:
+            raise InvalidInputError("of the second epoch")
+        seen.append(network.get_weights())
+        return {"robust_accuracy": 0.5}
+
+    with pytest.raises(InvalidInputError, match="of the second epoch"):
+        train(tmp_path, network, Baseline(epochs=3, batch_size=BATCH).phases(), evaluate=validate)
+    ended = network.get_weights()
+    Checkpoints(tmp_path / "checkpoints").load(network, "best")
+    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), seen[0], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(ended, seen[0], strict=True))
 
 
 @pytest.mark.slow
