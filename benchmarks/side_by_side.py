@@ -95,7 +95,10 @@ def operations_per_image(network: keras.Model) -> int:
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], Any]], repeats: int, only: Sequence[str] | None = None
+    contenders: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    only: Sequence[str] | None = None,
+    after_round: Callable[[], Any] = lambda: None,
 ) -> tuple[dict[str, list[float]], dict]:
     """Seconds of every run by contender, `MATRIX` included, and what each gave when it first ran.
 
@@ -106,6 +109,7 @@ def alternate(
         contenders: by name.
         repeats: rounds after the first.
         only: names of those to run; all where not given.
+        after_round: called after each round, for what else is measured in turn.
     """
     unknown = sorted(set(only or ()) - set(contenders))
     assert not unknown, f"no contender {', '.join(unknown)}; choose from {', '.join(contenders)}"
@@ -126,6 +130,7 @@ def alternate(
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)
+        after_round()
         print(f"round {number + 1}/{repeats}", file=sys.stderr, flush=True)
     return seconds, given
 
