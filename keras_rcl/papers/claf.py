@@ -202,12 +202,11 @@ CLAF = Paper(
         "images and the last epoch. There the learning rate changes once per epoch, here with every step; the last, "
         "smaller batch of an epoch is left out here. The code trains no other method; those rows have the settings "
         "of scale full.",
-        "Scale cpu-long is scale cpu with crop and flip in place of the augmentation of SimCLR, batches of 128, one "
-        "cosine over both contrastive stages of 2 + 36 epochs, ten times as many steps of the second stage, and two "
-        "inner epochs at a learning rate of 0.02, at which the inner classifier keeps up with the encoder. Trained "
-        "under claf-repo, CLAF learns: the SupCon loss of its second stage falls to 4.54, where collapse is 5.95, and "
-        "its inner classifier gets 77 % of the adversarial training images right. Trained in pixels it learns less: "
-        "5.0 to 5.1 in the last 12 epochs, and 27 %.",
+        "Scale cpu-long has half of the images of scale cpu, crop and flip in place of the augmentation of SimCLR, "
+        "batches of 128, one cosine over both contrastive stages of 2 + 80 epochs, ten times as many steps of the "
+        "second stage, and two inner epochs at a learning rate of 0.02, at which the inner classifier keeps up with "
+        "the encoder. There CLAF learns. Trained in pixels, the SupCon loss of its second stage falls to 4.41, where "
+        "collapse is 5.95, and its inner classifier gets 33 % of the adversarial training images right.",
         "Full scale holds 2 % of the training images out and keeps the epoch of the last phase that is most robust on "
         "them; the paper trains on all images and keeps the last epoch. One optimizer and one cosine belong to each "
         "stage; the paper has one of each for both contrastive stages.",
