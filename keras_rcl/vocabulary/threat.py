@@ -57,11 +57,17 @@ def parse_pixels(value: Any) -> float:
 
 
 def format_pixels(value: float) -> str:
-    """The shortest text that `parse_pixels` reads back to the same float: `8/255` where it is one, else a decimal."""
-    text = f"{round(value * 255)}/255"
+    """The shortest text that `parse_pixels` reads back to the same float, and `n/255` for every multiple of 1/255.
+
+    >>> format_pixels(8 / 255), format_pixels(0.5 / 255), format_pixels(0.031)
+    ('8/255', '0.5/255', '0.031')
+    """
     if value in (0.0, 1.0):
         return f"{value:g}"
-    return text if parse_pixels(text) == value else repr(value)
+    if parse_pixels(text := f"{round(value * 255)}/255") == value:
+        return text
+    text = f"{round(value * 255, 3):g}/255"
+    return text if len(text) < len(repr(value)) and parse_pixels(text) == value else repr(value)
 
 
 if TYPE_CHECKING:
