@@ -38,11 +38,9 @@ EVALUATING = [name for name, attack in ATTACKS.items() if not attack.training_on
     type=click.Choice([*PROTOCOLS, "all"]),
     help="The coordinates that epsilon is measured in, pixel by default; all reports all of them side by side.",
 )
-@click.option(
-    "--epsilon",
-    "epsilons",
-    help="A list of epsilons, such as 1/255,2/255,4/255,8/255,16/255. Each attack runs at each; attacks that look for "
-    "the nearest adversarial image run once.",
+@shared.epsilons_option(
+    "A list of epsilons, such as 1/255,2/255,4/255,8/255,16/255. Each attack runs at each; attacks that look for "
+    "the nearest adversarial image run once."
 )
 @click.option("--restarts", type=shared.COUNT, help="The number of random restarts of attacks that have restarts.")
 @shared.data_options()

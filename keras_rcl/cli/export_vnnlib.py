@@ -13,13 +13,7 @@ from keras_rcl.runtime.tensorflow import start_tensorflow
 
 @click.command("export-vnnlib", short_help="Write a model as ONNX and VNN-LIB properties.")
 @click.argument("model", type=shared.FOLDER)
-@click.option(
-    "--epsilon",
-    "epsilons",
-    default="1/255,2/255",
-    show_default=True,
-    help="A list of L-inf radii, such as 1/255,2/255.",
-)
+@shared.epsilons_option("A list of L-inf radii, such as 1/255,2/255.", default="1/255,2/255")
 @shared.norm_option("The norm of the radii; VNN-LIB states boxes, so only linf can be written.", default="linf")
 @click.option(
     "--max-images",

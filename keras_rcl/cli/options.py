@@ -166,6 +166,19 @@ def overwrite_option(text: str) -> Decorator:
     return click.option("--overwrite", is_flag=True, help=text)
 
 
+def epsilons_option(help: str, default: str | None = None) -> Decorator:
+    """`--epsilon`, a list with commas that may be repeated; the parameter `epsilons` has all of it with commas."""
+    return click.option(
+        "--epsilon",
+        "epsilons",
+        multiple=True,
+        default=[default] if default else [],
+        show_default=default is not None,
+        callback=lambda context, parameter, lists: ",".join(lists) if lists else None,
+        help=help,
+    )
+
+
 def norm_option(help: str, default: Norm | None = None) -> Decorator:
     """`--norm`."""
     return click.option("--norm", type=click.Choice(get_args(Norm)), default=default, show_default=True, help=help)

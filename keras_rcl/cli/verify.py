@@ -25,7 +25,7 @@ METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
     metavar="FILE",
     help="Instead of MODEL: a file of lines network,property,seconds, as of VNN-COMP.",
 )
-@click.option("--epsilon", "epsilons", default="2/255", show_default=True, help="A list of radii, such as 1/255,2/255.")
+@shared.epsilons_option("A list of radii, such as 1/255,2/255.", default="2/255")
 @shared.norm_option("The norm of the balls; with l2 or l1, give --epsilon.", default="linf")
 @click.option(
     "--method",

@@ -192,7 +192,7 @@ def _verdict(context: Context, findings: tuple[Finding, ...]) -> tuple[Verdict, 
     if comparison.contradicted:
         doubts.append("no attack broke an image that the claim counts as robust")
     elif not comparison.reached:
-        doubts.append("fewer survive than are claimed, though chance explains it")
+        doubts.append("fewer survive than are claimed, and chance explains the difference")
     elif not comparison.enough_images:
         doubts.append("these are too few images for this claim")
     if comparison.images_needed is not None:

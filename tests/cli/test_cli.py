@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from keras_rcl.cli.app import CRASHED, OneLineErrors, cli
+from keras_rcl.cli.options import epsilons_option
 from keras_rcl.config import Experiment
 from keras_rcl.data.sources import load
 from keras_rcl.evaluation.record import read_record
@@ -183,6 +184,25 @@ def attacked(tmp_path, *arguments) -> dict:
     record = json.loads(result.stdout)
     assert "geometry" not in record  # it is measured on request
     return record
+
+
+@pytest.mark.parametrize(
+    "given, received",
+    [
+        ([], "2/255"),
+        (["--epsilon", "1/255,4/255"], "1/255,4/255"),
+        (["--epsilon", "0.5/255", "--epsilon", "1/255,4/255"], "0.5/255,1/255,4/255"),
+    ],
+)
+def test_epsilon_is_a_list_that_may_be_repeated(given, received):
+    """Of two options the last one alone would be measured."""
+
+    @click.command()
+    @epsilons_option("", default="2/255")
+    def command(epsilons):
+        click.echo(epsilons)
+
+    assert CliRunner().invoke(command, given).stdout == received + "\n"
 
 
 @pytest.mark.slow
