@@ -82,13 +82,13 @@ def suggest_config(path: str | Path) -> str:
     """
     look = _look(Path(path))
     lines = [*_data_lines(look), *_network_lines(look), *_method_lines(look), *_evaluation_lines(look)]
-    width = min(58, max(len(line.text) for line in lines)) + 2
+    width = min(58, max(len(line.text) for line in lines))
     head = [
         f"# Adversarial training on {path}: {look.found}, {look.classes} classes.",
         f"# Run: {program_name()} fit --config THIS_FILE",
         f"# Change what you know better. `{program_name()} show --config THIS_FILE` prints every setting.",
     ]
-    body = [f"{line.text:<{width}}# {line.why}" if line.why else line.text for line in lines]
+    body = [f"{line.text:<{width}}  # {line.why}" if line.why else line.text for line in lines]
     return "\n".join([*head, *body]) + "\n"
 
 
@@ -199,7 +199,7 @@ def _epsilon(look: Look) -> tuple[int, str]:
 
 def _batch(look: Look) -> tuple[int, int]:
     """The batch size, and the steps per epoch."""
-    size = next((size for size in (128, 64, 32) if look.train >= 20 * size), 16)
+    size = next((size for size in (128, 64, 32) if look.train >= 20 * size), min(16, max(1, look.train)))
     return size, max(1, look.train // size)
 
 
@@ -212,7 +212,7 @@ def _method_lines(look: Look) -> list[Line]:
         Line("methods:"),
         Line("  at:"),
         Line(f"    epochs: {epochs}", f"about {epochs * steps} steps; the best epoch is kept"),
-        Line(f"    batch_size: {size}", f"{steps} steps per epoch"),
+        Line(f"    batch_size: {size}", f"{steps} step{'' if steps == 1 else 's'} per epoch"),
         Line("    optimizer: {name: adam, learning_rate: 0.001, schedule: cosine}", "needs no tuning to start with"),
     ]
     if look.shape[2] == 1:

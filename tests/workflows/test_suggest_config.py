@@ -43,7 +43,7 @@ def test_photographs_of_different_sizes(tmp_path, monkeypatch):
     assert [attack.epsilon for attack in experiment.evaluation.attacks] == [8 / 255] * 2
     assert "60 images of 50 to 120 pixels, colour, 2 classes" in text
     values = [line for line in text.splitlines() if ": " in line and not line.startswith("#")]
-    assert sum("# " in line for line in values) >= len(values) - 4  # all except names and paths
+    assert sum("  # " in line for line in values) >= len(values) - 4  # all except names and paths
 
 
 def test_small_grey_arrays_whose_classes_are_close(tmp_path, monkeypatch, capsys):
@@ -60,6 +60,14 @@ def test_small_grey_arrays_whose_classes_are_close(tmp_path, monkeypatch, capsys
     # 3,200 of 4,000 images: 25 steps of 128
     assert (experiment.method.batch_size, experiment.method.epochs) == (128, 100)
     assert experiment.evaluation.limit == 1000
+
+
+def test_a_batch_is_at_most_all_training_images(tmp_path):
+    folder_of(tmp_path, [(8, 8)], 10, "L")
+    text = keras_rcl.suggest_config(tmp_path)
+    # 20 images, 4 for the test, 3 for validation
+    assert "leaves 13 images to train on" in text and "1 step per epoch" in text
+    assert yaml.safe_load(text)["methods"]["at"]["batch_size"] == 13
 
 
 def test_what_holds_no_images_is_one_line(tmp_path):
