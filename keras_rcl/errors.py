@@ -46,6 +46,16 @@ def format_error(error: ValueError) -> str:
     return "; ".join(found)
 
 
+def named(value: object) -> str:
+    """What a value is, for a message that refuses it: `the class PGD`, `3`, `a Sequential`."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'clafs'?` where a known name is close, else nothing."""
     close = difflib.get_close_matches(str(name), list(known), n=1)

@@ -27,7 +27,7 @@ from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.journal import Journal, Result
-from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, Attack, Corruptions, describe
+from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, Attack, Corruptions, as_attacks, describe
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.record import CorruptionSummary, Row
 from keras_rcl.vocabulary.threat import Norm, ThreatModel
@@ -724,7 +724,7 @@ def _within(epsilon, found: Result, images, labels, crafted: np.ndarray | None) 
 
 def _each(attacks: Sequence[Attack]) -> tuple[Attack, ...]:
     """The attacks that are run, in order: corruptions of several kinds or severities one by one."""
-    return tuple(itertools.chain.from_iterable(attack.variations for attack in attacks))
+    return tuple(itertools.chain.from_iterable(attack.variations for attack in as_attacks(attacks)))
 
 
 def _batches(indices: np.ndarray, size: int) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Union, get_args
 
 from pydantic import Field
 
+from keras_rcl.errors import InvalidInputError, did_you_mean, named
 from keras_rcl.methods.adversarial import AdversarialBatch
 from keras_rcl.methods.adversarial_contrastive import AdversarialContrastive
 from keras_rcl.methods.at import AT
@@ -71,3 +72,27 @@ def known_variants() -> dict[str, Any]:
 def is_variant(name: object) -> bool:
     """Whether a method has this name."""
     return name in [*VARIANTS] or find("method", name) is not None
+
+
+def as_method(method: object) -> Any:
+    """A method as it is, or that of a name with its default hyper-parameters.
+
+    Raises:
+        InvalidInputError: If it is neither.
+
+    Example:
+        >>> as_method("at") == as_method(AT())
+        True
+    """
+    if isinstance(method, str):
+        known = known_variants()
+        if method not in known:
+            raise InvalidInputError(
+                f"unknown variant {method!r}{did_you_mean(method, known)}; choose from {', '.join(known)}"
+            )
+        return known[method]()
+    if isinstance(method, type) or not hasattr(method, "phases"):
+        raise InvalidInputError(
+            f"{named(method)} is not a method; hint: give one, such as keras_rcl.AT(epochs=30), or a name, such as 'at'"
+        )
+    return method

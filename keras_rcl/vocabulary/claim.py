@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from keras_rcl.errors import InvalidInputError
+from keras_rcl.errors import InvalidInputError, named
 from keras_rcl.vocabulary.attacks import Attack, AutoAttack, AutoPGD, Square
 from keras_rcl.vocabulary.spec import spec
 from keras_rcl.vocabulary.threat import Norm, Pixels, check_epsilon
@@ -33,6 +33,19 @@ class Claim:
 
     def __post_init__(self):
         check_epsilon(self.epsilon, self.norm)
+
+
+def as_claim(claim: object) -> Claim:
+    """A claim as it is.
+
+    Raises:
+        InvalidInputError: if it is something else.
+    """
+    if not isinstance(claim, Claim):
+        raise InvalidInputError(
+            f"{named(claim)} is not a claim; hint: give one, such as keras_rcl.Claim(0.6, epsilon='8/255')"
+        )
+    return claim
 
 
 @spec

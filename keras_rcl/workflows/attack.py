@@ -17,7 +17,7 @@ from keras_rcl.runtime.distributed import ALONE, Workers
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
-from keras_rcl.vocabulary.attacks import Attack, Corruptions, describe
+from keras_rcl.vocabulary.attacks import Attack, Corruptions, as_attacks, describe
 from keras_rcl.vocabulary.record import Record
 from keras_rcl.vocabulary.threat import PROTOCOLS, Norm
 from keras_rcl.workflows.inputs import data_for, geometry_of, model_values, outputs_of, pixels, split_of, support_of
@@ -27,7 +27,7 @@ from keras_rcl.workflows.inputs import data_for, geometry_of, model_values, outp
 # take a quarter of the lines.
 def attack(
     path: str | Path,
-    attacks: Sequence[Attack],
+    attacks: Attack | str | Sequence[Attack | str],
     *,
     dataset: dict[str, Any] | None = None,
     part: str = "test",
@@ -50,7 +50,8 @@ def attack(
 
     Args:
         path: A folder that `export` made, or any SavedModel or `.keras` file from images to logits or probabilities.
-        attacks: Each is run on every image that the model classifies correctly.
+        attacks: One or several attacks, or their texts, such as `pgd-20`. Each is run on every image that the model
+            classifies correctly.
         dataset: Fields of `Dataset`. Without a `name` they change the data set that the model was trained with, which
             its `model.json` names.
         part: The split: `test`, `validation` or `train`.
@@ -79,6 +80,7 @@ def attack(
         >>> attacks = [keras_rcl.PGD(epsilon="8/255", num_steps=40)]  # doctest: +SKIP
         >>> record, folder = keras_rcl.attack(Path("saved_models/digits-at"), attacks)  # doctest: +SKIP
     """
+    attacks = as_attacks(attacks)
     classifier = load_classifier(path, trust=trust, **foreign)
     data = data_for(classifier, dataset or {}, part)
     chosen = split_of(data, part)

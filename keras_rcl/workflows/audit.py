@@ -20,7 +20,7 @@ from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.storage.stored import read_arrays
 from keras_rcl.vocabulary.attacks import describe
-from keras_rcl.vocabulary.claim import AuditBudget, Claim
+from keras_rcl.vocabulary.claim import AuditBudget, Claim, as_claim
 from keras_rcl.vocabulary.threat import Norm, check_ball, format_epsilon
 from keras_rcl.workflows.inputs import data_for, logits_through, pixels, positions_of_record, split_of
 
@@ -96,8 +96,7 @@ def audit_model(
     if record is not None and stored is not None:
         kept = positions_of_record(record, stored, data.name, chosen.indices)
         claim, evidence = _of_record(record, stored, classifier.model_hash, norm, epsilon, data.image_shape)
-    if claim is None:
-        raise InvalidInputError("no claim to audit; give a claim or a record")
+    claim = as_claim(claim)
     images, labels, indices = pixels(chosen.images[kept]), chosen.labels[kept], chosen.indices[kept]
     # Raise before anything is written.
     check_ball(claim.epsilon, claim.norm, images.shape[1:])

@@ -25,14 +25,14 @@ from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.fingerprint import Fingerprint, hash_arrays
 from keras_rcl.storage.journal import Result
 from keras_rcl.storage.output_folder import output_and_journal
-from keras_rcl.vocabulary.attacks import Attack, describe
+from keras_rcl.vocabulary.attacks import Attack, as_attack, describe
 from keras_rcl.workflows.inputs import data_for, outputs_of, pixels, split_of, support_of
 
 
 # One keyword per option of the command, as `attack` has them.
 def craft_dataset(
     path: str | Path,
-    attack: Attack,
+    attack: Attack | str,
     output_dir: str | Path | None = None,
     *,
     dataset: dict[str, Any] | None = None,
@@ -54,7 +54,7 @@ def craft_dataset(
 
     Args:
         path: The model that is attacked, as for `attack`.
-        attack: Computes the examples, in pixels.
+        attack: Computes the examples, in pixels; or its text, such as `pgd-20`.
         output_dir: The folder; receives `examples.json` and `adversarial-<number>-of-<count>.tfrecord`. None:
             `adversarial/<model>`, numbered.
         dataset: Fields of `Dataset`, as for `attack`.
@@ -80,6 +80,7 @@ def craft_dataset(
         >>> import keras_rcl
         >>> keras_rcl.craft_dataset(Path("saved_models/digits-at"), keras_rcl.PGD())  # doctest: +SKIP
     """
+    attack = as_attack(attack)
     if attack.norm is None:
         raise InvalidInputError(
             f"{attack.label} has no epsilon, which what is stored needs; choose another, such as pgd"

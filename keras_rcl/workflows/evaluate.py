@@ -19,7 +19,7 @@ from keras_rcl.report.tables import corruption_table, has_attacks, interval_text
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.storage.atomic import atomic_folder, write_json
 from keras_rcl.storage.fingerprint import hash_arrays
-from keras_rcl.vocabulary.attacks import Attack, parse_attack
+from keras_rcl.vocabulary.attacks import Attack, as_attacks
 from keras_rcl.vocabulary.record import Record
 from keras_rcl.vocabulary.threat import Norm
 from keras_rcl.workflows.attack import curves_by_norm, draw
@@ -241,10 +241,7 @@ def evaluate(
 
 def _attacks(chosen: Any, epsilon: Any, norm: Norm | None, num_classes: int) -> tuple[list[Attack], str]:
     """The attacks with the given radii and norm, and what was left out of them."""
-    attacks = [
-        parse_attack(one) if isinstance(one, str) else one
-        for one in (chosen if isinstance(chosen, (list, tuple)) else [chosen])
-    ]
+    attacks: list[Any] = as_attacks(chosen)  # those without a norm are refused below
     without = [attack.label for attack in attacks if attack.norm is None]
     if without and (norm, epsilon) != (None, None):
         raise InvalidInputError(

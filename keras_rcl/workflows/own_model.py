@@ -20,8 +20,8 @@ from keras_rcl.evaluation.input_range import INPUT_RANGES, InputRange
 from keras_rcl.model_io.classifier import Classifier, load_classifier
 from keras_rcl.model_io.in_memory import ModelInMemory
 from keras_rcl.runtime.progress import Progress, Silent
-from keras_rcl.vocabulary.attacks import Attack
-from keras_rcl.vocabulary.claim import AuditBudget, Claim
+from keras_rcl.vocabulary.attacks import Attack, as_attack
+from keras_rcl.vocabulary.claim import AuditBudget, Claim, as_claim
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.vocabulary.threat import Norm, ThreatModel
 
@@ -126,7 +126,7 @@ _KEPT = "_keras_rcl_crafting"
 
 
 def craft(
-    attack: Attack, model: Model, x, y, *, seed: Any = 0, support: Any = None, input_range: str | None = None
+    attack: Attack | str, model: Model, x, y, *, seed: Any = 0, support: Any = None, input_range: str | None = None
 ) -> tf.Tensor:
     """Craft adversarial examples of images.
 
@@ -134,7 +134,7 @@ def craft(
     be float32 in [0, 1], and the model is called on them as they are.
 
     Args:
-        attack: The hyper-parameters, such as `PGD(epsilon="8/255", num_steps=20)`.
+        attack: The attack, such as `PGD(epsilon="8/255", num_steps=20)`, or its text, such as `pgd-20`.
         model: A Keras model, the path of a SavedModel or `.keras` file, or any callable from images [N, H, W, C] in
             [0, 1] to logits [N, K], in inference mode. Its weights do not change. For an attack whose `target_output`
             is `embedding` or `projection` it is a callable that gives that output, [N, D].
@@ -165,6 +165,7 @@ def craft(
         >>> keras_rcl.craft(keras_rcl.FGSM(epsilon=0.25), logits_fn, x, [1]).numpy().ravel().tolist()
         [0.375]
     """
+    attack = as_attack(attack)
     symbolic = tf.is_tensor(x) and not hasattr(x, "numpy")
     ours = isinstance(model, (str, Path, keras.Model))
     if symbolic or not ours or attack.target_output != "logits" or attack.proxy is not None:
@@ -290,8 +291,7 @@ def audit(
         >>> result = keras_rcl.audit(model, x_test, y_test, claim)  # doctest: +SKIP
         >>> print(result.verdict, result.reason)  # doctest: +SKIP
     """
-    if claim is None:
-        raise InvalidInputError("there is no claim to audit; hint: give claim=keras_rcl.Claim(0.6, epsilon='8/255')")
+    claim = as_claim(claim)
     subject, images, labels = model, x, y
     if not isinstance(subject, Subject):
         read = read_model_and_data(model, x, y, input_range=input_range)

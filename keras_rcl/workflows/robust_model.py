@@ -14,14 +14,14 @@ from keras_rcl.data.augmentations import Rows
 from keras_rcl.data.pipeline import entropy, make_views, step_seed
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.input_range import INPUT_RANGES, check_input_range, range_of_layers, span_outside
-from keras_rcl.methods import Method
+from keras_rcl.methods import Method, as_method
 from keras_rcl.networks.own_model import OwnModel, around_model
 from keras_rcl.networks.two_headed import initialize_for_intervals, parts
 from keras_rcl.objectives.classification import cross_entropy
 from keras_rcl.training.loss_terms import is_contrastive
 from keras_rcl.training.robust_trainer import RobustTrainer
 from keras_rcl.training.views import gradient_fn
-from keras_rcl.vocabulary.attacks import PGD, Attack
+from keras_rcl.vocabulary.attacks import PGD, Attack, as_attack
 from keras_rcl.vocabulary.compute import ComputeSettings
 from keras_rcl.vocabulary.network import Network
 from keras_rcl.vocabulary.phase import Adversarial, Phase, Ramp
@@ -57,9 +57,10 @@ class RobustModel(keras.Model):
     Args:
         model: Any built Keras model from images to logits or probabilities [N, K], or to one logit or probability of
             class 1, [N, 1].
-        method: A method of one phase, such as `AT` or `TRADES`. Its `epochs`, `batch_size` and `optimizer` are not
-            read. A method that initializes kernels for intervals does so now.
-        attack: The attack of `evaluate`; by default PGD-10 with the method's norm and radius.
+        method: A method of one phase, such as `AT()`, or the name of one. Its `epochs`, `batch_size` and `optimizer`
+            are not read. A method that initializes kernels for intervals does so now.
+        attack: The attack of `evaluate`, or its text, such as `pgd-20`; by default PGD-10 with the method's norm and
+            radius.
         input_range: The range of the images that the model reads: `0..1`, `0..255` or `-1..1`. If it is not given, it
             is read from the model's first layers, such as a Rescaling; otherwise it is `0..1`.
         embedding: The name of the layer whose output [N, E] a contrastive loss reads; by default the input of the last
@@ -95,15 +96,16 @@ class RobustModel(keras.Model):
     def __init__(
         self,
         model: keras.Model,
-        method: Method,
+        method: Method | str,
         *,
-        attack: Attack | None = None,
+        attack: Attack | str | None = None,
         input_range: str | None = None,
         embedding: str | None = None,
         projection: Network = PROJECTION,
         seed: int = 0,
     ):
-        phase = single_phase(method)
+        chosen = as_method(method)
+        phase = single_phase(chosen)
         used_range = range_that_is_read(model, input_range)
         own = around_model(
             model,
@@ -115,8 +117,8 @@ class RobustModel(keras.Model):
         _check_embedding(model, phase, own)
         policy = own.network.dtype_policy
         super().__init__(name="robust_model", dtype=policy, autocast=False)
-        self.model, self.method, self.network = model, method, own.network
-        self.attack = evaluation_attack(phase) if attack is None else _checked(attack)
+        self.model, self.method, self.network = model, chosen, own.network
+        self.attack = evaluation_attack(phase) if attack is None else _checked(as_attack(attack))
         self.input_range, self._own, self._pixels = used_range, own, INPUT_RANGES[used_range]
         # Not a constant, by whose reciprocal TensorFlow would multiply: random starts depend on each bit of an image.
         self._scale = tf.Variable(self._pixels[0], trainable=False)

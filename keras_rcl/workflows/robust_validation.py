@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_rcl.evaluation.input_range import INPUT_RANGES, check_input_range
 from keras_rcl.evaluation.robustness import Evaluator
 from keras_rcl.networks.own_model import around_model
-from keras_rcl.vocabulary.attacks import PGD, Attack
+from keras_rcl.vocabulary.attacks import PGD, Attack, as_attack
 from keras_rcl.vocabulary.labels import class_labels
 from keras_rcl.workflows.robust_model import RobustModel, range_that_is_read
 
@@ -53,7 +53,7 @@ class RobustValidation(keras.callbacks.Callback):
     def __init__(
         self,
         validation_data: Any,
-        attack: Attack = DEFAULT_ATTACK,
+        attack: Attack | str = DEFAULT_ATTACK,
         *,
         input_range: str | None = None,
         limit: int | None = None,
@@ -64,7 +64,7 @@ class RobustValidation(keras.callbacks.Callback):
         if input_range is not None:
             check_input_range(input_range)
         self._input_range, self._every = input_range, every
-        self._attack, self._batch_size = attack, batch_size
+        self._attack, self._batch_size = as_attack(attack), batch_size
         self._images, self._labels = _arrays(validation_data, limit)
 
     def on_train_begin(self, logs=None):

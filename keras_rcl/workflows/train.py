@@ -14,7 +14,7 @@ from keras_rcl.data.sources import ImageData, SourceData, divided
 from keras_rcl.data.splits import SourceSplit
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.input_range import INPUT_RANGES, span_outside
-from keras_rcl.methods import Method
+from keras_rcl.methods import Method, as_method
 from keras_rcl.networks.own_model import own_encoder
 from keras_rcl.runtime.progress import Progress, Silent
 from keras_rcl.runtime.signals import held_signals
@@ -56,7 +56,7 @@ class Trained:
 # More than 8 parameters: what is trained, on which data, how it is measured, and where results are written.
 def train(
     encoder: keras.Model,
-    method: Method,
+    method: Method | str,
     *,
     data: tuple,
     validation: tuple | None = None,
@@ -79,7 +79,7 @@ def train(
 
     Args:
         encoder: Any built Keras model from images [N, H, W, C] of a fixed size to an embedding [N, E], in float32.
-        method: A method with its hyper-parameters, such as `CLAFS` or `AT`.
+        method: A method, such as `CLAFS()`, or the name of one.
         data: Training images and labels: uint8 [N, H, W, C], or floats in the range that the encoder reads, which are
             rounded to 256 levels; integers [N] or [N, 1], one-hot rows [N, K], or names of classes.
         validation: Images and labels that choose the best epoch of the last phase. None: 20 % of the training images
@@ -119,7 +119,7 @@ def train(
             f"images have shape {splits.image_shape} and the encoder reads {own.input_shape[1:]}; hint: resize them"
         )
     experiment = Experiment(
-        method=method,
+        method=as_method(method),
         seed=seed,
         dataset=dataset,
         network=dataclasses.replace(projection, encoder="own", normalization="none", pretrained=None),

@@ -27,7 +27,7 @@ from keras_rcl.evaluation.early import attack_until_decided
 from keras_rcl.evaluation.robustness import Survival
 from keras_rcl.runtime.progress import Silent
 from keras_rcl.vocabulary.attacks import PGD, AutoAttack, Embedding, Square, Transfer
-from keras_rcl.vocabulary.claim import AuditBudget, Claim
+from keras_rcl.vocabulary.claim import AuditBudget, Claim, as_claim
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -546,3 +546,8 @@ def test_early_verdicts_are_those_of_all_images(monkeypatch):
                 verdicts.append(auditing._verdict(context, ())[0])
             assert verdicts[0] == verdicts[1], (share, away)
             assert away not in (-0.1, 0.3) or len(context.positions) <= 500, (share, away)
+
+
+def test_a_number_is_not_a_claim():
+    with pytest.raises(InvalidInputError, match="^0.6 is not a claim; hint: give one, such as"):
+        as_claim(0.6)

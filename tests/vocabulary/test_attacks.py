@@ -23,6 +23,8 @@ from keras_rcl.vocabulary.attacks import (
     Square,
     Stored,
     Transfer,
+    as_attack,
+    as_attacks,
     describe,
     parse_attack,
     to_cli,
@@ -66,6 +68,17 @@ from keras_rcl.vocabulary.attacks import (
 def test_parse_attack_and_describe(text, attack, line):
     assert parse_attack(text) == attack
     assert describe(attack) == line
+
+
+def test_an_attack_one_of_several_and_a_text_are_read_alike():
+    assert as_attacks("pgd-40") == as_attacks(PGD(num_steps=40)) == as_attacks(["pgd-40"]) == [PGD(num_steps=40)]
+    assert Transfer(source="other", attack="pgd-3").attack == PGD(num_steps=3)
+
+
+def test_what_is_not_an_attack_is_named():
+    for given, shown in ((PGD, "the class PGD"), (3, "3"), (None, "None"), (object(), "an object"), ([[]], "a list")):
+        with pytest.raises(InvalidInputError, match=f"^{shown} is not an attack; hint: give one, such as"):
+            as_attack(given) if not isinstance(given, list) else as_attacks(given)
 
 
 @pytest.mark.parametrize(

@@ -366,6 +366,7 @@ def test_what_cannot_be_used_is_one_line(change, message, weights, data):
     ("options", "message"),
     [
         ({"attack": "nonsense"}, "unknown attack 'nonsense'"),
+        ({"attack": keras_rcl.PGD}, "the class PGD is not an attack"),
         ({"epsilon": "a lot"}, "epsilon 'a lot'"),
         ({"norm": "l2"}, "norm l2 without an epsilon"),
         ({"input_range": "0-255"}, "unknown input range"),

@@ -213,6 +213,9 @@ REFUSED = {
     "no embedding": (lambda: RobustModel(_pooled(), ATSCL()), "reads an embedding"),
     "unknown epochs": (lambda: _fit_unknown(), "give steps_per_epoch"),
     "no bounds": (lambda: RobustModel(_pooled("gelu"), keras_rcl.Certified()), "gelu"),
+    "no method": (lambda: RobustModel(small(), AT), "the class AT is not a method"),
+    "unknown name": (lambda: RobustModel(small(), "att"), "unknown variant 'att'; did you mean 'at'\\?"),
+    "no attack": (lambda: RobustModel(small(), AT(), attack=3), "3 is not an attack"),
     "a targeted attack": (lambda: RobustModel(small(), AT(), attack=keras_rcl.FGSM(targeted=True)), "away from"),
 }
 

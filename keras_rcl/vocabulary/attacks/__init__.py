@@ -5,7 +5,17 @@ from keras_rcl.vocabulary.attacks.black_box import HopSkipJump, Noise, RayS, Squ
 from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD, GradientAscent, Surrogate
 from keras_rcl.vocabulary.attacks.minimal import DDN, FAB, FMN, CarliniWagner, DeepFool
-from keras_rcl.vocabulary.attacks.parsing import ALIASES, ATTACKS, Attack, describe, known_attacks, parse_attack, to_cli
+from keras_rcl.vocabulary.attacks.parsing import (
+    ALIASES,
+    ATTACKS,
+    Attack,
+    as_attack,
+    as_attacks,
+    describe,
+    known_attacks,
+    parse_attack,
+    to_cli,
+)
 from keras_rcl.vocabulary.attacks.representation import Embedding, JointAttack, SupConAttack
 from keras_rcl.vocabulary.attacks.transformations import CORRUPTION_KINDS, Corruptions, Spatial
 from keras_rcl.vocabulary.attacks.wrappers import Refreshed, SmoothedAscent, SmoothedAttack, Stored, Transfer
@@ -43,6 +53,8 @@ __all__ = [
     "SupConAttack",
     "Surrogate",
     "Transfer",
+    "as_attack",
+    "as_attacks",
     "describe",
     "known_attacks",
     "parse_attack",

@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Annotated, Any, Union, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from keras_rcl.errors import InvalidInputError, format_error
+from keras_rcl.errors import InvalidInputError, format_error, named
+from keras_rcl.vocabulary.attacks.base import AttackBase
 from keras_rcl.vocabulary.attacks.black_box import HopSkipJump, Noise, RayS, Square
 from keras_rcl.vocabulary.attacks.ensemble import AutoAttack
 from keras_rcl.vocabulary.attacks.gradient import BIM, FGSM, MIFGSM, PGD, AutoPGD
@@ -45,8 +46,9 @@ Attack = Annotated[
     ],
     Field(discriminator="name"),
     OpenUnion("attack"),
+    BeforeValidator(lambda value: parse_attack(value) if isinstance(value, str) else value),
 ]
-"""Any attack; the field `name` says which."""
+"""Any attack; the field `name` says which. A field of this type also takes the text that `parse_attack` reads."""
 
 ATTACKS: dict[str, Any] = {cls.name: cls for cls in get_args(get_args(Attack)[0])}
 """Name -> class, of the attacks that are built in."""
@@ -102,6 +104,35 @@ def parse_attack(text: str) -> Attack:
         return TypeAdapter[Attack](Attack).validate_python(fields)
     except ValidationError as error:
         raise InvalidInputError(f"attack {text!r}: {format_error(error)}") from None
+
+
+def as_attack(attack: object) -> Attack:
+    """An attack as it is, or the one that a text names as `parse_attack` reads it.
+
+    Raises:
+        InvalidInputError: if it is neither.
+
+    Example:
+        >>> as_attack("pgd-40") == as_attack(PGD(num_steps=40))
+        True
+    """
+    if isinstance(attack, str):
+        return parse_attack(attack)
+    if not isinstance(attack, AttackBase):
+        raise InvalidInputError(
+            f"{named(attack)} is not an attack; hint: give one, such as keras_rcl.PGD(num_steps=20), or its text, such "
+            "as 'pgd-20'"
+        )
+    return attack  # type: ignore[return-value]  # one of the union, or registered
+
+
+def as_attacks(attacks: object) -> list[Attack]:
+    """One attack or several, each as of `as_attack`.
+
+    Raises:
+        InvalidInputError: if one of them is not an attack.
+    """
+    return [as_attack(one) for one in (attacks if isinstance(attacks, (list, tuple)) else [attacks])]
 
 
 def to_cli(attack: Attack) -> str:
