@@ -27,22 +27,27 @@ class InvalidInputError(ValueError):
         super().__init__("".join(shown))
 
 
-def format_error(error: ValueError) -> str:
-    """All that is wrong, in one line: `path: what (got value)` for what pydantic found, else the error's own text."""
+def format_error(error: ValueError, known: Iterable[str] = ()) -> str:
+    """All that is wrong, in one line: `path: what (got value)` for what pydantic found, else the error's own text.
+
+    Args:
+        error: The error.
+        known: The fields, one of which an unknown field may stand for.
+    """
     if not isinstance(error, ValidationError):
         return str(error)
     found = []
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
+        message, close = item["msg"].removeprefix("Value error, "), ""
         if item["type"] == "unexpected_keyword_argument":
-            message = "no such field"
+            message, close = "no such field", did_you_mean(path, known)
         if item["type"] == "union_tag_invalid":
             tag, tags = (item["ctx"][key] for key in ("tag", "expected_tags"))
             message = f"{tag!r} is not one of {tags}"
         got = item.get("input")
         shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool)) and repr(got) not in message else ""
-        found.append(f"{path}: {message}{shown}" if path else f"{message}{shown}")
+        found.append(f"{path}: {message}{shown}{close}" if path else f"{message}{shown}")
     return "; ".join(found)
 
 

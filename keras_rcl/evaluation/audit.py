@@ -84,6 +84,15 @@ class Audit:
         """The share of attacked images that survive."""
         return float(self.survived.mean())
 
+    def __str__(self) -> str:
+        width = max(len(finding.check) for finding in self.findings)
+        lines = [f"{finding.check:{width}}  {finding.status:7}  {finding.because}" for finding in self.findings]
+        return "\n".join([*lines, f"the claim {'is ' * (self.verdict == 'not shown')}{self.verdict}: {self.reason}"])
+
+    def __repr__(self) -> str:
+        raised = [finding.check for finding in self.findings if finding.status == "raised"]
+        return f"Audit(verdict={self.verdict!r}, robust_accuracy={self.robust_accuracy:.4g}, raised={raised})"
+
 
 # Ten parameters: each of the keyword arguments is an independent choice with a default.
 def audit(

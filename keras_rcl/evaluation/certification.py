@@ -79,6 +79,9 @@ class Certification:
         >>> certification = certifier(images, labels)
         >>> certification.clean_predictions.tolist(), certification.margins.shape
         ([0, 0], (1, 2))
+        >>> print(certification)
+        2 images, clean accuracy 50.0%
+        linf 8/255: robust accuracy at least 50.0% (1 misclassified, 1 safe-incomplete)
     """
 
     epsilons: tuple[float, ...]
@@ -114,6 +117,23 @@ class Certification:
             }
             for epsilon, statuses, seconds in zip(self.epsilons, self.statuses, self.seconds, strict=True)
         ]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.labels)} images, clean accuracy {100 * self.clean_accuracy:.1f}%"]
+        for row in self.rows():
+            verified, attacked = row["verified_accuracy"], row["attacked_accuracy"]
+            between = "" if verified == attacked else f", at most {100 * attacked:.1f}%"
+            counts = ", ".join(f"{count} {status}" for status, count in row["counts"].items() if count)
+            radius = f"{self.norm} {format_epsilon(row['epsilon'], self.norm)}"
+            lines.append(f"{radius}: robust accuracy at least {100 * verified:.1f}%{between} ({counts})")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        radii = ", ".join(format_epsilon(epsilon, self.norm) for epsilon in self.epsilons)
+        return (
+            f"Certification({self.norm} {radii}, images={len(self.labels)}, "
+            f"verified_accuracy={self.verified_accuracy:.4g})"
+        )
 
 
 class Certifier:

@@ -107,6 +107,15 @@ class Survival:
         """The share of images that are classified correctly; NaN if there are none."""
         return float(self.clean.mean()) if len(self.labels) else math.nan
 
+    def __repr__(self) -> str:
+        robust = {
+            describe(attack): round(float(row.mean()), 4)
+            for attack, row in zip(self.attacks, self.survived, strict=True)
+        }
+        return (
+            f"Survival(images={len(self.labels)}, clean_accuracy={self.clean_accuracy:.4g}, robust_accuracy={robust})"
+        )
+
     def rows(self) -> list[Row]:
         """Return one row per attack, then the per-image worst case of each threat model with several attacks."""
         rows = [

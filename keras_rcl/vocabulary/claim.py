@@ -43,7 +43,7 @@ def as_claim(claim: object) -> Claim:
     """
     if not isinstance(claim, Claim):
         raise InvalidInputError(
-            f"{named(claim)} is not a claim; hint: give one, such as keras_rcl.Claim(0.6, epsilon='8/255')"
+            f"{named(claim)} is not a claim; hint: give one, such as keras_rcl.Claim(robust_accuracy=0.6)"
         )
     return claim
 

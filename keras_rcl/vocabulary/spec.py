@@ -4,6 +4,7 @@ The same class reads YAML, serves Python users and is used in tests, with one va
 they can be static arguments of a traced function.
 """
 
+import dataclasses
 import functools
 import os
 from typing import TYPE_CHECKING, Annotated, Any, dataclass_transform
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, dataclass_transform
 from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ..errors import InvalidInputError, format_error
+from ..errors import InvalidInputError, format_error, named
 
 STORED = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 """How the types of stored JSON values are checked: exact types, finite numbers, and further keys are kept."""
@@ -39,12 +40,17 @@ def spec(cls):
     made = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)
     validate = made.__init__
 
+    known = [field.name for field in dataclasses.fields(made)]
+
     @functools.wraps(validate)
     def init(self, *args, **fields):
+        if args:
+            names = ", ".join(name for name in known if name != "name")
+            raise InvalidInputError(f"{named(args[0])} is given to {cls.__name__} without a name; hint: one of {names}")
         try:
-            validate(self, *args, **fields)
+            validate(self, **fields)
         except ValidationError as error:
-            raise InvalidInputError(format_error(error)) from None
+            raise InvalidInputError(format_error(error, known)) from None
 
     made.__init__ = init  # type: ignore[method-assign]
     return made

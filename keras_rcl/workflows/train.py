@@ -52,6 +52,9 @@ class Trained:
     run: Path
     saved_model: Path
 
+    def __repr__(self) -> str:
+        return f"Trained(run={str(self.run)!r}, saved_model={str(self.saved_model)!r})"
+
 
 # More than 8 parameters: what is trained, on which data, how it is measured, and where results are written.
 def train(

@@ -217,6 +217,9 @@ def test_no_gradient_at_all():
     short = dataclasses.replace(BUDGET, verifier=Square(num_queries=200))
     result, raised = found(logits, 0.99, budget=short)
     assert "gradients" in raised and result.verdict == "falls"
+    assert f"the claim falls: {result.reason}" == str(result).splitlines()[-1]
+    assert len(str(result).splitlines()) == len(result.findings) + 1
+    assert repr(result).startswith("Audit(verdict='falls', robust_accuracy=")
     assert result.measured.attacks[0] == Square(epsilon=EPSILON, num_queries=200)
     default = dataclasses.replace(BUDGET, verifier=None)
     assert default.resolved_verifier(result.claim, False, 10, False) == Square(epsilon=EPSILON)

@@ -254,6 +254,12 @@ def test_rows_by_hand():
         "unknown": 1,
     }
     assert row["seconds"] == 4.0 and row["epsilon"] == 2 / 255
+    assert str(found).splitlines() == [
+        "8 images, clean accuracy 87.5%",
+        "linf 2/255: robust accuracy at least 50.0%, at most 75.0% "
+        "(1 misclassified, 1 unsafe, 1 safe-incomplete, 3 safe, 1 timeout, 1 unknown)",
+    ]
+    assert repr(found) == "Certification(linf 2/255, images=8, verified_accuracy=0.5)"
 
 
 def test_an_unknown_method_and_an_unsupported_layer_are_refused(network):

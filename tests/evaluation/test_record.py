@@ -33,6 +33,11 @@ def record(indices=(7, 8, 9, 12, 3)):
     return make_record(SURVIVAL, model={"name": "tiny", "hash": "ab"}, data=data, seed=5)
 
 
+def test_what_a_notebook_shows_of_a_survival_table():
+    shares = "{'FGSM linf 4/255': 0.6, 'PGD-20x2 l2 128/255': 0.4}"
+    assert repr(SURVIVAL) == f"Survival(images=5, clean_accuracy=0.8, robust_accuracy={shares})"
+
+
 def test_json_and_per_image_outcomes():
     found = record()
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -132,7 +132,14 @@ def test_an_attack_is_frozen_hashable_and_rejects_unknown_fields(cls):
         attack.epsilon = 0.1
     with pytest.raises(InvalidInputError) as caught:
         cls(epsilom=0.1)
-    assert str(caught.value).startswith("epsilom: no such field")
+    assert str(caught.value).startswith("epsilom: no such field (got 0.1)")
+
+
+def test_settings_have_names():
+    with pytest.raises(InvalidInputError, match=r"^eps: no such field \(got 0.1\); did you mean 'epsilon'\?$"):
+        PGD(eps=0.1)
+    with pytest.raises(InvalidInputError, match="^0.1 is given to PGD without a name; hint: one of norm, epsilon, "):
+        PGD(0.1)
 
 
 @pytest.mark.parametrize("cls", [BIM, PGD])
