@@ -305,7 +305,7 @@ MTL_IBP = """
         draws     its kernels for intervals
         of        crop_flip, drawn once for all views
         trains    encoder, classifier
-        views     PGD-8 linf 0.01647058823529412 step 0.00411764705882353 of clean \
+        views     PGD-8 linf 4.2/255 step 1.05/255 of clean \
 (0 to 1 smooth over 80 epochs after 1) \
 | worst case ibp (0 to 2/255 smooth over 80 epochs after 1)
         terms     0.996 cross_entropy on adversarial + 0.004 cross_entropy on worst_case \
@@ -322,7 +322,7 @@ SABR = """
         draws     its kernels for intervals
         of        crop_flip, drawn once for all views
         trains    encoder, classifier
-        views     PGD-8 linf 0.007058823529411765 step 0.0035294117647058825 of clean \
+        views     PGD-8 linf 1.8/255 step 0.9/255 of clean \
 (0 to 1 smooth over 80 epochs after 2) \
 | worst case ibp 0.1 of (0 to 2/255 smooth over 80 epochs after 2)
         terms     1 cross_entropy on worst_case \
