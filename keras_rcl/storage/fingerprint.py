@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_rcl.storage.atomic import FolderInUse
+from keras_rcl.vocabulary.threat import parse_fraction
 
 _PARTS = ("model", "sources", "images", "attacks", "seed", "versions")
 _RENAMED = {"craft_dtype": "attack_dtype"}
@@ -18,8 +19,9 @@ _RENAMED = {"craft_dtype": "attack_dtype"}
 class Fingerprint:
     """All that the results of a run or of an evaluation depend on, as JSON values.
 
-    Two fingerprints are equal if their JSON values are: a tuple equals the list that it is stored as. A part that is
-    None is not part of the fingerprint.
+    Two fingerprints are equal if their JSON values are: a tuple equals the list that it is stored as, and a text equals
+    another one of the same number, such as 0.00196078431372549, which earlier versions wrote for 0.5/255. A part that
+    is None is not part of the fingerprint.
 
     Attributes:
         model: The hash of the model, or a mapping with its hash and how it is loaded. None: it is trained.
@@ -48,6 +50,9 @@ class Fingerprint:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, json.loads(json.dumps(getattr(self, field.name))))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fingerprint) and not self.diff(other)
+
     def to_json(self) -> dict[str, Any]:
         """Return the fingerprint as it is stored: one level, with the settings beside the other parts."""
         parts = {name: getattr(self, name) for name in _PARTS}
@@ -72,7 +77,7 @@ class Fingerprint:
     def diff(self, other: "Fingerprint") -> list[str]:
         """Return the names of the parts and settings that differ."""
         mine, others = self.to_json(), other.to_json()
-        return [name for name in {**mine, **others} if mine.get(name) != others.get(name)]
+        return [name for name in {**mine, **others} if _read(mine.get(name)) != _read(others.get(name))]
 
     def check_equal(self, stored: "Fingerprint", what: str, option: str) -> None:
         """Refuse to resume what was begun with another fingerprint.
@@ -90,6 +95,20 @@ class Fingerprint:
                 f"{what} with other {', '.join(different)}; "
                 f"repeat its command to resume it, or give --overwrite or another {option}"
             )
+
+
+def _read(value: Any) -> Any:
+    """A JSON value with the number in place of each text of a number or fraction."""
+    if isinstance(value, dict):
+        return {key: _read(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return parse_fraction(value)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            return value
+    return value
 
 
 def hash_arrays(*arrays: np.ndarray) -> str:

@@ -36,6 +36,15 @@ def test_a_fingerprint_of_an_earlier_version_is_equal():
     assert Fingerprint.from_json(earlier) == Fingerprint(attacks=[], images="f", seed=3, settings=settings)
 
 
+def test_texts_of_one_number_are_equal():
+    """0.5/255 was written as a decimal before; 1.8/255 in the settings of a method too."""
+    earlier = Fingerprint(attacks=[{"step_size": "0.00196078431372549"}], settings={"method": {"epsilon": "1/255"}})
+    later = Fingerprint(attacks=[{"step_size": "0.5/255"}], settings={"method": {"epsilon": "1.0/255"}})
+    assert earlier == later and later.diff(earlier) == []
+    other = Fingerprint(attacks=[{"step_size": "0.6/255"}], settings={"method": {"epsilon": "1/255"}})
+    assert other != earlier and other.diff(earlier) == ["attacks"]
+
+
 def test_another_fingerprint_is_refused():
     with pytest.raises(FolderInUse, match=r"^runs/a holds a run with other seed; .* or another --name$"):
         STORED.check_equal(Fingerprint.from_json({**STORED.to_json(), "seed": 4}), "runs/a holds a run", "--name")
