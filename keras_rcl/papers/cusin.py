@@ -437,5 +437,9 @@ CUSIN = Paper(
         "where the code attacks cross-entropy of the embedding as if it were logits; a bound is the larger of "
         "CROWN's and of intervals. The weights of the certified networks have no counter, so their epochs are the "
         "notebook's.",
+        "At scale cusin-code the normal and the adversarial network, with and without augmentation, are within 0.6 "
+        "points of the published accuracies and within 1.3 points of the success rates of the authors' log at 1/255. "
+        "The procedure also explains why the normal network of scale cpu keeps less than theirs under that attack: "
+        "29.4 % of the test images, theirs 44.3 %, that of scale cusin-code 43.7 %.",
     ),
 )
