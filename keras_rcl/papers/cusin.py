@@ -172,7 +172,7 @@ _PUBLISHED_NETWORKS = Table(
             for epsilon in _EPSILONS
         ),
         *(
-            Column(title=f"AutoAttack {name}", measures=(Robust(attack=AutoAttack(epsilon=epsilon), limit=200),))
+            Column(title=f"AutoAttack {name}", measures=(Robust(attack=AutoAttack(epsilon=epsilon), limit=1000),))
             for name, epsilon in (("2/255", 2 / 255), ("8/255", 8 / 255))
         ),
         Column(title="timeout / safe / safe-incomplete", measures=(Verified(epsilon=1 / 255),)),
