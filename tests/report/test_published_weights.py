@@ -35,7 +35,7 @@ def test_records_of_imported_weights_stand_in_their_row(tmp_path):
     table = CUSIN.table("Published networks")
     row = table.rows[0]
     write(tmp_path / "a.json", row.weights, dataclasses.asdict(published_attack(1)))
-    write(tmp_path / "b.json", row.weights, {"name": "autoattack", "epsilon": 2 / 255}, images=200, robust=0.2)
+    write(tmp_path / "b.json", row.weights, {"name": "autoattack", "epsilon": 2 / 255}, images=1000, robust=0.2)
     write(tmp_path / "c.json", "of something else", dataclasses.asdict(published_attack(2)))
     grid = table_grid(table_data(table, Results(tmp_path).lookup({})))
     found = dict(zip(grid.header, grid.rows[0], strict=False))
