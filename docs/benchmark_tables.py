@@ -67,6 +67,14 @@ def _claf_options(results: Path) -> str:
     return f"{markdown_table(header, rows)}\n\n```\n{measured['command']}\n```"
 
 
+def _cusin_normal(results: Path) -> str:
+    """Clean and robust accuracy of the normal network by the setting that is changed."""
+    measured = read_json(results / "benchmarks/cusin_normal.json")
+    rows = [[name, *map(percent, values.values())] for name, values in measured["rows"].items()]
+    header = ["changed setting", "clean", "PGD-10 at 1/255 of cusin-repo"]
+    return f"{markdown_table(header, rows)}\n\n```\n{measured['command']}\n```"
+
+
 def _robust_model(results: Path) -> str:
     """Seconds per epoch and robust accuracy of `RobustModel` and of a plain loop, and the overhead."""
     measured, rows = read_json(results / "benchmarks/robust_model.json"), []
@@ -361,6 +369,7 @@ def benchmark_tables(results: Path) -> dict[str, Callable[[], str]]:
     return {
         **{name: partial(_benchmark, results, file) for name, file in BENCHMARKS.items()},
         "claf_options": partial(_claf_options, results),
+        "cusin_normal": partial(_cusin_normal, results),
         "early_audits": partial(_early_audits, results),
         "contrast_by_blocks": partial(_contrast_by_blocks, results),
         "commands": partial(_commands, results),
