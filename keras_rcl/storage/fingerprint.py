@@ -19,9 +19,9 @@ _RENAMED = {"craft_dtype": "attack_dtype"}
 class Fingerprint:
     """All that the results of a run or of an evaluation depend on, as JSON values.
 
-    Two fingerprints are equal if their JSON values are: a tuple equals the list that it is stored as, and a text equals
-    another one of the same number, such as 0.00196078431372549, which earlier versions wrote for 0.5/255. A part that
-    is None is not part of the fingerprint.
+    Two fingerprints are equal if their JSON values are: a tuple equals the list that it is stored as. In attacks and
+    settings a text equals another one of the same number: earlier versions wrote 0.00196078431372549 for 0.5/255. A
+    part that is None is not part of the fingerprint.
 
     Attributes:
         model: The hash of the model, or a mapping with its hash and how it is loaded. None: it is trained.
@@ -76,8 +76,13 @@ class Fingerprint:
 
     def diff(self, other: "Fingerprint") -> list[str]:
         """Return the names of the parts and settings that differ."""
-        mine, others = self.to_json(), other.to_json()
-        return [name for name in {**mine, **others} if _read(mine.get(name)) != _read(others.get(name))]
+        mine, others = self._compared(), other._compared()
+        return [name for name in {**mine, **others} if mine.get(name) != others.get(name)]
+
+    def _compared(self) -> dict[str, Any]:
+        """What is compared: numbers in place of their texts, except in hashes and versions, where 3.10 is not 3.1."""
+        exact = set(_PARTS) - {"attacks"}
+        return {name: value if name in exact else _read(value) for name, value in self.to_json().items()}
 
     def check_equal(self, stored: "Fingerprint", what: str, option: str) -> None:
         """Refuse to resume what was begun with another fingerprint.

@@ -45,6 +45,11 @@ def test_texts_of_one_number_are_equal():
     assert other != earlier and other.diff(earlier) == ["attacks"]
 
 
+def test_versions_are_no_numbers():
+    one, another = (Fingerprint(versions={"keras": version}) for version in ("3.1", "3.10"))
+    assert one != another and one.diff(another) == ["versions"]
+
+
 def test_another_fingerprint_is_refused():
     with pytest.raises(FolderInUse, match=r"^runs/a holds a run with other seed; .* or another --name$"):
         STORED.check_equal(Fingerprint.from_json({**STORED.to_json(), "seed": 4}), "runs/a holds a run", "--name")
