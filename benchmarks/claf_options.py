@@ -8,7 +8,6 @@ Each is trained as `fit` does it, with `configs/digits.yaml` except for five inn
 
 import argparse
 import json
-import os
 import shlex
 import statistics
 import sys
@@ -35,11 +34,8 @@ OPTIONS = {
 def measured(settings: list[str]) -> dict[str, float]:
     """The accuracies of one training, and its seconds."""
     with tempfile.TemporaryDirectory(prefix="claf_options") as folder:
-        os.chdir(folder)
-        try:
-            record = fit(config.load(variant="clafs", settings=settings)).record
-        finally:
-            os.chdir("/")
+        experiment = config.load(variant="clafs", settings=settings)
+        record = fit(experiment, runs=f"{folder}/runs", saved_models=f"{folder}/saved_models").record
     (strongest,) = (row for row in record["rows"] if row["attack"] == "worst case")
     return {
         "clean_accuracy": record["clean_accuracy"],
@@ -54,7 +50,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the second stage; those of configs/digits.yaml by default")
     parser.add_argument("--json", type=Path, help="the file to write")
     arguments = parser.parse_args()
-    file = arguments.json and arguments.json.absolute()
+    file = arguments.json
     common = ["method.inner_epochs=5", *([f"method.adversarial_epochs={arguments.epochs}"] if arguments.epochs else [])]
     found: dict[str, list[dict]] = {name: [] for name in OPTIONS}
     for seed in range(arguments.seeds):

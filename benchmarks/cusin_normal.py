@@ -9,11 +9,9 @@ accuracy under PGD-10 at 1/255 of `cusin-repo`. Rows that the file has are not t
 
 import argparse
 import dataclasses
-import os
 import shlex
 import sys
 import tempfile
-from importlib import resources
 from pathlib import Path
 
 from keras_rcl.runtime.tensorflow import start_tensorflow
@@ -34,20 +32,18 @@ CHANGES = {
     "50,000 training images": ["dataset.limit=null"],
 }
 ROWS = {"authors' code": [], **CHANGES, "all of these": [setting for change in CHANGES.values() for setting in change]}
+ATTACK = published_attack(1)
 
 
 def measured(settings: list[str], epochs: int | None) -> dict[str, float]:
     """The accuracies of one training."""
     shorter = [] if epochs is None else [f"method.epochs={epochs}"]
-    with resources.as_file(resources.files("keras_rcl") / "configs/papers/cusin/normal.yaml") as path:
-        experiment = config.load(path, scale="cusin-code", settings=["compare=[]", *settings, *shorter])
-    evaluation = dataclasses.replace(experiment.evaluation, attacks=(published_attack(1),))
+    path = Path("configs/papers/cusin/normal.yaml")
+    experiment = config.load(path, scale="cusin-code", settings=["compare=[]", *settings, *shorter])
+    evaluation = dataclasses.replace(experiment.evaluation, attacks=(ATTACK,))
     with tempfile.TemporaryDirectory(prefix="cusin_normal") as folder:
-        os.chdir(folder)
-        try:
-            record = fit(dataclasses.replace(experiment, evaluation=evaluation)).record
-        finally:
-            os.chdir("/")
+        experiment = dataclasses.replace(experiment, evaluation=evaluation)
+        record = fit(experiment, runs=f"{folder}/runs", saved_models=f"{folder}/saved_models").record
     (row,) = record["rows"]
     return {"clean_accuracy": record["clean_accuracy"], "robust_accuracy": row["robust_accuracy"]}
 
@@ -57,16 +53,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of each training; the authors' 30 by default")
     parser.add_argument("--json", type=Path, help="the file to write")
     arguments = parser.parse_args()
-    file = arguments.json and arguments.json.absolute()
+    file = arguments.json
     found = read_json(file)["rows"] if file and file.is_file() else {}
     for name, settings in ROWS.items():
-        if name in found:
-            continue
-        found[name] = measured(settings, arguments.epochs)
-        print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
+        if name not in found:
+            found[name] = measured(settings, arguments.epochs)
+            print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
         if file:
             command = f"python -m benchmarks.cusin_normal {shlex.join(sys.argv[1:])}"
-            write_json(file, {"command": command, "versions": versions(), "rows": found})
+            facts = {"command": command, "protocol": ATTACK.protocol, "versions": versions()}
+            write_json(file, {**facts, "rows": found})
     rows = [[name, *(percent(value) for value in values.values())] for name, values in found.items()]
     print(markdown_table(["normal network", "clean", "PGD-10 at 1/255 of cusin-repo"], rows))
 
