@@ -20,7 +20,7 @@ from keras_rcl.cli.app import cli
 from keras_rcl.config import Experiment
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.papers import PAPERS
-from keras_rcl.report.paper_tables import markdown_report, paper_report
+from keras_rcl.report.paper_tables import how_to_read, markdown_report, paper_report
 from keras_rcl.report.records import Results, config_path, experiments, missing
 from keras_rcl.vocabulary.paper import Paper
 
@@ -72,18 +72,20 @@ def filled(text: str, name: str) -> str:
 
 def papers_page() -> str:
     """`docs/papers.md`: what `report` prints of each paper from the committed records, at the scales that have some."""
+    found, reports = Results(RESULTS), []
+    for paper in PAPERS.values():
+        reports.append(_report(paper, "cpu", found, missing(paper, "cpu", found, None, program=PROGRAM)))
+        shared = yaml.safe_load(config_path(paper.name).read_text(encoding="utf-8"))
+        reports += [_other_scale(paper, scale, found) for scale in shared["scales"] if scale not in ("full", "cpu")]
     parts = [
         "# The papers' tables",
         "Made by `python docs/generate.py` from the records in `results/`, as "
         f"`{PROGRAM} report --paper NAME --scale SCALE` prints them; that command draws the figures too, and with "
         "`--train` measures what is missing. Of other scales than cpu, the tables with a measured row are shown.",
+        *how_to_read([data for report in reports for data in report["tables"]]),
+        *(markdown_report(report, with_guide=False) for report in reports if report["tables"]),
     ]
-    found = Results(RESULTS)
-    for paper in PAPERS.values():
-        parts.append(markdown_report(_report(paper, "cpu", found, missing(paper, "cpu", found, None, program=PROGRAM))))
-        shared = yaml.safe_load(config_path(paper.name).read_text(encoding="utf-8"))
-        parts += [_other_scale(paper, scale, found) for scale in shared["scales"] if scale not in ("full", "cpu")]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _report(paper: Paper, scale: str, found: Results, lacking: Sequence[dict]) -> dict:
@@ -92,14 +94,11 @@ def _report(paper: Paper, scale: str, found: Results, lacking: Sequence[dict]) -
     return paper_report(paper, scale, found.lookup(rows), lacking, setups)
 
 
-def _other_scale(paper: Paper, scale: str, found: Results) -> str:
-    """The tables in which a row that is trained at this scale is measured; an empty text if there are none."""
+def _other_scale(paper: Paper, scale: str, found: Results) -> dict:
+    """The report with the tables in which a row that is trained at this scale is measured."""
     report = _report(paper, scale, found, [])
     tables = [data for data in report["tables"] if any(row["setup"] for row in data["rows"])]
-    if not tables:
-        return ""
-    titled = {**report, "title": f"{paper.title}: scale {scale}", "notes": [], "tables": tables}
-    return markdown_report(titled)
+    return {**report, "title": f"{paper.title}: scale {scale}", "notes": [], "tables": tables}
 
 
 def with_header(paper: Paper, row: str, at: dict[str, Experiment]) -> str:

@@ -397,11 +397,16 @@ def how_to_read(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     return [note for grid, note in read if any(grid(data) for data in tables)]
 
 
-def markdown_report(report: Mapping[str, Any]) -> str:
-    """The report that `paper_report` returned, in Markdown, without its figures."""
+def markdown_report(report: Mapping[str, Any], with_guide: bool = True) -> str:
+    """The report that `paper_report` returned, in Markdown, without its figures.
+
+    Args:
+        report: The report.
+        with_guide: Whether `how_to_read` is part of it. A page of several reports has it once.
+    """
     parts = [f"## {report['title']}", f"{report['reference']}. Scale: {report['scale']}. {LEGEND}{made_by(report)}"]
     parts.append("\n".join(f"- {note}" for note in report["notes"]))
-    parts += how_to_read(report["tables"])
+    parts += how_to_read(report["tables"]) if with_guide else []
     for data in report["tables"]:
         parts += [f"### {data['name']}: {data['caption']}", markdown_of(data)]
     if report["missing"]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 
-from keras_rcl.errors import InvalidInputError
+from keras_rcl.errors import InvalidInputError, named
 
 Kind = Literal["attack", "method", "encoder", "loss"]
 
@@ -156,10 +156,10 @@ def register_attack(settings: Settings, run: Callable[..., Any]) -> Settings:
         >>> unregister("attack", "brighten")
     """
     if not any(base.__name__ == "AttackBase" for base in getattr(settings, "__mro__", ())):
-        raise InvalidInputError(f"{_shown(settings)} does not extend keras_rcl.AttackBase; hint: derive it from it")
+        raise InvalidInputError(f"{named(settings)} does not extend keras_rcl.AttackBase; hint: derive it from it")
     missing = [name for name in ("norm", "epsilon", "label", "num_passes") if _is_open(settings, name)]
     if missing:
-        raise InvalidInputError(f"{_shown(settings)} has no {', '.join(missing)}; hint: give it a field or a property")
+        raise InvalidInputError(f"{named(settings)} has no {', '.join(missing)}; hint: give it a field or a property")
     _add("attack", settings, run)
     return settings
 
@@ -190,7 +190,7 @@ def register_method(settings: Settings) -> Settings:
         >>> unregister("method", "long_baseline")
     """
     if not callable(getattr(settings, "phases", None)):
-        raise InvalidInputError(f"{_shown(settings)} has no phases(); hint: return a tuple of Phase")
+        raise InvalidInputError(f"{named(settings)} has no phases(); hint: return a tuple of Phase")
     _add("method", settings)
     return settings
 
@@ -230,7 +230,7 @@ def register_loss(
         >>> unregister("loss", "small_logits")
     """
     if "weight" not in getattr(settings, "__dataclass_fields__", ()):
-        raise InvalidInputError(f"{_shown(settings)} has no field weight; hint: give it `weight: float = 1.0`")
+        raise InvalidInputError(f"{named(settings)} has no field weight; hint: give it `weight: float = 1.0`")
     _add("loss", settings, value, output=output, contrastive=contrastive)
     return settings
 
@@ -264,7 +264,7 @@ def _add(kind: Kind, settings: Any, run: Callable[..., Any] | None = None, **opt
     tag = TAGS[kind]
     if not hasattr(settings, "__pydantic_validator__") or tag not in getattr(settings, "__dataclass_fields__", ()):
         raise InvalidInputError(
-            f"{_shown(settings)} has no field {tag}, or is not a spec; hint: decorate it with keras_rcl.spec, and give "
+            f"{named(settings)} has no field {tag}, or is not a spec; hint: decorate it with keras_rcl.spec, and give "
             f'it `{tag}: Literal["my_{kind}"] = "my_{kind}"`'
         )
     if kind != "method":
@@ -301,7 +301,3 @@ def _is_open(settings: Any, name: str) -> bool:
 def _check_callable(kind: Kind, name: Any, run: Any) -> None:
     if not callable(run):
         raise InvalidInputError(f"{kind} {name!r}: {type(run).__name__} cannot be called; hint: give a function")
-
-
-def _shown(settings: Any) -> str:
-    return getattr(settings, "__name__", None) or type(settings).__name__

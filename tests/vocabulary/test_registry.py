@@ -223,7 +223,7 @@ REFUSED = {
     "no label": (lambda: keras_rcl.register_attack(attack_class(label=None), run), "Mine has no label; hint"),
     "no function": (lambda: keras_rcl.register_attack(attack_class(), 3), "attack 'mine': int cannot be called"),
     "no attack": (lambda: keras_rcl.register_attack(Baseline, run), "Baseline does not extend keras_rcl.AttackBase"),
-    "an instance": (lambda: keras_rcl.register_attack(3, run), "int does not extend"),
+    "an instance": (lambda: keras_rcl.register_attack(3, run), "3 does not extend"),
     "no phases": (lambda: keras_rcl.register_method(attack_class()), r"Mine has no phases\(\)"),
     "no spec": (lambda: keras_rcl.register_method(type("M", (), {"phases": run})), "M has no field name, or is not a"),
     "no weight": (lambda: keras_rcl.register_loss(attack_class(), run), "Mine has no field weight"),
