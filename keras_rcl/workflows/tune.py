@@ -260,7 +260,8 @@ class _Hopeless(Exception):
 class Pruning:
     """Stops a trial whose best objective so far is below the median of other trials at the same share of training.
 
-    The share is that of the epochs of the last phase, of which a quarter always runs. The others are the trials that
+    The share is that of the epochs of the last phase, of which a quarter always runs. After the last epoch, a trial
+    that is stopped is not attacked. The others are the trials that
     were completed when the trial began, at least `FEWEST`. Objectives are those of the validation after each epoch.
 
     Args:
@@ -293,7 +294,7 @@ class Pruning:
         """Look at the last validation; raises `_Hopeless` if the trial is to be stopped."""
         curve = self.curve()
         share = curve[-1][0]
-        if not self._job.curves or share < self.ALWAYS or share >= 1:
+        if not self._job.curves or share < self.ALWAYS:
             return
         best = _best_until(curve, share)
         median = statistics.median(_best_until(other, share) for other in self._job.curves)

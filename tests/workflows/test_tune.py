@@ -125,7 +125,10 @@ def test_a_trial_is_stopped_below_the_median(tmp_path):
         tuning._Hopeless, match="after 50% of the last phase: 29.00%, and the median of 5 trials was 30"
     ):
         after((0.9, 0.0), (0.9, 0.1), (0.9, 0.1), (0.9, 0.29))
-    assert after(*[(0.9, 0.1)] * 8)  # it has ended anyway
+    with pytest.raises(
+        tuning._Hopeless, match="after 100% of the last phase: 10.00%, and the median of 5 trials was 90"
+    ):
+        after(*[(0.9, 0.1)] * 8)  # its attack would follow
 
 
 def test_a_stopped_search_with_pruned_trials_resumes_to_the_same_table(tmp_path, monkeypatch):
