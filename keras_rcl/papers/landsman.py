@@ -120,7 +120,10 @@ LANDSMAN = Paper(
                 "The paper concludes that all models are vulnerable to the embedding (SC) attack but shows no number "
                 "for it. Here it is a column, and the conclusion is that each row is less accurate under it.",
                 "The rows SupCon have the loss of Khosla et al. For stored examples the paper describes another loss, "
-                "Euclidean distances masked by label and summed per example; the rows Euclidean have it.",
+                "Euclidean distances masked by label and summed per example; the rows Euclidean have it. The paper "
+                "does not say what pairs of two classes add. If they add nothing, as here, one embedding for all "
+                "images is the minimum: trained against PGD, the loss falls from 77 in the first epoch to 0.3 in the "
+                "second, and the classifier is right on 10 % of the images.",
                 "The row refreshed has examples that are crafted every 312 steps, two epochs at scale cpu, and kept in "
                 "between, the second of the paper's three sources of examples. They are in memory, so the row "
                 "has no full scale.",
