@@ -176,7 +176,8 @@ LANDSMAN = Paper(
     notes=(
         "Scale cpu is Cusin's CNN on 20,000 training images of CIFAR-10 in place of a pre-trained ResNet-50 on "
         "ImageNet-1k; the pre-training is the first phase of each row. The order of the rows can be compared with "
-        "the paper, the numbers cannot.",
+        "the paper, the numbers cannot. Ten epochs of pre-training do not converge, and all rows but Clean train for "
+        "four or eight more. That Clean is not the most accurate row at this scale may be due to that.",
         "The SC examples of training are stored once, as in the paper. At scale cpu they are made with the encoder of "
         "CLAF's SCL row as the proxy, at full scale with DINOv2-small, as in the paper. The column SC-10 uses the "
         "embedding of the attacked network.",
