@@ -7,7 +7,6 @@ Each is trained as `fit` does it, with `configs/digits.yaml` except for five inn
 """
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -21,6 +20,7 @@ start_tensorflow()
 from keras_rcl import config  # noqa: E402
 from keras_rcl.evaluation.record import versions  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
+from keras_rcl.storage.atomic import write_json  # noqa: E402
 from keras_rcl.workflows.fit import fit  # noqa: E402
 
 OPTIONS = {
@@ -50,7 +50,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the second stage; those of configs/digits.yaml by default")
     parser.add_argument("--json", type=Path, help="the file to write")
     arguments = parser.parse_args()
-    file = arguments.json
     common = ["method.inner_epochs=5", *([f"method.adversarial_epochs={arguments.epochs}"] if arguments.epochs else [])]
     found: dict[str, list[dict]] = {name: [] for name in OPTIONS}
     for seed in range(arguments.seeds):
@@ -64,9 +63,9 @@ def main() -> None:
         for name, runs in found.items()
     ]
     print(markdown_table(["second stage", "clean, by seed", "robust, by seed", "robust, mean"], rows))
-    if file:
+    if arguments.json:
         command = f"python -m benchmarks.claf_options {shlex.join(sys.argv[1:])}"
-        file.write_text(json.dumps({"command": command, "versions": versions(), "runs": found}, indent=1) + "\n")
+        write_json(arguments.json, {"command": command, "versions": versions(), "runs": found})
 
 
 if __name__ == "__main__":

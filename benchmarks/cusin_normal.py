@@ -56,9 +56,10 @@ def main() -> None:
     file = arguments.json
     found = read_json(file)["rows"] if file and file.is_file() else {}
     for name, settings in ROWS.items():
-        if name not in found:
-            found[name] = measured(settings, arguments.epochs)
-            print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
+        if name in found:
+            continue
+        found[name] = measured(settings, arguments.epochs)
+        print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
         if file:
             command = f"python -m benchmarks.cusin_normal {shlex.join(sys.argv[1:])}"
             facts = {"command": command, "protocol": ATTACK.protocol, "versions": versions()}

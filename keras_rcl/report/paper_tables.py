@@ -68,7 +68,7 @@ def table_data(table: Table, lookup: Lookup, setups: Setups | None = None, scale
         `columns`, each with its `title`, whether any number is `published`, and the labels of the `measured` numbers;
         `rows`, each with its `published` values, one per column, its `measured` values, one list per column, and its
         `setup`;
-        `differences`, see `_difference`; and `claims`, see `_claim`.
+        `differences`, see `_compared` and `_difference`; and `claims`, see `_claim`.
     """
     published = [any(row.published and row.published[i] is not None for row in table.rows) for i in _columns(table)]
     found = {
@@ -102,7 +102,7 @@ def table_data(table: Table, lookup: Lookup, setups: Setups | None = None, scale
             for i, column in enumerate(table.columns)
         ],
         "rows": rows,
-        "differences": [_difference(table, pair, found) for pair in table.comparisons],
+        "differences": [_difference(table, pair, found) for pair in _compared(table)],
         "claims": [_claim(table, claim, found, setups or {}) for claim in table.claims],
         "notes": list(table.notes),
     }
@@ -127,6 +127,14 @@ def _as_json(measured: Measured | None) -> dict[str, Any] | None:
     values = [measured.values[seed] for seed in sorted(measured.values)]
     mean, spread = mean_and_spread(values)
     return {"mean": mean, "spread": spread, "values": values, **shared}
+
+
+def _compared(table: Table) -> list[Comparison]:
+    """The comparisons of a table, then the same of the rows that are in the place of both rows of one."""
+    standing_in = {row.in_place_of: row.label for row in table.rows if row.in_place_of}
+    both = (pair for pair in table.comparisons if {pair.row, pair.against} <= standing_in.keys())
+    same = [Comparison(row=standing_in[pair.row], against=standing_in[pair.against]) for pair in both]
+    return [*table.comparisons, *same]
 
 
 def _difference(table: Table, pair: Comparison, found: Mapping[str, list[list[Measured | None]]]) -> dict[str, Any]:

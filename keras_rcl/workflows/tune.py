@@ -261,8 +261,8 @@ class Pruning:
     """Stops a trial whose best objective so far is below the median of other trials at the same share of training.
 
     The share is that of the epochs of the last phase, of which a quarter always runs. After the last epoch, a trial
-    that is stopped is not attacked. The others are the trials that
-    were completed when the trial began, at least `FEWEST`. Objectives are those of the validation after each epoch.
+    that is stopped is not attacked. The others are the trials that were completed when the trial began, at least
+    `FEWEST`. Objectives are those of the validation after each epoch.
 
     Args:
         job: The trial.

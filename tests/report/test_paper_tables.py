@@ -148,6 +148,17 @@ def test_a_row_trained_under_a_protocol_stands_for_its_system_there():
     assert of_two_protocols(setups, **rows) == "pixel: holds (+10.0); claf-repo: holds (+16.0)"
 
 
+def test_rows_in_the_place_of_both_rows_are_compared_as_they_are():
+    """Natural has no row in its place, so it is compared once."""
+    labels = {"Ours": "", "AT": "", "Natural": "", "Ours, repo": "Ours", "AT, repo": "AT"}
+    rows = tuple(Row(label=label, config=label, in_place_of=other) for label, other in labels.items())
+    pairs = tuple(Comparison(row="Ours", against=other) for other in ("AT", "Natural"))
+    column = Column(title="clean", measures=(Clean(),))
+    table = Table(name="Table 1", caption="", columns=(column,), rows=rows, comparisons=pairs)
+    found = [(one["row"], one["against"]) for one in table_data(table, lambda row, measure: None)["differences"]]
+    assert found == [("Ours", "AT"), ("Ours", "Natural"), ("Ours, repo", "AT, repo")]
+
+
 def test_clean_accuracy_is_compared_within_one_protocol_of_training():
     claims = claims_grid(table_data(TABLE, lookup, under(ours="claf-repo", at="pixel"))).rows
     assert claims[0][2] == "not decided (trained under claf-repo: Ours; trained under pixel: AT)"
