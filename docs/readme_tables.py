@@ -214,7 +214,7 @@ def _studies(results: Path) -> str:
     rows, found = [], []
     for path in sorted((results / "studies").glob("*/study.json")):
         study = STUDY.read(path)
-        if study["best"] is None:
+        if "search" not in study["question"] or study["best"] is None:
             continue
         trials = {trial["number"]: trial for trial in study["trials"]}
         ended = Counter(trial["state"] for trial in trials.values())

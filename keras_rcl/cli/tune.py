@@ -7,7 +7,7 @@ from keras_rcl.cli import options as shared
 from keras_rcl.cli.completion import complete_attack
 from keras_rcl.cli.parsing import pop_data_settings, pop_settings
 from keras_rcl.errors import InvalidInputError
-from keras_rcl.report.tables import trials_table
+from keras_rcl.report.tables import repeats_table, trials_table
 from keras_rcl.runtime.program import program_name
 from keras_rcl.runtime.progress import StderrProgress
 from keras_rcl.runtime.tensorflow import start_tensorflow
@@ -40,7 +40,7 @@ from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
     shell_complete=complete_attack,
     help="The attack that robust accuracy is measured by; the file's validation_attack by default.",
 )
-@click.option("--trials", type=shared.COUNT, default=20, show_default=True, help="The total number of trials.")
+@click.option("--trials", type=shared.COUNT, help="The total number of trials; 20 by default.")
 @click.option(
     "--processes", type=shared.COUNT, default=1, show_default=True, help="The number of trials that run at once."
 )
@@ -49,44 +49,76 @@ from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
     is_flag=True,
     help="Stop a trial whose validation is below the median of at least 5 completed trials at the same point.",
 )
-@click.option("--seed", type=shared.SEED, help="Seed of the trainings and of the search.")
+@click.option(
+    "--repeat",
+    "source",
+    type=shared.FOLDER,
+    metavar="FOLDER",
+    help="Search nothing; train the best trials of the search in FOLDER again with several seeds.",
+)
+@click.option("--best", type=shared.COUNT, help="The number of trials that --repeat trains; 3 by default.")
+@click.option("--seeds", type=shared.COUNT, help="The number of seeds of each of them; 3 by default.")
+@click.option("--seed", type=shared.SEED, help="Seed of the trainings and of the search; the first one of --repeat.")
 @shared.training_data_options
 @shared.output_dir_option("tuned/<data set>-<variant>")
 @shared.overwrite_option("Replace a study with other settings.")
 @shared.save_every_option
 @shared.json_option("the study")
-def tune(choice, ranges, text, processes, as_json, **options):
+def tune(choice, ranges, text, source, as_json, **options):
     """Search for the settings of a variant that are best on validation images, never on test images.
 
     If the command is interrupted or killed, the same command resumes it. With more --trials it continues a
-    completed search.
+    completed search, with more --seeds completed repeats.
     """
+    _check_belong(source, ranges, options)
+    counts = {name: value for name in ("best", "seeds") if (value := options.pop(name))}
+    if options["trials"] is None:
+        del options["trials"]
     given = [*pop_settings(options, "seed"), *pop_data_settings(options)]
 
     def vary(changes):
         return choice.load([*given, *changes])
 
     experiment = vary([])
-    space = dict(parse_search(one) for one in ranges)
-    space = space or config.load_search(choice.path, experiment.method.name, choice.scale)
-    space = space or default_search(config.to_dict(experiment)["method"])
     attack = parse_attack(text) if text else None
+    space = {} if source else _space(choice, experiment, ranges)
     start_tensorflow()
     from keras_rcl.workflows.trial_table import BEST
-    from keras_rcl.workflows.tune import TuneOptions
+    from keras_rcl.workflows.tune import Repeats, TuneOptions, repeat
     from keras_rcl.workflows.tune import tune as search
 
     with StderrProgress() as progress:
-        chosen = TuneOptions(attack=attack, processes=processes, **options)
-        found, written = search(experiment, vary, space, chosen, progress=progress)
+        chosen = TuneOptions(attack=attack, **options)
+        if source:
+            found, written = repeat(experiment, vary, Repeats(source, **counts), chosen, progress=progress)
+        else:
+            found, written = search(experiment, vary, space, chosen, progress=progress)
     if as_json:
         click.echo(json_text(found))
     else:
+        table = repeats_table(found) if source else trials_table(found)
         click.echo(
-            f"{trials_table(found)}\n\nin % of validation images of {experiment.dataset.name}, robust accuracy under "
+            f"{table}\n\nin % of validation images of {experiment.dataset.name}, robust accuracy under "
             f"{found['attack']}\nwritten to {written}"
         )
     if found["best"] is None:
         raise InvalidInputError(f"none of {len(found['trials'])} trials could be measured; {written} has the reasons")
     if not as_json:
         click.echo(f"train the best  {program_name()} fit --config {written / BEST}")
+
+
+def _check_belong(source, ranges, options):
+    """Refuse options of a search beside --repeat, and those of --repeat in a search."""
+    others = {"--search": ranges, "--trials": options["trials"], "--prune": options["prune"]}
+    if not source:
+        others = {"--best": options["best"], "--seeds": options["seeds"]}
+    for name, value in others.items():
+        if value:
+            raise InvalidInputError(f"{name} is for {'a search' if source else '--repeat'}; leave it out")
+
+
+def _space(choice, experiment, ranges):
+    """The ranges given, else those of the file, else the default ones."""
+    space = dict(parse_search(one) for one in ranges)
+    space = space or config.load_search(choice.path, experiment.method.name, choice.scale)
+    return space or default_search(config.to_dict(experiment)["method"])

@@ -1,9 +1,11 @@
 """Tables as text, for a terminal and for Markdown."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 from keras_rcl.measures.wilson import wilson_interval
+from keras_rcl.report.verdicts import mean_and_spread
 from keras_rcl.vocabulary.phase import Phase, View
 from keras_rcl.vocabulary.threat import format_epsilon, format_pixels
 
@@ -172,6 +174,37 @@ def verifier_results_table(found: Sequence[Mapping]) -> str:
             rows.append([exported["model"]["name"], format_pixels(row["epsilon"]), *counts, f"{row['seconds']:.1f}"])
     statuses = found[0]["rows"][0]["counts"]
     return text_table(["model", "epsilon", "images", *statuses, "left out", "seconds"], rows)
+
+
+def repeats_table(study: Mapping) -> str:
+    """The table that `tune --repeat` prints: one line per repeated trial, the highest mean over seeds first.
+
+    A mean stands with its standard deviation over seeds, in percentage points. Seeds that failed are named.
+    """
+    repeated = study["question"]["repeat"]
+    means, rows = {}, {}
+    for trial in repeated:
+        made = [one for one in study["trials"] if one["repeats"] == trial["number"]]
+        done = [one for one in made if one["state"] == "done"]
+        values = [_short(trial["settings"][setting]) for setting in trial["settings"]]
+        reached = [_over_seeds([one[name] for one in done]) for name in ("clean_accuracy", "robust_accuracy")]
+        objective = [one["objective"] for one in done]
+        failed = ", ".join(f"seed {one['settings']['seed']} {one['state']}" for one in made if one not in done)
+        means[trial["number"]] = statistics.fmean(objective) if done else -1.0
+        row = [str(trial["number"]), *values, str(len(done)), *reached, _over_seeds(objective)]
+        rows[trial["number"]] = [*row, failed]
+    settings = [setting.removeprefix("method.") for setting in repeated[0]["settings"]]
+    header = ["trial", *settings, "seeds", "clean", "robust", study["objective"], ""]
+    ordered = [rows[number] for number in sorted(rows, key=lambda number: -means[number])]
+    return text_table(header, ordered, right=range(len(header) - 1))
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    """The mean and the standard deviation over seeds, in percent."""
+    if not values:
+        return ""
+    mean, spread = mean_and_spread([100 * value for value in values])
+    return f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
 
 def trials_table(study: Mapping) -> str:

@@ -184,9 +184,13 @@ SNAPSHOT = FileKind[SnapshotHeader]("the header of a snapshot", SnapshotHeader, 
 
 @with_config(STORED)
 class Trial(TypedDict):
-    """One trial of a search; an ended one has its results, or the reason why it failed or was stopped."""
+    """One trial of a study; an ended one has its results, or the reason why it failed or was stopped.
+
+    `repeats` is the number of the trial that it repeats, in another study.
+    """
 
     number: Count
+    repeats: NotRequired[Count]
     settings: dict[str, str]
     state: Literal["running", "done", "failed", "pruned"]
     objective: NotRequired[float]
@@ -198,7 +202,7 @@ class Trial(TypedDict):
 
 @with_config(STORED)
 class StudyTable(TypedDict):
-    """`study.json`: the fingerprint of a search, and its trials."""
+    """`study.json`: the fingerprint of a search or of repeated trials, and its trials."""
 
     format: int
     question: dict[str, Any]

@@ -37,7 +37,8 @@ from keras_rcl.vocabulary.phase import Phase
 from keras_rcl.vocabulary.search import Choice, Range
 from keras_rcl.workflows.fit import fingerprint_of, hash_data, networks, output_of, train
 from keras_rcl.workflows.inputs import pixels
-from keras_rcl.workflows.trial_table import BEST, Study, lock_folder
+from keras_rcl.workflows.proposals import Proposals, Repeated, Sampled, best_first
+from keras_rcl.workflows.trial_table import BEST, Study, lock_folder, read_study
 
 STOPPED = "stopped"
 """The state of a trial that could not be written; it is not stored, so that the same command runs the trial again."""
@@ -94,6 +95,21 @@ class TuneOptions:
     prune: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Repeats:
+    """Which trials are trained again.
+
+    Attributes:
+        source: The folder of the search.
+        best: The number of trials, of those with the highest objectives.
+        seeds: The number of seeds of each, from that of the experiment on.
+    """
+
+    source: Path
+    best: int = 3
+    seeds: int = 3
+
+
 def tune(
     experiment: Experiment,
     vary: Callable[[Sequence[str]], Experiment],
@@ -123,71 +139,98 @@ def tune(
             is in use.
         KeyboardInterrupt: With a message that the same command resumes.
     """
-    search = _Search(experiment, vary, space, options, progress or Silent())
-    search.check()
-    fingerprint = search.fingerprint()
-    if options.processes > 1:
-        _loaded.cache_clear()
-    with Study(search.folder, fingerprint, space, search.own, options.overwrite) as study:
-        if done := len(study.ended()):
-            search.progress.say(f"resuming {search.folder}: {done} trials done")
-        try:
-            search.run(study)
-        except KeyboardInterrupt as stop:
-            raise type(stop)("the same command resumes") from None
-        search.progress.finish()
-        if best := study.best():
-            search.write_best(best)
-            study.draw()
-        return study.to_json(), search.folder
+    search = _Search(experiment, vary, options, progress or Silent())
+    if not space:
+        raise InvalidInputError(f"{experiment.method.name} has no default search space; give --search SETTING=RANGE")
+    own = _own_values(experiment, vary, space)
+    return search(Sampled(space, own, experiment.seed))
+
+
+def repeat(
+    experiment: Experiment,
+    vary: Callable[[Sequence[str]], Experiment],
+    repeats: Repeats,
+    options: TuneOptions = TuneOptions(),
+    *,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Train the best trials of a search again, each with several seeds, and compare their means.
+
+    The best of many trials is partly the luckiest. Its own number in the search is too high; the mean over other seeds
+    tells it from the next ones, at a larger budget if `experiment` has one.
+
+    Args:
+        experiment: What the settings of the trials are applied to.
+        vary: As for `tune`.
+        repeats: Which trials, and with how many seeds. A later call with more seeds continues.
+        options: As for `tune`; `trials` and `prune` are not read.
+        progress: Shows progress. None: nothing is shown.
+
+    Returns:
+        The fingerprint with the table of trials, and the folder.
+
+    Raises:
+        InvalidInputError: As for `tune`, or if the folder holds no search of this variant.
+        KeyboardInterrupt: With a message that the same command resumes.
+    """
+    method, source = experiment.method.name, repeats.source
+    studied = read_study(source)
+    if (name := studied["question"]["method"]["name"]) != method:
+        raise InvalidInputError(f"{source} is a search of {name}, and --variant is {method}; choose one of both")
+    trials = best_first({trial["number"]: trial for trial in studied["trials"]})[: repeats.best]
+    if "search" not in studied["question"] or not trials:
+        raise InvalidInputError(f"{source} has no trial of a search to repeat; give the folder of a search")
+    folder = options.output_dir or Path("tuned") / f"{experiment.dataset.name}-{method}-repeated"
+    options = dataclasses.replace(options, trials=len(trials) * repeats.seeds, prune=False, output_dir=folder)
+    search = _Search(experiment, vary, options, progress or Silent())
+    return search(Repeated(trials, experiment.seed))
 
 
 class _Search:
-    """One call of `tune`: its arguments, and the progress of the trials that run.
+    """One call of `tune` or `repeat`: its arguments, and the progress of the trials that run.
 
     Attributes:
         attack: Measures the robust accuracy.
         folder: Receives the results.
-        own: The experiment's own values of the settings, where the ranges hold them.
     """
 
     def __init__(
         self,
         experiment: Experiment,
         vary: Callable[[Sequence[str]], Experiment],
-        space: Mapping[str, Range],
         options: TuneOptions,
         progress: Progress,
     ):
-        self.experiment, self.vary, self.space, self.options = experiment, vary, space, options
-        self.progress = progress
+        self.experiment, self.vary, self.options, self.progress = experiment, vary, options, progress
         self.attack = options.attack or experiment.evaluation.validation_attack
+        _check_attack(self.attack)
         default = Path("tuned") / f"{experiment.dataset.name}-{experiment.method.name}"
         self.folder = Path(options.output_dir or default)
-        self.own: dict[str, Any] = {}
         self._shares: dict[int, float] = {}
 
-    def check(self) -> None:
-        """Refuse an attack that cannot measure, an empty space, and ranges with an invalid end; find `own`."""
-        _check_attack(self.attack)
-        if not self.space:
-            raise InvalidInputError(
-                f"{self.experiment.method.name} has no default search space; give --search SETTING=RANGE"
-            )
-        start = config.to_dict(self.experiment)
-        for setting, values in self.space.items():
-            ends = {end: _varied(self.vary, setting, values, end) for end in values.ends}
-            value = _at(start, setting)
-            if isinstance(values, Choice):
-                self.own.update((setting, end) for end, varied in ends.items() if varied == self.experiment)
-            elif isinstance(value, (int, float)) and values.low <= value <= values.high:
-                self.own[setting] = value
+    def __call__(self, proposals: Proposals) -> tuple[dict[str, Any], Path]:
+        """Run the trials that are missing; returns the study and its folder."""
+        fingerprint = self.fingerprint(proposals)
+        if self.options.processes > 1:
+            _loaded.cache_clear()
+        with Study(self.folder, fingerprint, proposals, self.options.overwrite) as study:
+            if done := len(study.ended()):
+                self.progress.say(f"resuming {self.folder}: {done} trials done")
+            try:
+                self.run(study)
+            except KeyboardInterrupt as stop:
+                raise type(stop)("the same command resumes") from None
+            self.progress.finish()
+            if best := study.best():
+                self.write_best(best)
+                study.draw()
+            return study.to_json(), self.folder
 
-    def fingerprint(self) -> Fingerprint:
+    def fingerprint(self, proposals: Proposals) -> Fingerprint:
         """What the table of trials depends on."""
         training = fingerprint_of(self.experiment, hash_data(_without_test(self.experiment)))
         search = {
-            "search": {setting: str(values) for setting, values in self.space.items()},
+            **proposals.question,
             "objective": self.options.objective,
             "attack": TypeAdapter(Attack).dump_python(self.attack, mode="json"),
         } | ({"prune": True} if self.options.prune else {})
@@ -241,10 +284,12 @@ class _Search:
         for left in ("training", "checkpoints"):
             shutil.rmtree(self._trial_folder(number) / left, ignore_errors=True)
 
-    def write_best(self, best: dict[str, Any]) -> None:
+    def write_best(self, best: Mapping[str, Any]) -> None:
         """Write the experiment of the best trial, as a configuration file."""
         command = " ".join(command_line().split())
-        header = f"# Trial {best['number']} of `{command}`: {self.options.objective} {best['objective']:.4f}\n"
+        over = f", the mean of {best['seeds']} seeds" if "seeds" in best else ""
+        reached = f"{self.options.objective} {best['objective']:.4f}{over}"
+        header = f"# Trial {best['number']} of `{command}`: {reached}\n"
         experiment = dataclasses.replace(self.vary(_as_settings(best["settings"])), compare=())
         with atomic_path(self.folder / BEST) as temporary:
             temporary.write_text(header + config.to_yaml(experiment), encoding="utf-8")
@@ -322,6 +367,20 @@ def _line(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
 
 def _as_settings(values: Mapping[str, str]) -> list[str]:
     return [f"{setting}={value}" for setting, value in values.items()]
+
+
+def _own_values(experiment: Experiment, vary: Callable, space: Mapping[str, Range]) -> dict[str, Any]:
+    """The experiment's own values of the settings, where the ranges hold them; refuses ranges with an invalid end."""
+    own: dict[str, Any] = {}
+    start = config.to_dict(experiment)
+    for setting, values in space.items():
+        ends = {end: _varied(vary, setting, values, end) for end in values.ends}
+        value = _at(start, setting)
+        if isinstance(values, Choice):
+            own.update((setting, end) for end, varied in ends.items() if varied == experiment)
+        elif isinstance(value, (int, float)) and values.low <= value <= values.high:
+            own[setting] = value
+    return own
 
 
 def _at(fields: Any, setting: str) -> Any:

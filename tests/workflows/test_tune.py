@@ -176,6 +176,80 @@ def test_the_first_trial_has_the_settings_of_the_experiment(tmp_path, monkeypatc
     assert epochs in ("2", "3")
 
 
+def _searched(folder, variant="baseline"):
+    """A search of four trials, of which the third failed and the best two are 3 and 0."""
+    trials = [
+        {"number": number, "settings": {"method.epochs": str(1 + number)}, "state": "done", "objective": objective}
+        for number, objective in enumerate((0.5, 0.4, 0.0, 0.6))
+    ]
+    del trials[2]["objective"]
+    trials[2] |= {"state": "failed", "reason": "of a test"}
+    question = {"method": {"name": variant}, "search": {"method.epochs": "int(1, 4)"}}
+    folder.mkdir()
+    (folder / "study.json").write_text(json.dumps({"format": 1, "question": question, "trials": trials}))
+
+
+def test_the_best_trials_are_repeated_with_several_seeds(tmp_path, monkeypatch):
+    """The means decide, not the best seed; the seeds are those from the experiment's on, and more of them continue."""
+    monkeypatch.chdir(tmp_path)
+    _searched(tmp_path / "search")
+    asked = []
+    objectives = {(4, 5): 0.50, (1, 5): 0.52, (4, 6): 0.60, (1, 6): 0.52, (4, 7): 0.30, (1, 7): 0.52}
+
+    def trained(job, tell):
+        asked.append((job.experiment["method"]["epochs"], job.experiment["seed"]))
+        objective = objectives[asked[-1]]
+        return {
+            "state": "done",
+            "objective": objective,
+            "clean_accuracy": 0.9,
+            "robust_accuracy": objective,
+            "curve": [],
+        }
+
+    monkeypatch.setattr(tuning, "run_trial", trained)
+    arguments = (*SMALL, "--seed", "5", "--repeat", "search", "--best", "2")
+    first = run(*arguments, "--seeds", "2")
+    assert first.exit_code == 0, first.output
+    assert asked == [(4, 5), (1, 5), (4, 6), (1, 6)]
+    folder = tmp_path / "tuned/digits-baseline-repeated"
+    found = study_of(folder)
+    assert found["best"] == 3 and [trial["repeats"] for trial in found["trials"]] == [3, 0, 3, 0]
+    assert yaml.safe_load((folder / "best.yaml").read_text())["method"]["epochs"] == 4
+    more = run(*arguments, "--seeds", "3")
+    assert more.exit_code == 0 and asked[4:] == [(4, 7), (1, 7)] and "4 trials done" in more.stderr
+    assert study_of(folder)["best"] == 0
+    assert (folder / "best.yaml").read_text().splitlines()[0].endswith("robust_accuracy 0.5200, the mean of 3 seeds")
+    lines = more.stdout.splitlines()
+    assert lines[0].split() == ["trial", "epochs", "seeds", "clean", "robust", "robust_accuracy"]
+    best, other = (line.split() for line in lines[2:4])
+    assert best == ["0", "1", "3", *"90.0 ± 0.0".split(), *"52.0 ± 0.0".split(), *"52.0 ± 0.0".split()]
+    # By hand: 50, 60 and 30 have the mean 46.7 and the standard deviation sqrt((3.33^2 + 13.33^2 + 16.67^2) / 2).
+    assert other == ["3", "4", "3", *"90.0 ± 0.0".split(), *"46.7 ± 15.3".split(), *"46.7 ± 15.3".split()]
+    with_other = run(*arguments[:-1], "1", "--seeds", "3")
+    assert with_other.exit_code == 2 and "with other repeat" in with_other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--repeat", "none"), "none has no study.json; give the folder that tune wrote"),
+        (("--repeat", "other"), "other is a search of at, and --variant is baseline"),
+        (("--repeat", "search", "--trials", "4"), "--trials is for a search; leave it out"),
+        (("--repeat", "search", "--search", RATES), "--search is for a search; leave it out"),
+        (("--repeat", "search", "--prune"), "--prune is for a search; leave it out"),
+        (("--seeds", "2"), "--seeds is for --repeat; leave it out"),
+    ],
+)
+def test_repeats_are_refused(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    _searched(tmp_path / "search")
+    _searched(tmp_path / "other", "at")
+    result = run(*SMALL, *arguments)
+    assert result.exit_code == 2 and said in result.stderr.splitlines()[-1], result.output
+    assert result.stdout == "" and sorted(os.listdir()) == ["other", "search"]
+
+
 @pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
