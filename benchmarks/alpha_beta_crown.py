@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.command import command_line
 from benchmarks.vnncomp import chosen, instances_file, published
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.record import versions
@@ -183,7 +183,7 @@ def main() -> None:
             row["published"] = answers.get((category, Path(onnx).name, Path(vnnlib).name), {})
             record["instances"].append(row)
             record |= {
-                "command": shlex.join(["python", "-m", "benchmarks.alpha_beta_crown", *sys.argv[1:]]),
+                "command": command_line(),
                 "cores": len(os.sched_getaffinity(0)),
                 "versions": versions() | versions_there(options.crown),
                 "categories": summary(record["instances"]),

@@ -15,13 +15,13 @@ again where the file has it.
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -155,7 +155,7 @@ def main() -> None:
         }
         print(f"{name}: {summary({name: found[name]}, record['clean'])[name]}", file=sys.stderr, flush=True)
         if arguments.json:
-            command = f"python -m benchmarks.attack_reference {shlex.join(sys.argv[1:])}"
+            command = command_line()
             whole = {"command": command, **record, "summary": summary(found, record["clean"]), "members": found}
             arguments.json.write_text(json.dumps(whole, indent=1) + "\n")
     rows = [[name, *map(percent, row.values())] for name, row in summary(found, record["clean"]).items()]

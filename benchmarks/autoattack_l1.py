@@ -12,13 +12,13 @@ survived the attacks before.
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -90,7 +90,7 @@ def main() -> None:
     robust = predicted.numpy() == labels
 
     record = {
-        "command": f"python -m benchmarks.autoattack_l1 {shlex.join(sys.argv[1:])}",
+        "command": command_line(),
         "protocol": "pixel",
         "model": "digits" if arguments.model is None else arguments.model.name,
         "norm": "l1",

@@ -14,13 +14,13 @@ last, one network is verified by branch and bound, and attacked: no image that i
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.bounds_reference import METHODS, BoundedModule, BoundedTensor, PerturbationLpNorm, torch_network
+from benchmarks.command import command_line
 
 import keras  # isort: skip
 import torch  # isort: skip
@@ -199,7 +199,7 @@ def main() -> None:
     cells = [[f"{value:.4g}" if isinstance(value, float) else value for value in row.values()] for row in rows]
     print(markdown_table(list(rows[0]), cells))
     if arguments.json:
-        command = f"python -m benchmarks.bounds_norms {shlex.join(sys.argv[1:])}"
+        command = command_line()
         record = {"command": command, "images": arguments.limit, "rows": rows, "verified": verified}
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -13,7 +13,6 @@ auto_LiRPA 0.3, the version on PyPI, is of 2022: what newer PyTorch and NumPy ha
 
 import argparse
 import json
-import shlex
 import sys
 import time
 import types
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -188,7 +188,7 @@ def main() -> None:
     print(markdown_table(["method", *(name.replace("_", " ") for name in found[method])], rows))
     if arguments.json:
         record = {
-            "command": f"python -m benchmarks.bounds_reference {shlex.join(sys.argv[1:])}",
+            "command": command_line(),
             "model": str(arguments.model),
             "images": len(labels),
             "epsilon": arguments.epsilon,

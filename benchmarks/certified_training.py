@@ -12,7 +12,6 @@ traced, does not count for the time. Without `--ctrain`, ours are trained alone.
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -226,7 +226,7 @@ def main() -> None:
     if arguments.json:
         names = ("images", "test", "epsilon", "epochs", "ramp_epochs")
         record = {
-            "command": f"python -m benchmarks.certified_training {shlex.join(sys.argv[1:])}",
+            "command": command_line(),
             "versions": versions() | peer_versions(arguments.ctrain),
             "protocol": "pixel",
             **{name: getattr(arguments, name) for name in names},

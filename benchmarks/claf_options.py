@@ -7,12 +7,12 @@ Each is trained as `fit` does it, with `configs/digits.yaml` except for five inn
 """
 
 import argparse
-import shlex
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -64,7 +64,7 @@ def main() -> None:
     ]
     print(markdown_table(["second stage", "clean, by seed", "robust, by seed", "robust, mean"], rows))
     if arguments.json:
-        command = f"python -m benchmarks.claf_options {shlex.join(sys.argv[1:])}"
+        command = command_line()
         write_json(arguments.json, {"command": command, "versions": versions(), "runs": found})
 
 

@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from benchmarks.command import command_line
 
 COMMANDS = {
     "attack": ["attack", "{model}", "--attack", "pgd-20", "--limit", "500"],
@@ -214,7 +215,7 @@ def main() -> None:
         print(f"{markdown_table(['stage', 'wall s', 'CPU s'], rows)}\n")
         print("; ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in summary(name, stages).items()))
     if arguments.json:
-        command = f"python -m benchmarks.commands {shlex.join(sys.argv[1:])}"
+        command = command_line()
         machine = {"cores": len(os.sched_getaffinity(0)), "processor": processor(), "repeats": arguments.repeats}
         written = {"command": command, **machine, "versions": versions(), "commands": found}
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")

@@ -12,13 +12,14 @@ import argparse
 import json
 import multiprocessing
 import resource
-import shlex
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.command import command_line
 
 CLASSES = 10
 
@@ -134,7 +135,7 @@ def main() -> None:
     # Three products of M x M similarities with D dimensions: the value, the same again, and the gradient.
     operations = 3 * 2 * options.largest**2 * options.dimension
     result = {
-        "command": f"python -m benchmarks.contrast {shlex.join(sys.argv[1:])}".rstrip(),
+        "command": command_line(),
         "processor": processor(),
         "dimension": options.dimension,
         "repeats": options.repeats,

@@ -23,7 +23,6 @@ import json
 import multiprocessing
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -39,6 +38,7 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 
 import benchmarks.started  # noqa: E402, F401
+from benchmarks.command import command_line
 from keras_rcl.evaluation.record import versions  # noqa: E402
 from keras_rcl.runtime.tensorflow import start_tensorflow  # noqa: E402
 from keras_rcl.storage.snapshots import SnapshotStore  # noqa: E402
@@ -429,7 +429,7 @@ class Bench:
 def result_of(rows: list[dict], instants: collections.Counter, threads: int, minutes: float) -> dict:
     """The result of all subjects."""
     return {
-        "command": shlex.join(["python", "-m", "benchmarks.crash", *sys.argv[1:]]),
+        "command": command_line(),
         "versions": versions(),
         **{name: sum(row[name] for row in rows) for name in ("kills", "terminations", "resumed", "finished")},
         "differences": sum(len(row["differences"]) for row in rows),

@@ -9,11 +9,11 @@ accuracy under PGD-10 at 1/255 of `cusin-repo`. Rows that the file has are not t
 
 import argparse
 import dataclasses
-import shlex
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -61,7 +61,7 @@ def main() -> None:
         found[name] = measured(settings, arguments.epochs)
         print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
         if file:
-            command = f"python -m benchmarks.cusin_normal {shlex.join(sys.argv[1:])}"
+            command = command_line()
             facts = {"command": command, "protocol": ATTACK.protocol, "versions": versions()}
             write_json(file, {**facts, "rows": found})
     rows = [[name, *(percent(value) for value in values.values())] for name, values in found.items()]

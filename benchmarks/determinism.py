@@ -9,12 +9,13 @@ of its own: seconds of training as the record has them, and the hash of the weig
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from benchmarks.command import command_line
 
 FIT = ("fit", "--config", "configs/cifar10_cpu.yaml", "--variant", "at", "--no-compare", "--json", "--limit", "1000")
 SHORT = ("--set", "method.epochs=3", "--set", "evaluation.limit=10")
@@ -46,7 +47,7 @@ def main() -> None:
     seconds = {name: [model["training_seconds"] for model in models] for name, models in found.items()}
     ratios = [a / b for a, b in zip(seconds["with"], seconds["without"], strict=True)]
     result = {
-        "command": shlex.join(["python", "-m", "benchmarks.determinism", "--json", str(options.json)]),
+        "command": command_line(),
         "threads": os.cpu_count(),
         "seconds": seconds,
         "ratio": {"median": round(statistics.median(ratios), 3), "least": min(ratios), "most": max(ratios)},

@@ -26,7 +26,6 @@ import random
 import re
 import resource
 import selectors
-import shlex
 import shutil
 import signal
 import subprocess
@@ -46,6 +45,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+from benchmarks.command import command_line
 from keras_rcl import config
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.methods import VARIANTS
@@ -873,7 +873,7 @@ def main():
         """The record of the inputs so far, written to the file."""
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         record = {
-            "command": f"python -m benchmarks.fuzz {shlex.join(sys.argv[1:])}",
+            "command": command_line(),
             "inputs": sum(kinds.values()),
             "kinds": dict(kinds.most_common()),
             "exit_statuses": dict(statuses.most_common()),

@@ -12,12 +12,12 @@ import argparse
 import json
 import multiprocessing
 import resource
-import shlex
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.command import command_line
 
 RATE = 1024.0
 
@@ -90,7 +90,7 @@ def main() -> None:
     gradient, in_parts = apart(*sizes)
     whole_gradient, whole = apart(options.batch_size, None, options.channels)
     result = {
-        "command": f"python -m benchmarks.micro_batch {shlex.join(sys.argv[1:])}".rstrip(),
+        "command": command_line(),
         "batch_size": options.batch_size,
         "views": 2,
         "micro_batch": options.micro_batch,

@@ -12,7 +12,6 @@ programs of `benchmarks.adversarial_training`, one after the other.
 import argparse
 import inspect
 import json
-import shlex
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -124,7 +124,7 @@ def main() -> None:
     if not arguments.peers and epochs < 2:
         parser.error("--epochs must be at least 2: the first epoch, in which graphs are traced, is not timed")
     train, test = images_of_cifar10(images, arguments.test)
-    result = {"command": f"python -m benchmarks.robust_model {shlex.join(sys.argv[1:])}", "versions": versions()}
+    result = {"command": command_line(), "versions": versions()}
     result |= {"images": images, "test_images": arguments.test, "epochs": epochs}
     if arguments.peers:
         result["programs"] = found = peers(train, test, epochs)

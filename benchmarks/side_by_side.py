@@ -7,7 +7,6 @@ every contender runs once, NumPy's float32 matrix product among them, and median
 import argparse
 import json
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.data.sources import ImageData, Split
 from keras_rcl.evaluation.record import versions
 from keras_rcl.folding import fold
@@ -196,9 +196,8 @@ def tell(arguments: argparse.Namespace, rows: dict[str, dict], more: Sequence[st
         table.append([name, *cells, *(_cell(row.get(key)) for key in more)])
     print(markdown_table([*header, *(key.replace("_", " ") for key in more)], table))
     if arguments.json:
-        module = Path(sys.argv[0]).stem
         record = {
-            "command": f"python -m benchmarks.{module} {shlex.join(sys.argv[1:])}",
+            "command": command_line(),
             "cores": len(os.sched_getaffinity(0)),
             "versions": {**versions(), **_peer_versions()},
             **facts,

@@ -13,7 +13,6 @@ alpha.
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -131,7 +131,7 @@ def measured(path: Path, arguments: argparse.Namespace) -> dict:
     judged = smoother(adversarial[attacked], labels[attacked])
     config = classifier.contract.get("config", {})
     return {
-        "command": f"python -m benchmarks.smoothing {shlex.join(sys.argv[1:])}",
+        "command": command_line(),
         "variant": classifier.contract.get("variant"),
         "method": config.get("method"),
         "protocol": "pixel",

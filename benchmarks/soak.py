@@ -12,8 +12,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import shlex
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -145,7 +144,7 @@ def main() -> None:
             found[name] = pool.apply(_part, (name, options.minutes, options.every))
         print(json.dumps({name: {k: v for k, v in found[name].items() if k != "samples"}}), flush=True)
         if options.json:
-            result = {"command": shlex.join(["python", "-m", "benchmarks.soak", *sys.argv[1:]]), "versions": versions()}
+            result = {"command": command_line(), "versions": versions()}
             options.json.write_text(json.dumps({**result, **found}) + "\n")
 
 

@@ -13,7 +13,6 @@ that takes more than 1.5 times as long to load.
 import argparse
 import json
 import re
-import shlex
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -144,7 +144,7 @@ def main() -> None:
     record = {"commands": [], "rows": []}
     if arguments.json and arguments.json.exists():
         record = json.loads(arguments.json.read_text())
-    record["commands"].append(f"python -m benchmarks.sound_models {shlex.join(sys.argv[1:])}")
+    record["commands"].append(command_line())
     rows = []
     print("| model | outputs | gradient | seconds | TensorFlow's | times |\n|---|---:|---:|---:|---:|---:|")
     for path in paths:

@@ -13,12 +13,12 @@ import argparse
 import csv
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import command_line
 from keras_rcl.runtime.tensorflow import start_tensorflow
 
 start_tensorflow()
@@ -100,7 +100,7 @@ def main() -> None:
         if record["settings"] != settings:
             sys.exit(f"{options.json} has other settings: {record['settings']}")
     done = {(row["category"], row["network"], row["property"]) for row in record["instances"]}
-    command = shlex.join(["python", "-m", "benchmarks.vnncomp", *sys.argv[1:]])
+    command = command_line()
     decide = verifier_of_properties(float64=False, seed=options.seed)
     for category in options.categories:
         base = instances_file(options.folder, category).parent

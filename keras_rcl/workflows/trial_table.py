@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from keras_rcl import config
 from keras_rcl.config import Experiment
 from keras_rcl.errors import InvalidInputError
+from keras_rcl.evaluation.record import command_line
 from keras_rcl.storage import kinds
 from keras_rcl.storage.atomic import check_writable, sweep, write_json
 from keras_rcl.storage.fingerprint import Fingerprint
@@ -143,11 +144,12 @@ class Study:
         self.proposals.draw(self.folder, self.fingerprint.settings["objective"])
 
     def to_json(self) -> dict[str, Any]:
-        """The study as it is stored."""
+        """The study as it is stored, with the command that continued it last."""
         best = self.best()
         trials = [trial for _, trial in sorted(self.table.items())]
         return {
             "format": FORMAT,
+            "command": command_line(),
             "question": self.fingerprint.to_json(),
             "objective": self.fingerprint.settings["objective"],
             "attack": describe(TypeAdapter(Attack).validate_python(self.fingerprint.settings["attack"])),
