@@ -36,7 +36,8 @@ class _WithContrast(PairedSchedule):
     label_smoothing: Smoothing = 0.0
     margin: NonNegativeFloat = 0.0
 
-    def _on_views(self, name: str, *terms: Term) -> Phase:
+    def _on_views(self, name: str, *terms: Term, clean_view: bool = True) -> Phase:
+        clean = (Clean(),) if clean_view else ()
         varied = () if isinstance(self.second_view, NoAugmentation) else (Augmented(policy=self.second_view),)
         headless = getattr(self.contrast, "reads", "projection") == "embedding"
         return self._on_pairs(
@@ -44,7 +45,7 @@ class _WithContrast(PairedSchedule):
             *terms,
             self.contrast,
             trains=("encoder", "classifier") if headless else ("encoder", "projector", "classifier"),
-            views=(Clean(), *varied, Adversarial(attack=self.attack)),
+            views=(*clean, *varied, Adversarial(attack=self.attack)),
         )
 
 
@@ -62,6 +63,8 @@ class ATSCL(_WithContrast):
         contrast: `SupCon`, `MarginContrastive` or `PrototypeContrastive` of `keras_rcl.vocabulary.phase`.
         optimizer: `SGD` or `Adam` with their schedule.
         augmentation: how images vary before their views are made, such as "crop_flip".
+        clean_view: False leaves the clean view out. With the second view "none" as well, adversarial examples are
+            contrasted with each other, and an image costs what it costs in `AT`.
         second_view: how the augmented view differs from the clean one; "none" leaves the view out.
         attack: the attack that makes the examples: on cross-entropy, KL, SupCon (`supcon`) or their sum (`joint`).
         ema: decay of a moving average of the weights, such as 0.999; 0 keeps none.
@@ -77,10 +80,11 @@ class ATSCL(_WithContrast):
     """
 
     name: Literal["at_scl"] = "at_scl"
+    clean_view: bool = True
 
     def phases(self) -> tuple[Phase, ...]:
         attacked = CrossEntropy(on="adversarial", label_smoothing=self.label_smoothing, margin=self.margin)
-        return (self._on_views("contrastive adversarial training", attacked),)
+        return (self._on_views("contrastive adversarial training", attacked, clean_view=self.clean_view),)
 
 
 @spec

@@ -642,6 +642,8 @@ def test_what_has_no_two_branches_is_refused(changes):
     [
         (dict(second_view="none"), "| simclr |", "|"),
         (dict(second_view="crop_flip"), "| simclr |", "| crop_flip |"),
+        (dict(clean_view=False), "clean | simclr |", "simclr |"),
+        (dict(clean_view=False, second_view="none"), "clean | simclr | ", ""),
         (dict(contrast=dict(term="margin_contrastive", weight=0.3)), CONTRAST, "0.3 margin_contrastive(0.5, 0.1)"),
         (
             dict(contrast=dict(term="prototype_contrastive", detached=True)),
