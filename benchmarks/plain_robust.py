@@ -1,0 +1,101 @@
+"""The robust accuracy of `at` trained by a plain loop, to compare with what `fit` reaches at as many passes.
+
+    python -m benchmarks.plain_robust --json results/benchmarks/plain_robust.json
+    python cli.py fit --config configs/contrast_search.yaml --variant at --scale small --seed 0
+
+CIFAR-10 (TFDS, found by TFDS_DATA_DIR). The loop has the training images, the network, the batches, the attack, the
+optimizer and the epochs of that configuration, and nothing else of this package. It does not choose its epoch by
+validation images; the last one counts. AutoAttack judges both on the same test images.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.command import command_line
+from keras_rcl.runtime.tensorflow import start_tensorflow
+
+start_tensorflow()
+
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from benchmarks.plain_at import PlainAT  # noqa: E402
+from keras_rcl import config  # noqa: E402
+from keras_rcl.config import Experiment  # noqa: E402
+from keras_rcl.data.sources import ImageData, load  # noqa: E402
+from keras_rcl.evaluation.record import versions  # noqa: E402
+from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
+from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
+from keras_rcl.workflows.fit import networks  # noqa: E402
+from keras_rcl.workflows.inputs import pixels  # noqa: E402
+
+CONFIG, SCALE = Path("configs/contrast_search.yaml"), "small"
+PADDING = 4
+
+
+def batches_of(data: ImageData, size: int, seed: int) -> tf.data.Dataset:
+    """Shuffled batches of training images in [0, 1], cropped and flipped at random, and labels."""
+    height, width, channels = data.image_shape
+
+    def varied(image, label):
+        image = tf.image.resize_with_crop_or_pad(image, height + 2 * PADDING, width + 2 * PADDING)
+        image = tf.image.random_flip_left_right(tf.image.random_crop(image, (height, width, channels)))
+        return tf.cast(image, tf.float32) / 255, label
+
+    dataset = tf.data.Dataset.from_tensor_slices((data.train.images, data.train.labels.astype("int32")))
+    dataset = dataset.shuffle(len(data.train.labels), seed=seed).map(varied, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.batch(size, drop_remainder=True).prefetch(2)
+
+
+def trained(experiment: Experiment, data: ImageData) -> keras.Model:
+    """The network of the experiment, trained by the plain loop; gives logits."""
+    keras.utils.set_random_seed(experiment.seed)
+    network, _ = networks(experiment, data)
+    model = keras.Model(network.inputs, network.output["logits"])
+    (phase,) = experiment.method.phases()
+    attack, optimizer = phase.views[0].attack, phase.optimizer
+    steps = phase.epochs * (len(data.train.labels) // phase.batch_size)
+    rising = round(optimizer.warmup_share * steps)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - rising, warmup_target=optimizer.learning_rate, warmup_steps=rising
+    )
+    plain = PlainAT(model, attack.epsilon, attack.step_size, attack.num_steps, rate)
+    batches = batches_of(data, phase.batch_size, experiment.seed)
+    for epoch in range(phase.epochs):
+        started = time.perf_counter()
+        loss = plain.epoch(batches)
+        print(f"epoch {epoch + 1}: loss {loss:.3f}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="the file to write")
+    arguments = parser.parse_args()
+    rows = []
+    for seed in range(arguments.seeds):
+        experiment = config.load(CONFIG, "at", [f"seed={seed}"], SCALE)
+        data = load(experiment.dataset)
+        model = trained(experiment, data)
+        test = data.test.limited(experiment.evaluation.limit)
+        (attack,) = experiment.evaluation.attacks
+        evaluator = Evaluator(lambda x: model(x, training=False), (attack,), seed=seed)  # noqa: B023
+        survival = evaluator(pixels(test.images), test.labels)
+        robust = survival.rows()[0]["robust_accuracy"]
+        rows.append({"seed": seed, "clean_accuracy": survival.clean_accuracy, "robust_accuracy": robust})
+        print(rows[-1], file=sys.stderr, flush=True)
+        if arguments.json:
+            facts = {"config": str(CONFIG), "scale": SCALE, "attack": attack.label, "protocol": attack.protocol}
+            facts |= {"images": len(test.labels), "rows": rows}
+            record = {"command": command_line(), "versions": versions(), **facts}
+            arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    cells = [[str(row["seed"]), percent(row["clean_accuracy"]), percent(row["robust_accuracy"])] for row in rows]
+    print(markdown_table(["seed", "clean", "AutoAttack"], cells, right=range(3)))
+
+
+if __name__ == "__main__":
+    main()
