@@ -222,12 +222,14 @@ def _studies(results: Path) -> str:
         method = study["question"]["method"]
         counts = (str(ended[state]) for state in ("done", "pruned", "failed"))
         measured = (percent(trial["objective"]) for trial in (first, best))
-        rows.append([f"`{method['name']}`", f"{method['passes']:g}", *counts, *measured, str(best["number"])])
+        rows.append(
+            [path.parent.name, f"`{method['name']}`", f"{method['passes']:g}", *counts, *measured, str(best["number"])]
+        )
         chosen = ", ".join(
             f"{name.removeprefix('method.')} {_short(value)}" for name, value in best["settings"].items()
         )
-        found.append(f"- `{method['name']}`, trial {best['number']}: {chosen}")
-    header = ["variant", "passes", "done", "pruned", "failed", "first trial", "best trial", "its number"]
+        found.append(f"- {path.parent.name}, trial {best['number']}: {chosen}")
+    header = ["study", "variant", "passes", "done", "pruned", "failed", "first trial", "best trial", "its number"]
     return markdown_table(header, rows) + "\n\nThe settings of the best trials:\n\n" + "\n".join(found)
 
 
