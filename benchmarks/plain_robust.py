@@ -9,7 +9,6 @@ validation images; the last one counts. AutoAttack judges both on the same test 
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from keras_rcl.data.sources import ImageData, load  # noqa: E402
 from keras_rcl.evaluation.record import versions  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
+from keras_rcl.storage.atomic import write_json  # noqa: E402
 from keras_rcl.workflows.fit import networks  # noqa: E402
 from keras_rcl.workflows.inputs import pixels  # noqa: E402
 
@@ -91,8 +91,7 @@ def main() -> None:
         if arguments.json:
             facts = {"config": str(CONFIG), "scale": SCALE, "attack": attack.label, "protocol": attack.protocol}
             facts |= {"images": len(test.labels), "rows": rows}
-            record = {"command": command_line(), "versions": versions(), **facts}
-            arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(arguments.json, {"command": command_line(), "versions": versions(), **facts})
     cells = [[str(row["seed"]), percent(row["clean_accuracy"]), percent(row["robust_accuracy"])] for row in rows]
     print(markdown_table(["seed", "clean", "AutoAttack"], cells, right=range(3)))
 

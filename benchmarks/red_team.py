@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.command import command_line
 from tests.security import harness, keras_files, saved_models
 
 AT_ONCE = 100
@@ -68,8 +69,7 @@ def main() -> int:
     counts = collections.Counter((family, row.result) for family, row in rows)
     print(f"{len(rows)} attempts, {len(through)} through;", *(f"{f} {r} {n}" for (f, r), n in counts.items()))
     if options.json:
-        command = " ".join(["python -m benchmarks.red_team", *sys.argv[1:]])
-        found = {"command": command, "attempts": len(rows), "through": len(through)}
+        found = {"command": command_line(), "attempts": len(rows), "through": len(through)}
         found["counts"] = [{"family": f, "result": r, "attempts": n} for (f, r), n in counts.items()]
         found["seen"] = [{"family": family, **row._asdict()} for family, row in through]
         options.json.write_text(json.dumps(found, indent=1) + "\n")

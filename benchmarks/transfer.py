@@ -7,7 +7,6 @@ The classifier learns from the embeddings of clean training images. AutoAttack i
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from keras_rcl.evaluation.record import versions  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.model_io.encoder import load_encoder  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
+from keras_rcl.storage.atomic import write_json  # noqa: E402
 from keras_rcl.vocabulary.attacks import AutoAttack  # noqa: E402
 from keras_rcl.vocabulary.dataset import Dataset  # noqa: E402
 from keras_rcl.vocabulary.threat import parse_fraction  # noqa: E402
@@ -80,8 +80,7 @@ def main() -> None:
     if arguments.json:
         facts = {"dataset": arguments.dataset, "train": len(train.labels), "test": len(test.labels)}
         facts |= {"attack": attack.label, "protocol": attack.protocol}
-        record = {"command": command_line(), "versions": versions(), **facts, "rows": rows}
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, {"command": command_line(), "versions": versions(), **facts, "rows": rows})
 
 
 if __name__ == "__main__":

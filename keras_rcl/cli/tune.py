@@ -60,7 +60,7 @@ from keras_rcl.vocabulary.search import OBJECTIVES, default_search, parse_search
 @click.option("--seeds", type=shared.COUNT, help="The number of seeds of each of them; 3 by default.")
 @click.option("--seed", type=shared.SEED, help="Seed of the trainings and of the search; the first one of --repeat.")
 @shared.training_data_options
-@shared.output_dir_option("tuned/<data set>-<variant>")
+@shared.output_dir_option("tuned/<data set>-<variant>, with -repeated at its end for --repeat,")
 @shared.overwrite_option("Replace a study with other settings.")
 @shared.save_every_option
 @shared.json_option("the study")

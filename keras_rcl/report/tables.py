@@ -177,12 +177,13 @@ def verifier_results_table(found: Sequence[Mapping]) -> str:
 
 
 def repeats_table(study: Mapping) -> str:
-    """The table that `tune --repeat` prints: one line per repeated trial, the highest mean over seeds first.
+    """The table that `tune --repeat` prints: one line per repeated trial, the best first, as `best.yaml` chooses it.
 
-    A mean stands with its standard deviation over seeds, in percentage points. Seeds that failed are named.
+    Trials with more seeds come before others, then the highest mean. A mean stands with its standard deviation over
+    seeds, in percentage points. Seeds that failed are named.
     """
     repeated = study["question"]["repeat"]
-    means, rows = {}, {}
+    rows = []
     for trial in repeated:
         made = [one for one in study["trials"] if one["repeats"] == trial["number"]]
         done = [one for one in made if one["state"] == "done"]
@@ -190,13 +191,12 @@ def repeats_table(study: Mapping) -> str:
         reached = [_over_seeds([one[name] for one in done]) for name in ("clean_accuracy", "robust_accuracy")]
         objective = [one["objective"] for one in done]
         failed = ", ".join(f"seed {one['settings']['seed']} {one['state']}" for one in made if one not in done)
-        means[trial["number"]] = statistics.fmean(objective) if done else -1.0
-        row = [str(trial["number"]), *values, str(len(done)), *reached, _over_seeds(objective)]
-        rows[trial["number"]] = [*row, failed]
+        rank = (len(done), statistics.fmean(objective) if done else 0.0)
+        rows.append((rank, [str(trial["number"]), *values, str(len(done)), *reached, _over_seeds(objective), failed]))
     settings = [setting.removeprefix("method.") for setting in repeated[0]["settings"]]
     header = ["trial", *settings, "seeds", "clean", "robust", study["objective"], ""]
-    ordered = [rows[number] for number in sorted(rows, key=lambda number: -means[number])]
-    return text_table(header, ordered, right=range(len(header) - 1))
+    rows.sort(key=lambda ranked: ranked[0], reverse=True)
+    return text_table(header, [row for _, row in rows], right=range(len(header) - 1))
 
 
 def _over_seeds(values: Sequence[float]) -> str:

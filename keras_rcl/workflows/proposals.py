@@ -153,9 +153,8 @@ class Repeated:
     """
 
     def __init__(self, trials: Sequence[Mapping[str, Any]], seed: int):
-        self._trials, self._seed = trials, seed
-        repeated = [{"number": trial["number"], "settings": trial["settings"]} for trial in trials]
-        self.question: Mapping[str, Any] = {"repeat": repeated}
+        self._trials, self._seed = [{name: trial[name] for name in ("number", "settings")} for trial in trials], seed
+        self.question: Mapping[str, Any] = {"repeat": self._trials}
 
     def restore(self, table: Table) -> None:
         for number, trial in table.items():
@@ -183,7 +182,7 @@ class Repeated:
         if not found:
             return None
         seeds, mean, trial = max(found, key=lambda one: one[:2])
-        return {"number": trial["number"], "objective": mean, "settings": trial["settings"], "seeds": seeds}
+        return {**trial, "objective": mean, "seeds": seeds}
 
     def draw(self, folder: Path, objective: str) -> None:
         """Nothing: a few values per trial are read in the table."""

@@ -79,7 +79,7 @@ class TuneOptions:
         trials: The total number of trials.
         processes: The number of trials that run at once.
         output_dir: Receives `study.json`, `best.yaml` and `trials/<number>/` with each training's metrics and
-            TensorBoard. None: `tuned/<data set>-<variant>`.
+            TensorBoard. None: `tuned/<data set>-<variant>`, with `-repeated` at its end for `repeat`.
         overwrite: Replace the folder of another search.
         save_every: Seconds of training between two snapshots.
         prune: Stop trials early that are below the median of the others; see `Pruning`.
@@ -180,9 +180,8 @@ def repeat(
     trials = best_first({trial["number"]: trial for trial in studied["trials"]})[: repeats.best]
     if "search" not in studied["question"] or not trials:
         raise InvalidInputError(f"{source} has no trial of a search to repeat; give the folder of a search")
-    folder = options.output_dir or Path("tuned") / f"{experiment.dataset.name}-{method}-repeated"
-    options = dataclasses.replace(options, trials=len(trials) * repeats.seeds, prune=False, output_dir=folder)
-    search = _Search(experiment, vary, options, progress or Silent())
+    options = dataclasses.replace(options, trials=len(trials) * repeats.seeds, prune=False)
+    search = _Search(experiment, vary, options, progress or Silent(), suffix="-repeated")
     return search(Repeated(trials, experiment.seed))
 
 
@@ -191,7 +190,7 @@ class _Search:
 
     Attributes:
         attack: Measures the robust accuracy.
-        folder: Receives the results.
+        folder: Receives the results; `suffix` ends the name of the default one.
     """
 
     def __init__(
@@ -200,11 +199,12 @@ class _Search:
         vary: Callable[[Sequence[str]], Experiment],
         options: TuneOptions,
         progress: Progress,
+        suffix: str = "",
     ):
         self.experiment, self.vary, self.options, self.progress = experiment, vary, options, progress
         self.attack = options.attack or experiment.evaluation.validation_attack
         _check_attack(self.attack)
-        default = Path("tuned") / f"{experiment.dataset.name}-{experiment.method.name}"
+        default = Path("tuned") / f"{experiment.dataset.name}-{experiment.method.name}{suffix}"
         self.folder = Path(options.output_dir or default)
         self._shares: dict[int, float] = {}
 
