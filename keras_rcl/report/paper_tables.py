@@ -284,7 +284,8 @@ def differences_grid(data: Mapping[str, Any]) -> Grid | None:
     lines = []
     for difference in rows:
         cells = [
-            _signed(difference["published"][i]) if j < 0 else _spread_of(difference["measured"][i][j]) for i, j in kept
+            _signed(difference["published"][i]) if j < 0 else _difference_cell(difference["measured"][i][j])
+            for i, j in kept
         ]
         lines.append((f"{difference['row']} less {difference['against']}", *cells))
     return Grid(tuple(groups), ("", *header), tuple(lines))
@@ -367,13 +368,13 @@ def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.1f}".replace("-", "−")
 
 
-def _spread_of(found: Mapping[str, Any] | None) -> str:
+def _difference_cell(found: Mapping[str, Any] | None) -> str:
+    """A mean difference, its spread over seeds, and its interval."""
     if found is None:
         return NOT_MEASURED
     spread = "" if found["spread"] is None else f" ± {found['spread']:.1f}"
-    within = [name for name in ("spread", "sampling") if found[f"within_{name}"]]
-    texts = {"spread": "within its spread", "sampling": "within its sampling error"}
-    return ", ".join([f"{_signed(found['mean'])}{spread}", *(texts[name] for name in within[:1])])
+    low, high = found["interval"]
+    return f"{_signed(found['mean'])}{spread} [{_signed(low)}, {_signed(high)}]"
 
 
 def captions(data: Mapping[str, Any]) -> list[str]:
@@ -385,17 +386,19 @@ def captions(data: Mapping[str, Any]) -> list[str]:
 
 
 DIFFERENCES = (
-    "Differences (`A less B`) are in percentage points; with several seeds their mean and standard deviation (spread) "
-    "over seeds. A single seed has no spread. `within its sampling error`: the difference is within its own 95 % "
-    "interval over test images, which is paired over images where the outcome of each image is known."
+    "Differences (`A less B`) are in percentage points. With several seeds they are their mean and standard deviation "
+    "(spread) over seeds; a single seed has no spread. In square brackets: the 95 % interval of the mean over test "
+    "images and seeds, over images only for a single seed. It is paired over images where the outcome of each image is "
+    "known."
 )
 
 CLAIMS = (
     "A conclusion holds if every row that it places above another row is above it. That is decided by rows trained "
     f"under the protocol that attacks them (or under no attack), by at least {SEEDS} seeds, and by a difference that "
-    "is larger than its spread and than its sampling error. Two values below 1 % (floor) or above 99 % (ceiling) "
-    "decide nothing. The smallest difference, in percentage points, is in brackets. `published` is the "
-    "smallest one of the published numbers, of which the number of seeds is not known."
+    "is larger than its spread and than its sampling error, half the width of its 95 % interval over images. Two "
+    "values below 1 % (floor) or above 99 % (ceiling) decide nothing. The smallest difference, in percentage points, "
+    "is in brackets. `published` is the smallest one of the published numbers, of which the number of seeds is not "
+    "known."
 )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 SEEDS = 3
 """The smallest number of seeds that decides a difference."""
@@ -39,6 +40,18 @@ class Outcomes:
     def values(self) -> np.ndarray:
         """float64 [N], 1 or 0 per image."""
         return np.frombuffer(self.correct.encode(), np.uint8) - float(ord("0"))
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int [N], the position of each image."""
+        return np.concatenate([np.arange(first, last + 1) for first, last in self.images])
+
+    def at(self, positions: np.ndarray) -> "Outcomes":
+        """The results of the images at some of the positions."""
+        kept = zip(self.correct, np.isin(self.positions, positions), strict=True)
+        return Outcomes(
+            tuple((int(one), int(one)) for one in positions), "".join(result for result, keep in kept if keep)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +85,18 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 def difference_of(mine: Measured | None, theirs: Measured | None) -> dict[str, Any] | None:
     """The first value less the second, over the seeds that both have; None if they cannot be compared.
 
+    If the numbers of images differ, the values are compared over the images that both have.
+
     Returns:
         `mean` and `spread` of the difference in percentage points; `seeds`; `values`, the mean of each side over these
         seeds; `sampling`, the half-width of its 95 % interval over test images, and whether it is `paired`;
-        `within_spread` and `within_sampling`, whether the mean is not larger than either.
+        `interval`, see `_interval`; `within_spread` and `within_sampling`, whether the mean is not larger than either.
     """
-    if mine is None or theirs is None or mine.counted is not None or mine.images != theirs.images:
+    if mine is None or theirs is None or mine.counted is not None:
         return None
     seeds = sorted(mine.values.keys() & theirs.values.keys())
+    if seeds and mine.images != theirs.images:
+        seeds, mine, theirs = _on_shared_images(mine, theirs, seeds)
     if not seeds:
         return None
     pairs = [(_percent(mine, seed), _percent(theirs, seed)) for seed in seeds]
@@ -95,9 +112,42 @@ def difference_of(mine: Measured | None, theirs: Measured | None) -> dict[str, A
         "values": sides,
         "sampling": sampling,
         "paired": paired is not None,
+        "interval": _interval(mean, spread, len(seeds), 100 * error),
         "within_spread": spread is not None and abs(mean) <= spread,
         "within_sampling": abs(mean) <= sampling,
     }
+
+
+def _on_shared_images(mine: Measured, theirs: Measured, seeds: Sequence[int]) -> tuple[list[int], Measured, Measured]:
+    """The seeds of which both have the outcomes of shared images, and both sides over these images."""
+    found: list[dict[int, Outcomes]] = [{}, {}]
+    for seed in seeds:
+        pair = mine.outcomes.get(seed), theirs.outcomes.get(seed)
+        if pair[0] and pair[1] and len(shared := np.intersect1d(pair[0].positions, pair[1].positions)):
+            for side, one in zip(found, pair, strict=True):
+                side[seed] = one.at(shared)
+    first, second = (
+        Measured(
+            {seed: 100 * float(one.values.mean()) for seed, one in side.items()},
+            min((len(one.correct) for one in side.values()), default=0),
+            side,
+        )
+        for side in found
+    )
+    return list(found[0]), first, second
+
+
+def _interval(mean: float, spread: float | None, seeds: int, error: float) -> tuple[float, float]:
+    """The 95 % interval of a mean difference, in percentage points, over images and seeds.
+
+    The variance of the mean is that over images plus that over seeds. Of Student's t, the degrees of freedom are
+    Satterthwaite's, of which images have very many. A single seed has an interval over images only.
+    """
+    over_seeds = (spread or 0.0) ** 2 / seeds
+    variance = error**2 + over_seeds
+    freedom = (seeds - 1) * (variance / over_seeds) ** 2 if over_seeds else math.inf
+    half = math.sqrt(variance) * (float(stdtrit(freedom, 0.975)) if math.isfinite(freedom) else NORMAL_95)
+    return mean - half, mean + half
 
 
 def _percent(measured: Measured, seed: int) -> float:

@@ -82,9 +82,13 @@ def test_means_spreads_images_and_what_is_not_measured():
 
 
 def test_differences_are_of_the_seeds_that_both_have():
-    """Clean: 10, 8 and 9, 9 +- 1. FGSM: -1, 1 and 0, 0 +- 1, within it. `New` is on other images: not compared."""
+    """Clean: 10, 8 and 9, 9 +- 1. FGSM: -1, 1 and 0, 0 +- 1. `New` is on other images: not compared.
+
+    Over images the standard errors are sqrt(0.72 * 0.28 + 0.63 * 0.37) / sqrt(1000) = 2.09 and 2.10 points, over seeds
+    1 / sqrt(3) = 0.58, so 2.16 and 2.18 together; Student's t of so many degrees of freedom (some 400) is 1.966.
+    """
     grid = differences_grid(table_data(TABLE, lookup))
-    assert grid.rows == (("Ours less AT", "+5.2", "+9.0 ± 1.0", "+15.7", "+0.0 ± 1.0, within its spread"),)
+    assert grid.rows == (("Ours less AT", "+5.2", "+9.0 ± 1.0 [+4.7, +13.3]", "+15.7", "+0.0 ± 1.0 [−4.3, +4.3]"),)
 
 
 def test_a_claim_holds_where_each_of_its_differences_is_decided():
@@ -176,7 +180,8 @@ def test_a_claim_on_two_columns_of_each_row():
 def test_of_one_seed_no_spread_is_told_and_nothing_is_decided():
     one = {("ours", Clean()): Measured({0: 70.0}, 10), ("at", Clean()): Measured({0: 20.0}, 10)}
     data = table_data(TABLE, lambda row, measure: one.get((row, measure)))
-    assert differences_grid(data).rows == (("Ours less AT", "+5.2", "+50.0", "+15.7"),)
+    # 1.96 sqrt((0.7 * 0.3 + 0.2 * 0.8) / 10) is 0.377
+    assert differences_grid(data).rows == (("Ours less AT", "+5.2", "+50.0 [+12.3, +87.7]", "+15.7"),)
     assert claims_grid(data).rows[0] == ("better", "+5.2", "not decided (one seed)")
 
 
@@ -191,7 +196,7 @@ def test_a_table_of_ours_has_no_published_column():
     rows = tuple(dataclasses.replace(row, published=()) for row in TABLE.rows)
     data = table_data(dataclasses.replace(TABLE, rows=rows, claims=TABLE.claims[:1], protocol=""), lookup)
     assert table_grid(data).header == ("", "here", "pixel", "seeds")
-    assert differences_grid(data).rows[0][:2] == ("Ours less AT", "+9.0 ± 1.0")
+    assert differences_grid(data).rows[0][:2] == ("Ours less AT", "+9.0 ± 1.0 [+4.7, +13.3]")
     assert claims_grid(data).header == ("conclusion", "measured")
     assert claims_grid(data).rows == (("better", "holds (+9.0)"),)
     assert captions(data) == ["Measured on 1000 test images, or on the number in brackets.", "a < b"]

@@ -79,3 +79,40 @@ def test_images_that_differ_are_not_paired():
     elsewhere = Measured({0: 75.0}, 4, {0: Outcomes(((4, 7),), "1011")})
     assert not difference_of(outcomes(row), elsewhere)["paired"]
     assert difference_of(outcomes(row), outcomes(row))["paired"]
+
+
+def test_other_numbers_of_images_are_compared_where_both_have_them():
+    """The second side has images 3 and 4 of the first side's 2 to 5: 0, 1 there, beside 1, 1."""
+    mine = Measured({0: 75.0}, 4, {0: Outcomes(((2, 5),), "1011")})
+    theirs = Measured({0: 100.0, 1: 50.0}, 2, {0: Outcomes(((3, 3), (4, 4)), "11")})
+    found = difference_of(mine, theirs)
+    assert (found["mean"], found["values"], found["seeds"], found["paired"]) == (-50, [50, 100], [0], True)
+    assert difference_of(mine, Measured({0: 50.0}, 2)) is None
+    assert difference_of(mine, Measured({0: 50.0}, 2, {0: Outcomes(((7, 8),), "10")})) is None
+
+
+def test_the_interval_is_that_of_t_tests_where_only_images_or_only_seeds_vary():
+    rng = np.random.default_rng(1)
+    mine, theirs = rng.integers(0, 2, (2, 2000))
+    over_images = stats.ttest_1samp(mine - theirs, 0).confidence_interval(0.95)
+    expected = (100 * over_images.low, 100 * over_images.high)
+    assert difference_of(outcomes(mine), outcomes(theirs))["interval"] == pytest.approx(expected, abs=0.01)
+    assert difference_of(outcomes(mine, mine), outcomes(theirs, theirs))["interval"] == pytest.approx(
+        expected, abs=0.01
+    )
+    over_seeds = stats.ttest_1samp([7, 9, 14], 0).confidence_interval(0.95)
+    found = difference_of(measured(67, 69, 74, images=10**9), measured(60, 60, 60, images=10**9))
+    assert found["interval"] == pytest.approx((over_seeds.low, over_seeds.high), abs=0.01)
+
+
+def test_the_interval_covers_the_true_difference_95_times_in_100():
+    """Images and seeds vary: 1,000 draws of 3 seeds on 200 images, of which the true difference is 0.1."""
+    rng, covered = np.random.default_rng(2), 0
+    for _ in range(1000):
+        shift = 0.1 + 0.03 * rng.standard_normal((3, 1))
+        ease = rng.random(200)  # of each image, shared by all seeds and both sides
+        theirs = (rng.random((3, 200)) < 0.8 * ease).astype(int)
+        mine = (rng.random((3, 200)) < 0.8 * ease + shift).astype(int)
+        low, high = difference_of(outcomes(*mine), outcomes(*theirs))["interval"]
+        covered += low <= 10 <= high
+    assert 940 <= covered <= 995
