@@ -14,6 +14,7 @@ from keras_rcl.papers import PAPERS
 from keras_rcl.report.paper_tables import how_to_read, markdown_of, table_data
 from keras_rcl.report.records import Results, config_path, experiments
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
+from keras_rcl.report.verdicts import mean_and_spread
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.kinds import AUDIT, RECORD, STUDY, VERIFICATION
 from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, AutoAttack
@@ -91,8 +92,7 @@ def _autoattack(results: Path) -> str:
 def _contrast(results: Path) -> str:
     """Adversarial training with and without contrastive terms, over seeds."""
     paper, found = PAPERS["contrast"], Results(results)
-    rows = experiments(paper, "cpu")
-    (table,) = paper.tables
+    rows, table = experiments(paper, "cpu"), paper.table("Table 1")
     setups = {row: found.setup(experiment) for row, experiment in rows.items()}
     data = table_data(table, found.lookup(rows), setups, "cpu")
     return "\n\n".join([*how_to_read([data]), markdown_of(data)])
@@ -214,7 +214,7 @@ def _studies(results: Path) -> str:
     rows, found = [], []
     for path in sorted((results / "studies").glob("*/study.json")):
         study = STUDY.read(path)
-        if "search" not in study["question"] or study["best"] is None:
+        if "search" not in study["question"] or study["best"] is None:  # a repetition is in `_repeats`
             continue
         trials = {trial["number"]: trial for trial in study["trials"]}
         ended = Counter(trial["state"] for trial in trials.values())
@@ -231,6 +231,25 @@ def _studies(results: Path) -> str:
         found.append(f"- {path.parent.name}, trial {best['number']}: {chosen}")
     header = ["study", "variant", "passes", "done", "pruned", "failed", "first trial", "best trial", "its number"]
     return markdown_table(header, rows) + "\n\nThe settings of the best trials:\n\n" + "\n".join(found)
+
+
+def _repeats(results: Path) -> str:
+    """One row per trial that was trained again: its objective in the search, and its mean and spread over seeds."""
+    rows = []
+    for path in sorted((results / "studies").glob("*/study.json")):
+        study = STUDY.read(path)
+        for repeated in study["question"].get("repeat", ()):
+            number, method = repeated["number"], study["question"]["method"]
+            values = [
+                100 * trial["objective"]
+                for trial in study["trials"]
+                if trial["repeats"] == number and trial["state"] == "done"
+            ]
+            if values:
+                mean, spread = mean_and_spread(values)
+                cells = [f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}"), str(len(values))]
+                rows.append([f"`{method['name']}`", str(number), f"{method['passes']:g}", *cells])
+    return markdown_table(["variant", "trial", "passes", "robust accuracy", "seeds"], rows)
 
 
 def _short(text: str) -> str:
@@ -269,7 +288,7 @@ def _speed(results: Path) -> str:
 TABLES = (
     *(_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols),
     *(_corruptions, _corruptions_of_methods, _verifications, _audits, _audited_models, _speed),
-    _studies,
+    *(_studies, _repeats),
 )
 
 

@@ -353,7 +353,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         raw = copy.deepcopy(_parse_once(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        shipped = ", ".join([*sorted(p.name for p in CONFIGS.glob("*.yaml")), "papers/"])
+        shipped = ", ".join([*sorted(p.name for p in CONFIGS.glob("*.yaml")), "recipes/", "papers/"])
         raise InvalidInputError(f"no configuration file {str(path)!r}; configs/ holds {shipped}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"cannot read the configuration {str(path)!r}: {error}") from None

@@ -85,7 +85,7 @@ def test_differences_are_of_the_seeds_that_both_have():
     """Clean: 10, 8 and 9, 9 +- 1. FGSM: -1, 1 and 0, 0 +- 1. `New` is on other images: not compared.
 
     Over images the standard errors are sqrt(0.72 * 0.28 + 0.63 * 0.37) / sqrt(1000) = 2.09 and 2.10 points, over seeds
-    1 / sqrt(3) = 0.58, so 2.16 and 2.18 together; Student's t of so many degrees of freedom (some 400) is 1.966.
+    1 / sqrt(3) = 0.58, so 2.16 and 2.18 together; Student's t of some 400 degrees of freedom is 1.966.
     """
     grid = differences_grid(table_data(TABLE, lookup))
     assert grid.rows == (("Ours less AT", "+5.2", "+9.0 ± 1.0 [+4.7, +13.3]", "+15.7", "+0.0 ± 1.0 [−4.3, +4.3]"),)
