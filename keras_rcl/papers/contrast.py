@@ -76,7 +76,7 @@ CONTRAST = Paper(
             notes=(
                 "AT is that of Table 1. The tuned rows hold 10 % of the training images out to choose the epoch, so "
                 "that they have 10 % fewer images and more passes of each of them.",
-                "The search compared trials by AutoAttack on 1,000 of these images (docs/tuning.md).",
+                "The search compared trials by AutoAttack on 1,000 of these images (docs/contrast.md).",
             ),
         ),
     ),
