@@ -137,8 +137,8 @@ def _on_shared_images(mine: Measured, theirs: Measured, seeds: Sequence[int]) ->
     return list(found[0]), first, second
 
 
-def _interval(mean: float, spread: float | None, seeds: int, error: float) -> tuple[float, float]:
-    """The 95 % interval of a mean difference, in percentage points, over images and seeds.
+def _interval(mean: float, spread: float | None, seeds: int, error: float) -> list[float]:
+    """The limits of the 95 % interval of a mean difference, in percentage points, over images and seeds.
 
     The variance of the mean is that over images plus that over seeds. Of Student's t, the degrees of freedom are
     Satterthwaite's, of which images have very many. A single seed has an interval over images only.
@@ -147,7 +147,7 @@ def _interval(mean: float, spread: float | None, seeds: int, error: float) -> tu
     variance = error**2 + over_seeds
     freedom = (seeds - 1) * (variance / over_seeds) ** 2 if over_seeds else math.inf
     half = math.sqrt(variance) * (float(stdtrit(freedom, 0.975)) if math.isfinite(freedom) else NORMAL_95)
-    return mean - half, mean + half
+    return [mean - half, mean + half]
 
 
 def _percent(measured: Measured, seed: int) -> float:
