@@ -264,7 +264,7 @@ def _studies(results: Path) -> str:
 
 
 def _repeats(results: Path) -> str:
-    """One row per trial that was trained again: its objective in the search, and its mean and spread over seeds."""
+    """One row per trial that was trained again: the mean of its objective and its spread over seeds."""
     rows = []
     for path in sorted((results / "studies").glob("*/study.json")):
         study = STUDY.read(path)
