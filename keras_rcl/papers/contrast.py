@@ -7,6 +7,14 @@ _PGD = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 _AUTOATTACK = "AutoAttack 8/255"
 
 
+def _columns(pgd_limit: int | None, autoattack_limit: int) -> tuple[Column, ...]:
+    return (
+        Column(title="Clean", measures=(Clean(),)),
+        Column(title="PGD-10 8/255", measures=(Robust(attack=_PGD, limit=pgd_limit),)),
+        Column(title=_AUTOATTACK, measures=(Robust(attack=AutoAttack(), limit=autoattack_limit),)),
+    )
+
+
 def _above(text: str, row: str, *others: str) -> Claim:
     return Claim.above(text, (_AUTOATTACK,), row, *others)
 
@@ -23,11 +31,7 @@ CONTRAST = Paper(
         Table(
             name="Table 1",
             caption="Accuracy on CIFAR-10 at one budget of passes through the network",
-            columns=(
-                Column(title="Clean", measures=(Clean(),)),
-                Column(title="PGD-10 8/255", measures=(Robust(attack=_PGD),)),
-                Column(title=_AUTOATTACK, measures=(Robust(attack=AutoAttack(), limit=1000),)),
-            ),
+            columns=_columns(None, 1000),
             rows=(
                 Row(label="AT", config="at"),
                 Row(label="TRADES", config="trades"),
@@ -55,11 +59,7 @@ CONTRAST = Paper(
         Table(
             name="Table 2",
             caption="The same after a search of 40 trials each, at one budget of passes through the network",
-            columns=(
-                Column(title="Clean", measures=(Clean(),)),
-                Column(title="PGD-10 8/255", measures=(Robust(attack=_PGD, limit=2000),)),
-                Column(title=_AUTOATTACK, measures=(Robust(attack=AutoAttack(), limit=2000),)),
-            ),
+            columns=_columns(2000, 2000),
             rows=(
                 Row(label="AT", config="at"),
                 Row(label="AT, tuned", config="robust"),
