@@ -11,10 +11,9 @@ from keras_rcl import config
 from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
-from keras_rcl.report.paper_tables import difference_cell, how_to_read, markdown_of, table_data, verdict_text
+from keras_rcl.report.paper_tables import how_to_read, markdown_of, table_data
 from keras_rcl.report.records import Results, config_path, experiments
-from keras_rcl.report.tables import comparison_table, markdown_table, percent, text_table
-from keras_rcl.report.verdicts import mean_and_spread
+from keras_rcl.report.tables import comparison_table, markdown_table, percent, repeats_table, text_table
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.kinds import AUDIT, RECORD, STUDY, VERIFICATION
 from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, AutoAttack
@@ -91,41 +90,11 @@ def _autoattack(results: Path) -> str:
 
 def _contrast(results: Path) -> str:
     """Adversarial training with and without contrastive terms, over seeds."""
-    data = _contrast_table(results, "Table 1", "cpu")
-    return "\n\n".join([*how_to_read([data]), markdown_of(data)])
-
-
-def _contrast_table(results: Path, table: str, scale: str) -> dict:
-    """A table of `report --paper contrast` at a scale, as JSON values."""
     paper, found = PAPERS["contrast"], Results(results)
-    rows = experiments(paper, scale)
+    rows, table = experiments(paper, "cpu"), paper.table("Table 1")
     setups = {row: found.setup(experiment) for row, experiment in rows.items()}
-    return table_data(paper.table(table), found.lookup(rows), setups, scale)
-
-
-CONTRAST_SCALES = {
-    "small": "half the passes",
-    "cpu": "the passes of Table 1",
-    "large": "three times the passes",
-    "noise": "half the passes, 20 % wrong labels",
-    "few": "half the passes, 10 % of the images",
-}
-"""Scale of the tuned rows -> what it is."""
-
-
-def _contrast_tuned(results: Path) -> str:
-    """One row per scale at which a tuned row is measured: AutoAttack on test images, and what contrast adds."""
-    rows = []
-    for scale, text in CONTRAST_SCALES.items():
-        data = _contrast_table(results, "Table 2", scale)
-        at, tuned, contrast = (row["measured"][-1][0] for row in data["rows"])
-        if tuned is None and contrast is None:
-            continue
-        means = [f"{one['mean']:.1f} ± {one['spread'] or 0:.1f}" if one else "" for one in (at, tuned, contrast)]
-        difference, claim = data["differences"][1]["measured"][-1][0], data["claims"][1]
-        rows.append([text, *means, difference_cell(difference), verdict_text(claim["measured"][0])])
-    header = ["budget", "`at`", "`at`, tuned", "`at_scl`, tuned", "contrast adds", "contrast makes `at` more robust"]
-    return markdown_table(header, rows, right=range(1, 5))
+    data = table_data(table, found.lookup(rows), setups, "cpu")
+    return "\n\n".join([*how_to_read([data]), markdown_of(data)])
 
 
 def _reference(results: Path) -> str:
@@ -264,22 +233,14 @@ def _studies(results: Path) -> str:
 
 
 def _repeats(results: Path) -> str:
-    """One row per trial that was trained again: the mean of its objective and its spread over seeds."""
-    rows = []
-    for path in sorted((results / "studies").glob("*/study.json")):
-        study = STUDY.read(path)
-        for repeated in study["question"].get("repeat", ()):
-            number, method = repeated["number"], study["question"]["method"]
-            values = [
-                100 * trial["objective"]
-                for trial in study["trials"]
-                if trial["repeats"] == number and trial["state"] == "done"
-            ]
-            if values:
-                mean, spread = mean_and_spread(values)
-                cells = [f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}"), str(len(values))]
-                rows.append([f"`{method['name']}`", str(number), f"{method['passes']:g}", *cells])
-    return markdown_table(["variant", "trial", "passes", "robust accuracy", "seeds"], rows)
+    """The table that `tune --repeat` prints, of each study that repeats trials."""
+    studies = (STUDY.read(path) for path in sorted((results / "studies").glob("*/study.json")))
+    return "\n\n".join(
+        f"`{study['question']['method']['name']}`, {study['question']['method']['passes']:g} passes:\n\n"
+        f"```text\n{repeats_table(study)}\n```"
+        for study in studies
+        if "repeat" in study["question"]
+    )
 
 
 def _short(text: str) -> str:
@@ -318,7 +279,7 @@ def _speed(results: Path) -> str:
 TABLES = (
     *(_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols),
     *(_corruptions, _corruptions_of_methods, _verifications, _audits, _audited_models, _speed),
-    *(_studies, _repeats, _contrast_tuned),
+    *(_studies, _repeats),
 )
 
 

@@ -17,9 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from sklearn.datasets import load_digits, load_sample_image
 
-from keras_rcl.papers import PAPERS
-from keras_rcl.report.records import Results, experiment
-from keras_rcl.report.verdicts import SEEDS, mean_and_spread
 from keras_rcl.vocabulary.threat import PROTOCOLS
 
 HERE = Path(__file__).resolve().parent
@@ -30,7 +27,6 @@ RIGHT, WRONG = "#0072B2", "#D55E00"
 EPSILONS = ("2/255", "4/255", "8/255", "16/255", "24/255", "32/255")
 SHOWN = "PGD-40 linf 16/255"
 COLUMNS = 6
-CIFAR_IMAGES = 50_000
 INK, BOX, LIGHT = "#263238", "#CFD8DC", "#ECEFF1"
 
 
@@ -199,54 +195,11 @@ def clamp() -> Figure:
     return figure
 
 
-def contrast() -> Figure:
-    """The trials of both searches by what they contrast, beside the test accuracy of the tuned rows at each budget."""
-    figure = Figure(figsize=(9.0, 3.2), layout="constrained")
-    trials, budgets = figure.subplots(1, 2)
-    kinds = {"at": ("no contrast", INK), "at_scl": ("adversarial views", RIGHT), "clean": ("with a clean view", WRONG)}
-    for variant in ("at", "at_scl"):
-        study = json.loads((ROOT / f"results/studies/contrast-{variant}/study.json").read_text(encoding="utf-8"))
-        for kind in ("at",) if variant == "at" else ("at_scl", "clean"):
-            label, color = kinds[kind]
-            shown = [
-                100 * trial["objective"]
-                for trial in study["trials"]
-                if trial["state"] == "done"
-                and (trial["settings"].get("method.clean_view") == "true") == (kind == "clean")
-            ]
-            trials.plot(sorted(shown, reverse=True), "o-", color=color, markersize=4, linewidth=1, label=label)
-    trials.set(
-        xlabel="measured trials, the best first", ylabel="robust accuracy, %", title="Trials on validation images"
-    )
-    paper, found = PAPERS["contrast"], Results(ROOT / "results")
-    table = paper.table("Table 2")
-    (measure,) = table.columns[-1].measures
-    colors = dict(zip((row.label for row in table.rows), ("#78909C", INK, RIGHT), strict=True))
-    for row in table.rows:
-        points = []
-        for scale in ("small", "cpu", "large"):
-            trained = experiment(f"{paper.name}/{row.config}", scale)
-            if (one := found.measured(trained, measure)) and len(one.values) >= SEEDS:
-                images = CIFAR_IMAGES * (1 - trained.dataset.validation_fraction)
-                passes = images * sum(phase.total_cost for phase in trained.method.phases())
-                points.append((passes / 1e6, *mean_and_spread([float(value) for value in one.values.values()])))
-        if points:
-            x, mean, spread = zip(*points, strict=True)
-            budgets.errorbar(x, mean, spread, fmt="o-", color=colors[row.label], capsize=3, label=row.label)
-    budgets.set(xlabel="passes of all images, millions", title="Test images, three seeds", xscale="log")
-    for axes in (trials, budgets):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    return figure
-
-
 def main() -> None:
     """Draw all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="keep runs, models and attacks in this folder")
-    parser.add_argument(
-        "--only", nargs="*", default=["robustness", "batch", "layers", "clamp", "contrast"], help="figures to draw"
-    )
+    parser.add_argument("--only", nargs="*", default=["robustness", "batch", "layers", "clamp"], help="figures to draw")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)

@@ -68,6 +68,12 @@ class Measured:
     images: int
     outcomes: Mapping[int, Outcomes] = dataclasses.field(default_factory=dict)
 
+    def at(self, positions: Mapping[int, np.ndarray]) -> "Measured":
+        """The measure over the images at some positions of each seed."""
+        outcomes = {seed: self.outcomes[seed].at(found) for seed, found in positions.items()}
+        values = {seed: 100 * float(one.values.mean()) for seed, one in outcomes.items()}
+        return Measured(values, min((len(one.correct) for one in outcomes.values()), default=0), outcomes)
+
     @property
     def counted(self) -> dict[str, int] | None:
         """The counts, summed over seeds; None if the values are percentages."""
@@ -120,21 +126,13 @@ def difference_of(mine: Measured | None, theirs: Measured | None) -> dict[str, A
 
 def _on_shared_images(mine: Measured, theirs: Measured, seeds: Sequence[int]) -> tuple[list[int], Measured, Measured]:
     """The seeds of which both have the outcomes of shared images, and both sides over these images."""
-    found: list[dict[int, Outcomes]] = [{}, {}]
-    for seed in seeds:
-        pair = mine.outcomes.get(seed), theirs.outcomes.get(seed)
-        if pair[0] and pair[1] and len(shared := np.intersect1d(pair[0].positions, pair[1].positions)):
-            for side, one in zip(found, pair, strict=True):
-                side[seed] = one.at(shared)
-    first, second = (
-        Measured(
-            {seed: 100 * float(one.values.mean()) for seed, one in side.items()},
-            min((len(one.correct) for one in side.values()), default=0),
-            side,
-        )
-        for side in found
-    )
-    return list(found[0]), first, second
+    shared = {
+        seed: np.intersect1d(mine.outcomes[seed].positions, theirs.outcomes[seed].positions)
+        for seed in seeds
+        if seed in mine.outcomes and seed in theirs.outcomes
+    }
+    shared = {seed: positions for seed, positions in shared.items() if len(positions)}
+    return list(shared), mine.at(shared), theirs.at(shared)
 
 
 def _interval(mean: float, spread: float | None, seeds: int, error: float) -> list[float]:
