@@ -16,7 +16,7 @@ from keras_rcl.evaluation.robustness import Survival, corruption_summary
 from keras_rcl.runtime.program import program_name
 from keras_rcl.storage.kinds import RECORD, stored_attacks
 from keras_rcl.vocabulary.attacks import Attack
-from keras_rcl.vocabulary.record import Record, VerificationRecord
+from keras_rcl.vocabulary.record import Record, VerificationRecord, index_ranges, indices_in
 
 if TYPE_CHECKING:  # which most records are not of
     from keras_rcl.evaluation.certification import Certification
@@ -173,9 +173,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     record: dict[str, Any] = dict(RECORD.read(path))
     record["attacks"] = stored_attacks(record, path)
-    runs = [np.arange(first, last + 1) for first, last in record["data"]["indices"]]
-    indices = np.concatenate([np.zeros(0, int), *runs]).astype(int)
-    record["data"] = {**record["data"], "indices": indices}
+    record["data"] = {**record["data"], "indices": indices_in(record["data"]["indices"])}
     survival = record["survival"]
     attacked = np.array([_outcomes(row) for row in survival["attacks"]], bool).reshape(-1, record["images"])
     record["survival"] = {"clean": _outcomes(survival["clean"]), "attacks": attacked}
@@ -188,9 +186,3 @@ def _outcomes(bits: str) -> np.ndarray:
 
 def _bits(outcomes: np.ndarray) -> str:
     return "".join("1" if outcome else "0" for outcome in outcomes)
-
-
-def index_ranges(indices: np.ndarray) -> list[list[int]]:
-    """[3, 4, 5, 9] -> [[3, 5], [9, 9]]: runs of consecutive indices, first and last, in order."""
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    return [[int(run[0]), int(run[-1])] for run in np.split(indices, breaks) if len(run)]

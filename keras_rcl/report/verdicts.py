@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from keras_rcl.vocabulary.record import indices_in
+
 SEEDS = 3
 """The smallest number of seeds that decides a difference."""
 FLOOR, CEILING = 1.0, 99.0
@@ -44,7 +46,7 @@ class Outcomes:
     @property
     def positions(self) -> np.ndarray:
         """int [N], the position of each image."""
-        return np.concatenate([np.arange(first, last + 1) for first, last in self.images])
+        return indices_in(self.images)
 
     def at(self, positions: np.ndarray) -> "Outcomes":
         """The results of the images at some of the positions."""

@@ -3,8 +3,10 @@
 The types are also what files are checked against when they are read back, so they say which keys every file has.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
+import numpy as np
 from pydantic import Field, with_config
 from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
 
@@ -18,6 +20,18 @@ Outcomes = Annotated[str, Field(pattern="^[01]*$")]
 """One digit per image: 1 where the model was correct."""
 IndexRange = Annotated[list[Count], Field(min_length=2, max_length=2)]
 """The first and the last of consecutive positions in a data set's own split."""
+
+
+def index_ranges(indices: np.ndarray) -> list[list[int]]:
+    """[3, 4, 5, 9] -> [[3, 5], [9, 9]]: runs of consecutive indices, first and last, in order."""
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    return [[int(run[0]), int(run[-1])] for run in np.split(indices, breaks) if len(run)]
+
+
+def indices_in(ranges: Iterable[Sequence[int]]) -> np.ndarray:
+    """The inverse of `index_ranges`: int64 [N]."""
+    runs = (np.arange(first, last + 1, dtype=np.int64) for first, last in ranges)
+    return np.concatenate([np.zeros(0, np.int64), *runs])
 
 
 @with_config(STORED)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from keras_rcl.errors import InvalidInputError
 from keras_rcl.evaluation.audit import Audit, Evidence, Subject, audit
 from keras_rcl.evaluation.checks import CHECKS
-from keras_rcl.evaluation.record import command_line, index_ranges, read_record, versions
+from keras_rcl.evaluation.record import command_line, read_record, versions
 from keras_rcl.model_io.classifier import load_classifier
 from keras_rcl.report.audit_page import audit_page
 from keras_rcl.report.figures import attack_pictures, loss_surface_plot
@@ -21,6 +21,7 @@ from keras_rcl.storage.output_folder import output_and_journal, report_resumed
 from keras_rcl.storage.stored import read_arrays
 from keras_rcl.vocabulary.attacks import describe
 from keras_rcl.vocabulary.claim import AuditBudget, Claim, as_claim
+from keras_rcl.vocabulary.record import index_ranges
 from keras_rcl.vocabulary.threat import Norm, check_ball, format_epsilon
 from keras_rcl.workflows.inputs import data_for, logits_through, pixels, positions_of_record, split_of
 
