@@ -221,24 +221,24 @@ def _studies(results: Path) -> str:
         method = study["question"]["method"]
         counts = (str(ended[state]) for state in ("done", "pruned", "failed"))
         measured = (percent(trial["objective"]) for trial in (first, best))
-        rows.append(
-            [path.parent.name, f"`{method['name']}`", f"{method['passes']:g}", *counts, *measured, str(best["number"])]
-        )
+        facts = path.parent.name, f"`{method['name']}`", f"{method['passes']:g}", study["attack"].split()[0]
+        rows.append([*facts, *counts, *measured, str(best["number"])])
         chosen = ", ".join(
             f"{name.removeprefix('method.')} {_short(value)}" for name, value in best["settings"].items()
         )
         found.append(f"- {path.parent.name}, trial {best['number']}: {chosen}")
-    header = ["study", "variant", "passes", "done", "pruned", "failed", "first trial", "best trial", "its number"]
+    header = ["study", "variant", "passes", "attack", "done", "pruned", "failed"]
+    header += ["first trial", "best trial", "its number"]
     return markdown_table(header, rows) + "\n\nThe settings of the best trials:\n\n" + "\n".join(found)
 
 
 def _repeats(results: Path) -> str:
     """The table that `tune --repeat` prints, of each study that repeats trials."""
-    studies = (STUDY.read(path) for path in sorted((results / "studies").glob("*/study.json")))
+    studies = {path.parent.name: STUDY.read(path) for path in sorted((results / "studies").glob("*/study.json"))}
     return "\n\n".join(
-        f"`{study['question']['method']['name']}`, {study['question']['method']['passes']:g} passes:\n\n"
+        f"{name} (`{study['question']['method']['name']}`, {study['question']['method']['passes']:g} passes):\n\n"
         f"```text\n{repeats_table(study)}\n```"
-        for study in studies
+        for name, study in studies.items()
         if "repeat" in study["question"]
     )
 
