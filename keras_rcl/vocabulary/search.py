@@ -1,7 +1,8 @@
 """Ranges of a hyper-parameter search, and the default ranges of a method."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field
@@ -41,6 +42,11 @@ class Interval:
         """A value, as `--set` takes it."""
         return str(int(value)) if self.name == "int" else repr(float(value))
 
+    @property
+    def all_values(self) -> Sequence[int] | None:
+        """Its values in order; None if they are not whole numbers."""
+        return range(int(self.low), int(self.high) + 1) if self.name == "int" else None
+
     def __str__(self) -> str:
         return f"{self.name}({self.low:g}, {self.high:g})"
 
@@ -62,6 +68,10 @@ class Choice:
 
     def text(self, value: str) -> str:
         return value
+
+    @property
+    def all_values(self) -> Sequence[str]:
+        return self.values
 
     def __str__(self) -> str:
         return f"choice({', '.join(self.values)})"
@@ -100,6 +110,11 @@ def parse_range(text: str) -> Range:
         if isinstance(error, InvalidInputError):
             raise
         raise InvalidInputError(f"{text!r}: its ends must be numbers; {example}") from None
+
+
+def count_combinations(space: Mapping[str, Range]) -> float:
+    """The number of combinations of values of the settings; infinite if a range holds more than whole numbers."""
+    return math.prod(math.inf if (found := values.all_values) is None else len(found) for values in space.values())
 
 
 def parse_search(text: str) -> tuple[str, Range]:

@@ -1,5 +1,6 @@
 """What the next trial of a study is: drawn by Optuna, or one of the best trials of another study with another seed."""
 
+import itertools
 import math
 import statistics
 import warnings
@@ -60,13 +61,14 @@ class Sampled:
         space: The range of each setting.
         first: Values of settings that the first trial has; the others are drawn.
         seed: Of the sampler.
+        exhaustive: Draw nothing after the first trial: propose the combinations of values in order, each once.
 
     Raises:
         InvalidInputError: If Optuna is not installed.
     """
 
-    def __init__(self, space: Mapping[str, Range], first: Mapping[str, Any], seed: int):
-        self._space, self._first, self._seed = space, first, seed
+    def __init__(self, space: Mapping[str, Range], first: Mapping[str, Any], seed: int, exhaustive: bool = False):
+        self._space, self._first, self._seed, self._exhaustive = space, first, seed, exhaustive
         self._optuna = _optuna()
         self._distributions = {setting: self._distribution(values) for setting, values in space.items()}
         self.question: Mapping[str, Any] = {"search": {setting: str(values) for setting, values in space.items()}}
@@ -95,6 +97,8 @@ class Sampled:
         self._study.sampler = self._optuna.samplers.TPESampler(seed=int(entropy[0]))
         if number == 0 and self._first:
             self._study.enqueue_trial(self._first)
+        elif self._exhaustive and (untried := self._untried()):
+            self._study.enqueue_trial(untried)
         asked = self._study.ask(self._distributions)
         return {"settings": {name: self._space[name].text(value) for name, value in asked.params.items()}}
 
@@ -130,6 +134,13 @@ class Sampled:
                 with atomic_path(folder / name) as temporary:
                     figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
                 plt.close(figure)
+
+    def _untried(self) -> dict[str, Any] | None:
+        """The first combination of values that no trial has; None if each was tried."""
+        tried = [trial.params for trial in self._study.get_trials(deepcopy=False)]
+        every = itertools.product(*(values.all_values or () for values in self._space.values()))
+        found = (dict(zip(self._space, values, strict=True)) for values in every)
+        return next((settings for settings in found if settings not in tried), None)
 
     def _distribution(self, values: Range):
         of = self._optuna.distributions

@@ -34,7 +34,7 @@ from keras_rcl.training.tensorboard import TensorBoardWriter, flatten
 from keras_rcl.vocabulary.attacks import Attack
 from keras_rcl.vocabulary.dataset import Dataset
 from keras_rcl.vocabulary.phase import Phase
-from keras_rcl.vocabulary.search import Choice, Range
+from keras_rcl.vocabulary.search import Choice, Range, count_combinations
 from keras_rcl.workflows.fit import fingerprint_of, hash_data, networks, output_of, train
 from keras_rcl.workflows.inputs import pixels
 from keras_rcl.workflows.proposals import Proposals, Repeated, Sampled, best_first
@@ -120,6 +120,8 @@ def tune(
 ) -> tuple[dict[str, Any], Path]:
     """Search for hyper-parameters with Optuna's TPE sampler; the first trial is the experiment as it is.
 
+    If `trials` suffice for all combinations of values, as of a few choices, each is tried once.
+
     The objective is measured on the validation split; the test split is removed before anything is trained. The same
     call, made again after an interruption at any instant, resumes the search, trainings included; with more `trials`
     it continues a completed one. With one process it ends in the same table as an uninterrupted search.
@@ -139,11 +141,16 @@ def tune(
             is in use.
         KeyboardInterrupt: With a message that the same command resumes.
     """
-    search = _Search(experiment, vary, options, progress or Silent())
     if not space:
         raise InvalidInputError(f"{experiment.method.name} has no default search space; give --search SETTING=RANGE")
+    progress, combinations = progress or Silent(), count_combinations(space)
+    exhaustive = combinations <= options.trials
+    if exhaustive:
+        progress.say(f"the ranges have {combinations} combinations of values: each is one trial")
+        options = dataclasses.replace(options, trials=int(combinations))
+    search = _Search(experiment, vary, options, progress)
     own = _own_values(experiment, vary, space)
-    return search(Sampled(space, own, experiment.seed))
+    return search(Sampled(space, own, experiment.seed, exhaustive))
 
 
 def repeat(

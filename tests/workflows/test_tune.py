@@ -176,6 +176,20 @@ def test_the_first_trial_has_the_settings_of_the_experiment(tmp_path, monkeypatc
     assert epochs in ("2", "3")
 
 
+def test_every_combination_is_tried_once_if_the_trials_suffice(tmp_path, monkeypatch):
+    """A search that is continued tries the combinations that are left; more trials repeat none of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuning, "run_trial", lambda job, tell: {"state": "done", "objective": 0.5, "curve": []})
+    spaces = ["batch_size=choice(8, 16, 32)", "epochs=int(1, 2)"]
+    arguments = [*SMALL, *(part for space in spaces for part in ("--search", f"method.{space}"))]
+    assert run(*arguments, "--trials", "1").exit_code == 0
+    made = run(*arguments, "--trials", "9")
+    assert made.exit_code == 0 and "the ranges have 6 combinations of values: each is one trial" in made.stderr
+    tried = [tuple(trial["settings"].values()) for trial in study_of(_default())["trials"]]
+    assert tried[0] == ("16", "1") and len(tried) == 6
+    assert set(tried) == {(batch_size, epochs) for batch_size in ("8", "16", "32") for epochs in ("1", "2")}
+
+
 def _searched(folder, variant="baseline"):
     """A search of four trials, of which the third failed and the best two are 3 and 0."""
     trials = [
