@@ -180,21 +180,22 @@ def repeats_table(study: Mapping) -> str:
     """The table that `tune --repeat` prints: one line per repeated trial, the best first, as `best.yaml` chooses it.
 
     Trials with more seeds come before others, then the highest mean. A mean stands with its standard deviation over
-    seeds, in percentage points. Seeds that failed are named.
+    seeds, in percentage points. Seeds that failed are named. Settings that all trials share are left out.
     """
     repeated = study["question"]["repeat"]
+    settings = [name for name in repeated[0]["settings"] if len({trial["settings"][name] for trial in repeated}) > 1]
     rows = []
     for trial in repeated:
         made = [one for one in study["trials"] if one["repeats"] == trial["number"]]
         done = [one for one in made if one["state"] == "done"]
-        values = [_short(trial["settings"][setting]) for setting in trial["settings"]]
+        values = [_short(trial["settings"][setting]) for setting in settings]
         reached = [_over_seeds([one[name] for one in done]) for name in ("clean_accuracy", "robust_accuracy")]
         objective = [one["objective"] for one in done]
         failed = ", ".join(f"seed {one['settings']['seed']} {one['state']}" for one in made if one not in done)
         rank = (len(done), statistics.fmean(objective) if done else 0.0)
         rows.append((rank, [str(trial["number"]), *values, str(len(done)), *reached, _over_seeds(objective), failed]))
-    settings = [setting.removeprefix("method.") for setting in repeated[0]["settings"]]
-    header = ["trial", *settings, "seeds", "clean", "robust", study["objective"], ""]
+    names = [setting.removeprefix("method.") for setting in settings]
+    header = ["trial", *names, "seeds", "clean", "robust", study["objective"], ""]
     rows.sort(key=lambda ranked: ranked[0], reverse=True)
     return text_table(header, [row for _, row in rows], right=range(len(header) - 1))
 
