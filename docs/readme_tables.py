@@ -3,7 +3,7 @@
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from keras_rcl import config
 from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
-from keras_rcl.report.paper_tables import how_to_read, markdown_of, table_data
+from keras_rcl.report.paper_tables import difference_cell, how_to_read, markdown_of, table_data, verdict_text
 from keras_rcl.report.records import Results, config_path, experiments
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, repeats_table, text_table
 from keras_rcl.storage.atomic import read_json
@@ -90,11 +90,49 @@ def _autoattack(results: Path) -> str:
 
 def _contrast(results: Path) -> str:
     """Adversarial training with and without contrastive terms, over seeds."""
-    paper, found = PAPERS["contrast"], Results(results)
-    rows, table = experiments(paper, "cpu"), paper.table("Table 1")
-    setups = {row: found.setup(experiment) for row, experiment in rows.items()}
-    data = table_data(table, found.lookup(rows), setups, "cpu")
+    data = _contrast_table(results, "Table 1", "cpu")
     return "\n\n".join([*how_to_read([data]), markdown_of(data)])
+
+
+def _contrast_table(results: Path, table: str, scale: str) -> dict:
+    """A table of `report --paper contrast` at a scale, as JSON values."""
+    paper, found = PAPERS["contrast"], Results(results)
+    rows = experiments(paper, scale)
+    setups = {row: found.setup(experiment) for row, experiment in rows.items()}
+    return table_data(paper.table(table), found.lookup(rows), setups, scale)
+
+
+CONTRAST_SCALES = {
+    "small": "half the passes",
+    "cpu": "the passes of Table 1",
+    "large": "three times the passes",
+    "noise": "half the passes, 20 % wrong labels",
+    "few": "half the passes, 10 % of the images",
+}
+"""Scale of the tuned rows -> what it is."""
+
+
+def _contrast_tuned(results: Path) -> str:
+    """One row per scale at which a tuned row is measured: AutoAttack on test images, and what contrast adds."""
+    rows = []
+    for scale, text in CONTRAST_SCALES.items():
+        data = _contrast_table(results, "Table 2", scale)
+        at, tuned, contrast = (row["measured"][-1][0] for row in data["rows"])
+        if tuned is None and contrast is None:
+            continue
+        means = [_mean_and_spread(one) for one in (at, tuned, contrast)]
+        seeds = str(min(len(one["seeds"]) if one else 0 for one in (tuned, contrast)))
+        difference, claim = data["differences"][1]["measured"][-1][0], data["claims"][1]
+        rows.append([text, *means, seeds, difference_cell(difference), verdict_text(claim["measured"][0])])
+    header = ["budget", "`at`", "`at`, tuned", "`at_scl`, tuned", "seeds", "contrast adds"]
+    return markdown_table([*header, "contrast makes the tuned `at` more robust"], rows, right=range(1, 6))
+
+
+def _mean_and_spread(measured: Mapping | None) -> str:
+    if measured is None:
+        return ""
+    spread = "" if measured["spread"] is None else f" ± {measured['spread']:.1f}"
+    return f"{measured['mean']:.1f}{spread}"
 
 
 def _reference(results: Path) -> str:
@@ -279,7 +317,7 @@ def _speed(results: Path) -> str:
 TABLES = (
     *(_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols),
     *(_corruptions, _corruptions_of_methods, _verifications, _audits, _audited_models, _speed),
-    *(_studies, _repeats),
+    *(_studies, _repeats, _contrast_tuned),
 )
 
 

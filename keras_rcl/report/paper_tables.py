@@ -284,7 +284,7 @@ def differences_grid(data: Mapping[str, Any]) -> Grid | None:
     lines = []
     for difference in rows:
         cells = [
-            _signed(difference["published"][i]) if j < 0 else _difference_cell(difference["measured"][i][j])
+            _signed(difference["published"][i]) if j < 0 else difference_cell(difference["measured"][i][j])
             for i, j in kept
         ]
         lines.append((f"{difference['row']} less {difference['against']}", *cells))
@@ -368,7 +368,7 @@ def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.1f}".replace("-", "−")
 
 
-def _difference_cell(found: Mapping[str, Any] | None) -> str:
+def difference_cell(found: Mapping[str, Any] | None) -> str:
     """A difference in words: its mean, spread over seeds and interval; a dash if not measured."""
     if found is None:
         return NOT_MEASURED
