@@ -3,7 +3,7 @@
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
 from keras_rcl.report.paper_tables import difference_cell, how_to_read, markdown_of, table_data, verdict_text
 from keras_rcl.report.records import Results, config_path, experiments
-from keras_rcl.report.tables import comparison_table, markdown_table, percent, repeats_table, text_table
+from keras_rcl.report.tables import comparison_table, markdown_table, percent, repeats_table, text_table, with_spread
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.kinds import AUDIT, RECORD, STUDY, VERIFICATION
 from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, AutoAttack
@@ -120,19 +120,12 @@ def _contrast_tuned(results: Path) -> str:
         at, tuned, contrast = (row["measured"][-1][0] for row in data["rows"])
         if tuned is None and contrast is None:
             continue
-        means = [_mean_and_spread(one) for one in (at, tuned, contrast)]
+        means = [with_spread(f"{one['mean']:.1f}", one["spread"]) if one else "" for one in (at, tuned, contrast)]
         seeds = str(min(len(one["seeds"]) if one else 0 for one in (tuned, contrast)))
         difference, claim = data["differences"][1]["measured"][-1][0], data["claims"][1]
         rows.append([text, *means, seeds, difference_cell(difference), verdict_text(claim["measured"][0])])
     header = ["budget", "`at`", "`at`, tuned", "`at_scl`, tuned", "seeds", "contrast adds"]
     return markdown_table([*header, "contrast makes the tuned `at` more robust"], rows, right=range(1, 6))
-
-
-def _mean_and_spread(measured: Mapping | None) -> str:
-    if measured is None:
-        return ""
-    spread = "" if measured["spread"] is None else f" ± {measured['spread']:.1f}"
-    return f"{measured['mean']:.1f}{spread}"
 
 
 def _reference(results: Path) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from keras_rcl.report.tables import markdown_table
+from keras_rcl.report.tables import markdown_table, with_spread
 from keras_rcl.report.verdicts import SEEDS, Compared, Measured, difference_of, mean_and_spread, verdict
 from keras_rcl.vocabulary.paper import Claim, Comparison, Measure, Paper, Published, Table
 from keras_rcl.vocabulary.threat import format_pixels
@@ -355,13 +355,12 @@ def _cell(found: Mapping[str, Any] | None, expected: int, interval: Interval | N
     if "counts" in found:
         counts = found["counts"]
         return f"{' / '.join(str(counts[status]) for status in VERIFIED)} of {sum(counts.values())}"
-    spread = "" if found["spread"] is None else f" ± {found['spread']:.1f}"
     images = "" if found["images"] == expected else f" ({found['images']})"
     bounds = ""
     if interval and found["spread"] is None:
         low, high = interval(round(found["mean"] / 100 * found["images"]), found["images"])
         bounds = f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{found['mean']:.1f}{spread}{bounds}{images}"
+    return with_spread(f"{found['mean']:.1f}", found["spread"]) + bounds + images
 
 
 def _signed(value: float | None) -> str:
@@ -372,9 +371,8 @@ def difference_cell(found: Mapping[str, Any] | None) -> str:
     """A difference in words: its mean, spread over seeds and interval; a dash if not measured."""
     if found is None:
         return NOT_MEASURED
-    spread = "" if found["spread"] is None else f" ± {found['spread']:.1f}"
     low, high = found["interval"]
-    return f"{_signed(found['mean'])}{spread} [{_signed(low)}, {_signed(high)}]"
+    return f"{with_spread(_signed(found['mean']), found['spread'])} [{_signed(low)}, {_signed(high)}]"
 
 
 def captions(data: Mapping[str, Any]) -> list[str]:

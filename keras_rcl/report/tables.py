@@ -205,7 +205,12 @@ def _over_seeds(values: Sequence[float]) -> str:
     if not values:
         return ""
     mean, spread = mean_and_spread([100 * value for value in values])
-    return f"{mean:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+    return with_spread(f"{mean:.1f}", spread)
+
+
+def with_spread(mean: str, spread: float | None) -> str:
+    """A mean, as it is written, and its standard deviation over seeds, which a single seed does not have."""
+    return mean if spread is None else f"{mean} ± {spread:.1f}"
 
 
 def trials_table(study: Mapping) -> str:
