@@ -143,12 +143,12 @@ def tune(
     """
     if not space:
         raise InvalidInputError(f"{experiment.method.name} has no default search space; give --search SETTING=RANGE")
-    progress, combinations = progress or Silent(), count_combinations(space)
+    progress, combinations, remark = progress or Silent(), count_combinations(space), ""
     exhaustive = combinations <= options.trials
     if exhaustive:
-        progress.say(f"the ranges have {combinations} combinations of values: each is one trial")
+        remark = f"the ranges have {combinations} combinations of values: each is one trial"
         options = dataclasses.replace(options, trials=int(combinations))
-    search = _Search(experiment, vary, options, progress)
+    search = _Search(experiment, vary, options, progress, remark=remark)
     own = _own_values(experiment, vary, space)
     return search(Sampled(space, own, experiment.seed, exhaustive))
 
@@ -198,6 +198,7 @@ class _Search:
     Attributes:
         attack: Measures the robust accuracy.
         folder: Receives the results; `suffix` ends the name of the default one.
+        remark: What is said once the folder is found to be usable.
     """
 
     def __init__(
@@ -207,8 +208,10 @@ class _Search:
         options: TuneOptions,
         progress: Progress,
         suffix: str = "",
+        remark: str = "",
     ):
-        self.experiment, self.vary, self.options, self.progress = experiment, vary, options, progress
+        self.experiment, self.vary, self.options = experiment, vary, options
+        self.progress, self.remark = progress, remark
         self.attack = options.attack or experiment.evaluation.validation_attack
         _check_attack(self.attack)
         default = Path("tuned") / f"{experiment.dataset.name}-{experiment.method.name}{suffix}"
@@ -221,6 +224,8 @@ class _Search:
         if self.options.processes > 1:
             _loaded.cache_clear()
         with Study(self.folder, fingerprint, proposals, self.options.overwrite) as study:
+            if self.remark:
+                self.progress.say(self.remark)
             if done := len(study.ended()):
                 self.progress.say(f"resuming {self.folder}: {done} trials done")
             try:

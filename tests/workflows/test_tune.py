@@ -188,6 +188,8 @@ def test_every_combination_is_tried_once_if_the_trials_suffice(tmp_path, monkeyp
     tried = [tuple(trial["settings"].values()) for trial in study_of(_default())["trials"]]
     assert tried[0] == ("16", "1") and len(tried) == 6
     assert set(tried) == {(batch_size, epochs) for batch_size in ("8", "16", "32") for epochs in ("1", "2")}
+    other = run(*arguments, "--trials", "9", "--seed", "1")
+    assert other.exit_code == 2 and len(other.stderr.splitlines()) == 1 and "with other seed" in other.stderr
 
 
 def _searched(folder, variant="baseline"):
