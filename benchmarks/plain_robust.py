@@ -1,11 +1,11 @@
-"""The robust accuracy of `at` trained by a plain loop, to compare with what `fit` reaches at as many passes.
+"""The robust accuracy of `at` trained by a plain loop, beside that of `fit` with the same configuration.
 
     python -m benchmarks.plain_robust --json results/benchmarks/plain_robust.json
-    python cli.py fit --config configs/contrast_search.yaml --variant at --scale small --seed 0
+    python cli.py report --paper contrast --scale cpu --train --seeds 3
 
 CIFAR-10 (TFDS, found by TFDS_DATA_DIR). The loop has the training images, the network, the batches, the attack, the
-optimizer and the epochs of that configuration, and nothing else of this package. It does not choose its epoch by
-validation images; the last one counts. AutoAttack judges both on the same test images.
+optimizer and the epochs of that configuration, and nothing else of this package. The same attacks on the same test
+images judge both.
 """
 
 import argparse
@@ -29,10 +29,12 @@ from keras_rcl.evaluation.record import versions  # noqa: E402
 from keras_rcl.evaluation.robustness import Evaluator  # noqa: E402
 from keras_rcl.report.tables import markdown_table, percent  # noqa: E402
 from keras_rcl.storage.atomic import write_json  # noqa: E402
+from keras_rcl.vocabulary.attacks import AutoAttack  # noqa: E402
 from keras_rcl.workflows.fit import networks  # noqa: E402
 from keras_rcl.workflows.inputs import pixels  # noqa: E402
 
-CONFIG, SCALE = Path("configs/contrast_search.yaml"), "small"
+CONFIG, SCALE = Path("configs/papers/contrast/at.yaml"), "cpu"
+AUTOATTACK_LIMIT = 1000
 PADDING = 4
 
 
@@ -58,10 +60,7 @@ def trained(experiment: Experiment, data: ImageData) -> keras.Model:
     (phase,) = experiment.method.phases()
     attack, optimizer = phase.views[0].attack, phase.optimizer
     steps = phase.epochs * (len(data.train.labels) // phase.batch_size)
-    rising = round(optimizer.warmup_share * steps)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - rising, warmup_target=optimizer.learning_rate, warmup_steps=rising
-    )
+    rate = keras.optimizers.schedules.CosineDecay(optimizer.learning_rate, steps)
     plain = PlainAT(model, attack.epsilon, attack.step_size, attack.num_steps, rate)
     batches = batches_of(data, phase.batch_size, experiment.seed)
     for epoch in range(phase.epochs):
@@ -71,6 +70,18 @@ def trained(experiment: Experiment, data: ImageData) -> keras.Model:
     return model
 
 
+def measured(model: keras.Model, experiment: Experiment, data: ImageData) -> dict[str, float]:
+    """Clean and robust accuracy on test images, by attack."""
+    (pgd,) = experiment.evaluation.attacks
+    row = {}
+    for attack, images in ((pgd, data.test), (AutoAttack(), data.test.limited(AUTOATTACK_LIMIT))):
+        evaluator = Evaluator(lambda x: model(x, training=False), (attack,), seed=experiment.seed)
+        survival = evaluator(pixels(images.images), images.labels)
+        row.setdefault("clean_accuracy", survival.clean_accuracy)
+        row[attack.label] = survival.rows()[0]["robust_accuracy"]
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
@@ -78,22 +89,16 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for seed in range(arguments.seeds):
-        experiment = config.load(CONFIG, "at", [f"seed={seed}"], SCALE)
+        experiment = config.load(CONFIG, None, [f"seed={seed}"], SCALE)
         data = load(experiment.dataset)
-        model = trained(experiment, data)
-        test = data.test.limited(experiment.evaluation.limit)
-        (attack,) = experiment.evaluation.attacks
-        evaluator = Evaluator(lambda x: model(x, training=False), (attack,), seed=seed)  # noqa: B023
-        survival = evaluator(pixels(test.images), test.labels)
-        robust = survival.rows()[0]["robust_accuracy"]
-        rows.append({"seed": seed, "clean_accuracy": survival.clean_accuracy, "robust_accuracy": robust})
+        rows.append({"seed": seed, **measured(trained(experiment, data), experiment, data)})
         print(rows[-1], file=sys.stderr, flush=True)
         if arguments.json:
-            facts = {"config": str(CONFIG), "scale": SCALE, "attack": attack.label, "protocol": attack.protocol}
-            facts |= {"images": len(test.labels), "rows": rows}
+            facts = {"config": str(CONFIG), "scale": SCALE, "autoattack_limit": AUTOATTACK_LIMIT, "rows": rows}
             write_json(arguments.json, {"command": command_line(), "versions": versions(), **facts})
-    cells = [[str(row["seed"]), percent(row["clean_accuracy"]), percent(row["robust_accuracy"])] for row in rows]
-    print(markdown_table(["seed", "clean", "AutoAttack"], cells, right=range(3)))
+    cells = [[str(row["seed"]), *(percent(value) for name, value in row.items() if name != "seed")] for row in rows]
+    header = ["seed", "clean", *list(rows[0])[2:]]
+    print(markdown_table(header, cells, right=range(len(header))))
 
 
 if __name__ == "__main__":
