@@ -14,6 +14,7 @@ from keras_rcl.papers import PAPERS
 from keras_rcl.report.paper_tables import difference_cell, how_to_read, markdown_of, table_data, verdict_text
 from keras_rcl.report.records import Results, config_path, experiments
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, repeats_table, text_table, with_spread
+from keras_rcl.report.verdicts import mean_and_spread
 from keras_rcl.storage.atomic import read_json
 from keras_rcl.storage.kinds import AUDIT, RECORD, STUDY, VERIFICATION
 from keras_rcl.vocabulary.attacks import CORRUPTION_KINDS, AutoAttack
@@ -126,6 +127,38 @@ def _contrast_tuned(results: Path) -> str:
         rows.append([text, *means, seeds, difference_cell(difference), verdict_text(claim["measured"][0])])
     header = ["budget", "`at`", "`at`, tuned", "`at_scl`, tuned", "seeds", "contrast adds"]
     return markdown_table([*header, "contrast makes the tuned `at` more robust"], rows, right=range(1, 6))
+
+
+def _contrast_corrupted(results: Path) -> str:
+    """What contrast adds to the tuned `at` at the passes of Table 1 under corruptions, over seeds."""
+
+    def accuracies(name: str) -> list[float]:
+        paths = (results / f"attacks/{name}{seed}-corruptions.json" for seed in ("", "-seed1", "-seed2"))
+        return [100 * RECORD.read(path)["corruptions"]["mean_accuracy"] for path in paths]
+
+    at, contrast = accuracies("contrast-robust"), accuracies("contrast-robust-scl")
+    differences = [mine - theirs for mine, theirs in zip(contrast, at, strict=True)]
+    (*means, (mean, spread)) = map(mean_and_spread, (at, contrast, differences))
+    verdict = "not decided (within its spread)" if abs(mean) <= (spread or 0) else "yes" if mean > 0 else "no"
+    cells = [with_spread(f"{one:.1f}", over) for one, over in means]
+    row = [*cells, str(len(at)), with_spread(f"{mean:+.1f}".replace("-", "−"), spread), verdict]
+    header = ["`at`, tuned", "`at_scl`, tuned", "seeds", "contrast adds", "contrast helps"]
+    return markdown_table(header, [row], right=range(4))
+
+
+def _plain_loop(results: Path) -> str:
+    """The row AT of Table 1 as `fit` trains it, and as a plain loop does, over the same seeds."""
+    measured = read_json(results / "benchmarks/plain_robust.json")
+    at = _contrast_table(results, "Table 1", "cpu")["rows"][0]["measured"]
+    values = {"`fit`": [column[0]["values"] for column in at]}
+    names = [name for name in measured["rows"][0] if name != "seed"]
+    values["plain loop"] = [[100 * row[name] for row in measured["rows"]] for name in names]
+    rows = []
+    for training, columns in values.items():
+        found = map(mean_and_spread, columns)
+        rows.append([training, str(len(columns[0])), *(with_spread(f"{mean:.1f}", spread) for mean, spread in found)])
+    header = ["training", "seeds", "clean", "PGD-10", f"AutoAttack, {measured['autoattack_limit']:,} images"]
+    return f"{markdown_table(header, rows, right=range(1, 5))}\n\n```\n{measured['command']}\n```"
 
 
 def _reference(results: Path) -> str:
@@ -310,7 +343,7 @@ def _speed(results: Path) -> str:
 TABLES = (
     *(_variants, _digits, _cifar10, _autoattack, _contrast, _reference, _protocols),
     *(_corruptions, _corruptions_of_methods, _verifications, _audits, _audited_models, _speed),
-    *(_studies, _repeats, _contrast_tuned),
+    *(_studies, _repeats, _contrast_tuned, _contrast_corrupted, _plain_loop),
 )
 
 

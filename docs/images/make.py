@@ -17,6 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from sklearn.datasets import load_digits, load_sample_image
 
+from keras_rcl.papers import PAPERS
+from keras_rcl.report.records import Results, experiment
+from keras_rcl.report.verdicts import SEEDS, mean_and_spread
 from keras_rcl.vocabulary.threat import PROTOCOLS
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +30,7 @@ RIGHT, WRONG = "#0072B2", "#D55E00"
 EPSILONS = ("2/255", "4/255", "8/255", "16/255", "24/255", "32/255")
 SHOWN = "PGD-40 linf 16/255"
 COLUMNS = 6
+CIFAR_IMAGES = 50_000
 INK, BOX, LIGHT = "#263238", "#CFD8DC", "#ECEFF1"
 
 
@@ -195,11 +199,76 @@ def clamp() -> Figure:
     return figure
 
 
+def contrast() -> Figure:
+    """The trials of both searches, beside the robust accuracy on test images at each budget of passes."""
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    trials, budgets = figure.subplots(1, 2)
+    _trials(trials)
+    _budgets(budgets)
+    for axes in (trials, budgets):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _trials(axes) -> None:
+    """The measured trials, the best first, by what they contrast."""
+    kinds = [
+        ("at", None, "at", INK),
+        ("at_scl", "false", "at_scl, adversarial views only", RIGHT),
+        ("at_scl", "true", "at_scl, with a clean view", WRONG),
+    ]
+    for variant, clean_view, label, color in kinds:
+        study = json.loads((ROOT / f"results/studies/contrast-{variant}/study.json").read_text(encoding="utf-8"))
+        done = [trial for trial in study["trials"] if trial["state"] == "done"]
+        shown = [trial["objective"] for trial in done if trial["settings"].get("method.clean_view") == clean_view]
+        axes.plot(
+            1 + np.arange(len(shown)),
+            100 * np.sort(shown)[::-1],
+            "o-",
+            color=color,
+            markersize=4,
+            linewidth=1,
+            label=label,
+        )
+    axes.set(
+        xlabel="measured trials, the best first",
+        ylabel="robust accuracy (AutoAttack), %",
+        title="Search: 1,000 validation images",
+    )
+
+
+def _budgets(axes) -> None:
+    """Mean and spread on test images at each budget at which all seeds are measured."""
+    paper, found = PAPERS["contrast"], Results(ROOT / "results")
+    table = paper.table("Table 2")
+    (measure,) = table.columns[-1].measures
+    for row, color in zip(table.rows, ("#78909C", INK, RIGHT), strict=True):
+        points = []
+        for scale in ("small", "cpu", "large"):
+            trained = experiment(f"{paper.name}/{row.config}", scale)
+            if (one := found.measured(trained, measure)) and len(one.values) >= SEEDS:
+                images = CIFAR_IMAGES * (1 - trained.dataset.validation_fraction)
+                passes = images * sum(phase.total_cost for phase in trained.method.phases())
+                points.append((passes / 1e6, *mean_and_spread([float(value) for value in one.values.values()])))
+        if points:
+            passes, mean, spread = zip(*points, strict=True)
+            axes.errorbar(passes, mean, spread, fmt="o-", color=color, capsize=3, label=row.label)
+    axes.set(
+        xlabel="passes of all images, millions",
+        ylabel="robust accuracy (AutoAttack), %",
+        title=f"Test images, {SEEDS} seeds",
+        xscale="log",
+    )
+
+
 def main() -> None:
     """Draw all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="keep runs, models and attacks in this folder")
-    parser.add_argument("--only", nargs="*", default=["robustness", "batch", "layers", "clamp"], help="figures to draw")
+    parser.add_argument(
+        "--only", nargs="*", default=["robustness", "batch", "layers", "clamp", "contrast"], help="figures to draw"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
