@@ -94,7 +94,9 @@ def main() -> None:
         rows.append({"seed": seed, **measured(trained(experiment, data), experiment, data)})
         print(rows[-1], file=sys.stderr, flush=True)
         if arguments.json:
-            facts = {"config": str(CONFIG), "scale": SCALE, "autoattack_limit": AUTOATTACK_LIMIT, "rows": rows}
+            (pgd,) = experiment.evaluation.attacks
+            facts = {"config": str(CONFIG), "scale": SCALE, "protocol": pgd.protocol}
+            facts |= {"autoattack_limit": AUTOATTACK_LIMIT, "rows": rows}
             write_json(arguments.json, {"command": command_line(), "versions": versions(), **facts})
     cells = [[str(row["seed"]), *(percent(value) for name, value in row.items() if name != "seed")] for row in rows]
     header = ["seed", "clean", *list(rows[0])[2:]]

@@ -11,7 +11,7 @@ from keras_rcl import config
 from keras_rcl.errors import InvalidInputError, did_you_mean
 from keras_rcl.methods import VARIANTS
 from keras_rcl.papers import PAPERS
-from keras_rcl.report.paper_tables import difference_cell, how_to_read, markdown_of, table_data, verdict_text
+from keras_rcl.report.paper_tables import difference_cell, how_to_read, markdown_of, signed, table_data, verdict_text
 from keras_rcl.report.records import Results, config_path, experiments
 from keras_rcl.report.tables import comparison_table, markdown_table, percent, repeats_table, text_table, with_spread
 from keras_rcl.report.verdicts import mean_and_spread
@@ -141,7 +141,7 @@ def _contrast_corrupted(results: Path) -> str:
     (*means, (mean, spread)) = map(mean_and_spread, (at, contrast, differences))
     verdict = "not decided (within its spread)" if abs(mean) <= (spread or 0) else "yes" if mean > 0 else "no"
     cells = [with_spread(f"{one:.1f}", over) for one, over in means]
-    row = [*cells, str(len(at)), with_spread(f"{mean:+.1f}".replace("-", "−"), spread), verdict]
+    row = [*cells, str(len(at)), with_spread(signed(mean), spread), verdict]
     header = ["`at`, tuned", "`at_scl`, tuned", "seeds", "contrast adds", "contrast helps"]
     return markdown_table(header, [row], right=range(4))
 

@@ -284,7 +284,7 @@ def differences_grid(data: Mapping[str, Any]) -> Grid | None:
     lines = []
     for difference in rows:
         cells = [
-            _signed(difference["published"][i]) if j < 0 else difference_cell(difference["measured"][i][j])
+            signed(difference["published"][i]) if j < 0 else difference_cell(difference["measured"][i][j])
             for i, j in kept
         ]
         lines.append((f"{difference['row']} less {difference['against']}", *cells))
@@ -299,7 +299,7 @@ def claims_grid(data: Mapping[str, Any]) -> Grid | None:
         if len(verdicts) > 1 and any(claim["measured"]):
             verdicts = [f"{protocol}: {text}" for protocol, text in zip(claim["protocols"], verdicts, strict=True)]
         measured = "; ".join(verdicts) if any(claim["measured"]) else NOT_MEASURED
-        rows.append((claim["text"], *([_signed(claim["published"]) or NOT_MEASURED] if published else []), measured))
+        rows.append((claim["text"], *([signed(claim["published"]) or NOT_MEASURED] if published else []), measured))
     header = ("conclusion", *(["published"] if published else []), "measured")
     return Grid((("", len(header)),), header, tuple(rows)) if rows else None
 
@@ -310,7 +310,7 @@ def verdict_text(found: Mapping[str, Any] | None) -> str:
         return NOT_MEASURED
     if found["holds"] is None:
         return f"not decided ({'; '.join(found['because'])})"
-    return f"{'holds' if found['holds'] else 'does not hold'} ({_signed(found['least'])})"
+    return f"{'holds' if found['holds'] else 'does not hold'} ({signed(found['least'])})"
 
 
 def _number(published: Published) -> str:
@@ -363,7 +363,8 @@ def _cell(found: Mapping[str, Any] | None, expected: int, interval: Interval | N
     return with_spread(f"{found['mean']:.1f}", found["spread"]) + bounds + images
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
+    """A difference with its sign; nothing if there is none."""
     return "" if value is None else f"{value:+.1f}".replace("-", "−")
 
 
@@ -372,7 +373,7 @@ def difference_cell(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return NOT_MEASURED
     low, high = found["interval"]
-    return f"{with_spread(_signed(found['mean']), found['spread'])} [{_signed(low)}, {_signed(high)}]"
+    return f"{with_spread(signed(found['mean']), found['spread'])} [{signed(low)}, {signed(high)}]"
 
 
 def captions(data: Mapping[str, Any]) -> list[str]:
